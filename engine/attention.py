@@ -1,0 +1,183 @@
+"""The attention function given to transformers: paged, and computed per sequence.
+
+transformers' modules call the function registered under `PAGED` with the projected queries, keys
+and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
+row of the batch is one token of some sequence. Because every sequence attends in a call of its own,
+the shape of that call, and so its bits, depend on this sequence alone.
+
+Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size, L tokens of
+context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from engine.kv_cache import KVCache, KVShape
+
+PAGED = "paged_per_sequence"
+
+# Arguments that change the result and that this function does not implement. A model that passes
+# one is refused here, which sends it to the exclusive lane (engine.probe).
+_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias", "attention_bias")
+
+
+class UnsupportedAttentionError(NotImplementedError):
+    """The model needs attention that the batched lane does not compute."""
+
+
+class Attend(Protocol):
+    """What computes attention for the current forward."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,  # [H, T, D]
+        key: torch.Tensor,  # [K, T, D]
+        value: torch.Tensor,  # [K, T, D]
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:  # [T, H, D]
+        """Attention output of one layer."""
+        ...
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    batch: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
+    if batch is None:
+        raise UnsupportedAttentionError("the model does not pass keyword arguments to attention")
+    if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
+    layer = module.layer_idx
+    if not isinstance(layer, int):
+        raise UnsupportedAttentionError("the attention module has no layer_idx")
+    output = batch.attend(
+        layer, query[0], key[0], value[0], scaling=scaling, sliding_window=sliding_window
+    )
+    return output.unsqueeze(0), None
+
+
+AttentionInterface.register(PAGED, paged_attention)
+
+
+@dataclass
+class ShapeRecorder:
+    """Stands in for a batch once, at load, to learn the KV shapes of the model's layers."""
+
+    shapes: dict[int, KVShape] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Note the shapes and return zeros."""
+        self.shapes[layer] = KVShape(key.shape[0], key.shape[2], value.shape[2], key.dtype)
+        return query.new_zeros(query.shape[1], query.shape[0], value.shape[2])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of a packed batch that belong to one sequence.
+
+    The rows hold the tokens ``start .. start + num_rows`` of the sequence; ``slots`` are where its
+    tokens
+    ``0 .. start + num_rows`` lie in the cache.
+    """
+
+    first_row: int
+    num_rows: int
+    start: int
+    slots: slice | torch.Tensor
+
+    @property
+    def rows(self) -> slice:
+        """This segment's rows in the batch."""
+        return slice(self.first_row, self.first_row + self.num_rows)
+
+    @property
+    def context(self) -> int:
+        """Tokens of this sequence that the last row sees, itself included."""
+        return self.start + self.num_rows
+
+    def mask(self, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
+        """[num_rows, context], True where a row may look; None where every row sees everything."""
+        if self.num_rows == 1 and (sliding_window is None or self.context <= sliding_window):
+            return None
+        rows = torch.arange(self.start, self.context, device=device)[:, None]
+        columns = torch.arange(self.context, device=device)[None, :]
+        visible = columns <= rows
+        if sliding_window is not None:
+            visible &= columns > rows - sliding_window
+        return visible
+
+
+@dataclass
+class PagedBatch:
+    """A packed batch over the KV cache. Rows beyond ``write_slots`` are padding."""
+
+    cache: KVCache
+    segments: Sequence[Segment]
+    write_slots: torch.Tensor  # [real rows]: where each row's key and value go
+    _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Write the new keys and values, then attend sequence by sequence."""
+        stored = self.cache.layers[layer]
+        real = len(self.write_slots)
+        stored.keys[self.write_slots] = key[:, :real].transpose(0, 1)
+        stored.values[self.write_slots] = value[:, :real].transpose(0, 1)
+        num_heads, num_rows, _ = query.shape
+        output = query.new_zeros(num_rows, num_heads, value.shape[2])
+        grouped = num_heads != key.shape[0]
+        for index, segment in enumerate(self.segments):
+            attended = scaled_dot_product_attention(
+                query[None, :, segment.rows],
+                stored.keys[segment.slots].transpose(0, 1)[None],
+                stored.values[segment.slots].transpose(0, 1)[None],
+                attn_mask=self._mask(index, segment, sliding_window, query.device),
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+            output[segment.rows] = attended[0].transpose(0, 1)
+        return output
+
+    def _mask(
+        self, index: int, segment: Segment, sliding_window: int | None, device: torch.device
+    ) -> torch.Tensor | None:
+        """The segment's mask, computed once a forward instead of once a layer."""
+        key = (index, sliding_window)
+        if key not in self._masks:
+            self._masks[key] = segment.mask(sliding_window, device)
+        return self._masks[key]

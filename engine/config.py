@@ -1,0 +1,62 @@
+"""What an operator can set on an engine. Parsed strictly at the edge (``serve_app.config``), frozen
+here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schema.task import Dtype, QuantizeBits
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """One model and the resources that it may use.
+
+    Attributes:
+        model: hub id (``Qwen/Qwen2.5-7B-Instruct``) or a local directory.
+        model_id: the name that tasks use and responses carry; ``model`` itself when None.
+        revision: branch, tag or commit of the hub repository.
+        dtype: weights and arithmetic; "auto" takes the dtype that the checkpoint was saved in.
+        quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
+        device: "auto" takes CUDA where there is a GPU.
+        context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
+        max_sequences: sequences that decode at once (a task with ``num_return_sequences`` n counts
+        n). max_waiting: tasks that may wait for a place; one more is refused as overloaded.
+        prefill_chunk: prompts are prefilled in chunks of this many tokens. It is part of the
+            arithmetic: another chunk size may give other bits.
+        page_size: tokens in a page of the KV cache.
+        kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
+        threads: CPU threads of torch; None leaves torch's choice. Part of the arithmetic.
+        trust_remote_code: run Python code of the model repository. Off: only transformers' own.
+        local_files_only: never contact the hub.
+    """
+
+    model: str
+    model_id: str | None = None
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    quantize_bits: QuantizeBits | None = None
+    device: Device = "auto"
+    context_length: int | None = None
+    max_sequences: int = 32
+    max_waiting: int = 256
+    prefill_chunk: int = 128
+    page_size: int = 16
+    kv_cache_tokens: int | None = None
+    threads: int | None = None
+    trust_remote_code: bool = False
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_sequences", "max_waiting", "prefill_chunk", "page_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """The model's public name."""
+        return self.model_id or self.model

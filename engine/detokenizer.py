@@ -1,0 +1,62 @@
+"""Token ids to text, incrementally: the one text path of streamed and whole answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+_INCOMPLETE = "�"  # what a decoder writes for bytes that are not (yet) valid UTF-8
+
+
+class Detokenizer:
+    """Turns one sequence's tokens into text deltas and watches for stop strings.
+
+    A token's text depends on the tokens before it (byte pieces, leading spaces), so a delta is the
+    difference of two decodings that begin at the same earlier token. Text is held back while it
+    ends in an incomplete UTF-8 sequence; `flush` gives out what is left at the end.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop_strings = tuple(stop_strings)
+        self._tail_length = max((len(s) for s in stop_strings), default=1) - 1
+        self._ids: list[int] = []
+        self._context_start = 0  # first token of both decodings
+        self._emitted = 0  # tokens whose text has been given out
+        self._tail = ""  # end of the emitted text that a stop string may begin in
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Add one token; returns the new text, which may be empty. Sets ``stopped`` at a stop
+        string.
+        """
+        self._ids.append(token_id)
+        text = self._pending_text()
+        if not text or text.endswith(_INCOMPLETE):
+            return ""
+        return self._emit(text)
+
+    def flush(self) -> str:
+        """The text still held back: call once, after the last token."""
+        return self._emit(self._pending_text())
+
+    def _pending_text(self) -> str:
+        emitted = self._decode(self._ids[self._context_start : self._emitted])
+        everything = self._decode(self._ids[self._context_start :])
+        return everything[len(emitted) :]
+
+    def _emit(self, text: str) -> str:
+        self._context_start, self._emitted = self._emitted, len(self._ids)
+        window = self._tail + text
+        self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
+        self._tail = window[-self._tail_length :] if self._tail_length else ""
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        # Clean-up would change text that has been given out ("hello ." -> "hello.").
+        text = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,92 @@
+"""The exclusive lane: a whole task through transformers' ``generate``, alone on the device.
+
+It serves what the batch loop does not cover: beam search, and models whose layers keep another kind
+of state. Alone means that its shapes, and so its bits, depend on the task alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from engine.loader import LoadedModel
+from engine.outputs import ChoiceDelta
+from engine.sequence import Request
+
+
+class _Watch(StoppingCriteria):
+    """Called by `generate` after every token: streams plain decoding, stops a cancelled task."""
+
+    def __init__(self, request: Request, *, stream: bool) -> None:
+        self._request = request
+        self._stream = stream
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        request = self._request
+        if self._stream and not request.cancel_requested:
+            deltas = [
+                delta
+                for sequence, token_id in zip(
+                    request.sequences, input_ids[:, -1].tolist(), strict=True
+                )
+                if not sequence.finished and (delta := request.accept(sequence, token_id))
+            ]
+            request.tell(deltas)
+        stop = request.cancel_requested or not request.running
+        return torch.full((input_ids.shape[0],), stop, device=input_ids.device)
+
+
+def run_exclusive(loaded: LoadedModel, request: Request) -> None:
+    """Run a request to its end and report its text. The model's own attention must be on."""
+    settings = request.settings
+    beams = (settings.hf.num_beams or 1) > 1
+    watch = _Watch(request, stream=not beams)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device)
+    }
+    if request.prompt.images is not None:
+        inputs |= {
+            key: torch.from_numpy(value.copy()).to(loaded.device)
+            for key, value in request.prompt.images.arrays.items()
+        }
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    # `generate` draws from the global generator; give it the task's seed, then put it back.
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(request.seed)
+        output = loaded.model.generate(
+            **inputs,
+            generation_config=settings.hf,
+            stopping_criteria=StoppingCriteriaList([watch]),
+            tokenizer=loaded.tokenizer if settings.stop_strings else None,
+        )
+    if beams and not request.cancel_requested:
+        _report_beams(request, output[:, request.prompt_tokens :].tolist())
+
+
+def _report_beams(request: Request, answers: list[list[int]]) -> None:
+    """Feed finished beams through the same text path as everything else."""
+    deltas: list[ChoiceDelta] = []
+    for sequence, token_ids in zip(request.sequences, answers, strict=True):
+        for token_id in token_ids:
+            if sequence.finished:  # the rest is padding
+                break
+            if delta := request.accept(sequence, token_id):
+                deltas.append(delta)
+        if not sequence.finished:
+            # `generate` ended it before a limit that we know: an early stop of the search.
+            sequence.finish_reason = "stop"
+            deltas.append(ChoiceDelta(sequence.index, sequence.detokenizer.flush(), "stop"))
+    request.tell(_joined(deltas))
+
+
+def _joined(deltas: list[ChoiceDelta]) -> list[ChoiceDelta]:
+    """One delta per choice."""
+    texts: dict[int, str] = {}
+    reasons = {}
+    for delta in deltas:
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
+        reasons[delta.index] = delta.finish_reason
+    return [ChoiceDelta(index, texts[index], reasons[index]) for index in texts]

@@ -1,0 +1,127 @@
+"""The effective generation settings of a task.
+
+Order of precedence, as in transformers' ``generate``: the task's own settings, then the model's
+``generation_config.json``, then transformers' defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig as HFGenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from schema.errors import TaskArgsInvalid
+from schema.generation import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_NUM_RETURN_SEQUENCES,
+    GenerationConfig,
+)
+
+_BATCHED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What the engine needs to know to generate.
+
+    Attributes:
+        hf: the effective transformers config, for processors and for the exclusive lane.
+        max_new_tokens: tokens to generate at most, per sequence.
+        num_sequences: answers to return.
+        eos_token_ids: tokens that end a sequence.
+        stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
+        batched: whether the batch loop covers these settings; else they run through ``generate``.
+    """
+
+    hf: HFGenerationConfig
+    max_new_tokens: int
+    num_sequences: int
+    eos_token_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    batched: bool
+
+
+def resolve_settings(
+    asked: GenerationConfig,
+    model: Any,
+    *,
+    prompt_tokens: int,
+    context_length: int,
+    batched_lane: bool,
+) -> GenerationSettings:
+    """Overlay the task's settings on the model's own.
+
+    Raises:
+        TaskArgsInvalid: the prompt and the answer do not fit the context, or transformers refuses
+            the combination of settings.
+    """
+    overrides: dict[str, Any] = asked.model_dump(exclude_none=True, exclude={"stop_strings"})
+    own = model.generation_config
+    overrides["max_new_tokens"] = _max_new_tokens(
+        asked.max_new_tokens,
+        own.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        prompt_tokens,
+        context_length,
+    )
+    overrides.setdefault(
+        "num_return_sequences", own.num_return_sequences or DEFAULT_NUM_RETURN_SEQUENCES
+    )
+    if asked.stop_strings is not None:
+        overrides["stop_strings"] = list(asked.stop_strings)
+    if asked.temperature == 0:  # transformers refuses 0; everybody means greedy by it
+        overrides.update(temperature=1.0, do_sample=False)
+    try:
+        hf, _ = model._prepare_generation_config(HFGenerationConfig(**overrides))
+        hf.max_length = None  # max_new_tokens alone limits the length
+        hf.validate(strict=False)
+        mode = hf.get_generation_mode()
+    except ValueError as error:
+        raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
+    if mode == GenerationMode.GREEDY_SEARCH and hf.num_return_sequences > 1:
+        raise TaskArgsInvalid(
+            f"generation_config.num_return_sequences is {hf.num_return_sequences}, but greedy "
+            "search has one answer: set do_sample to true (and temperature above 0), or num_beams "
+            "to at least that",
+            param="generation_config.num_return_sequences",
+        )
+    return GenerationSettings(
+        hf=hf,
+        max_new_tokens=hf.max_new_tokens,
+        num_sequences=hf.num_return_sequences,
+        eos_token_ids=_eos_token_ids(hf),
+        stop_strings=tuple(hf.stop_strings or ()),
+        batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+    )
+
+
+def _max_new_tokens(
+    asked: int | None, default: int, prompt_tokens: int, context_length: int
+) -> int:
+    """The task's limit, checked; or the default, cut to what the context leaves."""
+    left = context_length - prompt_tokens
+    if left < 1:
+        raise TaskArgsInvalid(
+            f"messages: the prompt has {prompt_tokens} tokens, and the context of "
+            f"{context_length} tokens must hold it and at least one token of answer: shorten the "
+            "messages",
+            param="messages",
+        )
+    if asked is None:
+        return min(default, left)
+    if asked > left:
+        raise TaskArgsInvalid(
+            f"generation_config.max_new_tokens is {asked}, but the prompt of "
+            f"{prompt_tokens} tokens leaves {left} of the context of {context_length} tokens: ask "
+            f"for at most {left}",
+            param="generation_config.max_new_tokens",
+        )
+    return asked
+
+
+def _eos_token_ids(hf: HFGenerationConfig) -> frozenset[int]:
+    eos = hf.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)

@@ -1,0 +1,271 @@
+"""Loading a model, its tokenizer and its processor from the hub or from a directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    InternVLProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from engine.config import EngineConfig
+from schema.errors import ModelDownloadError, ModelInvalid, ModelNotDownloaded, TaskError
+
+logger = logging.getLogger(__name__)
+
+# Vision-language architectures whose inputs the engine knows how to prepare.
+_VISION_MODEL_TYPES = ("internvl",)
+
+# Left in full precision under quantization: the head decides near ties (and may be tied to the
+# embedding, which bitsandbytes cannot quantize), the vision tower is small.
+_UNQUANTIZED_MODULES = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what its prompts need."""
+
+    model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    image_token: str | None
+    image_token_id: int | None
+    context_length: int
+    device: torch.device
+    revision: str | None
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether messages may hold image blocks."""
+        return self.image_token is not None
+
+
+class _ImageOnlyInternVLProcessor(InternVLProcessor):
+    """InternVL's processor without its video processor, which would need torchvision."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 256,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            None,
+            image_seq_length=image_seq_length,
+            chat_template=chat_template,
+            **kwargs,
+        )
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device that ``config.device`` means on this machine.
+
+    Raises:
+        ModelInvalid: CUDA is asked for and there is none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelInvalid("device is 'cuda', but torch sees no CUDA device: use 'auto' or 'cpu'")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Load weights, tokenizer and templates. Blocking; downloads when the hub has to be asked.
+
+    Raises:
+        ModelInvalid: no such model, or one that this engine cannot run.
+        ModelNotDownloaded: ``local_files_only`` and not in the cache.
+        ModelDownloadError: the hub could not be reached.
+    """
+    device = resolve_device(config)
+    with _load_errors(config):
+        hf_config = _load_config(config)
+        is_vision = _is_vision(hf_config, config)
+        auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+        logger.info("loading %s on %s", config.model, device)
+        model = auto_class.from_pretrained(
+            config.model,
+            config=hf_config,
+            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+            quantization_config=_quantization(config, hf_config),
+            device_map={"": device},
+            use_safetensors=True,
+            **_source(config),
+        )
+        processor = _load_internvl_processor(config, hf_config) if is_vision else None
+        tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        chat_template=_chat_template(processor, tokenizer),
+        image_token=processor.image_token if processor else None,
+        image_token_id=processor.image_token_id if processor else None,
+        context_length=_context_length(config, hf_config),
+        device=device,
+        revision=getattr(hf_config, "_commit_hash", None),
+    )
+
+
+def load_processor(config: EngineConfig) -> Any | None:
+    """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
+    with _load_errors(config):
+        hf_config = _load_config(config)
+        return (
+            _load_internvl_processor(config, hf_config) if _is_vision(hf_config, config) else None
+        )
+
+
+def _chat_template(processor: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template of the repository; of several named ones, the default."""
+    template = (processor and processor.chat_template) or tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()), None)
+    assert template is None or isinstance(template, str)
+    return template
+
+
+def _source(config: EngineConfig) -> dict[str, Any]:
+    return {
+        "revision": config.revision or "main",
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": config.local_files_only,
+    }
+
+
+def _load_config(config: EngineConfig) -> PreTrainedConfig:
+    hf_config = AutoConfig.from_pretrained(config.model, **_source(config))
+    assert isinstance(hf_config, PreTrainedConfig)
+    return hf_config
+
+
+def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(config.model, **_source(config))
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _load_internvl_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> Any:
+    image_processor = AutoImageProcessor.from_pretrained(config.model, **_source(config))
+    arguments, _ = InternVLProcessor.get_processor_dict(config.model, **_source(config))
+    return _ImageOnlyInternVLProcessor(
+        image_processor,
+        _load_tokenizer(config),
+        image_seq_length=hf_config.image_seq_length,
+        chat_template=arguments.get("chat_template"),
+    )
+
+
+def _is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:
+    if type(hf_config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return False
+    if hf_config.model_type not in _VISION_MODEL_TYPES:
+        raise ModelInvalid(
+            f"model {config.name!r} is a vision-language model of type {hf_config.model_type!r}; "
+            f"supported are {', '.join(_VISION_MODEL_TYPES)} and all text models"
+        )
+    return True
+
+
+def _quantization(config: EngineConfig, hf_config: PreTrainedConfig) -> BitsAndBytesConfig | None:
+    if config.quantize_bits is None:
+        return None
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise ModelInvalid(f"model {config.name!r} is quantized already: leave quantize_bits out")
+    dtype = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    if config.quantize_bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(_UNQUANTIZED_MODULES),
+        )
+    # Threshold 0 turns the outlier columns off: LLM.int8 picks them over the whole batch, so that
+    # one task would change another's bits.
+    return BitsAndBytesConfig(
+        load_in_8bit=True,
+        llm_int8_threshold=0.0,
+        llm_int8_skip_modules=list(_UNQUANTIZED_MODULES),
+    )
+
+
+def _context_length(config: EngineConfig, hf_config: PreTrainedConfig) -> int:
+    own = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    if config.context_length is None:
+        if own is None:
+            raise ModelInvalid(
+                f"model {config.name!r} does not say its context length: set context_length"
+            )
+        return int(own)
+    if own is not None and config.context_length > own:
+        raise ModelInvalid(
+            f"context_length is {config.context_length}, but model {config.name!r} was made for "
+            f"{own} tokens"
+        )
+    return config.context_length
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        yield current
+        queue += [current.__cause__, current.__context__]
+
+
+@contextmanager
+def _load_errors(config: EngineConfig) -> Iterator[None]:
+    """Tell apart what transformers and the hub raise as one OSError."""
+    name = config.name
+    try:
+        yield
+    except TaskError:
+        raise
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        causes = tuple(_causes(error))
+
+        def caused_by(*types: type[BaseException]) -> bool:
+            return any(isinstance(cause, types) for cause in causes)
+
+        if caused_by(GatedRepoError):
+            raise ModelInvalid(
+                f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN"
+            ) from error
+        if caused_by(RepositoryNotFoundError, RevisionNotFoundError):
+            raise ModelInvalid(f"model {name!r} does not exist on the hub: {error}") from error
+        if caused_by(LocalEntryNotFoundError) and config.local_files_only:
+            raise ModelNotDownloaded(
+                f"model {name!r} is not in the local cache, and local_files_only is set"
+            ) from error
+        if caused_by(LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError):
+            raise ModelDownloadError(f"model {name!r} could not be downloaded: {error}") from error
+        raise ModelInvalid(f"model {name!r} could not be loaded: {error}") from error

@@ -1,0 +1,162 @@
+"""Messages to prompt tokens: the chat template, or the contents joined where there is none."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from engine.images import ImageInputs
+from engine.loader import LoadedModel
+from schema.errors import TaskArgsInvalid
+from schema.task import ImageBlock, Message, Task
+
+# Arguments of `apply_chat_template` that a task may set by template_args; the others are ours. What
+# is not an argument is a variable of the template, and free.
+_ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered task: ``token_ids`` with image placeholders expanded, and the images
+    themselves.
+    """
+
+    token_ids: tuple[int, ...]
+    images: ImageInputs | None
+
+
+class PromptRenderer:
+    """Renders tasks for one model. Thread safe."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._tokenizer = loaded.tokenizer
+        self._reserved = frozenset(
+            inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+        ) - frozenset(_ALLOWED_TEMPLATE_ARGUMENTS)
+        # No token stands for more characters than the longest entry of the vocabulary.
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
+
+    def render(self, task: Task, images: ImageInputs | None) -> Prompt:
+        """Prompt tokens of a task.
+
+        Raises:
+            TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
+                the model's own image placeholder.
+        """
+        self._check_length(task)
+        loaded = self._loaded
+        if loaded.chat_template is None:
+            self._refuse_template_settings(task)
+            text = "\n".join(_text_of(message) for message in task.messages)
+            special_tokens = True
+        else:
+            text = self._apply_template(task)
+            special_tokens = False  # the template writes them
+        if loaded.image_token is not None:
+            text = self._expand_images(text, loaded.image_token, images)
+        token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        if not token_ids:
+            raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
+        return Prompt(tuple(token_ids), images)
+
+    def _check_length(self, task: Task) -> None:
+        """Refuse what cannot fit before spending time on it."""
+        characters = sum(len(_text_of(message)) for message in task.messages)
+        at_least = characters // self._longest_token
+        if at_least >= self._loaded.context_length:
+            raise TaskArgsInvalid(
+                f"messages: {characters} characters are at least {at_least} tokens, more than the "
+                f"context of {self._loaded.context_length} tokens: shorten the messages",
+                param="messages",
+            )
+
+    def _refuse_template_settings(self, task: Task) -> None:
+        for name in ("tools", "template_args"):
+            if getattr(task, name):
+                raise TaskArgsInvalid(
+                    f"{name} is read by chat templates, and this model has none: leave it out",
+                    param=name,
+                )
+
+    def _apply_template(self, task: Task) -> str:
+        arguments = dict(task.template_args or {})
+        if clash := sorted(self._reserved & arguments.keys()):
+            raise TaskArgsInvalid(
+                f"template_args.{clash[0]} is set by the engine and cannot be changed",
+                param=f"template_args.{clash[0]}",
+            )
+        arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
+        messages = [_template_message(m, self._loaded.takes_images) for m in task.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=list(task.tools) if task.tools is not None else None,
+                chat_template=self._loaded.chat_template,
+                tokenize=False,
+                **arguments,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+            raise TaskArgsInvalid(
+                f"messages: the model's chat template refused them: {error}", param="messages"
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+    def _expand_images(self, text: str, image_token: str, images: ImageInputs | None) -> str:
+        placeholders = images.placeholders if images else ()
+        parts = text.split(image_token)
+        if len(parts) != len(placeholders) + 1:
+            raise TaskArgsInvalid(
+                f"messages: the prompt has {len(parts) - 1} image placeholders for "
+                f"{len(placeholders)} images; the text {image_token!r} is reserved for image "
+                "blocks",
+                param="messages",
+            )
+        pieces = [parts[0]]
+        for placeholder, part in zip(placeholders, parts[1:], strict=True):
+            pieces += [placeholder, part]
+        return "".join(pieces)
+
+
+def _text_of(message: Message) -> str:
+    """The text of a message; image blocks have none."""
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return "".join(b.text for b in message.content if not isinstance(b, ImageBlock))
+
+
+def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
+    """A message as chat templates read it: blocks for vision models, a string for text models."""
+    rendered: dict[str, Any] = {"role": message.role}
+    if takes_images and message.content is not None and not isinstance(message.content, str):
+        rendered["content"] = [
+            {"type": "image"} if isinstance(b, ImageBlock) else {"type": "text", "text": b.text}
+            for b in message.content
+        ]
+    elif takes_images:
+        rendered["content"] = [{"type": "text", "text": message.content or ""}]
+    else:
+        rendered["content"] = _text_of(message)
+    if message.tool_call_id is not None:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.tool_calls is not None:
+        rendered["tool_calls"] = [_template_tool_call(call) for call in message.tool_calls]
+    return rendered
+
+
+def _template_tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI sends arguments as a JSON string; templates expect the object."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,225 @@
+"""Packs a batch to a verified shape, runs the HuggingFace module on it, returns logits.
+
+A forward has T rows, one token each, of any number of sequences: ``input_ids`` [1, T] and
+``position_ids`` [1, T]. T is always one of the row counts of `RowCounts`; padding rows fill up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention import PAGED, PagedBatch, Segment, ShapeRecorder
+from engine.images import ImageInputs
+from engine.kv_cache import KVCache, KVShape
+from engine.loader import LoadedModel
+from engine.sequence import Request, Sequence
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Row counts at which a forward may run, ascending. `engine.probe` finds them.
+
+    Within each tuple all counts give the same bits. Where both tuples belong to one class, keys and
+    values written by prefill and by decode are the same bits too.
+    """
+
+    decode: tuple[int, ...]
+    prefill: tuple[int, ...]
+
+    def for_decode(self, rows: int) -> int:
+        """The smallest decode count that holds ``rows``."""
+        return self.decode[bisect_left(self.decode, rows)]
+
+    def for_prefill(self, rows: int) -> int:
+        """The smallest prefill count that holds ``rows``."""
+        return self.prefill[bisect_left(self.prefill, rows)]
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Prompt tokens ``start .. stop`` of a request, to be prefilled in one forward."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is complete after this chunk."""
+        return self.stop == self.request.prompt_tokens
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one sequence in a packed forward."""
+
+    token_ids: Seq[int]
+    start: int  # position of the first token
+    pages: Seq[int]
+    features: torch.Tensor | None = None  # [image tokens among token_ids, hidden]
+
+
+class Runner:
+    """Runs forwards. Belongs to the engine's thread."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._image_token_id = loaded.image_token_id
+        self.device = loaded.device
+        self._cache: KVCache | None = None
+
+    @property
+    def cache(self) -> KVCache:
+        """The KV cache; set by `use_cache`."""
+        assert self._cache is not None
+        return self._cache
+
+    def use_cache(self, cache: KVCache) -> None:
+        """Give the runner its KV cache."""
+        self._cache = cache
+
+    @torch.inference_mode()
+    def kv_shapes(self) -> dict[int, KVShape]:
+        """The KV shape of every layer, seen in a forward of one token."""
+        recorder = ShapeRecorder()
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self.set_attention(PAGED)
+        self._model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
+        return recorder.shapes
+
+    def set_attention(self, implementation: str) -> None:
+        """Switch the language model's attention; vision towers keep their own."""
+        self._model.get_decoder().set_attn_implementation(implementation)
+
+    @torch.inference_mode()
+    def encode_images(self, images: ImageInputs) -> torch.Tensor:
+        """Image features [image tokens, hidden] of one task: its shapes depend on the task
+        alone.
+        """
+        arrays = {
+            key: torch.from_numpy(value.copy()).to(self.device)
+            for key, value in images.arrays.items()
+        }
+        output = self._model.get_image_features(**arrays, return_dict=True)
+        features: torch.Tensor = output.pooler_output
+        return features.flatten(0, 1)
+
+    def prefill(self, chunks: Seq[PrefillChunk], counts: RowCounts) -> torch.Tensor:
+        """Prefill chunks of different requests; logits [number of last chunks, vocab] in order."""
+        pieces = [
+            Piece(
+                chunk.request.prompt.token_ids[chunk.start : chunk.stop],
+                chunk.start,
+                chunk.request.sequences[0].pages,
+                self._chunk_features(chunk),
+            )
+            for chunk in chunks
+        ]
+        rows = sum(chunk.stop - chunk.start for chunk in chunks)
+        ends = torch.tensor([chunk.stop - chunk.start for chunk in chunks]).cumsum(0) - 1
+        keep = [int(end) for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
+        # The head runs at a decode count in both kinds of forward, so that the first token's logits
+        # come from the same class as all others.
+        return self.forward(
+            pieces,
+            num_rows=counts.for_prefill(rows),
+            keep=keep,
+            num_keep=counts.for_decode(len(keep)),
+        )
+
+    def decode(self, batch: Seq[tuple[Request, Sequence]], counts: RowCounts) -> torch.Tensor:
+        """One step of every sequence; logits [len(batch), vocab] in order."""
+        pieces = [
+            Piece(
+                sequence.token_ids[-1:],
+                request.prompt_tokens + len(sequence.token_ids) - 1,
+                sequence.pages,
+            )
+            for request, sequence in batch
+        ]
+        num_rows = counts.for_decode(len(batch))
+        return self.forward(
+            pieces, num_rows=num_rows, keep=list(range(len(batch))), num_keep=num_rows
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self, pieces: Seq[Piece], *, num_rows: int, keep: Seq[int], num_keep: int
+    ) -> torch.Tensor:
+        """Run the module on packed pieces.
+
+        Args:
+            pieces: at most ``num_rows`` tokens in all.
+            num_rows: rows of the forward; the rest is padding.
+            keep: rows whose logits are wanted.
+            num_keep: rows that the language model head runs on; the rest is padding.
+
+        Returns:
+            float32 logits [len(keep), vocab].
+        """
+        token_ids: list[int] = []
+        positions: list[int] = []
+        segments: list[Segment] = []
+        for piece in pieces:
+            stop = piece.start + len(piece.token_ids)
+            slots = self.cache.slots(piece.pages, 0, stop)
+            segments.append(Segment(len(token_ids), len(piece.token_ids), piece.start, slots))
+            token_ids += piece.token_ids
+            positions += range(piece.start, stop)
+        padding = [0] * (num_rows - len(token_ids))
+        batch = PagedBatch(self.cache, segments, self._write_slots(segments))
+        kept = [*keep, *[0] * (num_keep - len(keep))]
+        logits = self._model(
+            **self._inputs([*token_ids, *padding], pieces),
+            position_ids=torch.tensor([positions + padding], device=self.device),
+            logits_to_keep=torch.tensor(kept, device=self.device),
+            use_cache=False,
+            batch=batch,
+        ).logits
+        kept_logits: torch.Tensor = logits[0, : len(keep)].to(torch.float32, copy=True)
+        return kept_logits
+
+    @torch.inference_mode()
+    def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:
+        """The model's own forward on a whole prompt, float32 [tokens, vocab]; for the lane
+        check.
+        """
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
+        return logits[0].float()
+
+    def _inputs(self, token_ids: list[int], pieces: Seq[Piece]) -> dict[str, torch.Tensor]:
+        """``input_ids`` for text models; embeddings with the image features in place for others."""
+        ids = torch.tensor([token_ids], device=self.device)
+        if self._image_token_id is None:
+            return {"input_ids": ids}
+        embeddings = self._model.get_input_embeddings()(ids)
+        features = [piece.features for piece in pieces if piece.features is not None]
+        if features:
+            embeddings[ids == self._image_token_id] = torch.cat(features).to(embeddings.dtype)
+        return {"inputs_embeds": embeddings}
+
+    def _write_slots(self, segments: Seq[Segment]) -> torch.Tensor:
+        """Where the rows' keys and values go: the last ``num_rows`` slots of every segment."""
+        parts = []
+        for segment in segments:
+            if isinstance(segment.slots, slice):
+                stop = segment.slots.stop
+                parts.append(torch.arange(stop - segment.num_rows, stop, device=self.device))
+            else:
+                parts.append(segment.slots[segment.start :])
+        return torch.cat(parts)
+
+    def _chunk_features(self, chunk: PrefillChunk) -> torch.Tensor | None:
+        """The image features of the image tokens within a chunk."""
+        features = chunk.request.image_features
+        if features is None:
+            return None
+        ids = chunk.request.prompt.token_ids
+        before = ids[: chunk.start].count(self._image_token_id)
+        within = ids[chunk.start : chunk.stop].count(self._image_token_id)
+        return features[before : before + within] if within else None

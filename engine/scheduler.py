@@ -1,0 +1,127 @@
+"""Who runs: first come, first served, with the worst case of every admitted task reserved."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from engine.kv_cache import KVCache
+from engine.runner import PrefillChunk
+from engine.sequence import Request, Sequence, Status
+from schema.errors import Overloaded, TaskArgsInvalid
+
+RETRY_AFTER_S = 1.0
+
+
+class Scheduler:
+    """Admission and the content of each step. Belongs to the engine's thread."""
+
+    def __init__(
+        self, cache: KVCache, *, max_sequences: int, prefill_chunk: int, max_prefill_rows: int
+    ) -> None:
+        self._cache = cache
+        self._max_sequences = max_sequences
+        self._prefill_chunk = prefill_chunk
+        self._max_prefill_rows = max_prefill_rows
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # in order of admission
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse a task that could never run.
+
+        Raises:
+            TaskArgsInvalid: more sequences or more KV tokens than the engine has at all.
+        """
+        needed = len(request.sequences) * self._cache.pages_for(request.worst_case_tokens)
+        if not request.settings.batched:
+            return  # the exclusive lane has a cache of its own
+        if len(request.sequences) > self._max_sequences:
+            raise TaskArgsInvalid(
+                f"generation_config.num_return_sequences is {len(request.sequences)}; this model "
+                f"runs at most {self._max_sequences} sequences at once",
+                param="generation_config.num_return_sequences",
+            )
+        if needed > self._cache.num_pages:
+            raise TaskArgsInvalid(
+                f"the task needs {needed * self._cache.page_size} tokens of KV cache (prompt of "
+                f"{request.prompt_tokens} and up to {request.settings.max_new_tokens} new tokens, "
+                f"times {len(request.sequences)} sequences); there are "
+                f"{self._cache.capacity_tokens}: lower max_new_tokens or num_return_sequences, or "
+                "shorten the messages",
+                param="generation_config.max_new_tokens",
+            )
+
+    def admit(self) -> Request | None:
+        """Move the first waiting request to running if its worst case fits beside the others'.
+
+        A request for the exclusive lane is admitted in its turn as well; it needs no pages here.
+        """
+        if not self.waiting:
+            return None
+        request = self.waiting[0]
+        if request.settings.batched:
+            num_pages = self._cache.pages_for(request.worst_case_tokens)
+            active = sum(len(r.sequences) for r in self.running)
+            if active + len(request.sequences) > self._max_sequences:
+                return None
+            if num_pages * len(request.sequences) > self._cache.num_free_pages:
+                return None
+            for sequence in request.sequences:
+                sequence.pages = self._cache.allocate(num_pages)
+        self.waiting.popleft()
+        self.running.append(request)
+        request.status = Status.PREFILL
+        return request
+
+    def prefill_chunks(self) -> list[PrefillChunk]:
+        """The next chunk of every prompt being prefilled, as far as one forward holds them.
+
+        A prompt is cut at multiples of the chunk size from its own start, whoever else is there, so
+        that its keys and values are a function of the prompt alone.
+        """
+        chunks: list[PrefillChunk] = []
+        rows_left = self._max_prefill_rows
+        for request in self.running:
+            if request.status != Status.PREFILL:
+                continue
+            start = request.num_prefilled
+            stop = min(start + self._prefill_chunk, request.prompt_tokens)
+            if stop - start > rows_left:
+                break
+            rows_left -= stop - start
+            chunks.append(PrefillChunk(request, start, stop))
+        return chunks
+
+    def decode_batch(self) -> list[tuple[Request, Sequence]]:
+        """All sequences that take a decode step."""
+        return [
+            (request, sequence)
+            for request in self.running
+            if request.status == Status.DECODE
+            for sequence in request.running
+        ]
+
+    def release(self, sequence: Sequence) -> None:
+        """Free a sequence's pages."""
+        if sequence.pages:
+            self._cache.release(sequence.pages)
+            sequence.pages = []
+
+    def drop_finished(self) -> None:
+        """Forget ended requests and free what they hold."""
+        for request in self.running:
+            for sequence in request.sequences:
+                if sequence.finished or request.status == Status.FINISHED:
+                    self.release(sequence)
+        self.running = [r for r in self.running if r.status != Status.FINISHED]
+        self.waiting = deque(r for r in self.waiting if r.status != Status.FINISHED)
+
+    def check_integrity(self) -> None:
+        """Raise unless every page of the cache is free or owned once."""
+        self._cache.check_integrity([s.pages for r in self.running for s in r.sequences])
+
+
+def overloaded(num_waiting: int) -> Overloaded:
+    """The error of a full queue."""
+    return Overloaded(
+        f"{num_waiting} tasks are waiting already: try again later", retry_after_s=RETRY_AFTER_S
+    )

@@ -1,0 +1,119 @@
+"""A task inside the engine: `Request`, and the `Sequence`s that answer it. They own all
+counters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import count
+
+import torch
+
+from engine.detokenizer import Detokenizer
+from engine.generation import GenerationSettings
+from engine.outputs import ChoiceDelta, Progress, Sink
+from engine.prompt import Prompt
+from engine.sampler import Sampler
+from schema.errors import Cancelled, TaskError
+from schema.response import FinishReason
+
+_ids = count()
+
+
+class Status(IntEnum):
+    """Where a request stands; it only ever moves on."""
+
+    WAITING = 0
+    PREFILL = 1
+    DECODE = 2
+    FINISHED = 3
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One answer of a request."""
+
+    index: int
+    detokenizer: Detokenizer
+    pages: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete."""
+        return self.finish_reason is not None
+
+
+@dataclass(eq=False)
+class Request:
+    """A task that the engine has accepted.
+
+    Built on the caller's thread, then touched by the engine's thread alone, except
+    ``cancel_requested``, which anybody may set.
+    """
+
+    prompt: Prompt
+    settings: GenerationSettings
+    seed: int
+    sequences: list[Sequence]
+    sink: Sink
+    id: int = field(default_factory=lambda: next(_ids))
+    status: Status = Status.WAITING
+    num_prefilled: int = 0
+    image_features: torch.Tensor | None = None  # [image tokens of the prompt, hidden]
+    sampler: Sampler | None = None
+    cancel_requested: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, image tokens included."""
+        return len(self.prompt.token_ids)
+
+    @property
+    def worst_case_tokens(self) -> int:
+        """KV tokens that one sequence may come to need."""
+        return self.prompt_tokens + self.settings.max_new_tokens
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences that are not finished, in order of index."""
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, over all sequences, end-of-sequence tokens included."""
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
+    def accept(self, sequence: Sequence, token_id: int) -> ChoiceDelta | None:
+        """Append a token to a sequence; returns the news, if there is any to tell."""
+        sequence.token_ids.append(token_id)
+        text = sequence.detokenizer.push(token_id)
+        if token_id in self.settings.eos_token_ids or sequence.detokenizer.stopped:
+            sequence.finish_reason = "stop"
+        elif len(sequence.token_ids) >= self.settings.max_new_tokens:
+            sequence.finish_reason = "length"
+        if sequence.finished:
+            text += sequence.detokenizer.flush()
+        if not text and not sequence.finished:
+            return None
+        return ChoiceDelta(sequence.index, text, sequence.finish_reason)
+
+    def tell(self, deltas: list[ChoiceDelta]) -> None:
+        """Report new text; reports the end as well when all sequences are finished."""
+        done = not self.running
+        if done:
+            self.status = Status.FINISHED
+        if deltas or done:
+            self.sink(Progress(tuple(deltas), self.completion_tokens, done))
+
+    def fail(self, error: TaskError) -> None:
+        """End the task with an error. Does nothing when it has ended already."""
+        if self.status < Status.FINISHED:
+            self.status = Status.FINISHED
+            self.sink(Progress(completion_tokens=self.completion_tokens, error=error))
+
+    def cancel(self) -> None:
+        """End the task because nobody wants its answer any more."""
+        self.fail(Cancelled("the task was cancelled"))

@@ -1,0 +1,72 @@
+"""The task contract: tasks, responses, errors, and the JSON Schemas of all of them."""
+
+from schema.errors import (
+    Cancelled,
+    ErrorDetail,
+    ErrorResponse,
+    ModelDownloadError,
+    ModelInvalid,
+    ModelNotDownloaded,
+    OutOfMemory,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    TaskArgsInvalid,
+    TaskError,
+    TaskExecutionError,
+)
+from schema.generation import DEFAULT_MAX_NEW_TOKENS, DEFAULT_NUM_RETURN_SEQUENCES
+from schema.published import schemas
+from schema.response import (
+    Choice,
+    Delta,
+    FinishReason,
+    ResponseMessage,
+    StreamChoice,
+    StreamChunk,
+    TaskResponse,
+    Usage,
+)
+from schema.task import (
+    Dtype,
+    GenerationConfig,
+    ImageBlock,
+    Message,
+    QuantizeBits,
+    Task,
+    TextBlock,
+)
+
+__all__ = [
+    "DEFAULT_MAX_NEW_TOKENS",
+    "DEFAULT_NUM_RETURN_SEQUENCES",
+    "Cancelled",
+    "Choice",
+    "Delta",
+    "Dtype",
+    "ErrorDetail",
+    "ErrorResponse",
+    "FinishReason",
+    "GenerationConfig",
+    "ImageBlock",
+    "Message",
+    "ModelDownloadError",
+    "ModelInvalid",
+    "ModelNotDownloaded",
+    "OutOfMemory",
+    "Overloaded",
+    "QuantizeBits",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "ResponseMessage",
+    "StreamChoice",
+    "StreamChunk",
+    "Task",
+    "TaskArgsInvalid",
+    "TaskError",
+    "TaskExecutionError",
+    "TaskResponse",
+    "TextBlock",
+    "Usage",
+    "schemas",
+]

@@ -1,0 +1,164 @@
+"""Everything that can go wrong with a task, as one tree.
+
+::
+
+    TaskError
+    ├── TaskArgsInvalid      400  the task breaks the contract; `param` is the path of the field
+    ├── ModelInvalid         404  no such model here: unknown, not configured, of no usable kind
+    ├── ModelNotDownloaded   404  a known model whose files are not on this machine
+    ├── ModelDownloadError   502  the hub did not deliver the model
+    ├── OutOfMemory          507  this task does not fit on this machine, now or later
+    ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
+    ├── Overloaded           503  no room now; try again after `retry_after_s` seconds
+    ├── Cancelled            499  whoever asked went away
+    ├── RequestTooLarge      413  the body is larger than the server reads
+    └── RequestTimeout       504  the task took longer than the server waits
+
+Why these codes, where a choice was open:
+
+* `ModelNotDownloaded` is a 404 and no 503, because asking again does not help: an operator has to
+  fetch the files first. Its `code` tells it from an unknown model.
+* `ModelDownloadError` is a 502: the server asked another server, which failed.
+* `OutOfMemory` is a 507 and no 503. Memory for the worst case is reserved before a task starts, so
+  a task that runs out of memory will do so again; a client that repeats every 503 must not.
+* 499 is nginx's code for a client that closed the connection; no standard code says it.
+
+All arguments reach `Exception.__init__`, so that errors survive pickling between Ray's processes.
+"""
+
+# ruff: noqa: N818 - the names are part of the contract, and were before this code.
+
+from typing import ClassVar, Literal
+
+from pydantic import with_config
+from typing_extensions import TypedDict
+
+ErrorType = Literal["invalid_request_error", "not_found_error", "server_error", "overloaded_error"]
+
+
+@with_config(extra="forbid", strict=True)
+class ErrorDetail(TypedDict):
+    """What went wrong, for a person (`message`) and for a program (the rest)."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    code: str
+
+
+@with_config(extra="forbid", strict=True)
+class ErrorResponse(TypedDict):
+    """The body of every answer that is no success, and of a stream's last event if it fails."""
+
+    error: ErrorDetail
+
+
+class TaskError(Exception):
+    """A task that did not end in a response. Raise one of the subclasses.
+
+    `param` is the dotted path of the field at fault, such as `messages.0.content.1.base64`;
+    `retry_after_s` says when it makes sense to try again, if it does.
+    """
+
+    http_status: ClassVar[int] = 500
+    type: ClassVar[ErrorType] = "server_error"
+    code: ClassVar[str] = "task_error"
+
+    def __init__(
+        self, message: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        # Pickle calls the class with `args`, so these are all of them and in this order.
+        super().__init__(message, param, retry_after_s)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_dict(self) -> ErrorResponse:
+        """The JSON body that tells a client about this error."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class TaskArgsInvalid(TaskError):
+    """The task breaks the contract; `param` is the path of the first field that does."""
+
+    http_status = 400
+    type = "invalid_request_error"
+    code = "task_args_invalid"
+
+
+class ModelInvalid(TaskError):
+    """The model is unknown, is not configured, or is not of a kind that generates text."""
+
+    http_status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class ModelNotDownloaded(TaskError):
+    """The model's files are not on this machine, and it may not or cannot download them."""
+
+    http_status = 404
+    type = "not_found_error"
+    code = "model_not_downloaded"
+
+
+class ModelDownloadError(TaskError):
+    """The hub did not deliver the model."""
+
+    http_status = 502
+    code = "model_download_failed"
+
+
+class OutOfMemory(TaskError):
+    """The task, or the model, does not fit into this machine's memory."""
+
+    http_status = 507
+    code = "out_of_memory"
+
+
+class TaskExecutionError(TaskError):
+    """The model failed while it ran the task."""
+
+    http_status = 500
+    code = "task_execution_failed"
+
+
+class Overloaded(TaskError):
+    """There is no room for the task now; there will be after `retry_after_s` seconds."""
+
+    http_status = 503
+    type = "overloaded_error"
+    code = "overloaded"
+
+
+class Cancelled(TaskError):
+    """Whoever asked went away before the task was done."""
+
+    http_status = 499
+    type = "invalid_request_error"
+    code = "cancelled"
+
+
+class RequestTooLarge(TaskError):
+    """The request's body is larger than the server reads."""
+
+    http_status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RequestTimeout(TaskError):
+    """The task took longer than the server waits for one."""
+
+    http_status = 504
+    code = "request_timeout"

@@ -1,0 +1,149 @@
+"""How a task wants its text generated."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""What the engine takes if neither the task nor the model's own generation_config says."""
+DEFAULT_NUM_RETURN_SEQUENCES = 1
+
+MAX_NEW_TOKENS = 1_000_000
+"""Only a guard against nonsense: what really limits an answer is the model's context."""
+MAX_BEAMS = 64
+MAX_RETURN_SEQUENCES = 64
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_TOP_K = 2**31 - 1
+MAX_TEMPERATURE = 100.0
+MIN_TEMPERATURE = 1e-6
+"""Scores are divided by the temperature in float32: with less they overflow and become NaN."""
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
+"""Scores are divided or multiplied by the penalty: beyond these they overflow and become NaN."""
+
+
+def _zero_or_enough(temperature: float) -> float:
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise PydanticCustomError(
+            "task_rule",
+            "{problem}",
+            {"problem": f"must be 0 (greedy) or at least {MIN_TEMPERATURE}"},
+        )
+    return temperature
+
+
+# "More than one answer without chance or beams" in JSON Schema. Absent and null are the same.
+_NO_BEAMS = {"properties": {"num_beams": {"enum": [1, None]}}}
+_GREEDY = {
+    "anyOf": [
+        {"properties": {"do_sample": {"const": False}}, "required": ["do_sample"]},
+        {"properties": {"temperature": {"const": 0}}, "required": ["temperature"]},
+    ]
+}
+_SCHEMA_RULES: dict[str, Any] = {
+    "allOf": [
+        {
+            "$comment": "Several different answers need chance or beams. That there must be at "
+            "least as many beams as answers JSON Schema cannot say; the server does.",
+            "if": {"allOf": [_NO_BEAMS, _GREEDY]},
+            "then": {"properties": {"num_return_sequences": {"enum": [1, None]}}},
+        }
+    ],
+    "examples": [{"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_p": 0.9}],
+}
+
+
+class GenerationConfig(BaseModel):
+    """How to generate. A setting that is absent or null is left to the model's own
+    `generation_config.json`. Meanings are those of transformers' settings of the same names.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra=_SCHEMA_RULES,
+    )
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = Field(
+        default=None,
+        description="The most tokens to generate per choice. "
+        f"{DEFAULT_MAX_NEW_TOKENS} where neither the task nor the model says.",
+    )
+    stop_strings: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]],
+            Field(min_length=1, max_length=MAX_STOP_STRINGS, fail_fast=True),
+        ]
+        | None
+    ) = Field(
+        default=None, description="Generation of a choice ends where its text has one of these."
+    )
+    do_sample: bool | None = Field(
+        default=None, description="true: draw tokens by their probability; false: take the best."
+    )
+    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = Field(
+        default=None, description="Beams of the beam search; 1 means no beam search."
+    )
+    temperature: (
+        Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_zero_or_enough)] | None
+    ) = Field(
+        default=None,
+        description="Divides the scores before sampling: less is more predictable. "
+        f"0 means greedy, whatever do_sample says; else at least {MIN_TEMPERATURE}.",
+        json_schema_extra={
+            "not": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "exclusiveMaximum": MIN_TEMPERATURE,
+            }
+        },
+    )
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Keeps the most typical tokens up to this probability in sum; 1 is off.",
+    )
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = Field(
+        default=None, description="Keeps this many of the most probable tokens; 0 is off."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Keeps the most probable tokens up to this probability in sum; 1 is off.",
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Keeps tokens of at least this probability, relative to the best; 0 is off.",
+    )
+    repetition_penalty: (
+        Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None
+    ) = Field(
+        default=None,
+        description="Above 1, tokens that were there already become less probable; 1 is off.",
+    )
+    num_return_sequences: Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)] | None = Field(
+        default=None,
+        description="How many choices to generate. "
+        f"{DEFAULT_NUM_RETURN_SEQUENCES} where neither the task nor the model says.",
+    )
+
+    @model_validator(mode="after")
+    def _several_answers_differ(self) -> Self:
+        """As transformers has it. What the model's own settings add, the engine checks."""
+        count, beams = self.num_return_sequences or 1, self.num_beams or 1
+        greedy = self.do_sample is False or self.temperature == 0
+        problem = None
+        if beams > 1 and count > beams:
+            problem = f"must be at most num_beams, {beams}, and is {count}; raise num_beams"
+        elif beams == 1 and count > 1 and greedy:
+            problem = (
+                f"is {count}, but greedy generation has only one answer; "
+                "set do_sample to true with a temperature above 0, or num_beams to as many"
+            )
+        if problem is not None:
+            raise PydanticCustomError(
+                "task_rule", "{problem}", {"problem": problem, "path": ("num_return_sequences",)}
+            )
+        return self

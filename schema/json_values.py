@@ -1,0 +1,184 @@
+"""Strict JSON: what may be inside the free-form parts of a task, and how its bytes are read.
+
+The standard parser is lenient: it takes NaN, keeps the last of two equal keys and makes strings
+that are not Unicode. Each would be a task that two readers understand differently.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from pydantic_core import PydanticCustomError
+
+from schema.errors import TaskArgsInvalid
+
+MAX_JSON_DEPTH = 32
+"""Objects and arrays inside each other in `tools`, `template_args` and `tool_calls`. Chat templates
+walk them recursively."""
+
+MAX_JSON_VALUES = 100_000
+"""Values in one tool, tool call or `template_args`, counted at all depths."""
+
+MAX_JSON_KEYS = 10_000
+"""Keys of one object: an object of a million unknown fields would make a million complaints."""
+
+MAX_JSON_INTEGER = 2**64 - 1
+"""Other parsers round larger ones, and the task would no longer be the same everywhere."""
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Read one JSON value, or say in a `TaskArgsInvalid` why `body` is none."""
+    try:
+        text = body if isinstance(body, str) else body.decode("utf-8")
+        if not text.strip():
+            raise TaskArgsInvalid("The body is empty; it must be a task, which is a JSON object.")
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise TaskArgsInvalid(
+            f"The body is not UTF-8: byte {error.start} cannot be read. JSON is UTF-8."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise TaskArgsInvalid(
+            f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except RecursionError:
+        raise TaskArgsInvalid(
+            f"The body is nested too deeply; at most {MAX_JSON_DEPTH} levels are allowed."
+        ) from None
+    except ValueError:
+        # Python refuses integers of more than some thousand digits.
+        raise TaskArgsInvalid("The body has a number with too many digits.") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_JSON_KEYS:
+        raise TaskArgsInvalid(
+            f"The body has an object with {len(pairs)} keys; at most {MAX_JSON_KEYS} are allowed."
+        )
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise TaskArgsInvalid(
+                    f"The body has an object with the key {quoted(key)} twice; keep one of them."
+                )
+            seen.add(key)
+    return made
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise TaskArgsInvalid(f"The body is not valid JSON: {name} is not a JSON number.")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise TaskArgsInvalid(f"The number {clipped(digits)} is too large for a 64-bit float.")
+    return value
+
+
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Pydantic validator of a free-form object: refuse what JSON cannot carry everywhere."""
+    if not _plainly_fine(value):
+        _raise_first_problem(value)
+    return value
+
+
+def _plainly_fine(value: dict[str, Any]) -> bool:
+    """Whether nothing is wrong, at the speed that megabytes of brackets ask for.
+
+    Goes level by level, because a Python caller's object may be nested without end. `False` only
+    means that a closer look is needed.
+    """
+    level: list[Any] = [value]
+    count = 0
+    for _ in range(MAX_JSON_DEPTH + 1):
+        count += len(level)
+        if count > MAX_JSON_VALUES:
+            return False
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is list:
+                below += item
+            elif kind is dict:
+                below += item.values()
+                if _problem(item) is not None:
+                    return False
+            elif kind is str:
+                if not (item.isascii() or _is_unicode(item)):
+                    return False
+            elif isinstance(item, dict | list) or _problem(item) is not None:
+                return False
+        level = below
+    return not level
+
+
+def _raise_first_problem(value: dict[str, Any]) -> None:
+    stack: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
+    count = 0
+    while stack:
+        item, path = stack.pop()
+        count += 1
+        problem = _problem(item)
+        if problem is None and isinstance(item, dict | list) and item:
+            if len(path) == MAX_JSON_DEPTH:
+                problem, path = f"is nested deeper than {MAX_JSON_DEPTH} levels", path[:1]
+            elif count + len(stack) + len(item) > MAX_JSON_VALUES:
+                problem, path = f"has more than {MAX_JSON_VALUES} values", ()
+            else:
+                # Reversed, so that what comes first in the text is complained about first.
+                children = reversed(list(_children(item)))
+                stack.extend((child, (*path, key)) for key, child in children)
+        if problem is not None:
+            raise PydanticCustomError("json_value", "{problem}", {"problem": problem, "path": path})
+
+
+def _children(item: dict[str, Any] | list[Any]) -> Iterator[tuple[str | int, Any]]:
+    return iter(item.items()) if isinstance(item, dict) else enumerate(item)
+
+
+def _problem(item: Any) -> str | None:
+    """What is wrong with this one value, its children aside."""
+    if item is None or isinstance(item, bool | list):
+        return None
+    if isinstance(item, str):
+        return None if _is_unicode(item) else "must be Unicode text; it has half a surrogate pair"
+    if isinstance(item, int):
+        within = -MAX_JSON_INTEGER <= item <= MAX_JSON_INTEGER
+        return None if within else "must be an integer of at most 64 bits; write it as a string"
+    if isinstance(item, float):
+        return None if math.isfinite(item) else "must be a finite number"
+    if isinstance(item, dict):
+        if all(isinstance(key, str) and _is_unicode(key) for key in item):
+            return None
+        return "must be an object whose keys are Unicode strings"
+    return f"must be a JSON value, and {clipped(type(item).__name__)} is none"
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clipped(text: str, limit: int = 64) -> str:
+    """`text`, short and printable: what may be in an error message of what a client sent."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return short.encode("utf-8", "backslashreplace").decode()
+
+
+def quoted(text: str) -> str:
+    """`clipped`, as a JSON string."""
+    return json.dumps(clipped(text), ensure_ascii=False)

@@ -1,0 +1,97 @@
+"""The JSON Schemas of the contract, made from the very definitions that the code uses."""
+
+import functools
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
+from schema.response import StreamChunk, TaskResponse
+from schema.task import Task
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
+_ANSWER = "A red circle."
+_FINGERPRINT = "gts-0.1.0-5f3a9c"
+
+# Name: the definition, its title, its examples.
+_PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
+    # The task's examples stand beside its definition.
+    "task": (Task, "Task", []),
+    "response": (
+        TaskResponse,
+        "Task response",
+        [
+            {
+                "model": "demo",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": _ANSWER},
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": _USAGE,
+                "system_fingerprint": _FINGERPRINT,
+            }
+        ],
+    ),
+    "stream_chunk": (
+        StreamChunk,
+        "Stream chunk",
+        [
+            {
+                "model": "demo",
+                "choices": [
+                    {
+                        "index": 0,
+                        "delta": {"role": "assistant", "content": content},
+                        "finish_reason": finish_reason,
+                    }
+                ],
+                "usage": {
+                    "prompt_tokens": 12,
+                    "completion_tokens": generated,
+                    "total_tokens": 12 + generated,
+                },
+                "system_fingerprint": _FINGERPRINT,
+            }
+            for content, finish_reason, generated in [("A red", None, 2), (" circle.", "stop", 7)]
+        ],
+    ),
+    "error": (
+        ErrorResponse,
+        "Error response",
+        [
+            TaskArgsInvalid(
+                "generation_config.top_p: must be at most 1, not 1.5.", "generation_config.top_p"
+            ).to_dict(),
+            Cancelled("The client closed the connection.").to_dict(),
+        ],
+    ),
+}
+
+
+@functools.cache
+def schemas() -> dict[str, dict[str, Any]]:
+    """The published JSON Schemas (draft 2020-12) by name: task, response, stream_chunk, error.
+
+    Made once and shared: do not change them.
+    """
+    return {name: _schema(name) for name in _PUBLISHED}
+
+
+def file_name(name: str) -> str:
+    """What the schema's file is called, which is also its `$id`: no host owns the contract."""
+    return f"{name}.schema.json"
+
+
+def _schema(name: str) -> dict[str, Any]:
+    definition, title, examples = _PUBLISHED[name]
+    # In validation mode: what a reader may meet, and not only what we happen to write.
+    made = TypeAdapter(definition).json_schema(mode="validation")
+    made |= {"title": title}
+    if examples:
+        made |= {"examples": examples}
+    return {"$schema": DIALECT, "$id": file_name(name)} | made

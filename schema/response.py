@@ -1,0 +1,95 @@
+"""What a task is answered with: one `TaskResponse`, or a stream of `StreamChunk`s.
+
+These are `TypedDict`s and not models, so that the engine's hot path makes plain dictionaries and
+nothing validates what we produced ourselves. The same definitions give the JSON Schemas.
+"""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: the model ended its answer, or a stop string was met. `length`: `max_new_tokens` or the
+model's context was reached."""
+
+_Count = Annotated[int, Field(ge=0)]
+_Model = Annotated[str, Field(min_length=1, description="The model that answered.")]
+_Fingerprint = Annotated[
+    str,
+    Field(
+        description="Names all that may change an answer's bytes apart from the task: versions, "
+        "device, dtype. The same task and the same fingerprint give the same bytes."
+    ),
+]
+
+
+@with_config(extra="forbid", strict=True)
+class Usage(TypedDict):
+    """How many tokens the task took.
+
+    `prompt_tokens` counts the prompt once, image placeholders included. `completion_tokens` counts
+    all generated tokens of all choices, end-of-sequence tokens included. `total_tokens` is their
+    sum. In a stream chunk the counts are cumulative: all tokens up to this chunk.
+    """
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+
+
+@with_config(extra="forbid", strict=True)
+class ResponseMessage(TypedDict):
+    """The message that the model generated. Tool calls are in its text, in the model's own form."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+@with_config(extra="forbid", strict=True)
+class Choice(TypedDict):
+    """One of the `num_return_sequences` answers, complete."""
+
+    index: _Count
+    message: ResponseMessage
+    finish_reason: FinishReason
+
+
+@with_config(extra="forbid", strict=True)
+class TaskResponse(TypedDict):
+    """The answer to a task. `choices` are in the order of their `index`."""
+
+    model: _Model
+    choices: Annotated[list[Choice], Field(min_length=1)]
+    usage: Usage
+    system_fingerprint: NotRequired[_Fingerprint]
+
+
+@with_config(extra="forbid", strict=True)
+class Delta(TypedDict):
+    """What was added to a choice's message. `content` is empty where only the end is told."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+@with_config(extra="forbid", strict=True)
+class StreamChoice(TypedDict):
+    """What was added to one choice; `finish_reason` is null until the choice's last chunk."""
+
+    index: _Count
+    delta: Delta
+    finish_reason: FinishReason | None
+
+
+@with_config(extra="forbid", strict=True)
+class StreamChunk(TypedDict):
+    """A piece of the answer. A choice's deltas, joined, are its message in `TaskResponse`.
+
+    A chunk holds the choices that grew or ended since the last one, in the order of their `index`.
+    """
+
+    model: _Model
+    choices: Annotated[list[StreamChoice], Field(min_length=1)]
+    usage: Usage
+    system_fingerprint: NotRequired[_Fingerprint]

@@ -1,0 +1,176 @@
+"""A task: what to generate, with which model, and all that the answer depends on."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from schema.generation import GenerationConfig
+from schema.json_values import parse_json
+from schema.message import MAX_IMAGES, ImageBlock, JsonObject, Message, TextBlock, rule
+from schema.problems import explain
+
+__all__ = [
+    "Dtype",
+    "GenerationConfig",
+    "ImageBlock",
+    "Message",
+    "QuantizeBits",
+    "Task",
+    "TextBlock",
+]
+
+Dtype = Literal["float16", "bfloat16", "float32", "auto"]
+QuantizeBits = Literal[4, 8]
+
+MAX_MODEL_CHARS = 512
+MAX_MESSAGES = 4096
+MAX_TOOLS = 512
+MAX_SEED = 2**32 - 1
+"""`transformers.set_seed` seeds numpy too, which takes no more. A seed that it refuses could not be
+compared with anything."""
+
+# A red square of 16 by 16 pixels: small enough to be read here, and a real PNG.
+_RED_SQUARE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAFklEQV"
+    "R42mO4oKBAEmIY1TCqYfhqAABLfxAQegypMgAAAABJRU5ErkJggg=="
+)
+
+_EXAMPLES: list[Any] = [
+    {
+        "model": "gpt2",
+        "messages": [
+            {"role": "user", "content": "I want to create a chat bot. Any suggestions?"},
+        ],
+        "generation_config": {"max_new_tokens": 30, "do_sample": True, "top_k": 20},
+        "seed": 42,
+    },
+    {
+        "model": "OpenGVLab/InternVL3-2B-hf",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "base64": _RED_SQUARE},
+                    {"type": "text", "text": "What is in this image?"},
+                ],
+            },
+        ],
+        "dtype": "bfloat16",
+        "quantize_bits": 8,
+    },
+]
+
+
+def _absent_if_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _or_null(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "null"}]
+    schema["default"] = {}
+
+
+class Task(BaseModel):
+    """A text generation task. The answer is a function of the task alone."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra={"examples": _EXAMPLES},
+    )
+
+    model: str = Field(
+        min_length=1,
+        max_length=MAX_MODEL_CHARS,
+        description="The model's id on the HuggingFace hub, or the name the server gave it.",
+    )
+    messages: list[Message] = Field(
+        fail_fast=True,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="The conversation so far. The model's chat template makes the prompt of it; "
+        "where a model has none, the contents are joined.",
+    )
+    tools: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        default=None,
+        description="Tools the model may call, given to its chat template as they are: mostly "
+        '{"type": "function", "function": {"name", "description", "parameters"}}.',
+    )
+    generation_config: Annotated[GenerationConfig, BeforeValidator(_absent_if_null)] = Field(
+        default=GenerationConfig(),
+        description="How to generate. null is the same as {}.",
+        json_schema_extra=_or_null,
+    )
+    template_args: JsonObject | None = Field(
+        default=None, description="Further variables for the chat template."
+    )
+    seed: int = Field(
+        default=0, ge=0, le=MAX_SEED, description="Where the task's random numbers start."
+    )
+    dtype: Dtype = Field(
+        default="auto",
+        description="The type of the model's weights. auto: whatever the operator chose.",
+    )
+    quantize_bits: QuantizeBits | None = Field(
+        default=None, description="Quantize the weights to this many bits; null: do not."
+    )
+
+    @model_validator(mode="after")
+    def _not_too_many_images(self) -> Self:
+        count = sum(isinstance(block, ImageBlock) for block in self._blocks())
+        if count > MAX_IMAGES:
+            raise rule(f"have {count} images; at most {MAX_IMAGES} are allowed", "messages")
+        return self
+
+    @classmethod
+    def parse(cls, body: bytes | str) -> Self:
+        """The task in `body`, which is JSON. Raises `TaskArgsInvalid`, and nothing else."""
+        return cls._checked(parse_json(body))
+
+    @classmethod
+    def from_fields(cls, /, **fields: Any) -> Self:
+        """The task with these fields, checked as strictly as JSON is. Raises `TaskArgsInvalid`."""
+        return cls._checked(fields)
+
+    @classmethod
+    def _checked(cls, fields: Any) -> Self:
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise explain(error, cls) from None
+
+    def split_images(self) -> tuple[Self, list[str]]:
+        """This task without its pixels, and the pixels: each image's base64, in order.
+
+        The copy is the form in which a task travels inside the cluster, where the pixels go their
+        own way. Its image blocks say where the images stand and have an empty `base64`, which no
+        task from outside can have; so it is made without validation and must not be parsed again.
+        """
+        images = [block.base64 for block in self._blocks() if isinstance(block, ImageBlock)]
+        if not images:
+            return self, []
+        messages = [_without_pixels(message) for message in self.messages]
+        return self.model_copy(update={"messages": messages}), images
+
+    def _blocks(self) -> list[TextBlock | ImageBlock]:
+        contents = [message.content for message in self.messages]
+        return [block for content in contents if isinstance(content, list) for block in content]
+
+
+def _without_pixels(message: Message) -> Message:
+    if not isinstance(message.content, list):
+        return message
+    content = [
+        block.model_copy(update={"base64": ""}) if isinstance(block, ImageBlock) else block
+        for block in message.content
+    ]
+    return message.model_copy(update={"content": content})

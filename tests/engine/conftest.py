@@ -1,0 +1,52 @@
+"""Tiny checkpoints and engines that serve them, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import Engine, EngineConfig
+from tests.engine.tiny_models import Kind, save_tiny_model
+
+TinyModel = Callable[[Kind], Path]
+TinyEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The directory of a tiny random model of a kind."""
+    root = tmp_path_factory.mktemp("models")
+
+    def get(kind: Kind) -> Path:
+        directory = root / kind
+        if not directory.exists():
+            directory.mkdir()
+            save_tiny_model(kind, directory)
+        return directory
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: TinyModel) -> Iterator[TinyEngine]:
+    """An engine that serves a tiny model: one for each kind and set of options."""
+    engines: dict[Any, Engine] = {}
+
+    def get(kind: Kind, **options: Any) -> Engine:
+        key = (kind, *sorted(options.items()))
+        if key not in engines:
+            settings: dict[str, Any] = {
+                "model": str(tiny_model(kind)),
+                "dtype": "float32",
+                "threads": 1,
+                "prefill_chunk": 16,
+            } | options
+            engines[key] = Engine(EngineConfig(**settings))
+        return engines[key]
+
+    yield get
+    for engine in engines.values():
+        engine.close()

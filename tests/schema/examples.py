@@ -1,0 +1,152 @@
+"""Good tasks: the documentation's examples, and what lies just inside the limits."""
+
+from typing import Any
+
+from tests.schema.malformed import GOOD, PNG, TOOL
+
+_ASK = [{"role": "user", "content": "I want to create a chat bot. Any suggestions?"}]
+_LOOK = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is in this image?"},
+            {"type": "image", "base64": PNG},
+        ],
+    }
+]
+
+
+def _with(**settings: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": _ASK, "generation_config": settings}
+
+
+def _says(*messages: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "m", "messages": list(messages)}
+
+
+# https://docs.crynux.io/application-development/execute-tasks/text-to-text-task and the examples of
+# github.com/crynux-network/gpt-task, as tasks.
+DOCUMENTED: dict[str, dict[str, Any]] = {
+    "the documented task": {
+        "model": "gpt2",
+        "messages": _ASK,
+        "generation_config": {
+            "max_new_tokens": 30,
+            "do_sample": True,
+            "num_beams": 1,
+            "temperature": 1.0,
+            "typical_p": 1.0,
+            "top_k": 20,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "num_return_sequences": 1,
+        },
+        "seed": 42,
+        "dtype": "auto",
+        "quantize_bits": 4,
+    },
+    "the documented model": {"model": "mistralai/Mistral-7B-v0.1", "messages": _ASK},
+    "chat template": {
+        "model": "Qwen/Qwen3-8B",
+        "messages": _ASK,
+        "generation_config": {"max_new_tokens": 32768},
+        "seed": 42,
+        "quantize_bits": 4,
+    },
+    "image": {
+        "model": "OpenGVLab/InternVL3-2B",
+        "messages": _LOOK,
+        "generation_config": {"max_new_tokens": 256},
+        "seed": 42,
+        "dtype": "float16",
+    },
+    "tools": {
+        "model": "Qwen/Qwen3-8B",
+        "messages": [
+            *_ASK,
+            {
+                "role": "assistant",
+                "content": "Let me see.",
+                "tool_calls": [
+                    {
+                        "function": {"name": "weather", "arguments": {"place": "Tokyo"}},
+                        "id": "call_0",
+                    }
+                ],
+            },
+            {"role": "tool", "content": '{"temperature": "24"}', "tool_call_id": "call_0"},
+        ],
+        "tools": [TOOL],
+        "generation_config": {
+            "repetition_penalty": 1.1,
+            "do_sample": True,
+            "temperature": 0.7,
+            "max_new_tokens": 32768,
+        },
+        "seed": 42424422,
+    },
+}
+
+GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
+    "all kinds of messages": GOOD,
+    "null is absent": {
+        **_says({"role": "user", "content": "x", "tool_calls": None, "tool_call_id": None}),
+        "tools": None,
+        "generation_config": None,
+        "template_args": None,
+        "quantize_bits": None,
+    },
+    "null settings": _with(
+        max_new_tokens=None, stop_strings=None, temperature=None, num_beams=None
+    ),
+    "empty settings": _with(),
+    "empty text": _says({"role": "user", "content": ""}),
+    "Unicode": _says({"role": "user", "content": "naïve 🦊 \u0000 نص"}),
+    "tool without id": _says({"role": "tool", "content": "x"}),
+    "tool answers with an image": _says({"role": "tool", "content": _LOOK[0]["content"]}),
+    "images for all roles": _says(
+        {"role": "system", "content": _LOOK[0]["content"]},
+        {"role": "assistant", "content": _LOOK[0]["content"]},
+    ),
+    "tool calls in any form": _says(
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": "{}"}]}
+    ),
+    "no tool calls": _says({"role": "assistant", "content": "x", "tool_calls": []}),
+    "64 images": _says({"role": "user", "content": [_LOOK[0]["content"][1]] * 64}),
+    "paddings": _says(
+        {
+            "role": "user",
+            "content": [{"type": "image", "base64": text} for text in ("AA==", "AAA=", "AA+/")],
+        }
+    ),
+    "greedy": _with(do_sample=False, temperature=0.7),
+    "greedy by temperature": _with(do_sample=True, temperature=0),
+    "lowest": _with(
+        max_new_tokens=1,
+        stop_strings=["."],
+        num_beams=1,
+        temperature=0,
+        typical_p=1e-6,
+        top_k=0,
+        top_p=1e-6,
+        min_p=0,
+        repetition_penalty=0.01,
+        num_return_sequences=1,
+    ),
+    "highest": _with(
+        max_new_tokens=1_000_000,
+        stop_strings=["x" * 256] * 16,
+        num_beams=64,
+        temperature=100,
+        typical_p=1,
+        top_k=2**31 - 1,
+        top_p=1,
+        min_p=1,
+        repetition_penalty=100,
+        num_return_sequences=64,
+    ),
+    "several sampled": _with(num_return_sequences=3, do_sample=True),
+    "several, as the model wants": _with(num_return_sequences=3),
+    "several beams": _with(num_return_sequences=3, num_beams=3, do_sample=False),
+    "highest seed": {"model": "m", "messages": _ASK, "seed": 2**32 - 1},
+}

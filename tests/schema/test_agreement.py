@@ -1,0 +1,177 @@
+"""For whatever is posted: models and JSON Schema agree, and only `TaskArgsInvalid` is raised."""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+
+from schema import Task, TaskArgsInvalid, schemas
+from tests.schema.examples import GOOD_TASKS
+from tests.schema.malformed import PNG
+
+TASK = Draft202012Validator(schemas()["task"])
+
+# The same examples each time: a failure here must not depend on luck.
+same_each_time = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=400,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+NAMES = [
+    "model", "messages", "tools", "generation_config", "template_args", "seed", "dtype",
+    "quantize_bits", "role", "content", "tool_call_id", "tool_calls", "type", "text", "base64",
+    "max_new_tokens", "stop_strings", "do_sample", "num_beams", "temperature", "typical_p", "top_k",
+    "top_p", "min_p", "repetition_penalty", "num_return_sequences", "image", "<text>", "",
+]  # fmt: skip
+WORDS = [
+    "user",
+    "assistant",
+    "tool",
+    "system",
+    "text",
+    "image",
+    "auto",
+    "float16",
+    PNG,
+    "AA==",
+    "A",
+]
+NUMBERS = [-1, 0, 1, 2, 4, 8, 64, 65, 0.0, 1.0, 0.5, 1e-9, 4.0, 2**32, 2**70, 1e300]
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from(NUMBERS),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(WORDS),
+    st.text(max_size=8),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container in `value` with each of its keys."""
+    if isinstance(value, dict):
+        keys: list[Any] = list(value)
+    elif isinstance(value, list):
+        keys = list(range(len(value)))
+    else:
+        return []
+    return [found for key in keys for found in [(value, key), *places(value[key])]]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Any:
+    """A good task, with a few things replaced, removed, added or doubled."""
+    task = copy.deepcopy(draw(st.sampled_from(list(GOOD_TASKS.values()))))
+    for _ in range(draw(st.integers(0, 3))):
+        container, key = draw(st.sampled_from(places(task)))
+        action = draw(st.sampled_from(["replace", "replace", "remove", "add", "double"]))
+        if action == "replace":
+            container[key] = draw(values)
+        elif action == "remove":
+            del container[key]
+        elif isinstance(container, dict):
+            container[draw(st.sampled_from(NAMES))] = draw(values)
+        else:
+            container.append(copy.deepcopy(container[key]) if action == "double" else draw(values))
+        if not places(task):
+            break
+    return task
+
+
+@st.composite
+def generation_configs(draw: st.DrawFn) -> Any:
+    """A task with any settings, so that the rules between them are met often."""
+    names = st.sampled_from(NAMES[15:26])
+    choices = st.sampled_from([*NUMBERS, None, True, False, ["x"]]) | scalars
+    task = copy.deepcopy(GOOD_TASKS["the documented model"])
+    task["generation_config"] = draw(st.dictionaries(names, choices, max_size=5))
+    return task
+
+
+# What the models refuse and JSON Schema cannot say: all of it, and why is in `malformed`.
+def beyond_schema(error: Mapping[str, Any]) -> bool:
+    kind, value = error["type"], error["input"]
+    if kind == "int_type":
+        return isinstance(value, float) and value.is_integer()
+    if kind == "task_rule":
+        problem = error["ctx"]["problem"]
+        return problem.startswith("must be at most num_beams") or " images; " in problem
+    return bool(kind == "json_value")
+
+
+def agree(task: Any) -> None:
+    valid = TASK.is_valid(task)
+    try:
+        Task.model_validate(task)
+    except ValidationError as error:
+        if not valid:
+            return
+        for detail in error.errors():
+            assert beyond_schema(detail), detail
+    else:
+        assert valid, list(TASK.iter_errors(task))
+
+
+def parse(body: bytes | str) -> None:
+    """As a server would: a task or a clean refusal."""
+    try:
+        Task.parse(body)
+        return
+    except TaskArgsInvalid as error:
+        refusal = error
+    assert len(refusal.message) < 1200
+    json.dumps(refusal.to_dict(), ensure_ascii=False).encode()
+
+
+@same_each_time
+@given(mutated())
+def test_mutated_tasks(task: Any) -> None:
+    agree(task)
+    parse(json.dumps(task))
+
+
+@same_each_time
+@given(generation_configs())
+def test_any_settings(task: Any) -> None:
+    agree(task)
+
+
+@same_each_time
+@given(values)
+def test_any_json(value: Any) -> None:
+    agree(value)
+    parse(json.dumps(value, ensure_ascii=False))
+
+
+@same_each_time
+@given(st.binary(max_size=64) | st.text(max_size=64))
+def test_any_bytes(body: bytes | str) -> None:
+    parse(body)
+
+
+@same_each_time
+@given(
+    st.sampled_from([json.dumps(task).encode() for task in GOOD_TASKS.values()]),
+    st.integers(0, 400),
+    st.integers(0, 20),
+    st.binary(max_size=4) | st.sampled_from([b"\\ud800", b"NaN", b"1e999", b'"', b"[", b"}"]),
+)
+def test_damaged_bytes(body: bytes, at: int, cut: int, put: bytes) -> None:
+    parse(body[:at] + put + body[at + cut :])

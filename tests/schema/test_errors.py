@@ -1,0 +1,56 @@
+"""The error tree: statuses, JSON form, and survival between processes."""
+
+import pickle
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+
+from schema import TaskArgsInvalid, TaskError, errors
+
+LEAVES = TaskError.__subclasses__()
+
+
+@pytest.mark.parametrize("kind", [TaskError, *LEAVES])
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_errors_survive_pickling(kind: type[TaskError], pickler: type[pickle.Pickler]) -> None:
+    error = kind("It broke.", param="messages.0", retry_after_s=2.5)
+    copy = pickler.loads(pickler.dumps(error))  # type: ignore[attr-defined]
+    assert type(copy) is kind
+    assert (copy.message, copy.param, copy.retry_after_s) == ("It broke.", "messages.0", 2.5)
+    assert copy.to_dict() == error.to_dict()
+    assert str(copy) == "It broke."
+
+
+def test_errors_keep_what_they_say_through_ray() -> None:
+    """A replica's error arrives as a class that is both Ray's and ours."""
+    error = TaskArgsInvalid("It broke.", "messages.0", 2.5)
+    arrived = RayTaskError("replica", "traceback", error).as_instanceof_cause()
+    assert isinstance(arrived, TaskArgsInvalid)
+    assert arrived.to_dict() == error.to_dict()
+    assert (arrived.http_status, arrived.retry_after_s) == (400, 2.5)
+
+
+def test_to_dict() -> None:
+    assert TaskArgsInvalid("seed: must be an integer.", "seed").to_dict() == {
+        "error": {
+            "message": "seed: must be an integer.",
+            "type": "invalid_request_error",
+            "param": "seed",
+            "code": "task_args_invalid",
+        }
+    }
+
+
+def test_defaults() -> None:
+    error = TaskError("It broke.")
+    assert error.param is None
+    assert error.retry_after_s is None
+
+
+def test_each_error_has_its_own_code_and_the_docstring_draws_it() -> None:
+    assert len({leaf.code for leaf in LEAVES}) == len(LEAVES) == 10
+    drawn = [line.split() for line in str(errors.__doc__).splitlines() if "── " in line]
+    assert [(words[1], int(words[2])) for words in drawn] == [
+        (leaf.__name__, leaf.http_status) for leaf in LEAVES
+    ]
