@@ -1,0 +1,61 @@
+# `make serve` and `make test` do everything from a fresh clone; the second time they are quick.
+# They need Python 3.11 or newer and make. PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than pyproject.toml and constraints.txt: the environment is complete and up to date.
+READY := $(VENV)/.ready
+CONFIG ?= serve_config.yaml
+ADDRESS := http://127.0.0.1:8000
+
+# Ray reports no usage from here.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format clean
+
+help:
+	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
+	@echo 'make test    install what is needed and run linter, type checker and tests'
+	@echo 'make lint    linter and type checker only'
+	@echo 'make format  rewrite the code in the one format'
+	@echo 'make clean   remove the environment and all caches'
+
+# torch comes first and by its exact version, so that no other package's looser wish can choose the
+# build: the package index decides between the CPU build and the CUDA build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The check comes first because `serve run` does not exit on a faulty configuration. Ctrl-C stops the
+# server, its replicas and the local Ray.
+serve: $(READY)
+	@$(BIN)/python -m serve_app.check $(CONFIG)
+	@$(BIN)/serve run $(CONFIG)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Thread counts are fixed because a CPU kernel's sums may depend on them; the tests' Ray is local and
+# short-lived, so it takes no token.
+test: export RAY_AUTH_MODE := disabled
+test: export OMP_NUM_THREADS := 1
+test: export TOKENIZERS_PARALLELISM := false
+test: export HF_HUB_OFFLINE := 1
+test: lint
+	$(BIN)/pytest
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Where it runs: hardware check, planner and cluster manifests."""

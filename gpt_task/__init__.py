@@ -1,0 +1,1 @@
+"""A facade, so that scripts written for gpt-task run unchanged."""
