@@ -1,0 +1,1 @@
+"""Ray Serve deployments: ingress, image preprocessor, one model deployment per model."""

@@ -1,0 +1,128 @@
+"""The graph, built from the arguments in ``serve_config.yaml``."""
+
+# No `from __future__ import annotations` here: Ray Serve parses a builder's arguments only if the
+# annotation of its parameter is the class itself and not a string.
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.ingress import Ingress
+from serve_app.preprocessor import PreprocessorReplica
+from serve_app.replica import ModelReplica
+
+logger = logging.getLogger("ray.serve")
+
+Device = Literal["cpu", "cuda"]
+
+# Every deployment asks for a sliver of a CPU: they mostly wait (for GPUs, sockets or their own
+# threads), and Ray would otherwise leave the third deployment on a two-core machine pending.
+NUM_CPUS = 0.1
+# Ray no longer hides GPUs from actors that ask for none.
+NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+# The controller notices a dead or stuck replica only by this check; the default is 10 s.
+HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
+# Ray's defaults look at the load every 10 s, which a task for a model that is scaled to zero waits.
+# `metrics_interval_s` is deprecated for two environment variables that this Ray does not yet obey.
+AUTOSCALING: dict[str, Any] = {
+    "metrics_interval_s": 1.0,
+    "look_back_period_s": 5.0,
+    "upscale_delay_s": 5.0,
+}
+# Ray's default of 5 is far below what one asyncio process relays.
+INGRESS_MAX_ONGOING = 4096
+# Each holds the base64 of one task's pictures.
+PREPROCESSOR_MAX_ONGOING = 64
+# Tasks that wait in one ingress for a replica to come up; beyond, they are refused (503).
+MAX_QUEUED = 1024
+
+
+def build(args: AppArgs) -> Application:
+    """The application builder that ``serve_config.yaml`` names.
+
+    Ray Serve runs it inside the cluster, so it sees the cluster's GPUs.
+
+    Raises:
+        RuntimeError: it was run outside a cluster (``serve run serve_app.app:build key=value``).
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("run it by its configuration file: serve run serve_config.yaml")
+    return graph(args, gpus=ray.cluster_resources().get("GPU", 0.0))
+
+
+def graph(args: AppArgs, gpus: float) -> Application:
+    """The graph for a cluster with this many GPUs."""
+    models = {}
+    for model, device in zip(args.models, place(args.models, gpus), strict=True):
+        logger.info("%s runs on %s", model.deployment, device)
+        deployment = serve.deployment(**_model_options(model, device))(ModelReplica)
+        models[model.deployment] = deployment.bind(model, device)
+    preprocessor = serve.deployment(
+        name="ImagePreprocessor",
+        num_replicas=args.preprocessor_replicas,
+        max_ongoing_requests=PREPROCESSOR_MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
+        **HEALTH,
+    )(PreprocessorReplica)
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=args.ingress_replicas,
+        max_ongoing_requests=INGRESS_MAX_ONGOING,
+        ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
+        **HEALTH,
+    )(serve.ingress()(Ingress))
+    return ingress.bind(args, preprocessor.bind(list(args.models)), models)
+
+
+def place(models: Sequence[ModelArgs], gpus: float) -> list[Device]:
+    """Where each model runs: as it says; "auto" ones on GPUs while there are any left.
+
+    In the operator's order, each counted with the replicas that are always on (at least one).
+    """
+
+    def need(model: ModelArgs) -> float:
+        return model.gpus_per_replica * max(1, model.min_replicas)
+
+    free = gpus - sum(need(model) for model in models if model.device == "cuda")
+    if free < 0:
+        logger.warning("models with device: cuda need %g GPUs more than the cluster has", -free)
+    devices: list[Device] = []
+    for model in models:
+        device = model.device
+        if device == "auto":
+            # Shares like 0.3 do not add up exactly.
+            device = "cuda" if need(model) <= free + 1e-9 else "cpu"
+            free -= need(model) if device == "cuda" else 0.0
+        devices.append(device)
+    return devices
+
+
+def _model_options(model: ModelArgs, device: Device) -> dict[str, Any]:
+    actor: dict[str, Any] = {"num_cpus": NUM_CPUS}
+    if device == "cuda":
+        actor["num_gpus"] = model.gpus_per_replica
+    else:
+        actor["runtime_env"] = NO_GPU
+    options: dict[str, Any] = {
+        "name": model.deployment,
+        "max_ongoing_requests": model.max_ongoing_requests,
+        "max_queued_requests": MAX_QUEUED,
+        "ray_actor_options": actor,
+        **HEALTH,
+    }
+    if model.min_replicas == model.max_replicas:
+        options["num_replicas"] = model.min_replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": model.min_replicas,
+            "max_replicas": model.max_replicas,
+            "target_ongoing_requests": model.target_ongoing_requests,
+            **AUTOSCALING,
+        }
+    return options

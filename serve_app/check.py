@@ -1,0 +1,107 @@
+"""``python -m serve_app.check serve_config.yaml``: is it right, and what will run?
+
+``serve run`` reports a faulty configuration in its log and then stays up, serving nothing. This
+says it first, in one line for each fault, and exits with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.config import AppArgs, ModelArgs, explain, resolve_source
+
+BUILDER = "serve_app.app:build"
+GRAPH = ("Ingress", "ImagePreprocessor")
+
+
+def check(path: Path) -> tuple[list[AppArgs], list[str]]:
+    """The arguments of this project's applications in the file, and every fault found."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return [], [f"{path}: {error.strerror}"]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return [], [f"{path} is not YAML: {error}"]
+    if not isinstance(document, dict):
+        return [], [f"{path} must be a mapping with the key applications"]
+    try:
+        ServeDeploySchema.model_validate(document)
+    except ValidationError as error:
+        return [], explain(error)
+    checked: list[AppArgs] = []
+    faults: list[str] = []
+    for index, application in enumerate(document.get("applications", [])):
+        if application.get("import_path") == BUILDER:
+            _check_application(application, f"applications.{index}", checked, faults)
+    if not checked and not faults:
+        faults.append(f"applications: none has import_path: {BUILDER}")
+    return checked, faults
+
+
+def _check_application(
+    application: dict[str, Any], where: str, checked: list[AppArgs], faults: list[str]
+) -> None:
+    try:
+        args = AppArgs.model_validate(application.get("args", {}))
+    except ValidationError as error:
+        faults.extend(explain(error, f"{where}.args"))
+        return
+    checked.append(args)
+    for index, model in enumerate(args.models):
+        source = Path(resolve_source(model.source or model.id))
+        # A hub id can only be checked by asking the hub, which is the replica's business.
+        if source.is_absolute() and not (source / "config.json").is_file():
+            faults.append(f"{where}.args.models.{index}.source: no model in {source}")
+    known = [*GRAPH, *(model.deployment for model in args.models)]
+    for index, override in enumerate(application.get("deployments", [])):
+        if override.get("name") not in known:
+            faults.append(
+                f"{where}.deployments.{index}.name: {override.get('name')!r} is none of "
+                f"{', '.join(known)}"
+            )
+
+
+def plan(model: ModelArgs) -> str:
+    """One line that says what runs for this model, and where."""
+    bits = "unquantized" if model.quantize_bits is None else f"INT{model.quantize_bits}"
+    gpus = f"{model.gpus_per_replica:g} GPU for each replica"
+    where = {
+        "cpu": "CPU",
+        "cuda": gpus,
+        "auto": f"{gpus} where the cluster has them, else CPU",
+    }[model.device]
+    replicas = (
+        f"{model.min_replicas} replicas"
+        if model.min_replicas == model.max_replicas
+        else f"{model.min_replicas} to {model.max_replicas} replicas"
+    )
+    return (
+        f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
+        f"{model.dtype}, {bits}; {replicas}; {where}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the file named on the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.check", description=__doc__)
+    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    checked, faults = check(parser.parse_args(arguments).config)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        return 1
+    for args in checked:
+        for model in args.models:
+            print(plan(model))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

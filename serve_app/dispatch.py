@@ -1,0 +1,139 @@
+"""From a task to its answer: the calls that the ingress makes into the graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from schema.errors import RequestTimeout, TaskError
+from schema.response import StreamChunk, TaskResponse
+from schema.task import Task
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.failures import as_task_error
+from serve_app.routing import Routes
+
+STATUS_TIMEOUT_S = 2.0
+
+
+class Dispatcher:
+    """Owns the handles to the graph. Every call ends: with an answer, an error or the deadline.
+
+    Whichever way a call is left (also by cancellation), the work that it started is cancelled.
+    """
+
+    def __init__(
+        self,
+        args: AppArgs,
+        preprocessor: DeploymentHandle[Any],
+        replicas: Mapping[str, DeploymentHandle[Any]],
+    ) -> None:
+        self._args = args
+        self._routes = Routes(args.models)
+        # By reference: the preprocessor's result is handed on as a pointer into the object store
+        # and never enters this process. Both ends of the hand-over must say so.
+        self._preprocessor = preprocessor.options(_by_reference=True)
+        self._replicas = {
+            name: handle.options(_by_reference=True) for name, handle in replicas.items()
+        }
+
+    async def run(self, task: Task) -> TaskResponse:
+        """The whole answer, as one call.
+
+        Raises:
+            TaskError: and no other exception but cancellation.
+        """
+        call: Any = None  # a DeploymentResponse while it runs
+        try:
+            async with self._guarded(self._deadline()):
+                model = self._routes.choose(task)
+                text, images = self._split(task, model)
+                call = self._replicas[model.deployment].run.remote(text, images)
+                response: TaskResponse = await call
+            call = None
+            return response
+        finally:
+            if call is not None:
+                call.cancel()
+
+    async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
+        """The answer in chunks, just as the engine made them. Raises as `run` does."""
+        calls: Any = None  # a DeploymentResponseGenerator while it runs
+        deadline = self._deadline()
+        try:
+            async with self._guarded(deadline):
+                model = self._routes.choose(task)
+                text, images = self._split(task, model)
+                handle = self._replicas[model.deployment].options(stream=True)
+                calls = handle.stream.remote(text, images)
+            while True:
+                # Not around the `yield`: a deadline must not strike in the consumer's code.
+                async with self._guarded(deadline):
+                    chunk: StreamChunk | None = await anext(calls, None)
+                if chunk is None:
+                    calls = None
+                    return
+                yield chunk
+        finally:
+            if calls is not None:
+                calls.cancel()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every configured model with what its running replicas say of themselves.
+
+        Asks only replicas that run: a model that is scaled to zero stays there.
+        """
+        statuses = await asyncio.gather(*(self._status(model) for model in self._args.models))
+        return [
+            {
+                "id": model.id,
+                "object": "model",
+                "dtype": model.dtype,
+                "quantize_bits": model.quantize_bits,
+                "deployment": model.deployment,
+                "min_replicas": model.min_replicas,
+                "max_replicas": model.max_replicas,
+                "replicas": replicas,
+            }
+            for model, replicas in zip(self._args.models, statuses, strict=True)
+        ]
+
+    async def _status(self, model: ModelArgs) -> list[dict[str, Any]]:
+        response = self._replicas[model.deployment].broadcast("status")
+        try:
+            answers = await response.results_async(
+                timeout_s=STATUS_TIMEOUT_S, return_exceptions=True
+            )
+        except (DeploymentUnavailableError, TimeoutError):
+            return []  # none runs, or none answers
+        return [answer for answer in answers if isinstance(answer, dict)]
+
+    def _split(self, task: Task, model: ModelArgs) -> tuple[Task, Any]:
+        """The task without its pixels, and the un-awaited tensors: never awaited here."""
+        text, images = task.split_images()
+        if not images:
+            return text, None
+        return text, self._preprocessor.prepare.remote(model.deployment, text, images)
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
+
+    @asynccontextmanager
+    async def _guarded(self, deadline: float) -> AsyncIterator[None]:
+        """Whatever goes wrong in the body leaves it as a `TaskError`."""
+        timeout = asyncio.timeout_at(deadline)
+        try:
+            async with timeout:
+                yield
+        except TaskError:
+            raise
+        except Exception as error:
+            # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
+            if timeout.expired():
+                limit = self._args.limits.request_timeout_s
+                raise RequestTimeout(f"the task did not end within {limit:g} seconds") from None
+            raise as_task_error(error) from error

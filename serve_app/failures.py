@@ -1,0 +1,60 @@
+"""Everything that can go wrong in the graph, as the one kind of error that clients see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
+
+from schema.errors import Cancelled, Overloaded, TaskError, TaskExecutionError
+
+logger = logging.getLogger("ray.serve")
+
+RETRY_AFTER_S = 1.0
+"""When a client should try again if whoever refused did not say."""
+
+
+def as_task_error(error: Exception) -> TaskError:
+    """What a client is told about ``error``; a fault of ours is logged with its traceback.
+
+    Ray wraps an exception of a remote call in a class of its own, one layer for each hop.
+    """
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    match cause:
+        case TaskError():
+            return cause
+        case BackPressureError():
+            return Overloaded(
+                "every replica's queue is full", retry_after_s=cause.retry_after_s or RETRY_AFTER_S
+            )
+        case RayActorError():
+            return Overloaded(
+                "the replica that ran the task has died; send the task again",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        case DeploymentUnavailableError():
+            return Overloaded(
+                "the model's deployment is not available; see `serve status`",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        case RequestCancelledError() | TaskCancelledError() | asyncio.CancelledError():
+            return Cancelled("the task was cancelled")
+    logger.error("a task failed", exc_info=error)
+    return TaskExecutionError(f"the task failed inside the server: {type(cause).__name__}")
+
+
+def headers_of(error: TaskError) -> dict[str, str]:
+    """The HTTP headers that belong to an error: when to try again, in whole seconds."""
+    if error.retry_after_s is None:
+        # A 503 always says when to come back.
+        return {"retry-after": "1"} if error.http_status == Overloaded.http_status else {}
+    return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}

@@ -1,0 +1,201 @@
+"""HTTP: the routes, their limits and their errors. It validates and relays; it computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from schema.errors import (
+    ErrorResponse,
+    Overloaded,
+    RequestTooLarge,
+    TaskArgsInvalid,
+    TaskError,
+    TaskExecutionError,
+)
+from schema.published import schemas
+from schema.response import StreamChunk
+from schema.task import Task
+from serve_app.config import AppArgs
+from serve_app.dispatch import Dispatcher
+from serve_app.failures import headers_of
+from serve_app.sse import DONE, EventStream, encode, event
+
+BYTES_PER_MB = 1_000_000
+
+
+class NotReady(Overloaded):
+    """A model that should always be on is not (yet, or for the moment)."""
+
+    code = "not_ready"
+
+
+class Ingress:
+    """The deployment that speaks HTTP. Stateless: any number of replicas may run."""
+
+    def __init__(
+        self,
+        args: AppArgs,
+        preprocessor: DeploymentHandle[Any],
+        models: Mapping[str, DeploymentHandle[Any]],
+    ) -> None:
+        self._args = args
+        self._dispatcher = Dispatcher(args, preprocessor, models)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Ray Serve after the constructor."""
+        return asgi_app(self._args, self._dispatcher)
+
+
+def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
+    """The ASGI application: routes and error handlers around a dispatcher."""
+    routes = _Routes(dispatcher, max_body=int(args.limits.max_body_mb * BYTES_PER_MB))
+    return Starlette(
+        routes=[
+            Route("/v1/tasks", routes.create_task, methods=["POST"]),
+            Route("/v1/models", routes.list_models, methods=["GET"]),
+            Route("/health", routes.health, methods=["GET"]),
+            Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
+        ],
+        exception_handlers={
+            TaskError: _on_task_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_bug,
+        },
+    )
+
+
+class _Routes:
+    """The handlers. Errors leave them as `TaskError`; the handlers below turn them into JSON."""
+
+    def __init__(self, dispatcher: Dispatcher, max_body: int) -> None:
+        self._dispatcher = dispatcher
+        self._max_body = max_body
+
+    async def create_task(self, request: Request) -> Response:
+        """``POST /v1/tasks``: task in, response out; with ``?stream=true`` server-sent events."""
+        streamed = _wants_stream(request)
+        task = Task.parse(await _read_body(request, self._max_body))
+        if not streamed:
+            return _json(await self._dispatcher.run(task))
+        chunks = self._dispatcher.stream(task)
+        # Nothing is sent before the first chunk is there, so that an error until then is an HTTP
+        # error and not an event in a successful answer.
+        try:
+            first = await anext(chunks)
+        except StopAsyncIteration:
+            raise TaskExecutionError("the engine ended the task without an answer") from None
+        return EventStream(_events(first, chunks))
+
+    async def list_models(self, request: Request) -> Response:
+        """``GET /v1/models``: what is configured, and what its running replicas say."""
+        return _json({"object": "list", "data": await self._dispatcher.models()})
+
+    async def health(self, request: Request) -> Response:
+        """``GET /health``: 200 when every model that is always on has a replica that answers.
+
+        Models with ``min_replicas: 0`` do not count: they start with their first task. Until then,
+        and while the last replica of one is being replaced, 503.
+        """
+        models = await self._dispatcher.models()
+        missing = [m["deployment"] for m in models if m["min_replicas"] > 0 and not m["replicas"]]
+        if missing:
+            raise NotReady(f"no replica of {', '.join(missing)} answers yet")
+        running = {model["deployment"]: len(model["replicas"]) for model in models}
+        return _json({"status": "ok", "replicas": running})
+
+    async def json_schema(self, request: Request) -> Response:
+        """``GET /schemas/{name}``: the published JSON Schemas, as they are in ``schema/``."""
+        name = request.path_params["name"].removesuffix(".schema.json")
+        published = schemas()
+        if name not in published:
+            raise HTTPException(404, f"No such schema; there are {', '.join(published)}")
+        return _json(published[name], media_type="application/schema+json")
+
+
+def _wants_stream(request: Request) -> bool:
+    """The one query parameter. A misspelt one would silently give the wrong kind of answer."""
+    for name in request.query_params:
+        if name != "stream":
+            raise TaskArgsInvalid(
+                f"unknown query parameter {name!r}; the only one is stream", param=name
+            )
+    value = request.query_params.get("stream", "false")
+    if value not in ("true", "false"):
+        raise TaskArgsInvalid(f"stream must be true or false, got {value!r}", param="stream")
+    return value == "true"
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is too large: by its length, or (chunked) while reading."""
+    too_large = RequestTooLarge(
+        f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer pictures"
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def _events(
+    first: StreamChunk, chunks: AsyncGenerator[StreamChunk, None]
+) -> AsyncGenerator[bytes, None]:
+    """The events. After the first one an error cannot be a status: it is the last event."""
+    try:
+        async with aclosing(chunks):
+            yield event(first)
+            async for chunk in chunks:
+                yield event(chunk)
+    except TaskError as error:
+        yield event(error.to_dict())
+    yield DONE
+
+
+def _json(
+    value: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
+    return Response(encode(value), status, headers, media_type)
+
+
+def _on_task_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TaskError)
+    return _json(error.to_dict(), error.http_status, headers_of(error))
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path (404), no such method (405)."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    not_found = status is HTTPStatus.NOT_FOUND
+    body: ErrorResponse = {
+        "error": {
+            "message": f"{error.detail}: {request.method} {request.url.path}",
+            "type": "not_found_error" if not_found else "invalid_request_error",
+            "param": None,
+            "code": status.name.lower(),
+        }
+    }
+    return _json(body, error.status_code, error.headers)
+
+
+def _on_bug(request: Request, error: Exception) -> Response:
+    """Anything else is our fault. Starlette raises it again, so that Ray Serve logs it."""
+    return _json(TaskExecutionError("internal error").to_dict(), 500)

@@ -1,0 +1,45 @@
+"""Server-sent events: the wire format of a streamed answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+DONE = b"data: [DONE]\n\n"
+
+
+def encode(value: Any) -> bytes:
+    """JSON as it goes over the wire: compact, UTF-8, and an error for NaN, which is not JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def event(value: Any) -> bytes:
+    """One event that carries ``value`` as JSON (which has no line breaks)."""
+    return b"data: " + encode(value) + b"\n\n"
+
+
+class EventStream(StreamingResponse):
+    """A response whose body is a generator of events.
+
+    It owns the generator and closes it however the response ends, so that a client that has gone
+    cancels its task at once and not when the garbage collector comes by.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(
+            events,
+            media_type="text/event-stream",
+            # A proxy that buffers would turn a stream into one late answer.
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events; close their generator on every way out."""
+        async with aclosing(self._events):
+            await super().stream_response(send)

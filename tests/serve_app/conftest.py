@@ -1,0 +1,84 @@
+"""One real server for all end-to-end tests: `serve run` on the committed configuration."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from serve_app.config import REPOSITORY
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/health", timeout=10).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # the proxy does not listen yet
+        time.sleep(0.5)
+    pytest.fail(f"the server did not become ready; its log:\n{_tail(log)}", pytrace=False)
+
+
+def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
+    """As Ctrl-C does; if that fails, end its whole process group and say so."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        pytest.fail(f"the server did not stop on SIGINT; its log:\n{_tail(log)}", pytrace=False)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-20_000:]
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running server; everything that it logged is shown if it does not start."""
+    folder = tmp_path_factory.mktemp("server")
+    config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
+    port = config["http_options"]["port"] = _free_port()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    log = folder / "server.log"
+    address = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", folder / "config.yaml"],
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_ready(process, address, log)
+        yield address
+    finally:
+        _stop(process, log)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    """A client of the running server."""
+    with httpx.Client(base_url=address, timeout=120) as client:
+        yield client

@@ -1,0 +1,93 @@
+"""Tasks for the running server, and what can be read from its answers."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import httpx
+from jsonschema import Draft202012Validator
+
+from demo.shapes import HELD_OUT_SEED, draw_picture
+from schema.published import schemas
+
+QUESTION = "What is in this image?"
+
+_RESPONSE = Draft202012Validator(schemas()["response"])
+_CHUNK = Draft202012Validator(schemas()["stream_chunk"])
+_ERROR = Draft202012Validator(schemas()["error"])
+
+
+def text_task(text: str = "Count from 1 to 5.", **fields: Any) -> dict[str, Any]:
+    """A task without pictures."""
+    return {"model": "demo", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def image_task(number: int, **fields: Any) -> tuple[dict[str, Any], str]:
+    """A task about a picture that the model was not trained on, and the right answer."""
+    picture = draw_picture(HELD_OUT_SEED + number)
+    file = io.BytesIO()
+    picture.image.save(file, "PNG")
+    image = {"type": "image", "base64": base64.b64encode(file.getvalue()).decode()}
+    content = [image, {"type": "text", "text": QUESTION}]
+    task = {"model": "demo", "messages": [{"role": "user", "content": content}], **fields}
+    return task, picture.description
+
+
+def answer(response: httpx.Response) -> Any:
+    """The body of a successful answer."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    _RESPONSE.validate(body)
+    return body
+
+
+def text_of(response: httpx.Response) -> str:
+    """The text of an answer's only choice."""
+    (choice,) = answer(response)["choices"]
+    text: str = choice["message"]["content"]
+    return text
+
+
+def chunks(response: httpx.Response) -> list[Any]:
+    """The chunks of a streamed answer."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    found = [json.loads(event.removeprefix("data: ")) for event in events]
+    for chunk in found:
+        _CHUNK.validate(chunk)
+    return found
+
+
+def joined(found: list[Any]) -> Any:
+    """The response that chunks add up to."""
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for chunk in found:
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            assert index not in reasons, "a choice went on after its end"
+            texts[index] = texts.get(index, "") + choice["delta"]["content"]
+            if choice["finish_reason"] is not None:
+                reasons[index] = choice["finish_reason"]
+    return found[-1] | {
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": texts[index]},
+                "finish_reason": reasons[index],
+            }
+            for index in sorted(texts)
+        ]
+    }
+
+
+def error(response: httpx.Response, status: int) -> Any:
+    """What a refusal says."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    _ERROR.validate(body)
+    return body["error"]

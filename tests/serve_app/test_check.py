@@ -1,0 +1,93 @@
+"""`python -m serve_app.check`: the file is right, or every fault is named."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serve_app.check import main
+from serve_app.config import REPOSITORY
+
+COMMITTED = REPOSITORY / "serve_config.yaml"
+
+
+def _document() -> Any:
+    return yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
+
+
+def _written(tmp_path: Path, document: Any) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return str(path)
+
+
+def test_the_committed_configuration_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(COMMITTED)]) == 0
+    plan = capsys.readouterr().out
+    assert "Model:demo:float32: model 'demo'" in plan
+    assert "INT8; 0 to 1 replicas" in plan
+    assert "INT4; 0 to 1 replicas" in plan
+
+
+def test_the_commented_example_is_right_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    text = COMMITTED.read_text(encoding="utf-8")
+    before, example = text.split("\n\n        # A model from the hub", 1)
+    example, after = example.split("\n\n", 1)
+    commented = example[example.index("        # - id:") :]
+    fields = re.sub(r"^ {8}# ", " " * 8, commented, flags=re.MULTILINE)
+    path.write_text(f"{before}\n{fields}\n{after}", encoding="utf-8")
+    assert main([str(path)]) == 0, capsys.readouterr().err
+    assert "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4; 1 to 4" in capsys.readouterr().out
+
+
+def test_faults_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["args"]["models"][1]["quantise_bits"] = 4
+    document["applications"][0]["args"]["limits"]["max_body_mb"] = "big"
+    assert main([_written(tmp_path, document)]) == 1
+    faults = capsys.readouterr().err
+    assert "applications.0.args.models.1: unknown key 'quantise_bits'; did you mean" in faults
+    assert "applications.0.args.limits.max_body_mb: " in faults
+
+
+def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"
+    assert main([_written(tmp_path, document)]) == 1
+    assert "args.models.0.source: no model in " in capsys.readouterr().err
+
+
+def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["deployments"] = [{"name": "Ingress"}, {"name": "Model:demo"}]
+    assert main([_written(tmp_path, document)]) == 1
+    assert "deployments.1.name: 'Model:demo' is none of Ingress, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must be a mapping"),
+        ("applications: [", "is not YAML"),
+        ("applications: []", "none has import_path: serve_app.app:build"),
+        ("http_options: {port: x}\napplications: []", "http_options.port"),
+        ("application: []", "applications"),
+    ],
+)
+def test_files_that_are_no_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert main([str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.yaml")]) == 1
+    assert "No such file" in capsys.readouterr().err
