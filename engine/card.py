@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.config import EngineConfig
+from engine.lanes import BatchedLane
 from engine.loader import LoadedModel
-from engine.runner import RowCounts
 
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
@@ -24,39 +27,52 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the files of a local model that its answers depend on.
+
+    It reads the weights once more, from the page cache that loading has just filled; a commit of
+    the hub stands for its files and needs no digest.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def model_card(
     config: EngineConfig,
     loaded: LoadedModel,
-    row_counts: RowCounts | None,
-    *,
-    exclusive_reason: str | None,
-    kv_cache_tokens: int,
+    lane: BatchedLane,
 ) -> dict[str, Any]:
     """A JSON-able description of the engine.
 
-    ``system_fingerprint`` covers everything in ``arithmetic``: two engines that serve the same
-    weights and have the same fingerprint give the same bytes.
+    ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
+    engines with the same fingerprint give the same bytes.
     """
     arithmetic = {
-        "source": config.model,
-        "revision": loaded.revision,
+        "weights": loaded.revision or directory_digest(Path(config.model)),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
         "device": device_name(loaded.device),
         "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
+        "deterministic": config.deterministic,
         "prefill_chunk": config.prefill_chunk,
-        "row_counts": row_counts and {"decode": row_counts.decode, "prefill": row_counts.prefill},
+        "prepacked": lane.prepacked,
+        "row_counts": lane.row_counts and asdict(lane.row_counts),
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
     digest = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()
     return {
         "id": config.name,
+        "source": config.model,
         "system_fingerprint": f"fp_{digest[:12]}",
         "takes_images": loaded.takes_images,
         "context_length": loaded.context_length,
         "max_sequences": config.max_sequences,
-        "kv_cache_tokens": kv_cache_tokens,
-        "lanes": ["exclusive"] if exclusive_reason else ["batched", "exclusive"],
-        "exclusive_reason": exclusive_reason,
+        "kv_cache_tokens": lane.cache.capacity_tokens,
+        "lanes": ["exclusive"] if lane.problem else ["batched", "exclusive"],
+        "exclusive_reason": lane.problem,
         **arithmetic,
     }

@@ -1,6 +1,4 @@
-"""What an operator can set on an engine. Parsed strictly at the edge (``serve_app.config``), frozen
-here.
-"""
+"""What an operator can set on an engine: parsed strictly at the edge, frozen here."""
 
 from __future__ import annotations
 
@@ -24,12 +22,14 @@ class EngineConfig:
         quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
         device: "auto" takes CUDA where there is a GPU.
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
-        max_sequences: sequences that decode at once (a task with ``num_return_sequences`` n counts
-        n). max_waiting: tasks that may wait for a place; one more is refused as overloaded.
+        max_sequences: sequences that decode at once; a task counts its ``num_return_sequences``.
+        max_waiting: tasks that may be here beyond ``max_sequences``; one more is refused.
         prefill_chunk: prompts are prefilled in chunks of this many tokens. It is part of the
             arithmetic: another chunk size may give other bits.
         page_size: tokens in a page of the KV cache.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
+        deterministic: run only at row counts that give the same bits. False is for measuring what
+            that costs; answers then depend on the load.
         threads: CPU threads of torch; None leaves torch's choice. Part of the arithmetic.
         trust_remote_code: run Python code of the model repository. Off: only transformers' own.
         local_files_only: never contact the hub.
@@ -47,6 +47,7 @@ class EngineConfig:
     prefill_chunk: int = 128
     page_size: int = 16
     kv_cache_tokens: int | None = None
+    deterministic: bool = True
     threads: int | None = None
     trust_remote_code: bool = False
     local_files_only: bool = False

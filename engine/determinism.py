@@ -8,9 +8,7 @@ import torch
 
 
 def make_deterministic(threads: int | None) -> None:
-    """Pin everything that lets the same operation give other bits. Idempotent; never relaxed
-    again.
-    """
+    """Pin everything that lets the same operation give other bits; never relaxed again."""
     # cuBLAS picks its workspace per stream; with this it always has the same.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Raise on kernels without a deterministic form, rather than warn.

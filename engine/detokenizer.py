@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE = "�"  # what a decoder writes for bytes that are not (yet) valid UTF-8
+_CHARACTER_TOKENS = 4  # tokens that one character may be spread over, one a byte
+_LONG_RUN = 16  # tokens
 
 
 class Detokenizer:
@@ -33,25 +35,49 @@ class Detokenizer:
         """
         self._ids.append(token_id)
         text = self._pending_text()
-        if not text or text.endswith(_INCOMPLETE):
+        if text.endswith(_INCOMPLETE):
+            # A stop string before the incomplete character ends the answer all the same.
+            self._watch(text)
+            return self._settled()
+        if not text:
             return ""
-        return self._emit(text)
+        return self._emit(text, len(self._ids))
+
+    def _settled(self) -> str:
+        """Of a long run of invalid bytes, what no further byte can complete; mostly nothing.
+
+        Without this, every token of such a run would decode all of it again.
+        """
+        stop = len(self._ids) - _CHARACTER_TOKENS
+        if stop - self._emitted < _LONG_RUN:
+            return ""
+        emitted, head, everything = (
+            self._decode(self._ids[self._context_start : end])
+            for end in (self._emitted, stop, len(self._ids))
+        )
+        if not everything.startswith(head):  # it ends within a character
+            return ""
+        return self._emit(head[len(emitted) :], stop)
 
     def flush(self) -> str:
         """The text still held back: call once, after the last token."""
-        return self._emit(self._pending_text())
+        return self._emit(self._pending_text(), len(self._ids))
 
     def _pending_text(self) -> str:
         emitted = self._decode(self._ids[self._context_start : self._emitted])
         everything = self._decode(self._ids[self._context_start :])
         return everything[len(emitted) :]
 
-    def _emit(self, text: str) -> str:
-        self._context_start, self._emitted = self._emitted, len(self._ids)
+    def _emit(self, text: str, stop: int) -> str:
+        self._context_start, self._emitted = self._emitted, stop
+        self._watch(text)
         window = self._tail + text
-        self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
         self._tail = window[-self._tail_length :] if self._tail_length else ""
         return text
+
+    def _watch(self, text: str) -> None:
+        window = self._tail + text
+        self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
 
     def _decode(self, ids: list[int]) -> str:
         # Clean-up would change text that has been given out ("hello ." -> "hello.").

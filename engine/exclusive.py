@@ -9,18 +9,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from engine.loader import LoadedModel
 from engine.outputs import ChoiceDelta
+from engine.sampler import check_numbers
 from engine.sequence import Request
+from schema.errors import TaskExecutionError
 
 
 class _Watch(StoppingCriteria):
-    """Called by `generate` after every token: streams plain decoding, stops a cancelled task."""
+    """Called by `generate` after every token: streams plain decoding, stops a cancelled task.
 
-    def __init__(self, request: Request, *, stream: bool) -> None:
+    It also stops at stop strings. `generate`'s own criterion compares tokens and not the text, and
+    takes the bytes of byte-level tokenizers for letters.
+    """
+
+    def __init__(
+        self, request: Request, tokenizer: PreTrainedTokenizerBase, *, stream: bool
+    ) -> None:
         self._request = request
+        self._tokenizer = tokenizer
         self._stream = stream
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -34,15 +49,38 @@ class _Watch(StoppingCriteria):
                 if not sequence.finished and (delta := request.accept(sequence, token_id))
             ]
             request.tell(deltas)
-        stop = request.cancel_requested or not request.running
-        return torch.full((input_ids.shape[0],), stop, device=input_ids.device)
+        if request.cancel_requested:
+            stop = [True] * len(input_ids)
+        elif self._stream:
+            stop = [sequence.finished for sequence in request.sequences]
+        else:
+            stop = self._beams_stopped(input_ids[:, request.prompt_tokens :].tolist())
+        return torch.tensor(stop, device=input_ids.device)
+
+    def _beams_stopped(self, beams: list[list[int]]) -> list[bool]:
+        stop_strings = self._request.settings.stop_strings
+        if not stop_strings:
+            return [False] * len(beams)
+        texts = (
+            self._tokenizer.decode(b, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for b in beams
+        )
+        return [any(stop in text for stop in stop_strings) for text in texts]
+
+
+class _NumbersOnly(LogitsProcessor):
+    """Ends the task where `generate` would go on with NaN."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        check_numbers(scores)
+        return scores
 
 
 def run_exclusive(loaded: LoadedModel, request: Request) -> None:
     """Run a request to its end and report its text. The model's own attention must be on."""
     settings = request.settings
     beams = (settings.hf.num_beams or 1) > 1
-    watch = _Watch(request, stream=not beams)
+    watch = _Watch(request, loaded.tokenizer, stream=not beams)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device)
     }
@@ -59,11 +97,15 @@ def run_exclusive(loaded: LoadedModel, request: Request) -> None:
         output = loaded.model.generate(
             **inputs,
             generation_config=settings.hf,
+            logits_processor=LogitsProcessorList([_NumbersOnly()]),
             stopping_criteria=StoppingCriteriaList([watch]),
-            tokenizer=loaded.tokenizer if settings.stop_strings else None,
         )
-    if beams and not request.cancel_requested:
+    if request.cancel_requested:
+        return  # the engine ends it
+    if beams:
         _report_beams(request, output[:, request.prompt_tokens :].tolist())
+    if request.running:
+        raise TaskExecutionError("generate ended before the answer was complete")
 
 
 def _report_beams(request: Request, answers: list[list[int]]) -> None:

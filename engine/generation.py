@@ -72,13 +72,35 @@ def resolve_settings(
         overrides["stop_strings"] = list(asked.stop_strings)
     if asked.temperature == 0:  # transformers refuses 0; everybody means greedy by it
         overrides.update(temperature=1.0, do_sample=False)
+    # Not through the constructor, which refuses what only the model's own settings make valid. The
+    # number of answers comes last, to be refused in our own words.
+    number = overrides.pop("num_return_sequences")
+    wanted = HFGenerationConfig(num_return_sequences=1)
+    for name, value in overrides.items():
+        setattr(wanted, name, value)
     try:
-        hf, _ = model._prepare_generation_config(HFGenerationConfig(**overrides))
+        hf, _ = model._prepare_generation_config(wanted)
+        hf.num_return_sequences = number
         hf.max_length = None  # max_new_tokens alone limits the length
-        hf.validate(strict=False)
+        hf.max_time = None  # an answer must not depend on the machine's speed
+        hf.return_dict_in_generate = False
         mode = hf.get_generation_mode()
+        _refuse_equal_answers(hf, mode)
+        hf.validate(strict=False)
+        stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
     except ValueError as error:
         raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
+    return GenerationSettings(
+        hf=hf,
+        max_new_tokens=hf.max_new_tokens,
+        num_sequences=hf.num_return_sequences,
+        eos_token_ids=_eos_token_ids(hf),
+        stop_strings=stop_strings,
+        batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+    )
+
+
+def _refuse_equal_answers(hf: HFGenerationConfig, mode: GenerationMode) -> None:
     if mode == GenerationMode.GREEDY_SEARCH and hf.num_return_sequences > 1:
         raise TaskArgsInvalid(
             f"generation_config.num_return_sequences is {hf.num_return_sequences}, but greedy "
@@ -86,14 +108,6 @@ def resolve_settings(
             "to at least that",
             param="generation_config.num_return_sequences",
         )
-    return GenerationSettings(
-        hf=hf,
-        max_new_tokens=hf.max_new_tokens,
-        num_sequences=hf.num_return_sequences,
-        eos_token_ids=_eos_token_ids(hf),
-        stop_strings=tuple(hf.stop_strings or ()),
-        batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
-    )
 
 
 def _max_new_tokens(
@@ -118,6 +132,11 @@ def _max_new_tokens(
             param="generation_config.max_new_tokens",
         )
     return asked
+
+
+def _stop_strings(hf: HFGenerationConfig) -> tuple[str, ...]:
+    stop = hf.stop_strings
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def _eos_token_ids(hf: HFGenerationConfig) -> frozenset[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,8 @@ from engine.loader import load_processor
 from schema.errors import TaskArgsInvalid
 from schema.task import ImageBlock, Task
 
-MAX_IMAGE_PIXELS = 64 * 1024 * 1024
-"""Larger pictures are refused before they are decoded (decompression bombs)."""
+MAX_PIXELS = 64 * 1024 * 1024
+"""Of all pictures of a task together; more are refused before they are decoded."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -42,9 +42,7 @@ class ImageInputs:
 
 
 def image_params(task: Task) -> list[str]:
-    """The paths of a task's images (``messages.0.content.1.base64``), in order, for error
-    messages.
-    """
+    """The paths of a task's images, such as ``messages.0.content.1.base64``, in order."""
     return [
         f"messages.{m}.content.{b}.base64"
         for m, message in enumerate(task.messages)
@@ -54,33 +52,69 @@ def image_params(task: Task) -> list[str]:
     ]
 
 
-def decode_image(data: str, param: str) -> Image.Image:
-    """One base64 picture as RGB, upright.
+def decode_images(images: Sequence[str], params: Sequence[str]) -> Iterator[Image.Image]:
+    """The pictures of a task as RGB, upright; of an animation the first frame.
+
+    All headers are read before the first picture is decoded, and no more than one decoded picture
+    is held here at a time: a few kilobytes may unpack to gigabytes, in one picture or in many.
 
     Raises:
-        TaskArgsInvalid: not base64, not a picture of a known format, damaged, or too large.
+        TaskArgsInvalid: not base64, not a picture of a known format, damaged, or too many pixels.
     """
+    opened = [_open(data, param) for data, param in zip(images, params, strict=True)]
+    total = 0
+    for image, param in zip(opened, params, strict=True):
+        total += image.width * image.height
+        if total > MAX_PIXELS:
+            raise _too_large(param)
+    for image, param in zip(opened, params, strict=True):
+        yield _rgb(image, param)
+
+
+def _open(data: str, param: str) -> Image.Image:
+    """One base64 picture, its header read and its pixels not yet."""
     try:
         raw = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise TaskArgsInvalid(f"{param} is not valid base64: {error}", param=param) from error
     try:
-        image = Image.open(io.BytesIO(raw), formats=FORMATS)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise TaskArgsInvalid(
-                f"{param} is a picture of {image.width}x{image.height} pixels; the limit is "
-                f"{MAX_IMAGE_PIXELS} pixels: scale it down",
-                param=param,
-            )
-        upright = ImageOps.exif_transpose(image)
-        return upright.convert("RGB")
-    except TaskArgsInvalid:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on hostile input
-        raise TaskArgsInvalid(
-            f"{param} is not a readable picture ({', '.join(FORMATS)}): {type(error).__name__}",
-            param=param,
-        ) from error
+        return Image.open(io.BytesIO(raw), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own, higher limit
+        raise _too_large(param) from error
+    except Exception as error:  # Pillow raises many types on hostile input
+        raise _unreadable(param, error) from error
+
+
+def _rgb(image: Image.Image, param: str) -> Image.Image:
+    try:
+        image = _upright(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except Exception as error:
+        raise _unreadable(param, error) from error
+
+
+def _too_large(param: str) -> TaskArgsInvalid:
+    return TaskArgsInvalid(
+        f"{param}: with this picture the task has more than {MAX_PIXELS} pixels, which is the "
+        "limit for all its pictures together: scale them down",
+        param=param,
+    )
+
+
+def _unreadable(param: str, error: Exception) -> TaskArgsInvalid:
+    return TaskArgsInvalid(
+        f"{param} is not a readable picture ({', '.join(FORMATS)}): {type(error).__name__}",
+        param=param,
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - damaged EXIF; a damaged picture fails when it is decoded
+        return image
 
 
 class ImagePreprocessor:
@@ -102,17 +136,28 @@ class ImagePreprocessor:
                 f"{params[0]}: model {self._name!r} reads text only; remove the image blocks",
                 param=params[0],
             )
-        pictures = [decode_image(data, p) for data, p in zip(images, params, strict=True)]
+        # One at a time: the model's processor makes several copies of what it is given.
+        prepared = [self._prepare(picture) for picture in decode_images(images, params)]
+        return ImageInputs(
+            arrays={
+                key: np.concatenate([one.arrays[key] for one in prepared])
+                for key in prepared[0].arrays
+            },
+            placeholders=tuple(text for one in prepared for text in one.placeholders),
+        )
+
+    def _prepare(self, picture: Image.Image) -> ImageInputs:
+        assert self._processor is not None
         features = self._processor(
-            images=pictures,
-            text=[self._processor.image_token * len(pictures)],
+            images=[picture],
+            text=[self._processor.image_token],
             return_text_replacement_offsets=True,
             return_tensors="np",
         )
-        offsets = features.pop("text_replacement_offsets")[0]
+        (offset,) = features.pop("text_replacement_offsets")[0]
         arrays = {
             key: np.asarray(value)
             for key, value in features.items()
             if key not in self._processor.tokenizer.model_input_names
         }
-        return ImageInputs(arrays, tuple(offset["replacement"] for offset in offsets))
+        return ImageInputs(arrays, (offset["replacement"],))

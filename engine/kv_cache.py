@@ -31,9 +31,7 @@ class KVShape:
 
 @dataclass(frozen=True)
 class LayerKV:
-    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` [slots, kv_heads,
-    value_dim].
-    """
+    """One layer's storage: [slots, kv_heads, key_dim] and [slots, kv_heads, value_dim]."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -119,8 +117,8 @@ class KVCache:
         """Copy the first ``num_tokens`` tokens of one sequence's pages into another's."""
         read, write = self.slots(source, 0, num_tokens), self.slots(target, 0, num_tokens)
         for layer in self.layers.values():
-            layer.keys[write] = layer.keys[read]
-            layer.values[write] = layer.values[read]
+            for stored in (layer.keys, layer.values):
+                stored[write] = stored[read].clone()  # a slice is a view, not to be written from
 
     def check_integrity(self, owned: Sequence[Sequence[int]]) -> None:
         """Raise unless every page is free or owned exactly once (``owned``: each owner's pages)."""

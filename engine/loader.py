@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,7 +22,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from engine.config import EngineConfig
-from schema.errors import ModelDownloadError, ModelInvalid, ModelNotDownloaded, TaskError
+from engine.load_errors import load_errors
+from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
@@ -102,22 +95,26 @@ def load_model(config: EngineConfig) -> LoadedModel:
         ModelInvalid: no such model, or one that this engine cannot run.
         ModelNotDownloaded: ``local_files_only`` and not in the cache.
         ModelDownloadError: the hub could not be reached.
+        OutOfMemory: the weights do not fit into the device's memory.
     """
     device = resolve_device(config)
-    with _load_errors(config):
+    with load_errors(config):
         hf_config = _load_config(config)
         is_vision = _is_vision(hf_config, config)
         auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
         logger.info("loading %s on %s", config.model, device)
-        model = auto_class.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             config.model,
             config=hf_config,
             dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
             quantization_config=_quantization(config, hf_config),
             device_map={"": device},
             use_safetensors=True,
+            output_loading_info=True,
             **_source(config),
         )
+        model, found = loaded
+        _refuse_random_weights(config, found["missing_keys"])
         processor = _load_internvl_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
     return LoadedModel(
@@ -134,10 +131,19 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 def load_processor(config: EngineConfig) -> Any | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
-    with _load_errors(config):
+    with load_errors(config):
         hf_config = _load_config(config)
         return (
             _load_internvl_processor(config, hf_config) if _is_vision(hf_config, config) else None
+        )
+
+
+def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> None:
+    """transformers makes up what a checkpoint lacks; the answers would be noise."""
+    if missing:
+        raise ModelInvalid(
+            f"model {config.name!r} is no complete text generation model: its weights lack "
+            f"{len(missing)} tensors, such as {min(missing)}"
         )
 
 
@@ -167,6 +173,9 @@ def _load_config(config: EngineConfig) -> PreTrainedConfig:
 def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(config.model, **_source(config))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        # What transformers makes of a repository without tokenizer files.
+        raise ModelInvalid(f"model {config.name!r} has no tokenizer: its files are missing")
     return tokenizer
 
 
@@ -197,8 +206,13 @@ def _quantization(config: EngineConfig, hf_config: PreTrainedConfig) -> BitsAndB
         return None
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ModelInvalid(f"model {config.name!r} is quantized already: leave quantize_bits out")
-    dtype = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    # These two warn at import about an optional kernel package, and at every single call about
+    # arithmetic in float16, which is what INT8 means here (docs/architecture.md).
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if config.quantize_bits == 4:
+        own = hf_config.get_text_config().dtype or torch.bfloat16
+        dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -228,44 +242,3 @@ def _context_length(config: EngineConfig, hf_config: PreTrainedConfig) -> int:
             f"{own} tokens"
         )
     return config.context_length
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or current in seen:
-            continue
-        seen.append(current)
-        yield current
-        queue += [current.__cause__, current.__context__]
-
-
-@contextmanager
-def _load_errors(config: EngineConfig) -> Iterator[None]:
-    """Tell apart what transformers and the hub raise as one OSError."""
-    name = config.name
-    try:
-        yield
-    except TaskError:
-        raise
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        causes = tuple(_causes(error))
-
-        def caused_by(*types: type[BaseException]) -> bool:
-            return any(isinstance(cause, types) for cause in causes)
-
-        if caused_by(GatedRepoError):
-            raise ModelInvalid(
-                f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN"
-            ) from error
-        if caused_by(RepositoryNotFoundError, RevisionNotFoundError):
-            raise ModelInvalid(f"model {name!r} does not exist on the hub: {error}") from error
-        if caused_by(LocalEntryNotFoundError) and config.local_files_only:
-            raise ModelNotDownloaded(
-                f"model {name!r} is not in the local cache, and local_files_only is set"
-            ) from error
-        if caused_by(LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError):
-            raise ModelDownloadError(f"model {name!r} could not be downloaded: {error}") from error
-        raise ModelInvalid(f"model {name!r} could not be loaded: {error}") from error

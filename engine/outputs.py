@@ -1,12 +1,11 @@
-"""What the engine's thread tells the outside: text deltas, usage, the end of a task or its
-error.
-"""
+"""What the engine's thread tells the outside: text deltas, usage, the end or the error."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,9 +23,7 @@ class ChoiceDelta:
 
 
 class Progress(NamedTuple):
-    """News of one task. ``completion_tokens`` is cumulative; ``done`` or ``error`` ends the
-    task.
-    """
+    """News of one task: ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it."""
 
     deltas: tuple[ChoiceDelta, ...] = ()
     completion_tokens: int = 0
@@ -131,8 +128,9 @@ class Mailbox:
         with self._lock:
             self._news.append(progress)
             first = len(self._news) == 1
-        if first and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrived.set)
+        if first:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self) -> Progress:
         """Everything since the last call; waits for something."""

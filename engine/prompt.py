@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from engine.images import ImageInputs
@@ -22,9 +21,7 @@ _ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered task: ``token_ids`` with image placeholders expanded, and the images
-    themselves.
-    """
+    """A rendered task: ``token_ids`` with image placeholders expanded, and the images."""
 
     token_ids: tuple[int, ...]
     images: ImageInputs | None
@@ -36,9 +33,8 @@ class PromptRenderer:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
-        self._reserved = frozenset(
-            inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-        ) - frozenset(_ALLOWED_TEMPLATE_ARGUMENTS)
+        parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+        self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
@@ -101,7 +97,7 @@ class PromptRenderer:
                 tokenize=False,
                 **arguments,
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # a template is a program, and not ours
             raise TaskArgsInvalid(
                 f"messages: the model's chat template refused them: {error}", param="messages"
             ) from error
@@ -153,10 +149,16 @@ def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
 def _template_tool_call(call: dict[str, Any]) -> dict[str, Any]:
     """OpenAI sends arguments as a JSON string; templates expect the object."""
     function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
+    if isinstance(function, dict):
+        return {**call, "function": _with_object(function)}
+    return _with_object(call)
+
+
+def _with_object(function: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(function.get("arguments"), str):
+        return function
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
+    except (ValueError, RecursionError):
+        return function
+    return {**function, "arguments": arguments} if isinstance(arguments, dict) else function

@@ -21,8 +21,8 @@ def run_task(
     """Run one task and return its response.
 
     Args:
-        task: the task, or give its fields as keyword arguments: ``run_task(model=...,
-        messages=...)``. stream_callback: called with every stream chunk as it comes.
+        task: the task; or give its fields instead: ``run_task(model=..., messages=...)``.
+        stream_callback: called with every stream chunk as it comes.
         engine: a loaded engine to run on. Without one, the task's model is loaded (from the hub or
             a directory, in the task's dtype and quantization) and dropped again.
 

@@ -69,6 +69,8 @@ class Runner:
     def __init__(self, loaded: LoadedModel) -> None:
         self._model = loaded.model
         self._image_token_id = loaded.image_token_id
+        # What transformers chose for this model: not all of them can run sdpa.
+        self.own_attention: str = self._model.get_decoder().config._attn_implementation
         self.device = loaded.device
         self._cache: KVCache | None = None
 

@@ -1,5 +1,4 @@
-"""From logits to the next tokens of one task: transformers' processors and the task's own
-generator.
+"""From logits to the next tokens: transformers' processors and the task's own generator.
 
 ``torch.multinomial`` with one sample is an exponential race, ``argmax(probs / q)`` with ``q ~
 Exp(1)`` drawn in the shape of ``probs``. A task that draws ``[num_return_sequences, vocab]`` a step
@@ -58,8 +57,7 @@ class Sampler:
         Raises:
             TaskExecutionError: the logits are not numbers.
         """
-        if bool(logits.isnan().any()):
-            raise TaskExecutionError("the model produced logits that are not numbers (NaN)")
+        check_numbers(logits)
         if len(alive) < self._num_sequences:
             # `generate` goes on drawing for finished sequences, so we do; what they score is
             # unused.
@@ -68,6 +66,7 @@ class Sampler:
             logits = full
         scores = self._processors(self._ids, logits)
         if self._do_sample:
+            check_numbers(scores)
             probabilities = torch.softmax(scores, dim=-1)
             tokens = torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
         else:
@@ -79,6 +78,18 @@ class Sampler:
             column = torch.tensor(padded, device=self._ids.device)[:, None]
             self._ids = torch.cat([self._ids, column], dim=1)
         return [picked[i] for i in alive]
+
+
+def check_numbers(scores: torch.Tensor) -> None:
+    """Raise unless every row has a largest score: no NaN, no overflow, not everything forbidden.
+
+    On CUDA, sampling from such a row would take the whole process down.
+
+    Raises:
+        TaskExecutionError: the scores are not numbers.
+    """
+    if not bool(scores.amax(dim=-1).isfinite().all()):
+        raise TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
 def _complete(hf: GenerationConfig, prompt_tokens: int) -> None:

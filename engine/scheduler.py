@@ -81,7 +81,7 @@ class Scheduler:
         chunks: list[PrefillChunk] = []
         rows_left = self._max_prefill_rows
         for request in self.running:
-            if request.status != Status.PREFILL:
+            if request.status != Status.PREFILL or not request.settings.batched:
                 continue
             start = request.num_prefilled
             stop = min(start + self._prefill_chunk, request.prompt_tokens)

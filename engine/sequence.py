@@ -1,6 +1,4 @@
-"""A task inside the engine: `Request`, and the `Sequence`s that answer it. They own all
-counters.
-"""
+"""A task inside the engine: a `Request`, and the `Sequence`s that answer it."""
 
 from __future__ import annotations
 

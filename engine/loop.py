@@ -1,0 +1,248 @@
+"""The engine's thread: the step loop, and the queue in front of it.
+
+A step prefills a chunk of every new prompt, then decodes one token of every running sequence. All
+that touches the model or the cache happens on this thread; callers hand requests over through
+`EngineLoop.submit` and hear of them through their sink.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from engine.config import EngineConfig
+from engine.determinism import make_deterministic
+from engine.exclusive import run_exclusive
+from engine.lanes import BatchedLane
+from engine.loader import LoadedModel
+from engine.outputs import ChoiceDelta
+from engine.probe import plain_attention
+from engine.runner import Runner
+from engine.sampler import Sampler
+from engine.scheduler import Scheduler, overloaded
+from engine.sequence import Request, Status
+from schema.errors import OutOfMemory, TaskError, TaskExecutionError
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs requests. Construction starts the thread, `close` stops it."""
+
+    def __init__(
+        self, config: EngineConfig, loaded: LoadedModel, runner: Runner, lane: BatchedLane
+    ) -> None:
+        self._config = config
+        self._loaded = loaded
+        self._runner = runner
+        self._row_counts = lane.row_counts
+        self._cache = lane.cache
+        self.scheduler = Scheduler(
+            lane.cache,
+            max_sequences=config.max_sequences,
+            prefill_chunk=config.prefill_chunk,
+            max_prefill_rows=lane.row_counts.prefill[-1] if lane.row_counts else 0,
+        )
+        self._submissions: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._submit_lock = threading.Lock()  # nothing is submitted behind the loop's last look
+        self._death: BaseException | None = None
+        self.thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self.thread.start()
+
+    # --- For other threads -----------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Hand a request over.
+
+        Raises:
+            Overloaded: as many tasks are here as may run and wait.
+            TaskExecutionError: the loop has ended.
+        """
+        with self._submit_lock:
+            self.check_health()
+            num_tasks = self._num_waiting() + len(self.scheduler.running)
+            if num_tasks >= self._config.max_sequences + self._config.max_waiting:
+                raise overloaded(self._num_waiting())
+            self._submissions.put(request)
+
+    def stats(self) -> dict[str, int]:
+        """What the loop is doing now; the numbers may be a step old."""
+        running = list(self.scheduler.running)
+        return {
+            "waiting": self._num_waiting(),
+            "running": len(running),
+            "running_sequences": sum(len(request.running) for request in running),
+            "kv_pages_free": self._cache.num_free_pages,
+            "kv_pages": self._cache.num_pages,
+        }
+
+    def check_health(self) -> None:
+        """Raise if the loop has ended."""
+        if self._death is not None:
+            raise TaskExecutionError(f"the engine has stopped: {self._death}")
+
+    def close(self) -> None:
+        """Stop the thread; what is running ends with an error. Idempotent."""
+        self._submissions.put(None)
+        while self.thread.is_alive():
+            for request in tuple(self.scheduler.running):
+                request.cancel_requested = True  # the exclusive lane looks at every token
+            self.thread.join(timeout=0.1)
+
+    def _num_waiting(self) -> int:
+        return len(self.scheduler.waiting) + self._submissions.qsize()
+
+    # --- On the engine's thread ------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        # The number of threads is a property of the calling thread too.
+        make_deterministic(self._config.threads)
+        busy = False
+        try:
+            while self._take_submissions(wait=not busy):
+                busy = self.step()
+        except BaseException as error:
+            self._death = error
+            logger.exception("the engine's loop died")
+        finally:
+            with self._submit_lock:
+                self._death = self._death or RuntimeError("closed")
+            self._fail_everything()
+
+    def _take_submissions(self, *, wait: bool) -> bool:
+        """Move submitted requests to the queue; with ``wait``, sleep until there is one.
+
+        Returns False when the engine is to stop.
+        """
+        while wait or not self._submissions.empty():
+            request = self._submissions.get()
+            if request is None:
+                return False
+            self.scheduler.waiting.append(request)
+            wait = False
+        return True
+
+    def step(self) -> bool:
+        """One step of everything; False when there was nothing to do."""
+        self._drop_cancelled()
+        self._admit()
+        self._prefill()
+        self._decode()
+        self.scheduler.drop_finished()
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def _drop_cancelled(self) -> None:
+        for request in (*self.scheduler.waiting, *self.scheduler.running):
+            if request.cancel_requested:
+                request.cancel()
+        self.scheduler.drop_finished()
+
+    def _admit(self) -> None:
+        """Start the waiting requests that there is room for.
+
+        After one that keeps the device busy by itself the others get their step first.
+        """
+        busy = False
+        while not busy and (request := self.scheduler.admit()):
+            with self._blame([request]):
+                busy = not request.settings.batched or request.prompt.images is not None
+                self._start(request)
+
+    def _start(self, request: Request) -> None:
+        if not request.settings.batched:
+            with plain_attention(self._runner):
+                run_exclusive(self._loaded, request)
+            return
+        if request.prompt.images is not None:
+            request.image_features = self._runner.encode_images(request.prompt.images)
+        request.sampler = Sampler(
+            self._loaded.model,
+            request.settings,
+            request.prompt.token_ids,
+            request.seed,
+            self._loaded.device,
+        )
+
+    def _prefill(self) -> None:
+        chunks = self.scheduler.prefill_chunks()
+        if not chunks:
+            return
+        assert self._row_counts is not None
+        with self._blame([chunk.request for chunk in chunks]):
+            logits = iter(self._runner.prefill(chunks, self._row_counts))
+            for chunk in chunks:
+                chunk.request.num_prefilled = chunk.stop
+                if chunk.is_last:
+                    self._fork(chunk.request)
+                    self._sample(
+                        chunk.request, next(logits).repeat(len(chunk.request.sequences), 1)
+                    )
+
+    def _fork(self, request: Request) -> None:
+        """Give every further sequence its copy of the prompt's keys and values."""
+        first, *others = request.sequences
+        for other in others:
+            self._cache.copy(first.pages, other.pages, request.prompt_tokens)
+        request.status = Status.DECODE
+
+    def _decode(self) -> None:
+        batch = self.scheduler.decode_batch()
+        if not batch:
+            return
+        assert self._row_counts is not None
+        requests = list(dict.fromkeys(request for request, _ in batch))
+        with self._blame(requests):
+            logits = self._runner.decode(batch, self._row_counts)
+            row = 0
+            for request in requests:
+                rows = len(request.running)
+                self._sample(request, logits[row : row + rows])
+                row += rows
+
+    def _sample(self, request: Request, logits: torch.Tensor) -> None:
+        """Append a token to each running sequence of a request and report the new text."""
+        with self._blame([request]):
+            assert request.sampler is not None
+            running = request.running
+            tokens = request.sampler.next_tokens(logits, [answer.index for answer in running])
+            deltas: list[ChoiceDelta] = []
+            for answer, token in zip(running, tokens, strict=True):
+                if delta := request.accept(answer, token):
+                    deltas.append(delta)
+            request.tell(deltas)
+
+    @contextmanager
+    def _blame(self, requests: Sequence[Request]) -> Iterator[None]:
+        """End these requests, and only these, when the body raises."""
+        try:
+            yield
+        except TaskError as error:
+            self._fail(requests, error)
+        except torch.OutOfMemoryError as error:
+            logger.warning("out of memory: %s", error)
+            self._fail(requests, OutOfMemory(f"the device ran out of memory: {error}"))
+        except torch.AcceleratorError as error:
+            # The CUDA context is lost, and with it the process: let the replica be replaced.
+            self._fail(requests, TaskExecutionError(f"the device failed: {error}"))
+            raise
+        except Exception as error:
+            logger.exception("a task failed")
+            self._fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
+
+    @staticmethod
+    def _fail(requests: Sequence[Request], error: TaskError) -> None:
+        for request in requests:
+            request.fail(error)
+
+    def _fail_everything(self) -> None:
+        while not self._submissions.empty():
+            if (request := self._submissions.get()) is not None:
+                self.scheduler.waiting.append(request)
+        for request in (*self.scheduler.waiting, *self.scheduler.running):
+            request.fail(TaskExecutionError(f"the engine has stopped: {self._death}"))
+        self.scheduler.drop_finished()

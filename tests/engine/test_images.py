@@ -1,0 +1,213 @@
+"""Pictures as their format means them; whatever is no picture is refused with its place."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from engine.config import EngineConfig
+from engine.images import MAX_PIXELS, ImagePreprocessor, decode_images, image_params
+from schema import Task
+from schema.errors import TaskArgsInvalid
+from tests.engine.conftest import TinyModel
+
+PARAM = "messages.3.content.1.base64"
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "WEBP")
+
+
+def pixels(mode: str = "RGB", size: tuple[int, int] = (13, 7)) -> Image.Image:
+    """A picture without symmetries."""
+    width, height = size
+    rng = np.random.default_rng(5)
+    values = rng.integers(0, 256, (height, width, len(Image.new(mode, (1, 1)).getbands())))
+    return Image.fromarray(values.astype(np.uint8).squeeze(), mode if mode != "CMYK" else None)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decode_image(data: str, param: str) -> Image.Image:
+    (image,) = decode_images([data], [param])
+    return image
+
+
+def same(first: Image.Image, second: Image.Image) -> bool:
+    return first.mode == second.mode and np.array_equal(np.asarray(first), np.asarray(second))
+
+
+def refused(data: str) -> TaskArgsInvalid:
+    with pytest.raises(TaskArgsInvalid) as caught:
+        decode_image(data, PARAM)
+    assert caught.value.param == PARAM
+    assert str(caught.value).startswith(PARAM)
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_formats(kind: str) -> None:
+    original = pixels()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    if kind == "GIF":
+        original = original.quantize(16).convert("RGB")
+    assert same(decode_image(encoded(original, kind, **options), PARAM), original)
+
+
+def test_jpeg() -> None:
+    data = encoded(pixels(), "JPEG")
+    reference = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert same(decode_image(data, PARAM), reference.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
+def test_modes_become_rgb(mode: str) -> None:
+    original = pixels("RGBA" if mode == "LA" else "RGB").convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert same(decode_image(encoded(original, kind), PARAM), original.convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    """As a viewer shows them: neither cut off at 255 nor wrapped around."""
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    got = np.asarray(decode_image(encoded(Image.fromarray(levels), kind), PARAM)).astype(int)
+    assert np.abs(got - (levels / 257)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "lime", "blue")]
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
+    if kind == "WEBP":
+        options["lossless"] = True
+    assert same(decode_image(encoded(frames[0], kind, **options), PARAM), frames[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(pixels(), kind, exif=exif)
+    reference = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert reference is not None
+    got = decode_image(data, PARAM)
+    assert same(got, reference.convert("RGB"))
+    assert got.size == ((7, 13) if orientation > 4 else (13, 7))
+
+
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    original = pixels()
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08"):
+        data = encoded(original, "WEBP", lossless=True, exif=exif)
+        assert same(decode_image(data, PARAM), original)
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["", "!", "not base64!", "AAA", "AAAA\n", "AA==AA==", "data:image/png;base64,AAAA", "ä"],
+)
+def test_what_is_not_base64(data: str) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, I am a text", b"\0" * 100, b"<svg></svg>", b"%PDF-1.4", b"\x89PNG"]
+)
+def test_what_is_not_a_picture(content: bytes) -> None:
+    refused(base64.b64encode(content).decode())
+
+
+def test_formats_that_are_not_listed() -> None:
+    error = refused(encoded(pixels(), "PPM"))
+    assert "PNG" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_truncated_files(kind: str) -> None:
+    raw = base64.b64decode(encoded(pixels(size=(60, 50)), kind))
+    for keep in (len(raw) // 2, len(raw) - len(raw) // 8):
+        refused(base64.b64encode(raw[:keep]).decode())
+
+
+def _png_of(width: int, height: int, rows: int) -> str:
+    """A PNG that claims a size; ``rows`` rows of zeros are there."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes((width + 1) * rows))
+    parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    return base64.b64encode(
+        b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    ).decode()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(8193, 8192), (12_000, 9_000), (20_000, 20_000), (2**31 - 1, 2)])
+def test_huge_pictures_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+    error = refused(_png_of(*size, rows=0))
+    assert str(MAX_PIXELS) in str(error)
+
+
+def test_the_largest_picture_is_read() -> None:
+    side = 8192
+    assert side * side == MAX_PIXELS
+    assert decode_image(_png_of(side, side, rows=side), PARAM).size == (side, side)
+
+
+def test_many_pictures_share_one_limit() -> None:
+    side = 4096
+    data = _png_of(side, side, rows=side)
+    assert len(list(decode_images([data] * 4, ["a"] * 4))) == 4
+    with pytest.raises(TaskArgsInvalid) as caught:
+        list(decode_images([data] * 5, list("abcde")))
+    assert caught.value.param == "e"
+
+
+def picture_task(*data: str) -> Task:
+    blocks = [{"type": "image", "base64": text} for text in data]
+    return Task.from_fields(
+        model="tiny",
+        messages=[
+            {"role": "system", "content": "text"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, *blocks]},
+        ],
+    )
+
+
+def test_the_error_names_the_picture_at_fault(tiny_model: TinyModel) -> None:
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
+    task = picture_task(encoded(pixels(), "PNG"), base64.b64encode(b"text").decode())
+    with pytest.raises(TaskArgsInvalid) as caught:
+        prepare(task.split_images()[1], image_params(task))
+    assert caught.value.param == "messages.1.content.2.base64"
+
+
+def test_a_text_model_refuses_pictures(tiny_model: TinyModel) -> None:
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("qwen2"))))
+    task = picture_task(encoded(pixels(), "PNG"))
+    with pytest.raises(TaskArgsInvalid, match="text only") as caught:
+        prepare(task.split_images()[1], image_params(task))
+    assert caught.value.param == "messages.1.content.1.base64"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (33, 32)])
+def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -> None:
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
+    task = picture_task(encoded(Image.new("RGB", size, "red"), "PNG"))
+    inputs = prepare(task.split_images()[1], image_params(task))
+    tiles = inputs.arrays["pixel_values"]
+    assert tiles.shape[1:] == (3, 32, 32)
+    assert inputs.placeholders[0].count("<IMG_CONTEXT>") == 4 * len(tiles)
