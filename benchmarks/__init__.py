@@ -1,0 +1,1 @@
+"""Measurements that are too slow for the tests: `python -m benchmarks.engine`."""

@@ -1,0 +1,356 @@
+"""The ways to run the same tasks that the benchmark compares.
+
+Each peer runs in a process of its own (`benchmarks.worker`). The clock favours the peers of
+transformers: they tokenize before it starts and decode their answers after it has stopped, while
+the engine is given text and streams text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.continuous_batching.utils import WorkloadHints
+
+from benchmarks.workload import BenchTask
+from engine import Engine, EngineConfig
+from schema.task import Task
+
+ENGINE = "engine"
+RELAXED_ENGINE = "engine, deterministic: false"
+ONE_AT_A_TIME = "generate one at a time"
+STATIC_BATCH = "generate, static batch"
+CONTINUOUS = "transformers continuous batching"
+
+
+@dataclass(frozen=True)
+class PeerSettings:
+    """What all peers are given.
+
+    Attributes:
+        max_tasks: the most tasks of any run; every peer may work on all of them at once.
+        max_prompt, max_answer: the longest prompt and answer of any run, in tokens.
+    """
+
+    model_dir: str
+    dtype: str
+    device: str
+    threads: int
+    max_tasks: int
+    max_prompt: int
+    max_answer: int
+    cb_batch_tokens: int | None
+
+    def kv_blocks(self, tokens_per_block: int) -> int:
+        """Blocks of KV cache that hold the worst case of every run."""
+        tokens = self.max_prompt + self.max_answer
+        return self.max_tasks * -(-tokens // tokens_per_block)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One answer. Times are seconds since the whole batch was submitted."""
+
+    tokens: int
+    first_s: float
+    last_s: float
+    text: str
+
+
+class Peer(ABC):
+    """Holds a model and runs batches of tasks."""
+
+    @abstractmethod
+    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
+        """Run tasks that are all submitted at once; results in their order."""
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """The settings that it runs with. JSON-able."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to close)
+        """Stop what it has started."""
+
+
+class EnginePeer(Peer):
+    """This repository's engine; every task is a stream on one event loop."""
+
+    def __init__(self, settings: PeerSettings, **options: Any) -> None:
+        page_size = EngineConfig.page_size
+        config: dict[str, Any] = {
+            "model": settings.model_dir,
+            "model_id": "benchmark",
+            "dtype": settings.dtype,
+            "device": settings.device,
+            "threads": settings.threads,
+            "max_sequences": settings.max_tasks,
+            "max_waiting": settings.max_tasks,
+            "kv_cache_tokens": settings.kv_blocks(page_size) * page_size,
+            "local_files_only": True,
+        }
+        self._engine = Engine(EngineConfig(**config | options))
+
+    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
+        """Run tasks that are all submitted at once; results in their order."""
+        return asyncio.run(self._stream_all(tasks))
+
+    async def _stream_all(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
+        parsed = [
+            Task.from_fields(
+                model="benchmark",
+                messages=[{"role": "user", "content": task.prompt}],
+                generation_config={"max_new_tokens": task.answer_tokens, "do_sample": False},
+            )
+            for task in tasks
+        ]
+        start = time.perf_counter()
+        results = await asyncio.gather(*(self._stream(task, start) for task in parsed))
+        for task, (_, prompt_tokens) in zip(tasks, results, strict=True):
+            assert prompt_tokens == len(task.prompt), "the engine saw another prompt"
+        return [result for result, _ in results]
+
+    async def _stream(self, task: Task, start: float) -> tuple[TaskResult, int]:
+        first: float | None = None
+        prompt_tokens = tokens = 0
+        text: list[str] = []
+        async for chunk in self._engine.stream(task):
+            first = first or time.perf_counter()
+            prompt_tokens = chunk["usage"]["prompt_tokens"]
+            tokens = chunk["usage"]["completion_tokens"]
+            text += [choice["delta"]["content"] for choice in chunk["choices"]]
+        assert first is not None
+        last = time.perf_counter()
+        return TaskResult(tokens, first - start, last - start, "".join(text)), prompt_tokens
+
+    def description(self) -> dict[str, Any]:
+        """The settings that it runs with. JSON-able."""
+        card = self._engine.card()
+        names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "row_counts", "lanes")
+        return {name: card[name] for name in (*names, "exclusive_reason") if name in card}
+
+    def close(self) -> None:
+        """Stop the engine's thread."""
+        self._engine.close()
+
+
+class _TransformersPeer(Peer):
+    """What the peers that use transformers' own model have in common."""
+
+    def __init__(self, settings: PeerSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        # As the engine does, so that arithmetic in float32 is the same arithmetic on a GPU.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.model_dir)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model_dir,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation="sdpa",
+            device_map={"": self.device},
+        )
+        self.model.eval()
+
+    def description(self) -> dict[str, Any]:
+        """The settings that it runs with. JSON-able."""
+        return {"attention": self.model.config._attn_implementation}
+
+    def ids(self, task: BenchTask) -> list[int]:
+        """The prompt's token ids, the same that the engine makes of its text."""
+        ids: list[int] = self.tokenizer(task.prompt, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(task.prompt)
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer's text."""
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+class _FirstToken(StoppingCriteria):
+    """Notes when `generate` has its first token; stops nothing."""
+
+    def __init__(self) -> None:
+        self.time: float | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self.time is None:
+            input_ids[0, -1].item()  # wait for the device
+            self.time = time.perf_counter()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class GeneratePeer(_TransformersPeer):
+    """`generate`: one task after the other, or all of them as one padded batch."""
+
+    def __init__(self, settings: PeerSettings, *, static_batch: bool) -> None:
+        super().__init__(settings)
+        self._static_batch = static_batch
+
+    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
+        """Run tasks that are all submitted at once; results in their order."""
+        prompts = [self.ids(task) for task in tasks]
+        batches = [range(len(tasks))] if self._static_batch else [[i] for i in range(len(tasks))]
+        timed: list[tuple[list[int], float, float]] = []
+        start = time.perf_counter()
+        for batch in batches:
+            first = _FirstToken()
+            answers = self._generate(
+                [prompts[i] for i in batch], max(tasks[i].answer_tokens for i in batch), first
+            )
+            last = time.perf_counter() - start
+            assert first.time is not None
+            timed += [(answer, first.time - start, last) for answer in answers]
+        results = []
+        for task, (answer, first_s, last_s) in zip(tasks, timed, strict=True):
+            asked = answer[: task.answer_tokens]  # the rest was generated, but nobody wanted it
+            results.append(TaskResult(len(asked), first_s, last_s, self.text(asked)))
+        return results
+
+    def _generate(
+        self, prompts: list[list[int]], max_new_tokens: int, first: _FirstToken
+    ) -> list[list[int]]:
+        """One call; prompts are padded on the left."""
+        length = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = torch.tensor(prompt)
+            mask[row, length - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([first]),
+        )
+        answers: list[list[int]] = output[:, length:].tolist()
+        return answers
+
+
+class ContinuousBatchingPeer(_TransformersPeer):
+    """transformers' own continuous batching, with settings chosen in its favour.
+
+    The cache holds every run's worst case and is made once, outside the clock; no part of it is
+    kept in reserve; block sharing is off because no two prompts begin alike. On CPU the pages are
+    small, as no kernel there wants them large, and the prompt tokens of a step are limited: its
+    attention there is dense over all tokens of the step and all of the cache that is in use, so
+    that a larger step costs more for each token. On CUDA both are left to the library, as is the
+    switch to flash attention where that is installed. Tokens are not streamed, only their times
+    recorded.
+    """
+
+    _CPU_BATCH_TOKENS = 256
+    _CPU_PAGE_SIZE = 32
+
+    def __init__(self, settings: PeerSettings) -> None:
+        super().__init__(settings)
+        on_cpu = self.device.type == "cpu"
+        options: dict[str, Any] = {"page_size": self._CPU_PAGE_SIZE} if on_cpu else {}
+        batch_tokens = settings.cb_batch_tokens or (self._CPU_BATCH_TOKENS if on_cpu else None)
+        config = ContinuousBatchingConfig(
+            **options,
+            max_batch_tokens=batch_tokens,
+            allow_block_sharing=False,
+            safety_margin=0.0,
+        )
+        config.num_blocks = settings.kv_blocks(config.page_size)
+        self._arguments: dict[str, Any] = {
+            "generation_config": GenerationConfig(do_sample=False, eos_token_id=-1),
+            "continuous_batching_config": config,
+            "workload_hints": WorkloadHints(
+                max_prompt_length=settings.max_prompt,
+                max_generated_length=settings.max_answer,
+                num_requests=settings.max_tasks,
+            ),
+            "persistent_manager": True,
+        }
+        self._description: dict[str, Any] = {}
+
+    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
+        """Run tasks that are all submitted at once; results in their order."""
+        prompts = [self.ids(task) for task in tasks]
+        done: dict[str, Any] = {}
+        # Its thread wakes ten times a second when it is idle: it lives only while this peer works.
+        with self.model.continuous_batching_context_manager(**self._arguments) as manager:
+            start = time.perf_counter()
+            names = [
+                manager.add_request(
+                    prompt, max_new_tokens=task.answer_tokens, record_timestamps=True
+                )
+                for prompt, task in zip(prompts, tasks, strict=True)
+            ]
+            while len(done) < len(tasks):
+                output = manager.get_result(timeout=1)
+                if output is None:
+                    if not manager.is_running():
+                        raise RuntimeError("transformers' generation thread has stopped")
+                elif output.error is not None:
+                    raise RuntimeError(f"transformers failed a request: {output.error}")
+                else:
+                    done[output.request_id] = (output, time.perf_counter() - start)
+            self._describe(manager.continuous_batching_config)
+        results = []
+        for name in names:
+            output, last_s = done[name]
+            ids = output.generated_tokens
+            first_s = output.timestamps[0] - start
+            results.append(TaskResult(len(ids), first_s, last_s, self.text(ids)))
+        return results
+
+    def _describe(self, config: ContinuousBatchingConfig) -> None:
+        names = (
+            "page_size",
+            "num_blocks",
+            "max_batch_tokens",
+            "max_requests_per_batch",
+            "allow_block_sharing",
+            "safety_margin",
+            "scheduler_type",
+            "use_cuda_graph",
+            "use_async_batching",
+            "default_compile_level",
+        )
+        self._description = super().description() | {n: getattr(config, n) for n in names}
+
+    def description(self) -> dict[str, Any]:
+        """The settings that it runs with, as the library resolved them in the last run."""
+        return self._description
+
+    def close(self) -> None:
+        """Release the manager that was kept between runs."""
+        self.model.destroy_cached_continuous_batching_manager()
+
+
+def peer_names() -> list[str]:
+    """All peers that there are, the engine first."""
+    relaxed = any(field.name == "deterministic" for field in fields(EngineConfig))
+    others = [ONE_AT_A_TIME, STATIC_BATCH, CONTINUOUS]
+    return [ENGINE, *([RELAXED_ENGINE] if relaxed else []), *others]
+
+
+def load_peer(name: str, settings: PeerSettings) -> Peer:
+    """Load a peer's model. Blocking."""
+    if name == ENGINE:
+        return EnginePeer(settings)
+    if name == RELAXED_ENGINE:
+        return EnginePeer(settings, deterministic=False)
+    if name == CONTINUOUS:
+        return ContinuousBatchingPeer(settings)
+    return GeneratePeer(settings, static_batch=name == STATIC_BATCH)

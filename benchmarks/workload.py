@@ -1,0 +1,165 @@
+"""What the benchmark runs on: models of known geometries with random weights, and tasks.
+
+Speed does not depend on what the weights say, but the comparison of answers does: with a tokenizer
+that knows every id of the vocabulary, every token shows in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+PROMPT_TOKENS = (16, 256)
+ANSWER_TOKENS = (32, 128)
+
+_SEED = 20260101
+_MARKER = "benchmark.json"
+_WORD_LETTERS = 4
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a decoder, as its HuggingFace configuration names it."""
+
+    architecture: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    rope_theta: float
+    # Far enough from uniform logits that answers are neither ties nor one token over and over.
+    initializer_range: float = 0.02
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Numbers that the KV cache holds for one token, over all layers."""
+        head_dim = self.hidden_size // self.num_attention_heads
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * head_dim
+
+
+GEOMETRIES = {
+    "qwen2.5-0.5b": Geometry("qwen2", 896, 24, 14, 2, 4864, 151936, True, 1e6),
+    "llama-8b": Geometry("llama", 4096, 32, 32, 8, 14336, 128256, False, 5e5),
+    "tiny": Geometry("qwen2", 128, 4, 4, 2, 384, 4096, True, 1e6, initializer_range=0.1),
+}
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A task of the benchmark: each letter of ``prompt`` is one token."""
+
+    prompt: str
+    answer_tokens: int
+
+
+def mixed_tasks(count: int, round_index: int) -> list[BenchTask]:
+    """``count`` tasks of mixed lengths.
+
+    The lengths of the first tasks are the same for every count and round. The texts never are, so
+    that nobody finds a prompt in a cache that an earlier run has left behind.
+    """
+    lengths = random.Random(_SEED)
+    texts = random.Random(f"{_SEED}/{count}/{round_index}")
+    return [
+        BenchTask(_text(texts, lengths.randint(*PROMPT_TOKENS)), lengths.randint(*ANSWER_TOKENS))
+        for _ in range(count)
+    ]
+
+
+def uniform_tasks(count: int, *, prompt_tokens: int, answer_tokens: int) -> list[BenchTask]:
+    """``count`` tasks of the same length: all rows of a decode step are used to the end."""
+    texts = random.Random(f"{_SEED}/uniform/{count}")
+    return [BenchTask(_text(texts, prompt_tokens), answer_tokens) for _ in range(count)]
+
+
+def _text(generator: random.Random, length: int) -> str:
+    return "".join(generator.choices(string.ascii_lowercase + " ", k=length))
+
+
+def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """One token for each byte, and a word of its own for every further id.
+
+    There are no merges, so that text is always cut into bytes; only answers hold words. All have
+    the same length, so that different ids give different texts.
+    """
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for token_id in range(len(vocab), vocab_size):
+        vocab["Ġ" + _word(token_id)] = token_id
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _word(number: int) -> str:
+    letters = []
+    for _ in range(_WORD_LETTERS):
+        number, letter = divmod(number, len(string.ascii_lowercase))
+        letters.append(string.ascii_lowercase[letter])
+    return "".join(reversed(letters))
+
+
+def save_model(name: str, dtype: str, directory: str) -> None:
+    """Save a random model of a geometry; leaves what an earlier call has saved there."""
+    path = Path(directory)
+    geometry = GEOMETRIES[name]
+    wanted = {"geometry": asdict(geometry), "dtype": dtype}
+    marker = path / _MARKER
+    if marker.exists() and json.loads(marker.read_text()) == wanted:
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise ValueError(f"{directory} holds something else: name an empty or a new folder")
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(_SEED)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = _random_model(geometry, getattr(torch, dtype))
+    model.generation_config.do_sample = False
+    model.save_pretrained(path)
+    word_tokenizer(geometry.vocab_size).save_pretrained(path)
+    marker.write_text(json.dumps(wanted))
+
+
+def _random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
+    fields: dict[str, Any] = asdict(geometry)
+    architecture = fields.pop("architecture")
+    rope_theta = fields.pop("rope_theta")
+    # No end of sequence: every answer has exactly the tokens that were asked for.
+    fields |= {
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+    }
+    if architecture == "llama":
+        return LlamaForCausalLM._from_config(LlamaConfig(**fields), dtype=dtype)
+    return Qwen2ForCausalLM._from_config(Qwen2Config(**fields), dtype=dtype)
+
+
+def weight_bytes_per_step(directory: str, geometry: Geometry, itemsize: int) -> int:
+    """Bytes of weights that one decode step has to read.
+
+    That is all of them, but for an embedding table of its own, of which it reads only a few rows.
+    """
+    total = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+    table = 0 if geometry.tie_word_embeddings else geometry.vocab_size * geometry.hidden_size
+    return total - table * itemsize
