@@ -22,6 +22,6 @@ def make_deterministic(threads: int | None) -> None:
     # fp32 means fp32: TF32 would round inputs on cards that have it.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if threads is not None:
-        # The number of threads decides how sums are split.
-        torch.set_num_threads(threads)
+    # The number of threads decides how sums are split. It is set on every thread that computes:
+    # a thread that has neither set nor read it uses all cores, whatever another one has set.
+    torch.set_num_threads(threads if threads is not None else torch.get_num_threads())

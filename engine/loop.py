@@ -100,7 +100,6 @@ class EngineLoop:
     # --- On the engine's thread ------------------------------------------------------------------
 
     def _loop(self) -> None:
-        # The number of threads is a property of the calling thread too.
         make_deterministic(self._config.threads)
         busy = False
         try:

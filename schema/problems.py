@@ -35,7 +35,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> TaskArgsInvalid:
     problems = [_problem(detail, root) for detail in details[:MAX_PROBLEMS]]
     lines = [f"{path}: {text}" if path else f"The task {text}" for path, text in problems]
     if len(details) == 1:
-        message = f"{lines[0]}."
+        message = lines[0] if lines[0].endswith("?") else f"{lines[0]}."
     else:
         more = len(details) - len(lines)
         rest = f"; and {more} more" if more else ""
