@@ -135,8 +135,8 @@ class Engine:
     ) -> tuple[Request, ResponseFormat]:
         """Validate, render and tokenize a task."""
         params = image_params(task)
-        if images is None and params:
-            images = self._prepare_images(task, params)
+        if images is None:
+            images = self._prepare_images(task, params) if params else ()
         with self._prepare_lock:
             prompt = self._renderer.render(task, images)
             settings = resolve_settings(

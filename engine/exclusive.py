@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     LogitsProcessor,
@@ -84,10 +85,12 @@ def run_exclusive(loaded: LoadedModel, request: Request) -> None:
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device)
     }
-    if request.prompt.images is not None:
+    if images := request.prompt.images:
         inputs |= {
-            key: torch.from_numpy(value.copy()).to(loaded.device)
-            for key, value in request.prompt.images.arrays.items()
+            key: torch.from_numpy(np.concatenate([image.arrays[key] for image in images])).to(
+                loaded.device
+            )
+            for key in images[0].arrays
         }
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     devices = [loaded.device] if loaded.device.type == "cuda" else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,19 +27,23 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
-class ImageInputs:
-    """All images of one task, ready for the model.
+class PreparedImage:
+    """One picture, ready for the model.
 
     Attributes:
-        arrays: keyword arguments of ``get_image_features``, images concatenated in order, such as
-            ``pixel_values`` [tiles, 3, height, width]. NumPy, so that an object store moves them
-            without a copy.
-        placeholders: for each image, the text that takes the place of the image token in the
-        prompt.
+        arrays: keyword arguments of ``get_image_features``, such as ``pixel_values`` [tiles, 3,
+            height, width]. NumPy, so that an object store moves them without a copy.
+        placeholder: the text that takes the place of the image token in the prompt.
+        digest: SHA-256 of the arrays; equal digests mean equal features.
     """
 
     arrays: dict[str, np.ndarray]
-    placeholders: tuple[str, ...]
+    placeholder: str
+    digest: bytes
+
+
+ImageInputs = tuple[PreparedImage, ...]
+"""All pictures of a task, in order."""
 
 
 def image_params(task: Task) -> list[str]:
@@ -137,16 +142,9 @@ class ImagePreprocessor:
                 param=params[0],
             )
         # One at a time: the model's processor makes several copies of what it is given.
-        prepared = [self._prepare(picture) for picture in decode_images(images, params)]
-        return ImageInputs(
-            arrays={
-                key: np.concatenate([one.arrays[key] for one in prepared])
-                for key in prepared[0].arrays
-            },
-            placeholders=tuple(text for one in prepared for text in one.placeholders),
-        )
+        return tuple(self._prepare(picture) for picture in decode_images(images, params))
 
-    def _prepare(self, picture: Image.Image) -> ImageInputs:
+    def _prepare(self, picture: Image.Image) -> PreparedImage:
         assert self._processor is not None
         features = self._processor(
             images=[picture],
@@ -156,8 +154,16 @@ class ImagePreprocessor:
         )
         (offset,) = features.pop("text_replacement_offsets")[0]
         arrays = {
-            key: np.asarray(value)
-            for key, value in features.items()
+            key: np.ascontiguousarray(value)
+            for key, value in sorted(features.items())
             if key not in self._processor.tokenizer.model_input_names
         }
-        return ImageInputs(arrays, (offset["replacement"],))
+        return PreparedImage(arrays, offset["replacement"], _digest(arrays))
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    for key, value in arrays.items():
+        digest.update(f"{key} {value.dtype} {value.shape} ".encode())
+        digest.update(value.data)
+    return digest.digest()

@@ -77,8 +77,10 @@ class EngineLoop:
             "waiting": self._num_waiting(),
             "running": len(running),
             "running_sequences": sum(len(request.running) for request in running),
-            "kv_pages_free": self._cache.num_free_pages,
             "kv_pages": self._cache.num_pages,
+            "kv_pages_free": self._cache.num_free_pages,
+            "kv_pages_kept": self.scheduler.prefixes.num_kept_pages,
+            "prefix_tokens_reused": self.scheduler.prefixes.reused_tokens,
         }
 
     def check_health(self) -> None:
@@ -149,7 +151,7 @@ class EngineLoop:
         busy = False
         while not busy and (request := self.scheduler.admit()):
             with self._blame([request]):
-                busy = not request.settings.batched or request.prompt.images is not None
+                busy = not request.settings.batched or bool(request.prompt.images)
                 self._start(request)
 
     def _start(self, request: Request) -> None:
@@ -157,7 +159,7 @@ class EngineLoop:
             with plain_attention(self._runner):
                 run_exclusive(self._loaded, request)
             return
-        if request.prompt.images is not None:
+        if request.prompt.images:
             request.image_features = self._runner.encode_images(request.prompt.images)
         request.sampler = Sampler(
             self._loaded.model,
@@ -177,6 +179,7 @@ class EngineLoop:
             for chunk in chunks:
                 chunk.request.num_prefilled = chunk.stop
                 if chunk.is_last:
+                    self.scheduler.prefilled(chunk.request)
                     self._fork(chunk.request)
                     self._sample(
                         chunk.request, next(logits).repeat(len(chunk.request.sequences), 1)

@@ -24,7 +24,8 @@ class Prompt:
     """A rendered task: ``token_ids`` with image placeholders expanded, and the images."""
 
     token_ids: tuple[int, ...]
-    images: ImageInputs | None
+    images: ImageInputs = ()
+    image_starts: tuple[int, ...] = ()  # position of each image's first token
 
 
 class PromptRenderer:
@@ -38,7 +39,7 @@ class PromptRenderer:
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
-    def render(self, task: Task, images: ImageInputs | None) -> Prompt:
+    def render(self, task: Task, images: ImageInputs = ()) -> Prompt:
         """Prompt tokens of a task.
 
         Raises:
@@ -59,7 +60,7 @@ class PromptRenderer:
         token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
-        return Prompt(tuple(token_ids), images)
+        return Prompt(tuple(token_ids), images, self._image_starts(token_ids, images))
 
     def _check_length(self, task: Task) -> None:
         """Refuse what cannot fit before spending time on it."""
@@ -104,19 +105,30 @@ class PromptRenderer:
         assert isinstance(text, str)
         return text
 
-    def _expand_images(self, text: str, image_token: str, images: ImageInputs | None) -> str:
-        placeholders = images.placeholders if images else ()
+    def _image_starts(self, token_ids: list[int], images: ImageInputs) -> tuple[int, ...]:
+        """Where each image's tokens begin; an image has as many as its placeholder says."""
+        if not images:
+            return ()
+        positions = [i for i, t in enumerate(token_ids) if t == self._loaded.image_token_id]
+        starts: list[int] = []
+        first = 0
+        for image in images:
+            starts.append(positions[first])
+            first += image.placeholder.count(str(self._loaded.image_token))
+        return tuple(starts)
+
+    def _expand_images(self, text: str, image_token: str, images: ImageInputs) -> str:
         parts = text.split(image_token)
-        if len(parts) != len(placeholders) + 1:
+        if len(parts) != len(images) + 1:
             raise TaskArgsInvalid(
                 f"messages: the prompt has {len(parts) - 1} image placeholders for "
-                f"{len(placeholders)} images; the text {image_token!r} is reserved for image "
+                f"{len(images)} images; the text {image_token!r} is reserved for image "
                 "blocks",
                 param="messages",
             )
         pieces = [parts[0]]
-        for placeholder, part in zip(placeholders, parts[1:], strict=True):
-            pieces += [placeholder, part]
+        for image, part in zip(images, parts[1:], strict=True):
+            pieces += [image.placeholder, part]
         return "".join(pieces)
 
 

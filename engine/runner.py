@@ -10,10 +10,11 @@ from bisect import bisect_left
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from engine.attention import PAGED, PagedBatch, Segment, ShapeRecorder
-from engine.images import ImageInputs
+from engine.images import ImageInputs, PreparedImage
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
 from engine.sequence import Request, Sequence
@@ -99,16 +100,21 @@ class Runner:
 
     @torch.inference_mode()
     def encode_images(self, images: ImageInputs) -> torch.Tensor:
-        """Image features [image tokens, hidden] of one task: its shapes depend on the task
-        alone.
+        """Image features [image tokens, hidden] of a task.
+
+        One picture at a time: the shapes, and so the bits, depend on that picture alone.
         """
-        arrays = {
-            key: torch.from_numpy(value.copy()).to(self.device)
-            for key, value in images.arrays.items()
-        }
+        return torch.cat([self._encode_image(image) for image in images])
+
+    def _encode_image(self, image: PreparedImage) -> torch.Tensor:
+        arrays = {key: self.to_device(value) for key, value in image.arrays.items()}
         output = self._model.get_image_features(**arrays, return_dict=True)
         features: torch.Tensor = output.pooler_output
         return features.flatten(0, 1)
+
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        """A tensor of its own: what comes from an object store is read-only."""
+        return torch.from_numpy(array.copy()).to(self.device)
 
     def prefill(self, chunks: Seq[PrefillChunk], counts: RowCounts) -> torch.Tensor:
         """Prefill chunks of different requests; logits [number of last chunks, vocab] in order."""

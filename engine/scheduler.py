@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from engine.kv_cache import KVCache
+from engine.prefix_cache import PrefixCache, chunk_keys
 from engine.runner import PrefillChunk
 from engine.sequence import Request, Sequence, Status
 from schema.errors import Overloaded, TaskArgsInvalid
@@ -22,6 +23,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
         self._max_prefill_rows = max_prefill_rows
+        self.prefixes = PrefixCache(cache, prefill_chunk)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
 
@@ -63,10 +65,13 @@ class Scheduler:
             active = sum(len(r.sequences) for r in self.running)
             if active + len(request.sequences) > self._max_sequences:
                 return None
+            self.prefixes.make_room(num_pages * len(request.sequences))
             if num_pages * len(request.sequences) > self._cache.num_free_pages:
                 return None
             for sequence in request.sequences:
                 sequence.pages = self._cache.allocate(num_pages)
+            keys = self._chunk_keys(request)
+            request.num_prefilled = self.prefixes.fill(keys, request.sequences[0].pages)
         self.waiting.popleft()
         self.running.append(request)
         request.status = Status.PREFILL
@@ -100,10 +105,21 @@ class Scheduler:
             for sequence in request.running
         ]
 
+    def prefilled(self, request: Request) -> None:
+        """Make a complete prompt known to tasks that begin alike."""
+        self.prefixes.register(self._chunk_keys(request), request.sequences[0].pages)
+
+    def _chunk_keys(self, request: Request) -> list[bytes]:
+        if not self.prefixes.enabled:
+            return []
+        if request.chunk_keys is None:
+            request.chunk_keys = chunk_keys(request.prompt, self.prefixes.chunk)
+        return request.chunk_keys
+
     def release(self, sequence: Sequence) -> None:
-        """Free a sequence's pages."""
+        """Free a sequence's pages, except those that are kept as a known prefix."""
         if sequence.pages:
-            self._cache.release(sequence.pages)
+            self._cache.release(self.prefixes.retire(sequence.pages))
             sequence.pages = []
 
     def drop_finished(self) -> None:
@@ -117,7 +133,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise unless every page of the cache is free or owned once."""
-        self._cache.check_integrity([s.pages for r in self.running for s in r.sequences])
+        owned = [s.pages for r in self.running for s in r.sequences]
+        self._cache.check_integrity([*owned, self.prefixes.kept_pages])
 
 
 def overloaded(num_waiting: int) -> Overloaded:

@@ -60,6 +60,7 @@ class Request:
     id: int = field(default_factory=lambda: next(_ids))
     status: Status = Status.WAITING
     num_prefilled: int = 0
+    chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
     image_features: torch.Tensor | None = None  # [image tokens of the prompt, hidden]
     sampler: Sampler | None = None
     cancel_requested: bool = False

@@ -80,7 +80,7 @@ async def idle(engine: Engine) -> None:
     def nothing_runs() -> bool:
         stats = engine.stats()
         return not (stats["waiting"] or stats["running"] or stats["running_sequences"]) and (
-            stats["kv_pages_free"] == stats["kv_pages"]
+            stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]
         )
 
     await until(nothing_runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import (
 
 from schema import Task
 from tests.engine.conftest import TinyEngine, TinyModel
-from tests.engine.tiny_models import Kind
+from tests.engine.tiny_models import TEXT_KINDS, Kind
 
 TEXTS = ("Hi", "The engine must write what generate writes, for a prompt of several chunks too.")
 
@@ -61,20 +62,23 @@ def expected(model: Any, tokenizer: Any, inputs: dict[str, Any], settings: dict[
     return [tokenizer.decode(row[start:], skip_special_tokens=True) for row in output]
 
 
-def actual(engine: Any, messages: list[dict[str, Any]], settings: dict[str, Any]) -> list[str]:
-    """The texts of the engine."""
-    task = Task.from_fields(
+def task(messages: list[dict[str, Any]], settings: dict[str, Any]) -> Task:
+    return Task.from_fields(
         model="tiny",
         messages=messages,
         generation_config={"max_new_tokens": 24} | settings,
         seed=11,
     )
-    response = engine.run_blocking(task)
+
+
+def actual(engine: Any, messages: list[dict[str, Any]], settings: dict[str, Any]) -> list[str]:
+    """The texts of the engine."""
+    response = engine.run_blocking(task(messages, settings))
     return [choice["message"]["content"] for choice in response["choices"]]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_text(kind: Kind, name: str, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
     directory = tiny_model(kind)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -84,6 +88,23 @@ def test_text(kind: Kind, name: str, tiny_model: TinyModel, tiny_engine: TinyEng
         want = expected(model, tokenizer, inputs, SETTINGS[name])
         got = actual(tiny_engine(kind), [{"role": "user", "content": text}], SETTINGS[name])
         assert got == want
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+async def test_in_a_crowd(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
+    """All settings and texts at once."""
+    directory = tiny_model(kind)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    engine = tiny_engine(kind)
+    pairs = [(text, settings) for text in TEXTS for settings in SETTINGS.values()]
+    responses = await asyncio.gather(
+        *(engine.run(task([{"role": "user", "content": text}], s)) for text, s in pairs)
+    )
+    for (text, settings), response in zip(pairs, responses, strict=True):
+        inputs = dict(tokenizer(text, return_tensors="pt"))
+        got = [choice["message"]["content"] for choice in response["choices"]]
+        assert got == expected(model, tokenizer, inputs, settings)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
@@ -155,8 +176,10 @@ def test_the_models_own_generation_config_is_the_default(
     set_seed(11)
     output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     engine = tiny_engine("qwen2", model=str(tmp_path))
-    task = Task.from_fields(model="tiny", messages=[{"role": "user", "content": TEXTS[1]}], seed=11)
-    response = engine.run_blocking(task)
+    asked = Task.from_fields(
+        model="tiny", messages=[{"role": "user", "content": TEXTS[1]}], seed=11
+    )
+    response = engine.run_blocking(asked)
     assert response["choices"][0]["message"]["content"] == tokenizer.decode(
         output[0], skip_special_tokens=True
     )

@@ -208,6 +208,6 @@ def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
     task = picture_task(encoded(Image.new("RGB", size, "red"), "PNG"))
     inputs = prepare(task.split_images()[1], image_params(task))
-    tiles = inputs.arrays["pixel_values"]
+    tiles = inputs[0].arrays["pixel_values"]
     assert tiles.shape[1:] == (3, 32, 32)
-    assert inputs.placeholders[0].count("<IMG_CONTEXT>") == 4 * len(tiles)
+    assert inputs[0].placeholder.count("<IMG_CONTEXT>") == 4 * len(tiles)

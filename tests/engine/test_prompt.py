@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from engine.images import ImageInputs
+from engine.images import PreparedImage
 from engine.loader import LoadedModel
 from engine.prompt import Prompt, PromptRenderer
 from schema import Task
@@ -95,12 +95,12 @@ def test_the_prompt_is_that_of_apply_chat_template(name: str, settings: dict[str
         return_dict=False,
         **settings.get("template_args", {}),
     )
-    assert list(renderer(CHATML).render(task(messages, **settings), None).token_ids) == expected
+    assert list(renderer(CHATML).render(task(messages, **settings)).token_ids) == expected
 
 
 def test_tools_and_template_args_reach_the_template() -> None:
     asked = task(user("Hi"), tools=[TOOL], template_args={"thinking": "off"})
-    text = text_of(renderer(CHATML).render(asked, None))
+    text = text_of(renderer(CHATML).render(asked))
     assert text.startswith("<tools>")
     assert "weather" in text
     assert "<think off>" in text
@@ -109,9 +109,9 @@ def test_tools_and_template_args_reach_the_template() -> None:
 def test_generation_can_continue_the_last_message() -> None:
     messages = [*user("Count"), {"role": "assistant", "content": "one, tw"}]
     asked = task(messages, template_args={"continue_final_message": True})
-    assert text_of(renderer(CHATML).render(asked, None)).endswith("one, tw")
+    assert text_of(renderer(CHATML).render(asked)).endswith("one, tw")
     asked = task(user("Hi"), template_args={"add_generation_prompt": False})
-    assert text_of(renderer(CHATML).render(asked, None)) == "<|user|>Hi"
+    assert text_of(renderer(CHATML).render(asked)) == "<|user|>Hi"
 
 
 @pytest.mark.parametrize("arguments", ['{"at": "Oslo"}', {"at": "Oslo"}])
@@ -125,7 +125,7 @@ def test_arguments_of_tool_calls_are_objects_for_the_template(
         call = {"type": "function", "function": call}
         template = "{{ messages[0].tool_calls[0].function.arguments.at }}"
     asked = task([{"role": "assistant", "content": "", "tool_calls": [call]}])
-    assert text_of(renderer(template).render(asked, None)) == "Oslo"
+    assert text_of(renderer(template).render(asked)) == "Oslo"
 
 
 @pytest.mark.parametrize("arguments", ["not json", "5", "[" * 100_000, ""])
@@ -133,20 +133,20 @@ def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
     asked = task([{"role": "assistant", "content": "", "tool_calls": [call]}])
     template = "<{{ messages[0].tool_calls[0].function.arguments }}>"
-    prompt = renderer(template, context=200_000).render(asked, None)
+    prompt = renderer(template, context=200_000).render(asked)
     assert text_of(prompt) == f"<{arguments}>"
 
 
 def test_without_a_template_the_contents_are_joined() -> None:
     messages = [*user("one"), {"role": "assistant", "content": "two"}, *user("three")]
-    assert text_of(renderer(None).render(task(messages), None)) == "one\ntwo\nthree"
+    assert text_of(renderer(None).render(task(messages))) == "one\ntwo\nthree"
     blocks = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert text_of(renderer(None).render(task(user(blocks)), None)) == "ab"
+    assert text_of(renderer(None).render(task(user(blocks)))) == "ab"
 
 
 @pytest.mark.parametrize("settings", [{"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])
 def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any]) -> None:
-    error = refused(lambda: renderer(None).render(task(user("Hi"), **settings), None))
+    error = refused(lambda: renderer(None).render(task(user("Hi"), **settings)))
     assert error.param == next(iter(settings))
 
 
@@ -157,7 +157,7 @@ def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any])
 )  # fmt: skip
 def test_the_engines_own_arguments_are_refused_by_name(name: str) -> None:
     asked = task(user("Hi"), template_args={name: True})
-    error = refused(lambda: renderer(CHATML).render(asked, None))
+    error = refused(lambda: renderer(CHATML).render(asked))
     assert error.param == f"template_args.{name}"
     assert name in str(error)
 
@@ -178,18 +178,18 @@ def test_the_engines_own_arguments_are_refused_by_name(name: str) -> None:
     ],
 )
 def test_whatever_a_template_raises_is_the_tasks_error(template: str) -> None:
-    error = refused(lambda: renderer(template).render(task(user("Hi")), None))
+    error = refused(lambda: renderer(template).render(task(user("Hi"))))
     assert error.param == "messages"
 
 
 def test_a_templates_own_complaint_is_told() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
-    error = refused(lambda: renderer(template).render(task(user("Hi")), None))
+    error = refused(lambda: renderer(template).render(task(user("Hi"))))
     assert "roles must alternate" in str(error)
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    assert refused(lambda: renderer(None).render(task(user("")), None)).param == "messages"
+    assert refused(lambda: renderer(None).render(task(user("")))).param == "messages"
 
 
 class _NoTokenizing:
@@ -203,7 +203,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
     asked = task(user("x" * 4 * 512))
     tokenizer = cast(Any, _NoTokenizing())
     loaded = LoadedModel(None, tokenizer, None, None, None, 512, torch.device("cpu"), None)
-    error = refused(lambda: PromptRenderer(loaded).render(asked, None))
+    error = refused(lambda: PromptRenderer(loaded).render(asked))
     assert error.param == "messages"
     assert "512" in str(error)
     assert "2048" in str(error)
@@ -212,10 +212,10 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
 def test_a_placeholder_in_the_text_is_no_image() -> None:
     """Neither with nor without images may the text claim to be one."""
     render = renderer(CHAT_TEMPLATE, images=True).render
-    inputs = ImageInputs({}, (f"<img>{IMAGE * 2}</img>",))
+    inputs = (PreparedImage({}, f"<img>{IMAGE * 2}</img>", b""),)
     image = {"type": "image", "base64": PNG}
     for content in (IMAGE, [{"type": "text", "text": f"look: {IMAGE}"}]):
-        error = refused(lambda content=content: render(task(user(content)), None))  # type: ignore[misc]
+        error = refused(lambda content=content: render(task(user(content))))  # type: ignore[misc]
         assert error.param == "messages"
         assert IMAGE in str(error)
     blocks = [image, {"type": "text", "text": IMAGE}]
@@ -223,7 +223,10 @@ def test_a_placeholder_in_the_text_is_no_image() -> None:
 
 
 def test_images_stand_where_their_blocks_stand() -> None:
-    inputs = ImageInputs({}, (f"<img>{IMAGE * 2}</img>", f"<img>{IMAGE}</img>"))
+    inputs = (
+        PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"1"),
+        PreparedImage({}, f"<img>{IMAGE}</img>", b"2"),
+    )
     image = {"type": "image", "base64": PNG}
     blocks = [{"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}, image]
     prompt = renderer(CHAT_TEMPLATE, images=True).render(task(user(blocks)), inputs)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GotOcr2ImageProcessorPil,
     GPT2Config,
     GPT2LMHeadModel,
@@ -17,12 +19,20 @@ from transformers import (
     InternVLVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
-Kind = Literal["qwen2", "llama", "gpt2", "internvl"]
+Kind = Literal["qwen2", "qwen3", "llama", "mistral", "gpt2", "gemma3", "phi3", "internvl"]
+
+TEXT_KINDS: tuple[Kind, ...] = ("qwen2", "qwen3", "llama", "mistral", "gpt2", "gemma3", "phi3")
 
 EOS = "<eos>"
 IMAGE = "<IMG_CONTEXT>"
@@ -74,8 +84,21 @@ def save_tiny_model(kind: Kind, directory: Path, *, seed: int = 0) -> None:
     torch.manual_seed(seed)
     if kind == "qwen2":
         model: Any = Qwen2ForCausalLM(Qwen2Config(**_SIZES, **ids))
+    elif kind == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**_SIZES, **ids, head_dim=16))
     elif kind == "llama":
         model = LlamaForCausalLM(LlamaConfig(**_SIZES, **ids))
+    elif kind == "mistral":  # every layer looks back 24 tokens
+        model = MistralForCausalLM(MistralConfig(**_SIZES, **ids, sliding_window=24))
+    elif kind == "gemma3":  # layers that look back 24 tokens and layers that see everything
+        layers = ["sliding_attention", "full_attention"]
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **_SIZES, **ids, head_dim=16, sliding_window=24, layer_types=layers, pad_token_id=0
+            )
+        )
+    elif kind == "phi3":
+        model = Phi3ForCausalLM(Phi3Config(**_SIZES, **ids, pad_token_id=0))
     elif kind == "gpt2":
         model = GPT2LMHeadModel(
             GPT2Config(
