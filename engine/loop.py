@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -22,13 +23,15 @@ from engine.lanes import BatchedLane
 from engine.loader import LoadedModel
 from engine.outputs import ChoiceDelta
 from engine.probe import plain_attention
-from engine.runner import Runner
+from engine.runner import PrefillChunk, RowCounts, Runner
 from engine.sampler import Sampler
 from engine.scheduler import Scheduler, overloaded
 from engine.sequence import Request, Status
 from schema.errors import OutOfMemory, TaskError, TaskExecutionError
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item", PrefillChunk, Request)
 
 
 class EngineLoop:
@@ -132,8 +135,8 @@ class EngineLoop:
         """One step of everything; False when there was nothing to do."""
         self._drop_cancelled()
         self._admit()
-        self._prefill()
-        self._decode()
+        self._isolated(self.scheduler.prefill_chunks(), self._prefill)
+        self._isolated(self.scheduler.decoding(), self._decode)
         self.scheduler.drop_finished()
         return bool(self.scheduler.running or self.scheduler.waiting)
 
@@ -169,21 +172,20 @@ class EngineLoop:
             self._loaded.device,
         )
 
-    def _prefill(self) -> None:
-        chunks = self.scheduler.prefill_chunks()
-        if not chunks:
-            return
-        assert self._row_counts is not None
-        with self._blame([chunk.request for chunk in chunks]):
-            logits = iter(self._runner.prefill(chunks, self._row_counts))
-            for chunk in chunks:
-                chunk.request.num_prefilled = chunk.stop
-                if chunk.is_last:
-                    self.scheduler.prefilled(chunk.request)
-                    self._fork(chunk.request)
-                    self._sample(
-                        chunk.request, next(logits).repeat(len(chunk.request.sequences), 1)
-                    )
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:
+        """Prefill chunks, of different requests, in one forward."""
+        logits = iter(self._runner.prefill(chunks, self.row_counts))
+        for chunk in chunks:
+            chunk.request.num_prefilled = chunk.stop
+            if chunk.is_last:
+                self._first_tokens(chunk.request, next(logits))
+
+    def _first_tokens(self, request: Request, logits: torch.Tensor) -> None:
+        """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
+        with self._blame([request]):
+            self.scheduler.prefilled(request)
+            self._fork(request)
+            self._sample(request, logits.repeat(len(request.sequences), 1))
 
     def _fork(self, request: Request) -> None:
         """Give every further sequence its copy of the prompt's keys and values."""
@@ -192,19 +194,33 @@ class EngineLoop:
             self._cache.copy(first.pages, other.pages, request.prompt_tokens)
         request.status = Status.DECODE
 
-    def _decode(self) -> None:
-        batch = self.scheduler.decode_batch()
-        if not batch:
+    def _decode(self, requests: Sequence[Request]) -> None:
+        """One token for every running sequence of some requests, in one forward."""
+        batch = [(request, sequence) for request in requests for sequence in request.running]
+        logits = self._runner.decode(batch, self.row_counts)
+        row = 0
+        for request in requests:
+            rows = len(request.running)
+            self._sample(request, logits[row : row + rows])
+            row += rows
+
+    def _isolated(self, items: Sequence[Item], run: Callable[[Sequence[Item]], None]) -> None:
+        """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
+
+        A forward that failed has changed no request: what it wrote to their pages is written again.
+        """
+        if not items:
             return
-        assert self._row_counts is not None
-        requests = list(dict.fromkeys(request for request, _ in batch))
-        with self._blame(requests):
-            logits = self._runner.decode(batch, self._row_counts)
-            row = 0
-            for request in requests:
-                rows = len(request.running)
-                self._sample(request, logits[row : row + rows])
-                row += rows
+        try:
+            run(items)
+        except torch.AcceleratorError:
+            with self._blame([_request_of(item) for item in items]):
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+            logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
+            for item in items:
+                with self._blame([_request_of(item)]):
+                    run([item])
 
     def _sample(self, request: Request, logits: torch.Tensor) -> None:
         """Append a token to each running sequence of a request and report the new text."""
@@ -236,6 +252,12 @@ class EngineLoop:
             logger.exception("a task failed")
             self._fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
 
+    @property
+    def row_counts(self) -> RowCounts:
+        """Where forwards may run; only requests for the batched lane ask."""
+        assert self._row_counts is not None
+        return self._row_counts
+
     @staticmethod
     def _fail(requests: Sequence[Request], error: TaskError) -> None:
         for request in requests:
@@ -248,3 +270,7 @@ class EngineLoop:
         for request in (*self.scheduler.waiting, *self.scheduler.running):
             request.fail(TaskExecutionError(f"the engine has stopped: {self._death}"))
         self.scheduler.drop_finished()
+
+
+def _request_of(item: PrefillChunk | Request) -> Request:
+    return item if isinstance(item, Request) else item.request

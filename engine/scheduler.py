@@ -96,14 +96,9 @@ class Scheduler:
             chunks.append(PrefillChunk(request, start, stop))
         return chunks
 
-    def decode_batch(self) -> list[tuple[Request, Sequence]]:
-        """All sequences that take a decode step."""
-        return [
-            (request, sequence)
-            for request in self.running
-            if request.status == Status.DECODE
-            for sequence in request.running
-        ]
+    def decoding(self) -> list[Request]:
+        """The requests whose sequences take a decode step."""
+        return [request for request in self.running if request.status == Status.DECODE]
 
     def prefilled(self, request: Request) -> None:
         """Make a complete prompt known to tasks that begin alike."""

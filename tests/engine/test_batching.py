@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,33 @@ async def test_alone_and_in_a_crowd(kind: Kind, options: str, tiny_engine: TinyE
         random.Random(seed).shuffle(order)
         together = await at_once(engine, [wanted[i] for i in order])
         assert together == [alone[i] for i in order]
+
+
+async def leave_after(engine: Engine, task: Task, chunks: int) -> None:
+    """A client that goes away in the middle of its answer."""
+    async with aclosing(engine.stream(task)) as stream:
+        async for _ in stream:
+            chunks -= 1
+            if chunks < 0:
+                return
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+async def test_two_hundred_tasks(options: str, tiny_engine: TinyEngine) -> None:
+    """One at a time; all at once in other orders, with clients that leave; after a restart."""
+    engine = tiny_engine("internvl", **OPTIONS[options])
+    wanted = tasks(200, images=True)
+    alone = [engine.run_blocking(task) for task in wanted]
+    restarted = Engine(engine.config)
+    for seed, served_by in ((0, engine), (1, restarted)):
+        order = list(range(len(wanted)))
+        random.Random(seed).shuffle(order)
+        leavers = [leave_after(served_by, wanted[i], chunks=i % 5) for i in order[:40]]
+        together, *_ = await asyncio.gather(
+            at_once(served_by, [wanted[i] for i in order]), *leavers
+        )
+        assert together == [alone[i] for i in order]
+    restarted.close()
 
 
 async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:

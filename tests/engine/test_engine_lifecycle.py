@@ -335,9 +335,7 @@ async def test_the_death_of_the_loop_is_reported(
     engine = make_engine()
     running = await started(engine, task(max_new_tokens=LONG))
     broken = RuntimeError("no such page")
-    monkeypatch.setattr(
-        engine._loop.scheduler, "decode_batch", lambda: (_ for _ in ()).throw(broken)
-    )
+    monkeypatch.setattr(engine._loop.scheduler, "decoding", lambda: (_ for _ in ()).throw(broken))
     with pytest.raises(TaskExecutionError, match="no such page"):
         await running
     await until(lambda: not engine._loop.thread.is_alive())

@@ -1,0 +1,93 @@
+"""A fault in one task ends that task and leaves the others' bytes untouched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from engine import Engine
+from schema import OutOfMemory, Task, TaskExecutionError
+from tests.engine.conftest import TinyEngine
+
+GUILTY = "the guilty one"
+
+
+def task(text: str, seed: int = 0) -> Task:
+    return Task.from_fields(
+        model="tiny",
+        messages=[{"role": "user", "content": text}],
+        generation_config={"max_new_tokens": 20, "do_sample": True},
+        seed=seed,
+    )
+
+
+async def outcome(engine: Engine, one: Task) -> Any:
+    try:
+        return await engine.run(one)
+    except Exception as error:  # noqa: BLE001 - it is compared
+        return error
+
+
+def is_guilty(engine: Engine, token_ids: Sequence[int]) -> bool:
+    return GUILTY in str(engine._loaded.tokenizer.decode(list(token_ids)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault", "expected"),
+    [
+        ("prefill", torch.OutOfMemoryError("no memory for it"), OutOfMemory),
+        ("decode", torch.OutOfMemoryError("no memory for it"), OutOfMemory),
+        ("prefill", ValueError("a bug"), TaskExecutionError),
+        ("decode", RuntimeError("a bug"), TaskExecutionError),
+    ],
+)
+async def test_a_failing_forward_ends_only_the_guilty(
+    stage: str,
+    fault: Exception,
+    expected: type[Exception],
+    tiny_engine: TinyEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The forward of any batch with the guilty task fails; its batch mates run without it."""
+    innocent = [task(f"innocent {number}", seed=number) for number in range(7)]
+    shared = tiny_engine("qwen2")
+    alone = [shared.run_blocking(one) for one in innocent]
+
+    engine = Engine(shared.config)
+    forward: Callable[..., torch.Tensor] = getattr(engine._loop._runner, stage)
+
+    def failing(batch: Sequence[Any], *rest: Any) -> torch.Tensor:
+        requests = [b.request if stage == "prefill" else b[0] for b in batch]
+        if any(is_guilty(engine, request.prompt.token_ids) for request in requests):
+            raise fault
+        return forward(batch, *rest)
+
+    monkeypatch.setattr(engine._loop._runner, stage, failing)
+    tasks = [*innocent[:3], task(GUILTY), *innocent[3:]]
+    results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
+    assert isinstance(results.pop(3), expected)
+    assert results == alone
+    engine.check_health()
+    engine.close()
+    engine._loop.scheduler.check_integrity()
+
+
+async def test_a_lost_device_ends_everything_and_is_reported(
+    tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it the process is of no use: health checks must say so."""
+    engine = Engine(tiny_engine("qwen2").config)
+
+    def lost(*_: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._loop._runner, "decode", lost)
+    results = await asyncio.gather(*(outcome(engine, task(str(n))) for n in range(3)))
+    assert [type(result) for result in results] == [TaskExecutionError] * 3
+    with pytest.raises(TaskExecutionError, match="illegal memory access"):
+        engine.check_health()
+    engine.close()
