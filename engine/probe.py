@@ -63,14 +63,16 @@ def find_row_counts(
     Raises:
         ProbeFailedError: a row's bits depend on its position or on the content of the other rows.
     """
-    bits: dict[int, bytes] = {}
-    for num_rows in candidate_rows(max_sequences, prefill_chunk):
-        results = {_probe(runner, num_rows, vocab_size, seed=seed) for seed in (1, 2)}
-        if len(results) == 1:
-            bits[num_rows] = results.pop()
+    candidates = candidate_rows(max_sequences, prefill_chunk)
+    # Each count is probed with places and neighbours of its own, so counts that agree have shown
+    # that these do not matter either.
+    bits = {n: _probe(runner, n, vocab_size, seed=n) for n in candidates}
     classes: dict[bytes, list[int]] = {}
     for num_rows, result in bits.items():
         classes.setdefault(result, []).append(num_rows)
+    for result, members in list(classes.items()):
+        if len(members) == 1 and _probe(runner, members[0], vocab_size, seed=0) != result:
+            del classes[result]
     decode = _choose(classes.values(), needed=max_sequences)
     prefill = _choose(classes.values(), needed=prefill_chunk)
     if decode is None or prefill is None:
