@@ -27,6 +27,8 @@ class EngineConfig:
         prefill_chunk: prompts are prefilled in chunks of this many tokens. It is part of the
             arithmetic: another chunk size may give other bits.
         page_size: tokens in a page of the KV cache.
+        max_exclusive_tokens: most tokens, beams or sequences times ``max_new_tokens``, of a task in
+            the exclusive lane. Everybody waits while such a task runs.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
         deterministic: run only at row counts that give the same bits. False is for measuring what
             that costs; answers then depend on the load.
@@ -46,6 +48,7 @@ class EngineConfig:
     max_waiting: int = 256
     prefill_chunk: int = 128
     page_size: int = 16
+    max_exclusive_tokens: int = 8192
     kv_cache_tokens: int | None = None
     deterministic: bool = True
     threads: int | None = None
@@ -53,7 +56,13 @@ class EngineConfig:
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_sequences", "max_waiting", "prefill_chunk", "page_size"):
+        for name in (
+            "max_sequences",
+            "max_waiting",
+            "prefill_chunk",
+            "page_size",
+            "max_exclusive_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -68,8 +68,9 @@ class Engine:
             TaskError: at the first chunk if the task is refused, later if it fails.
         """
         mailbox = Mailbox()
-        request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
-        self._loop.submit(request)
+        with self._loop.place():
+            request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
+            self._loop.submit(request)
         try:
             while True:
                 progress = await mailbox.get()
@@ -96,8 +97,9 @@ class Engine:
                 task and is raised here.
         """
         news: queue.SimpleQueue[Progress] = queue.SimpleQueue()
-        request, response = self._prepare(task, None, news.put)
-        self._loop.submit(request)
+        with self._loop.place():
+            request, response = self._prepare(task, None, news.put)
+            self._loop.submit(request)
         chunks: list[StreamChunk] = []
         try:
             while True:

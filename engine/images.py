@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from engine.config import EngineConfig
 from engine.loader import load_processor
@@ -22,6 +22,10 @@ from schema.task import ImageBlock, Task
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Of all pictures of a task together; more are refused before they are decoded."""
+
+# Texts inside a PNG are unpacked when it is opened; Pillow's own limit is 64 million characters, of
+# up to four bytes each.
+PngImagePlugin.MAX_TEXT_MEMORY = 2 * 1024 * 1024
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -66,14 +70,17 @@ def decode_images(images: Sequence[str], params: Sequence[str]) -> Iterator[Imag
     Raises:
         TaskArgsInvalid: not base64, not a picture of a known format, damaged, or too many pixels.
     """
-    opened = [_open(data, param) for data, param in zip(images, params, strict=True)]
     total = 0
-    for image, param in zip(opened, params, strict=True):
-        total += image.width * image.height
+    for data, param in zip(images, params, strict=True):
+        # Opened for its header, dropped, and opened again: what a parsed picture holds besides its
+        # pixels (texts, profiles) may be large too.
+        with _open(data, param) as image:
+            total += image.width * image.height
         if total > MAX_PIXELS:
             raise _too_large(param)
-    for image, param in zip(opened, params, strict=True):
-        yield _rgb(image, param)
+    for data, param in zip(images, params, strict=True):
+        with _open(data, param) as image:
+            yield _rgb(image, param)
 
 
 def _open(data: str, param: str) -> Image.Image:

@@ -50,17 +50,20 @@ class EngineLoop:
             max_sequences=config.max_sequences,
             prefill_chunk=config.prefill_chunk,
             max_prefill_rows=lane.row_counts.prefill[-1] if lane.row_counts else 0,
+            max_exclusive_tokens=config.max_exclusive_tokens,
         )
         self._submissions: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._submit_lock = threading.Lock()  # nothing is submitted behind the loop's last look
+        self._num_preparing = 0
         self._death: BaseException | None = None
         self.thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self.thread.start()
 
     # --- For other threads -----------------------------------------------------------------------
 
-    def submit(self, request: Request) -> None:
-        """Hand a request over.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for a task while it is prepared, so that a full engine says so at once.
 
         Raises:
             Overloaded: as many tasks are here as may run and wait.
@@ -68,9 +71,24 @@ class EngineLoop:
         """
         with self._submit_lock:
             self.check_health()
-            num_tasks = self._num_waiting() + len(self.scheduler.running)
+            num_tasks = self._num_preparing + self._num_waiting() + len(self.scheduler.running)
             if num_tasks >= self._config.max_sequences + self._config.max_waiting:
-                raise overloaded(self._num_waiting())
+                raise overloaded(self._num_preparing + self._num_waiting())
+            self._num_preparing += 1
+        try:
+            yield
+        finally:
+            with self._submit_lock:
+                self._num_preparing -= 1
+
+    def submit(self, request: Request) -> None:
+        """Hand over a request that has a `place`.
+
+        Raises:
+            TaskExecutionError: the loop has ended.
+        """
+        with self._submit_lock:
+            self.check_health()
             self._submissions.put(request)
 
     def stats(self) -> dict[str, int]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import PydanticCustomError
 from transformers import PreTrainedTokenizerBase
 
 from engine.images import ImageInputs
 from engine.loader import LoadedModel
 from schema.errors import TaskArgsInvalid
+from schema.json_values import check_json, parse_json
 from schema.task import ImageBlock, Message, Task
 
 # Arguments of `apply_chat_template` that a task may set by template_args; the others are ours. What
@@ -46,7 +47,7 @@ class PromptRenderer:
             TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
                 the model's own image placeholder.
         """
-        self._check_length(task)
+        self._check_length(sum(len(_text_of(message)) for message in task.messages))
         loaded = self._loaded
         if loaded.chat_template is None:
             self._refuse_template_settings(task)
@@ -55,6 +56,7 @@ class PromptRenderer:
         else:
             text = self._apply_template(task)
             special_tokens = False  # the template writes them
+        self._check_length(len(text))
         if loaded.image_token is not None:
             text = self._expand_images(text, loaded.image_token, images)
         token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
@@ -62,9 +64,8 @@ class PromptRenderer:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
         return Prompt(tuple(token_ids), images, self._image_starts(token_ids, images))
 
-    def _check_length(self, task: Task) -> None:
-        """Refuse what cannot fit before spending time on it."""
-        characters = sum(len(_text_of(message)) for message in task.messages)
+    def _check_length(self, characters: int) -> None:
+        """Refuse what cannot fit before spending time on it: a megabyte a second and more."""
         at_least = characters // self._longest_token
         if at_least >= self._loaded.context_length:
             raise TaskArgsInvalid(
@@ -88,6 +89,11 @@ class PromptRenderer:
                 f"template_args.{clash[0]} is set by the engine and cannot be changed",
                 param=f"template_args.{clash[0]}",
             )
+        for name in _ALLOWED_TEMPLATE_ARGUMENTS:
+            if not isinstance(arguments.get(name, False), bool):
+                raise TaskArgsInvalid(
+                    f"template_args.{name} must be true or false", param=f"template_args.{name}"
+                )
         arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
         messages = [_template_message(m, self._loaded.takes_images) for m in task.messages]
         try:
@@ -170,7 +176,9 @@ def _with_object(function: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function.get("arguments"), str):
         return function
     try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return function
-    return {**function, "arguments": arguments} if isinstance(arguments, dict) else function
+        arguments = parse_json(function["arguments"])
+        if not isinstance(arguments, dict):
+            return function
+        return {**function, "arguments": check_json(arguments)}
+    except (TaskArgsInvalid, PydanticCustomError):
+        return function  # no JSON object: the template gets the string

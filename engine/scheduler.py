@@ -17,12 +17,19 @@ class Scheduler:
     """Admission and the content of each step. Belongs to the engine's thread."""
 
     def __init__(
-        self, cache: KVCache, *, max_sequences: int, prefill_chunk: int, max_prefill_rows: int
+        self,
+        cache: KVCache,
+        *,
+        max_sequences: int,
+        prefill_chunk: int,
+        max_prefill_rows: int,
+        max_exclusive_tokens: int,
     ) -> None:
         self._cache = cache
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
         self._max_prefill_rows = max_prefill_rows
+        self._max_exclusive_tokens = max_exclusive_tokens
         self.prefixes = PrefixCache(cache, prefill_chunk)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
@@ -35,7 +42,8 @@ class Scheduler:
         """
         needed = len(request.sequences) * self._cache.pages_for(request.worst_case_tokens)
         if not request.settings.batched:
-            return  # the exclusive lane has a cache of its own
+            self._check_exclusive(request)
+            return
         if len(request.sequences) > self._max_sequences:
             raise TaskArgsInvalid(
                 f"generation_config.num_return_sequences is {len(request.sequences)}; this model "
@@ -49,6 +57,18 @@ class Scheduler:
                 f"times {len(request.sequences)} sequences); there are "
                 f"{self._cache.capacity_tokens}: lower max_new_tokens or num_return_sequences, or "
                 "shorten the messages",
+                param="generation_config.max_new_tokens",
+            )
+
+    def _check_exclusive(self, request: Request) -> None:
+        """The exclusive lane has a cache of its own; what is short there is everybody's time."""
+        settings = request.settings
+        width = max(settings.hf.num_beams or 1, settings.num_sequences)
+        if width * settings.max_new_tokens > self._max_exclusive_tokens:
+            raise TaskArgsInvalid(
+                f"generation_config.max_new_tokens is {settings.max_new_tokens}, times {width} "
+                "beams or sequences; a task that runs alone, as beam search does, may have "
+                f"{self._max_exclusive_tokens} of both together: lower one of them",
                 param="generation_config.max_new_tokens",
             )
 

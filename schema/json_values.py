@@ -18,7 +18,12 @@ MAX_JSON_DEPTH = 32
 walk them recursively."""
 
 MAX_JSON_VALUES = 100_000
-"""Values in one tool, tool call or `template_args`, counted at all depths."""
+"""Values in `tools`, `template_args` and all `tool_calls` of a task, counted at all depths; JSON
+Schema can say it of none of them."""
+
+MAX_BRACKETS = 1_000_000
+"""Objects and arrays in one body, brackets inside strings counted too: sixteen million empty arrays
+fit into 32 MB and would keep the parser, and everybody who waits for it, busy for seconds."""
 
 MAX_JSON_KEYS = 10_000
 """Keys of one object: an object of a million unknown fields would make a million complaints."""
@@ -33,6 +38,10 @@ def parse_json(body: bytes | str) -> Any:
         text = body if isinstance(body, str) else body.decode("utf-8")
         if not text.strip():
             raise TaskArgsInvalid("The body is empty; it must be a task, which is a JSON object.")
+        if text.count("[") + text.count("{") > MAX_BRACKETS:
+            raise TaskArgsInvalid(
+                f"The body has more than {MAX_BRACKETS} objects and arrays; no task needs so many."
+            )
         return json.loads(
             text,
             object_pairs_hook=_object,
@@ -89,6 +98,22 @@ def check_json(value: dict[str, Any]) -> dict[str, Any]:
     if not _plainly_fine(value):
         _raise_first_problem(value)
     return value
+
+
+def count_values(value: Any, most: int) -> int:
+    """Values in parsed JSON at all depths; stops counting soon after ``most``."""
+    count = 0
+    level = [value]
+    while level and count <= most:
+        count += len(level)
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, list):
+                below += item
+            elif isinstance(item, dict):
+                below += item.values()
+        level = below
+    return count
 
 
 def _plainly_fine(value: dict[str, Any]) -> bool:

@@ -18,6 +18,8 @@ from pydantic_core import PydanticCustomError
 from schema.json_values import check_json
 
 MAX_BLOCKS = 1024
+MAX_BLOCKS_OF_TASK = 4096
+"""In all messages together; JSON Schema can only say it of each."""
 MAX_IMAGES = 64
 """Images of a task. JSON Schema can only say it of each message."""
 MAX_TOOL_CALLS = 128

@@ -12,8 +12,16 @@ from pydantic import (
 )
 
 from schema.generation import GenerationConfig
-from schema.json_values import parse_json
-from schema.message import MAX_IMAGES, ImageBlock, JsonObject, Message, TextBlock, rule
+from schema.json_values import MAX_JSON_VALUES, count_values, parse_json
+from schema.message import (
+    MAX_BLOCKS_OF_TASK,
+    MAX_IMAGES,
+    ImageBlock,
+    JsonObject,
+    Message,
+    TextBlock,
+    rule,
+)
 from schema.problems import explain
 
 __all__ = [
@@ -123,6 +131,31 @@ class Task(BaseModel):
     quantize_bits: QuantizeBits | None = Field(
         default=None, description="Quantize the weights to this many bits; null: do not."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_bulk(cls, fields: Any) -> Any:
+        """Counts first what is cheap to count: a million blocks cost seconds to validate."""
+        messages = fields.get("messages") if isinstance(fields, dict) else None
+        if not isinstance(messages, list):
+            return fields
+        objects = [message for message in messages if isinstance(message, dict)]
+        contents = [message.get("content") for message in objects]
+        blocks = sum(len(content) for content in contents if isinstance(content, list))
+        if blocks > MAX_BLOCKS_OF_TASK:
+            raise rule(
+                f"have {blocks} content blocks; at most {MAX_BLOCKS_OF_TASK} are allowed: join "
+                "neighbouring texts",
+                "messages",
+            )
+        free_form = [fields.get("tools"), fields.get("template_args")]
+        free_form += [message.get("tool_calls") for message in objects]
+        if count_values(free_form, MAX_JSON_VALUES) > MAX_JSON_VALUES + len(free_form):
+            raise rule(
+                f"has more than {MAX_JSON_VALUES} values in tools, template_args and tool_calls "
+                "together"
+            )
+        return fields
 
     @model_validator(mode="after")
     def _not_too_many_images(self) -> Self:

@@ -67,6 +67,7 @@ class EngineArgs(_Strict):
     prefill_chunk: PositiveInt | None = None
     page_size: PositiveInt | None = None
     kv_cache_tokens: PositiveInt | None = None
+    max_exclusive_tokens: PositiveInt | None = None
     threads: PositiveInt | None = None
     trust_remote_code: bool | None = None
     local_files_only: bool | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -57,8 +57,7 @@ class Dispatcher:
             call = None
             return response
         finally:
-            if call is not None:
-                call.cancel()
+            _cancel(call)
 
     async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them. Raises as `run` does."""
@@ -79,8 +78,7 @@ class Dispatcher:
                     return
                 yield chunk
         finally:
-            if calls is not None:
-                calls.cancel()
+            _cancel(calls)
 
     async def models(self) -> list[dict[str, Any]]:
         """Every configured model with what its running replicas say of themselves.
@@ -137,3 +135,10 @@ class Dispatcher:
                 limit = self._args.limits.request_timeout_s
                 raise RequestTimeout(f"the task did not end within {limit:g} seconds") from None
             raise as_task_error(error) from error
+
+
+def _cancel(call: Any) -> None:
+    """Cancel a call that still runs. Ray raises here what the call has failed with already."""
+    if call is not None:
+        with suppress(Exception):
+            call.cancel()

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
+    RayServeException,
     RequestCancelledError,
 )
 
@@ -29,6 +30,8 @@ def as_task_error(error: Exception) -> TaskError:
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
         cause = cause.cause
+    if isinstance(cause, RayServeException) and isinstance(cause.__cause__, RayActorError):
+        cause = cause.__cause__  # the preprocessor died, and with it what the replica waits for
     match cause:
         case TaskError():
             return cause
@@ -38,7 +41,7 @@ def as_task_error(error: Exception) -> TaskError:
             )
         case RayActorError():
             return Overloaded(
-                "the replica that ran the task has died; send the task again",
+                "a process that worked on the task has died; send the task again",
                 retry_after_s=RETRY_AFTER_S,
             )
         case DeploymentUnavailableError():

@@ -23,6 +23,7 @@ from schema.errors import (
     TaskError,
     TaskExecutionError,
 )
+from schema.json_values import clipped
 from schema.published import schemas
 from schema.response import StreamChunk
 from schema.task import Task
@@ -127,13 +128,15 @@ def _wants_stream(request: Request) -> bool:
     """The one query parameter. A misspelt one would silently give the wrong kind of answer."""
     for name in request.query_params:
         if name != "stream":
+            name = clipped(name)
             raise TaskArgsInvalid(
                 f"unknown query parameter {name!r}; the only one is stream", param=name
             )
-    value = request.query_params.get("stream", "false")
-    if value not in ("true", "false"):
-        raise TaskArgsInvalid(f"stream must be true or false, got {value!r}", param="stream")
-    return value == "true"
+    values = request.query_params.getlist("stream") or ["false"]
+    if values not in (["true"], ["false"]):
+        got = clipped(", ".join(values))
+        raise TaskArgsInvalid(f"stream must be true or false, got {got!r}", param="stream")
+    return values == ["true"]
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

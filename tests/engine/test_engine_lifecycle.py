@@ -46,6 +46,7 @@ def make_engine(endless_model: Path) -> Iterator[MakeEngine]:
     def make(**options: Any) -> Engine:
         settings: dict[str, Any] = {"model": str(endless_model), "dtype": "float32", "threads": 1}
         settings |= {"prefill_chunk": 16, "kv_cache_tokens": 3 * LONG, "max_sequences": 8}
+        settings["max_exclusive_tokens"] = 10 * LONG
         engines.append(Engine(EngineConfig(**settings | options)))
         return engines[-1]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
-from schema import Task
+from schema import Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.tiny_models import byte_tokenizer
 
@@ -179,3 +179,14 @@ def test_stop_strings_end_beams(tiny_model: TinyModel, tiny_engine: TinyEngine) 
     assert any(stop in text for text in texts)
     for text in texts:
         assert stop not in text[:-1]
+
+
+def test_what_runs_alone_is_bounded(tiny_engine: TinyEngine) -> None:
+    """Everybody waits while it runs."""
+    engine = tiny_engine("qwen2", max_exclusive_tokens=100)
+    wide = {"num_beams": 4, "max_new_tokens": 26}
+    with pytest.raises(TaskArgsInvalid, match="100") as caught:
+        engine.run_blocking(task("hi", wide))
+    assert caught.value.param == "generation_config.max_new_tokens"
+    engine.run_blocking(task("hi", wide | {"max_new_tokens": 25}))
+    engine.run_blocking(task("hi", {"max_new_tokens": 101}))

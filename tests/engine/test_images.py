@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from engine.config import EngineConfig
 from engine.images import MAX_PIXELS, ImagePreprocessor, decode_images, image_params
@@ -165,6 +165,17 @@ def test_the_largest_picture_is_read() -> None:
     side = 8192
     assert side * side == MAX_PIXELS
     assert decode_image(_png_of(side, side, rows=side), PARAM).size == (side, side)
+
+
+def test_texts_inside_a_picture_are_limited() -> None:
+    """A few kilobytes of compressed texts would unpack to hundreds of megabytes."""
+    texts = PngImagePlugin.PngInfo()
+    for number in range(60):
+        texts.add_itxt(f"text{number}", "😀" + "A" * 1_000_000, zip=True)
+    refused(encoded(pixels(), "PNG", pnginfo=texts))
+    few = PngImagePlugin.PngInfo()
+    few.add_itxt("workflow", "A" * 500_000, zip=True)
+    assert same(decode_image(encoded(pixels(), "PNG", pnginfo=few), PARAM), pixels())
 
 
 def test_many_pictures_share_one_limit() -> None:

@@ -193,10 +193,13 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 class _NoTokenizing:
-    """A tokenizer that may be asked about its vocabulary, and nothing else."""
+    """A tokenizer that renders and knows its vocabulary; it must not be asked for tokens."""
 
     def get_vocab(self) -> dict[str, int]:
         return {"a": 0, "long": 1}
+
+    def apply_chat_template(self, messages: list[Any], **arguments: Any) -> str:
+        return "".join(str(message.get("tool_calls", "")) for message in messages)
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
@@ -207,6 +210,30 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
     assert error.param == "messages"
     assert "512" in str(error)
     assert "2048" in str(error)
+
+
+def test_tool_calls_that_cannot_fit_are_refused_before_they_are_tokenized() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "x" * 4096}}}
+    asked = task([*user("hi"), {"role": "assistant", "tool_calls": [call]}])
+    tokenizer = cast(Any, _NoTokenizing())
+    loaded = LoadedModel(None, tokenizer, "template", None, None, 512, torch.device("cpu"), None)
+    assert refused(lambda: PromptRenderer(loaded).render(asked)).param == "messages"
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', r'{"a": NaN}', '{"a": 1, "a": 2}', "[1]"])
+def test_arguments_that_are_no_plain_object_stay_text(text: str) -> None:
+    template = "{{ messages[1].tool_calls[0].function.arguments is string }}"
+    call = {"type": "function", "function": {"name": "f", "arguments": text}}
+    render = renderer(template).render
+    prompt = render(task([*user("hi"), {"role": "assistant", "tool_calls": [call]}]))
+    assert byte_tokenizer().decode(list(prompt.token_ids)) == "True"
+
+
+@pytest.mark.parametrize("value", [1, "yes", [True], {"a": 1}])
+def test_template_switches_are_booleans(value: Any) -> None:
+    asked = task(user("hi"), template_args={"continue_final_message": value})
+    error = refused(lambda: renderer(CHAT_TEMPLATE).render(asked))
+    assert error.param == "template_args.continue_final_message"
 
 
 def test_a_placeholder_in_the_text_is_no_image() -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from engine.generation import GenerationSettings
 from engine.kv_cache import KVCache, KVShape
@@ -42,7 +43,7 @@ class Job:
     news: list[Progress] = field(default_factory=list)
 
     def request(self) -> Request:
-        hf = cast(Any, None)  # nothing here reads it
+        hf = GenerationConfig(num_beams=1)
         rules = GenerationSettings(
             hf, self.max_new, self.sequences, frozenset(), (), not self.exclusive
         )
@@ -82,6 +83,7 @@ class FakeLoop:
             max_sequences=MAX_SEQUENCES,
             prefill_chunk=CHUNK,
             max_prefill_rows=MAX_ROWS,
+            max_exclusive_tokens=1000,
         )
         self.admitted: list[Request] = []
 

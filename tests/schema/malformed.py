@@ -156,7 +156,7 @@ _TASK = [
     _case("template_args", [1]),
     _case("template_args", {"n": 2**70}, "template_args.n", NO_RECURSION),
     _case("template_args", {"s": "\ud800"}, "template_args.s", NO_RECURSION),
-    _case("template_args", {"a": [0] * 100_000}, "template_args", NO_RECURSION),
+    Malformed("brackets", b"[" + b"[]," * 1_000_000 + b"[]]", None, NOT_JSON),
 ]
 
 _USER = "messages.1.content"
@@ -259,4 +259,26 @@ _GENERATION = [
     _settings("num_return_sequences", NO_COMPARISON, num_return_sequences=4, num_beams=3),
 ]
 
-MALFORMED = [*_BODIES, *_TASK, *_MESSAGES, *_GENERATION]
+_TEXT = {"type": "text", "text": "a"}
+_BULK = [
+    Malformed(
+        "too many blocks in all messages",
+        json.dumps(GOOD | {"messages": [{"role": "user", "content": [_TEXT] * 1000}] * 5}).encode(),
+        "messages",
+        NO_COUNT,
+    ),
+    Malformed(
+        "too many values in all tools",
+        json.dumps(GOOD | {"tools": [TOOL | {"a": [0] * 30_000}] * 4}).encode(),
+        None,
+        NO_COUNT,
+    ),
+    Malformed(
+        "too many values in template_args",
+        json.dumps(GOOD | {"template_args": {"a": [0] * 100_001}}).encode(),
+        None,
+        NO_RECURSION,
+    ),
+]
+
+MALFORMED = [*_BODIES, *_TASK, *_MESSAGES, *_GENERATION, *_BULK]

@@ -65,7 +65,7 @@ def with_settings(**settings: Any) -> str:
         ),
         (
             with_settings(max_tokens=5),
-            "generation_config.max_tokens: is not a known field; did you mean max_new_tokens?.",
+            "generation_config.max_tokens: is not a known field; did you mean max_new_tokens?",
         ),
         (
             with_settings(num_return_sequences=4, num_beams=3),
@@ -74,11 +74,11 @@ def with_settings(**settings: Any) -> str:
         ),
         (
             json.dumps({**GOOD, "temperature": 1}),
-            "temperature: is not a known field; did you mean generation_config.temperature?.",
+            "temperature: is not a known field; did you mean generation_config.temperature?",
         ),
         (
             json.dumps({**GOOD, "mesages": []}),
-            "mesages: is not a known field; did you mean messages?.",
+            "mesages: is not a known field; did you mean messages?",
         ),
         (
             json.dumps({**GOOD, "zzz": []}),

@@ -62,6 +62,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     log = folder / "server.log"
     address = f"http://127.0.0.1:{port}"
+    # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("serve"), "run", folder / "config.yaml"],

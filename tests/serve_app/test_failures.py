@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve.exceptions import BackPressureError, RequestCancelledError
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
 from schema import (
     Cancelled,
@@ -23,6 +23,11 @@ def _remote(cause: Exception) -> RayTaskError:
     return arrived
 
 
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 def test_a_task_error_survives_two_hops() -> None:
     sent = TaskArgsInvalid("too long", param="messages")
     for arrived in (_remote(sent), _remote(sent).as_instanceof_cause(), _remote(_remote(sent))):
@@ -37,6 +42,8 @@ def test_a_task_error_survives_two_hops() -> None:
         (ActorDiedError(), Overloaded),
         (ActorUnavailableError("gone", b"0" * 16), Overloaded),
         (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded),
+        (_caused(RayServeException("upstream actor died"), ActorDiedError()), Overloaded),
+        (_caused(RayServeException("something else"), ValueError()), TaskExecutionError),
         (RequestCancelledError("id"), Cancelled),
         (_remote(ValueError("secret")), TaskExecutionError),
         (ValueError("secret"), TaskExecutionError),
