@@ -27,7 +27,8 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Not only python must be there: without the system's venv package an environment has no pip.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -36,7 +37,8 @@ $(READY): pyproject.toml constraints.txt
 # server, its replicas and the local Ray.
 serve: $(READY)
 	@$(BIN)/python -m serve_app.check $(CONFIG)
-	@$(BIN)/serve run $(CONFIG)
+	@$(BIN)/python -m serve_app.ready $(CONFIG) & waiter=$$!; trap 'kill $$waiter 2>/dev/null' EXIT; \
+	  $(BIN)/serve run $(CONFIG)
 
 lint: $(READY)
 	$(BIN)/ruff check

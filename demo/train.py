@@ -109,7 +109,7 @@ def train(out: Path, checkpoints: Path, scale: float) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "model", help="model folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--checkpoints", type=Path, default=HERE / "checkpoints")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="0.01 for a quick trial")
     parser.add_argument("--threads", type=int, default=2)

@@ -13,7 +13,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 _ANSWER = "A red circle."
-_FINGERPRINT = "gts-0.1.0-5f3a9c"
+_FINGERPRINT = "fp_12559359b47a"
 
 # Name: the definition, its title, its examples.
 _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {

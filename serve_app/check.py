@@ -13,11 +13,13 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from serve_app.config import AppArgs, ModelArgs, explain, resolve_source
+from serve_app.config import AppArgs, ModelArgs, explain, resolve_source, unknown_key
 
 BUILDER = "serve_app.app:build"
+MAX_PORT = 65_535
+_TOP_LEVEL = ServeDeploySchema.model_fields
 GRAPH = ("Ingress", "ImagePreprocessor")
 
 
@@ -34,7 +36,9 @@ def check(path: Path) -> tuple[list[AppArgs], list[str]]:
     try:
         ServeDeploySchema.model_validate(document)
     except ValidationError as error:
-        return [], explain(error)
+        return [], explain(error, prefix="")
+    if unknown := _unknown_keys(document):
+        return [], unknown
     checked: list[AppArgs] = []
     faults: list[str] = []
     for index, application in enumerate(document.get("applications", [])):
@@ -43,6 +47,21 @@ def check(path: Path) -> tuple[list[AppArgs], list[str]]:
     if not checked and not faults:
         faults.append(f"applications: none has import_path: {BUILDER}")
     return checked, faults
+
+
+def _unknown_keys(document: dict[str, Any]) -> list[str]:
+    """Misspelt keys that Ray ignores, and with them what was meant."""
+    options = document.get("http_options") or {}
+    port = options.get("port", 8000)
+    faults = [unknown_key(key, ServeDeploySchema) for key in document if key not in _TOP_LEVEL]
+    faults += [
+        f"http_options: {unknown_key(key, HTTPOptionsSchema)}"
+        for key in options
+        if key not in HTTPOptionsSchema.model_fields
+    ]
+    if not 1 <= port <= MAX_PORT:
+        faults.append(f"http_options.port must be 1 to {MAX_PORT}, got {port}")
+    return faults
 
 
 def _check_application(

@@ -47,11 +47,12 @@ class _Strict(BaseModel):
         if isinstance(value, dict):
             unknown = [key for key in value if key not in cls.model_fields]
             if unknown:
-                raise ValueError("; ".join(_unknown_key(key, cls) for key in unknown))
+                raise ValueError("; ".join(unknown_key(key, cls) for key in unknown))
         return value
 
 
-def _unknown_key(key: object, model: type[BaseModel]) -> str:
+def unknown_key(key: object, model: type[BaseModel]) -> str:
+    """What to say of a key that ``model`` does not have."""
     near = difflib.get_close_matches(str(key), model.model_fields, n=1)
     if near:
         return f"unknown key {str(key)!r}; did you mean {near[0]!r}?"
@@ -211,6 +212,6 @@ def explain(error: ValidationError, prefix: str = "args") -> list[str]:
     """One line for each fault, with the path of the key."""
     lines = []
     for fault in error.errors(include_url=False, include_context=False):
-        path = ".".join([prefix, *(str(part) for part in fault["loc"])])
+        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in fault["loc"])])
         lines.append(f"{path}: {fault['msg'].removeprefix('Value error, ')}")
     return lines

@@ -61,7 +61,7 @@ class Ingress:
 def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
     """The ASGI application: routes and error handlers around a dispatcher."""
     routes = _Routes(dispatcher, max_body=int(args.limits.max_body_mb * BYTES_PER_MB))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/tasks", routes.create_task, methods=["POST"]),
             Route("/v1/models", routes.list_models, methods=["GET"]),
@@ -74,6 +74,9 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
             Exception: _on_bug,
         },
     )
+    # `/v1/tasks/` is another path, and gets the JSON of one that does not exist.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Routes:

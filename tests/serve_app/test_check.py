@@ -91,3 +91,25 @@ def test_files_that_are_no_configuration(
 def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.yaml")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"http_options": {"prot": 8000}},
+            "http_options: unknown key 'prot'; did you mean 'port'?",
+        ),
+        (
+            {"http_option": {"port": 8000}},
+            "unknown key 'http_option'; did you mean 'http_options'?",
+        ),
+        ({"http_options": {"port": 80_000}}, "http_options.port must be 1 to 65535, got 80000"),
+        ({"http_options": {"port": "x"}}, "http_options.port: "),
+    ],
+)
+def test_what_ray_would_ignore_or_stumble_over(
+    change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([_written(tmp_path, _document() | change)]) == 1
+    assert capsys.readouterr().err.startswith(said)
