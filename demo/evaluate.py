@@ -146,9 +146,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--quantize-bits", type=int, choices=[8, 4])
     parser.add_argument("--pictures", type=int, default=1000, help=f'conversations for "{WHAT}"')
-    parser.add_argument(
-        "--others", type=int, default=200, help="conversations for each other skill"
-    )
+    parser.add_argument("--others", type=int, default=200, help="conversations a skill else")
     parser.add_argument("--failures", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
     answer = Answerer(arguments.model, getattr(torch, arguments.dtype), arguments.quantize_bits)

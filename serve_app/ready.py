@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import yaml
@@ -22,16 +21,21 @@ def address_of(config: Path) -> str:
     """Where a configuration serves, as a client on this machine writes it."""
     options = yaml.safe_load(config.read_text(encoding="utf-8")).get("http_options") or {}
     host = options.get("host", "127.0.0.1")
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{options.get('port', 8000)}"
+    # All interfaces are no address to connect to.
+    reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    return f"http://{reachable}:{options.get('port', 8000)}"
 
 
 def is_ready(address: str) -> bool:
     """Whether every model that is always on answers."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=5)
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def main() -> None:

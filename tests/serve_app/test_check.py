@@ -98,11 +98,11 @@ def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (
             {"http_options": {"prot": 8000}},
-            "http_options: unknown key 'prot'; did you mean 'port'?",
+            "http_options: unknown key 'prot'; did you mean 'port'",
         ),
         (
             {"http_option": {"port": 8000}},
-            "unknown key 'http_option'; did you mean 'http_options'?",
+            "unknown key 'http_option'; did you mean 'http_options'",
         ),
         ({"http_options": {"port": 80_000}}, "http_options.port must be 1 to 65535, got 80000"),
         ({"http_options": {"port": "x"}}, "http_options.port: "),

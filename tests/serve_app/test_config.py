@@ -92,6 +92,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "max_waiting": 3,
         "prefill_chunk": 64,
         "page_size": 8,
+        "max_exclusive_tokens": 512,
         "kv_cache_tokens": 4096,
         "threads": 1,
         "trust_remote_code": True,
