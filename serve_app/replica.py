@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 from engine.engine import Engine
 from engine.images import ImageInputs
-from schema.errors import TaskArgsInvalid
+from schema.errors import TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config import ModelArgs
+
+logger = logging.getLogger("ray.serve")
 
 
 class ModelReplica:
@@ -20,11 +23,23 @@ class ModelReplica:
 
     The engine's own bounded queue decides when a task is refused, so Ray's queue in front of it is
     larger (``max_ongoing_requests``).
+
+    A model that is always on and cannot be loaded fails its deployment, for the operator to see.
+    One that is started by a task has a client waiting, who would wait for as long as Ray tries
+    again: it starts without an engine, answers every task with the reason, and goes when nobody
+    asks any more.
     """
 
     def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:
         # Blocks until the model is loaded: Ray sends no task to a replica before that.
-        self._engine = Engine(args.engine_config(device=device))
+        self._loaded: Engine | TaskError
+        try:
+            self._loaded = Engine(args.engine_config(device=device))
+        except TaskError as error:
+            if args.min_replicas > 0:
+                raise
+            logger.exception("%s cannot be loaded", args.deployment)
+            self._loaded = error
         self._configured_dtype = args.dtype
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
 
@@ -54,8 +69,17 @@ class ModelReplica:
                 async for chunk in chunks:
                     yield chunk
 
+    @property
+    def _engine(self) -> Engine:
+        """The engine, or the reason why there is none."""
+        if isinstance(self._loaded, TaskError):
+            raise self._loaded
+        return self._loaded
+
     async def status(self) -> dict[str, Any]:
         """How its tasks ended, what it does now and what it is, for ``GET /v1/models``."""
+        if isinstance(self._loaded, TaskError):
+            return {"tasks": dict(self._counts), **self._loaded.to_dict()}
         return {
             "tasks": dict(self._counts),
             "load": self._engine.stats(),
@@ -64,13 +88,14 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Called by Ray; raising has this replica replaced."""
-        self._engine.check_health()
+        if isinstance(self._loaded, Engine):
+            self._loaded.check_health()
 
     def __del__(self) -> None:
         # Ray calls this when the replica stops. Absent if loading failed.
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            engine.close()
+        loaded = getattr(self, "_loaded", None)
+        if isinstance(loaded, Engine):
+            loaded.close()
 
     def _check_dtype(self, task: Task) -> None:
         """The half of the routing that needs the loaded checkpoint: what "auto" came to."""
