@@ -80,9 +80,14 @@ class Detokenizer:
         self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
 
     def _decode(self, ids: list[int]) -> str:
-        # Clean-up would change text that has been given out ("hello ." -> "hello.").
-        text = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
+        return decode(self._tokenizer, ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of tokens, as answers have it: without special tokens and without clean-up.
+
+    Clean-up would change text that has been given out ("hello ." -> "hello.").
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text

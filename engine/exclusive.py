@@ -18,8 +18,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from engine.detokenizer import decode
 from engine.loader import LoadedModel
-from engine.outputs import ChoiceDelta
+from engine.outputs import ChoiceDelta, join
 from engine.sampler import check_numbers
 from engine.sequence import Request
 from schema.errors import TaskExecutionError
@@ -62,10 +63,7 @@ class _Watch(StoppingCriteria):
         stop_strings = self._request.settings.stop_strings
         if not stop_strings:
             return [False] * len(beams)
-        texts = (
-            self._tokenizer.decode(b, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for b in beams
-        )
+        texts = (decode(self._tokenizer, beam) for beam in beams)
         return [any(stop in text for stop in stop_strings) for text in texts]
 
 
@@ -124,14 +122,4 @@ def _report_beams(request: Request, answers: list[list[int]]) -> None:
             # `generate` ended it before a limit that we know: an early stop of the search.
             sequence.finish_reason = "stop"
             deltas.append(ChoiceDelta(sequence.index, sequence.detokenizer.flush(), "stop"))
-    request.tell(_joined(deltas))
-
-
-def _joined(deltas: list[ChoiceDelta]) -> list[ChoiceDelta]:
-    """One delta per choice."""
-    texts: dict[int, str] = {}
-    reasons = {}
-    for delta in deltas:
-        texts[delta.index] = texts.get(delta.index, "") + delta.text
-        reasons[delta.index] = delta.finish_reason
-    return [ChoiceDelta(index, texts[index], reasons[index]) for index in texts]
+    request.tell(join(deltas))

@@ -227,7 +227,10 @@ class EngineLoop:
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
-        if not items:
+        if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
+            for item in items:
+                with self._blame([_request_of(item)]):
+                    run(items)
             return
         try:
             run(items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,18 +35,20 @@ Sink = Callable[[Progress], None]
 """Receives a task's progress on the engine's thread. Must return at once and never raise."""
 
 
-def merge(news: Iterable[Progress]) -> Progress:
-    """Several pieces of news as one: the texts of each choice joined, in order of index."""
+def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
+    """One delta for each choice, its texts joined; in order of index."""
     texts: dict[int, list[str]] = {}
     reasons: dict[int, FinishReason | None] = {}
-    merged = Progress()
-    for item in news:
-        for delta in item.deltas:
-            texts.setdefault(delta.index, []).append(delta.text)
-            reasons[delta.index] = delta.finish_reason
-        merged = item
-    deltas = tuple(ChoiceDelta(i, "".join(texts[i]), reasons[i]) for i in sorted(texts))
-    return merged._replace(deltas=deltas)
+    for delta in deltas:
+        texts.setdefault(delta.index, []).append(delta.text)
+        reasons[delta.index] = delta.finish_reason
+    return [ChoiceDelta(i, "".join(texts[i]), reasons[i]) for i in sorted(texts)]
+
+
+def merge(news: Sequence[Progress]) -> Progress:
+    """Several pieces of news, at least one, as one: what is cumulative is the last one's."""
+    deltas = join(delta for item in news for delta in item.deltas)
+    return news[-1]._replace(deltas=tuple(deltas))
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Usage:

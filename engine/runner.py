@@ -107,12 +107,12 @@ class Runner:
         return torch.cat([self._encode_image(image) for image in images])
 
     def _encode_image(self, image: PreparedImage) -> torch.Tensor:
-        arrays = {key: self.to_device(value) for key, value in image.arrays.items()}
+        arrays = {key: self._to_device(value) for key, value in image.arrays.items()}
         output = self._model.get_image_features(**arrays, return_dict=True)
         features: torch.Tensor = output.pooler_output
         return features.flatten(0, 1)
 
-    def to_device(self, array: np.ndarray) -> torch.Tensor:
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """A tensor of its own: what comes from an object store is read-only."""
         return torch.from_numpy(array.copy()).to(self.device)
 
