@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,8 @@ def model_card(
         "deterministic": config.deterministic,
         "prefill_chunk": config.prefill_chunk,
         "prepacked": lane.prepacked,
-        "row_counts": lane.row_counts and asdict(lane.row_counts),
+        "row_counts": lane.row_counts
+        and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
     digest = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()

@@ -32,6 +32,8 @@ class EngineConfig:
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
         deterministic: run only at row counts that give the same bits. False is for measuring what
             that costs; answers then depend on the load.
+        lookahead: launch a step before the last one's tokens have been processed; None does so on
+            CUDA. It changes no bits.
         threads: CPU threads of torch; None leaves torch's choice. Part of the arithmetic.
         trust_remote_code: run Python code of the model repository. Off: only transformers' own.
         local_files_only: never contact the hub.
@@ -51,6 +53,7 @@ class EngineConfig:
     max_exclusive_tokens: int = 8192
     kv_cache_tokens: int | None = None
     deterministic: bool = True
+    lookahead: bool | None = None
     threads: int | None = None
     trust_remote_code: bool = False
     local_files_only: bool = False

@@ -12,18 +12,12 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from engine.card import model_card
 from engine.config import EngineConfig
-from engine.determinism import make_deterministic
 from engine.detokenizer import Detokenizer
 from engine.generation import resolve_settings
 from engine.images import ImageInputs, ImagePreprocessor, image_params
-from engine.lanes import build_batched_lane
-from engine.loader import load_model
 from engine.loop import EngineLoop
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
-from engine.prompt import PromptRenderer
-from engine.runner import Runner
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
 from schema.response import StreamChunk, TaskResponse
@@ -39,17 +33,13 @@ class Engine:
         Raises:
             TaskError: see `engine.loader.load_model`.
         """
-        make_deterministic(config.threads)
         self.config = config
-        self._loaded = load_model(config)
-        runner = Runner(self._loaded)
-        lane = build_batched_lane(runner, self._loaded, config)
-        self._has_batched_lane = lane.row_counts is not None
-        self._card = model_card(config, self._loaded, lane)
-        self._renderer = PromptRenderer(self._loaded)
+        self._loop = EngineLoop(config)
+        self._loaded = self._loop.assembly.loaded
+        self._card = self._loop.assembly.card
+        self._renderer = self._loop.assembly.renderer
         self._preprocessor: ImagePreprocessor | None = None
         self._prepare_lock = threading.Lock()  # tokenizers are not safe to share between threads
-        self._loop = EngineLoop(config, self._loaded, runner, lane)
 
     # --- The ways in -----------------------------------------------------------------------------
 
@@ -146,7 +136,7 @@ class Engine:
                 self._loaded.model,
                 prompt_tokens=len(prompt.token_ids),
                 context_length=self._loaded.context_length,
-                batched_lane=self._has_batched_lane,
+                batched_lane=self._loop.assembly.lane.row_counts is not None,
             )
         answers = [
             Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings))

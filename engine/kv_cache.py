@@ -29,12 +29,49 @@ class KVShape:
         return self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class LayerKV:
-    """One layer's storage: [slots, kv_heads, key_dim] and [slots, kv_heads, value_dim]."""
+Slots = slice | torch.Tensor
+"""Where a sequence's tokens lie: a slice where they are contiguous, else [tokens] indices."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+
+class LayerKV:
+    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` alike.
+
+    In memory a CPU has all tokens of a head together, which its attention reads twice as fast; a
+    GPU has all heads of a token together, as paged kernels want it.
+    """
+
+    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+        self.keys, self.values = (
+            _storage(num_slots, shape.num_heads, dim, shape.dtype, device)
+            for dim in (shape.key_dim, shape.value_dim)
+        )
+        # Views made once, so that one more operation gives what attention takes.
+        self._keys_by_head = self.keys.transpose(0, 1)[None]
+        self._values_by_head = self.values.transpose(0, 1)[None]
+
+    def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the keys and values [kv_heads, len(slots), dim] of new tokens."""
+        self.keys[slots] = keys.transpose(0, 1)
+        self.values[slots] = values.transpose(0, 1)
+
+    def read(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [1, kv_heads, tokens, dim]: views where the slots are contiguous."""
+        if isinstance(slots, slice):
+            start, length = slots.start, slots.stop - slots.start
+            return (
+                self._keys_by_head.narrow(2, start, length),
+                self._values_by_head.narrow(2, start, length),
+            )
+        return self._keys_by_head[:, :, slots], self._values_by_head[:, :, slots]
+
+
+def _storage(
+    slots: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Zeros [slots, heads, dim], in the order of memory that the device reads best."""
+    if device.type == "cpu":
+        return torch.zeros(heads, slots, dim, dtype=dtype).transpose(0, 1)
+    return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
 
 class KVCache:
@@ -52,17 +89,7 @@ class KVCache:
         self.num_pages = num_pages
         self.page_size = page_size
         self.device = device
-        self.layers = {
-            index: LayerKV(
-                keys=torch.zeros(
-                    slots, shape.num_heads, shape.key_dim, dtype=shape.dtype, device=device
-                ),
-                values=torch.zeros(
-                    slots, shape.num_heads, shape.value_dim, dtype=shape.dtype, device=device
-                ),
-            )
-            for index, shape in shapes.items()
-        }
+        self.layers = {index: LayerKV(shape, slots, device) for index, shape in shapes.items()}
         self._free = np.ones(num_pages, dtype=bool)
 
     @property
@@ -99,7 +126,7 @@ class KVCache:
             raise RuntimeError("KV cache: a page was released twice")
         self._free[list(pages)] = True
 
-    def slots(self, pages: Sequence[int], start: int, stop: int) -> slice | torch.Tensor:
+    def slots(self, pages: Sequence[int], start: int, stop: int) -> Slots:
         """Slots of the tokens ``start`` to ``stop`` of a sequence: a slice where they are
         contiguous.
         """

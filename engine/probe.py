@@ -11,7 +11,9 @@ Two questions are asked of the real model with its real dtype, quantization, dev
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +29,7 @@ _CONTEXT = 7  # tokens before the probed row; any number that is not special
 # most rows (four of five, at 4864 terms): few probes would miss that they differ.
 _PROBES = 16
 _LANE_TOKENS = 24  # prompt of the lane check
+_TIMED_RUNS = 3
 
 # Largest difference between packed and plain logits, relative to the largest logit. Loose: it tells
 # a wrong mask, position or layer state, which changes logits by their own size, from rounding.
@@ -38,13 +41,14 @@ class ProbeFailedError(RuntimeError):
 
 
 def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
-    """Row counts worth probing: 2, 3, 4, 6, 8, 12 ... up to twice the chunk, and both limits.
+    """Row counts worth probing: 2, 3, 4, 6, 8, 12 ... and quarters of a chunk, up to two chunks.
 
-    At most a third of a batch is padding then. One row is left out: it takes another kernel almost
-    everywhere, and two rows cost the same.
+    At most a third of a small batch is padding then, and little of a large one. One row is left
+    out: it takes another kernel almost everywhere, and two rows cost the same.
     """
     largest = max(2 * prefill_chunk, max_sequences)
     steps = {k << i for i in range(largest.bit_length()) for k in (2, 3)}
+    steps.update(range(prefill_chunk, largest + 1, max(prefill_chunk // 4, 1)))
     return tuple(sorted(n for n in steps | {max_sequences, prefill_chunk} if 2 <= n <= largest))
 
 
@@ -64,21 +68,31 @@ def find_row_counts(
         ProbeFailedError: a row's bits depend on its position or on the content of the other rows.
     """
     candidates = candidate_rows(max_sequences, prefill_chunk)
+    probe = _Probe(runner, vocab_size, max_head_rows=max(max_sequences, 2))
     # Each count is probed with places and neighbours of its own, so counts that agree have shown
     # that these do not matter either.
-    bits = {n: _probe(runner, n, vocab_size, seed=n) for n in candidates}
     classes: dict[bytes, list[int]] = {}
-    for num_rows, result in bits.items():
-        classes.setdefault(result, []).append(num_rows)
+    for num_rows in candidates:
+        classes.setdefault(probe.bits(num_rows, seed=num_rows), []).append(num_rows)
     for result, members in list(classes.items()):
-        if len(members) == 1 and _probe(runner, members[0], vocab_size, seed=0) != result:
+        if len(members) == 1 and probe.bits(members[0], seed=0) != result:
             del classes[result]
     decode = _choose(classes.values(), needed=max_sequences)
     prefill = _choose(classes.values(), needed=prefill_chunk)
     if decode is None or prefill is None:
         raise ProbeFailedError("a row's result depends on its position or on the other rows")
     logger.info("row counts that agree bit for bit: decode %s, prefill %s", decode, prefill)
-    return RowCounts(decode=decode, prefill=prefill)
+    used = decode[: bisect_left(decode, max_sequences) + 1]
+    return RowCounts(decode, prefill, faster=_faster({n: probe.seconds(n) for n in used}))
+
+
+def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
+    """For each row count that a larger one beats, the fastest of these.
+
+    Kernels are tuned for some shapes: 4 rows can take three quarters of the time of 2.
+    """
+    best = {n: min((m for m in seconds if m >= n), key=lambda m: seconds[m]) for n in seconds}
+    return {n: m for n, m in best.items() if m != n}
 
 
 def _choose(classes: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | None:
@@ -88,50 +102,76 @@ def _choose(classes: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | N
     return tuple(best) or None
 
 
-def _probe(runner: Runner, num_rows: int, vocab_size: int, *, seed: int) -> bytes:
-    """Decode `_PROBES` fixed sequences in forwards of ``num_rows`` rows; all bits that they get.
+class _Probe:
+    """Decodes `_PROBES` fixed sequences, which lie in the cache, at any row count."""
 
-    ``seed`` shuffles the sequences' places and the content of the other rows: none of it may show.
-    """
-    cache = runner.cache
-    num_pages = cache.pages_for(_CONTEXT + 1)
-    page_runs = [list(range(i * num_pages, (i + 1) * num_pages)) for i in range(_PROBES)]
-    # Filler rows are sequences too; they share the scratch pages behind the probes' pages.
-    scratch = list(range(_PROBES * num_pages, (_PROBES + 1) * num_pages))
-    fixed = torch.Generator().manual_seed(0)
-    slots = cache.slots([page for run in page_runs for page in run], 0, _probe_tokens(cache))
-    for layer in cache.layers.values():  # the same random context in every call
-        for stored in (layer.keys, layer.values):
-            stored[slots] = torch.randn(stored[slots].shape, generator=fixed).to(stored)
-    tokens = torch.randint(vocab_size, (_PROBES,), generator=fixed).tolist()
+    def __init__(self, runner: Runner, vocab_size: int, *, max_head_rows: int) -> None:
+        self._runner = runner
+        self._vocab_size = vocab_size
+        self._max_head_rows = max_head_rows  # the head runs at the counts of decoding only
+        self._cache = runner.cache
+        num_pages = self._cache.pages_for(_CONTEXT + 1)
+        self._pages = [list(range(i * num_pages, (i + 1) * num_pages)) for i in range(_PROBES)]
+        # Filler rows are sequences too; they share the scratch pages behind the probes' pages.
+        self._scratch = list(range(_PROBES * num_pages, (_PROBES + 1) * num_pages))
+        generator = torch.Generator().manual_seed(0)
+        num_tokens = _PROBES * num_pages * self._cache.page_size
+        slots = self._cache.slots([page for run in self._pages for page in run], 0, num_tokens)
+        for layer in self._cache.layers.values():  # a random context
+            for stored in (layer.keys, layer.values):
+                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+        self._tokens = torch.randint(vocab_size, (_PROBES,), generator=generator)
 
-    shuffle = torch.Generator().manual_seed(seed)
-    seen: list[bytes] = []
-    probes_at_once = min(_PROBES, num_rows)
-    for first in range(0, _PROBES, probes_at_once):
-        probes = range(first, min(first + probes_at_once, _PROBES))
-        fillers = torch.randint(vocab_size, (num_rows,), generator=shuffle).tolist()
-        places = torch.randperm(num_rows, generator=shuffle).tolist()
-        pieces = [Piece([token], 0, scratch) for token in fillers]
-        for probe, place in zip(probes, places, strict=False):
-            pieces[place] = Piece([tokens[probe]], _CONTEXT, page_runs[probe])
-        logits = runner.forward(pieces, num_rows=num_rows, keep=range(num_rows), num_keep=num_rows)
-        for probe, place in zip(probes, places, strict=False):
-            slot = cache.slots(page_runs[probe], _CONTEXT, _CONTEXT + 1)
-            seen.append(_bits(logits[place]))
-            for layer in cache.layers.values():
-                seen += [_bits(layer.keys[slot]), _bits(layer.values[slot])]
-    return b"".join(seen)
+    def bits(self, num_rows: int, *, seed: int) -> bytes:
+        """All bits that the probes get in forwards of ``num_rows`` rows.
+
+        ``seed`` shuffles their places and the content of the other rows: none of it may show.
+        """
+        shuffle = torch.Generator().manual_seed(seed)
+        seen: list[bytes] = []
+        at_once = min(_PROBES, num_rows, self._max_head_rows)
+        for first in range(0, _PROBES, at_once):
+            probes = range(first, min(first + at_once, _PROBES))
+            token_ids = torch.randint(self._vocab_size, (num_rows,), generator=shuffle)
+            places = torch.randperm(num_rows, generator=shuffle).tolist()[: len(probes)]
+            for probe, row in zip(probes, self._decode(token_ids, probes, places), strict=True):
+                seen.append(_bits(row))
+                slot = self._cache.slots(self._pages[probe], _CONTEXT, _CONTEXT + 1)
+                for layer in self._cache.layers.values():
+                    seen += [_bits(layer.keys[slot]), _bits(layer.values[slot])]
+        return b"".join(seen)
+
+    def seconds(self, num_rows: int) -> float:
+        """How long a forward takes; the best of a few."""
+        token_ids = torch.zeros(num_rows, dtype=torch.long)
+        times = []
+        for _ in range(_TIMED_RUNS):
+            start = time.perf_counter()
+            self._decode(token_ids, range(1), [0]).cpu()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _decode(
+        self, token_ids: torch.Tensor, probes: range, places: Sequence[int]
+    ) -> torch.Tensor:
+        """Logits [len(probes), vocab] of some probes at their places in a batch."""
+        num_rows = len(token_ids)
+        pieces = [Piece(0, 1, self._scratch)] * num_rows
+        for probe, place in zip(probes, places, strict=True):
+            token_ids[place] = self._tokens[probe]
+            pieces[place] = Piece(_CONTEXT, 1, self._pages[probe])
+        return self._runner.forward(
+            token_ids.to(self._runner.device),
+            pieces,
+            num_rows=num_rows,
+            keep=places,
+            num_keep=min(num_rows, self._max_head_rows),
+        )
 
 
 def pages_needed(cache: KVCache) -> int:
     """Pages that a cache must have for the probes of this module."""
     return (_PROBES + 1) * cache.pages_for(_CONTEXT + 1) + cache.pages_for(_LANE_TOKENS + 1)
-
-
-def _probe_tokens(cache: KVCache) -> int:
-    """Tokens in the pages of all probes."""
-    return _PROBES * cache.pages_for(_CONTEXT + 1) * cache.page_size
 
 
 def _bits(tensor: torch.Tensor) -> bytes:
@@ -152,7 +192,8 @@ def batched_lane_problem(runner: Runner, *, vocab_size: int) -> str | None:
     parts = [(0, middle), (middle, length), (length, length + 1)]
     packed = [
         runner.forward(
-            [Piece(tokens[start:stop], start, pages)],
+            torch.tensor(tokens[start:stop], device=runner.device),
+            [Piece(start, stop - start, pages)],
             num_rows=stop - start,
             keep=[stop - start - 1],
             num_keep=1,

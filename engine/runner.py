@@ -7,11 +7,14 @@ A forward has T rows, one token each, of any number of sequences: ``input_ids`` 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from engine.attention import PAGED, PagedBatch, Segment, ShapeRecorder
 from engine.images import ImageInputs, PreparedImage
@@ -25,15 +28,18 @@ class RowCounts:
     """Row counts at which a forward may run, ascending. `engine.probe` finds them.
 
     Within each tuple all counts give the same bits. Where both tuples belong to one class, keys and
-    values written by prefill and by decode are the same bits too.
+    values written by prefill and by decode are the same bits too. ``faster`` names, for a decode
+    count, a larger one that takes less time; it decides nothing but speed.
     """
 
     decode: tuple[int, ...]
     prefill: tuple[int, ...]
+    faster: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     def for_decode(self, rows: int) -> int:
-        """The smallest decode count that holds ``rows``."""
-        return self.decode[bisect_left(self.decode, rows)]
+        """The fastest decode count that holds ``rows``."""
+        smallest = self.decode[bisect_left(self.decode, rows)]
+        return self.faster.get(smallest, smallest)
 
     def for_prefill(self, rows: int) -> int:
         """The smallest prefill count that holds ``rows``."""
@@ -58,10 +64,10 @@ class PrefillChunk:
 class Piece:
     """Consecutive tokens of one sequence in a packed forward."""
 
-    token_ids: Seq[int]
     start: int  # position of the first token
+    num_tokens: int
     pages: Seq[int]
-    features: torch.Tensor | None = None  # [image tokens among token_ids, hidden]
+    features: torch.Tensor | None = None  # [image tokens among them, hidden]
 
 
 class Runner:
@@ -118,23 +124,21 @@ class Runner:
 
     def prefill(self, chunks: Seq[PrefillChunk], counts: RowCounts) -> torch.Tensor:
         """Prefill chunks of different requests; logits [number of last chunks, vocab] in order."""
-        pieces = [
-            Piece(
-                chunk.request.prompt.token_ids[chunk.start : chunk.stop],
-                chunk.start,
-                chunk.request.sequences[0].pages,
-                self._chunk_features(chunk),
-            )
-            for chunk in chunks
-        ]
-        rows = sum(chunk.stop - chunk.start for chunk in chunks)
-        ends = torch.tensor([chunk.stop - chunk.start for chunk in chunks]).cumsum(0) - 1
-        keep = [int(end) for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
+        token_ids: list[int] = []
+        pieces: list[Piece] = []
+        for chunk in chunks:
+            token_ids += chunk.request.prompt.token_ids[chunk.start : chunk.stop]
+            pages = chunk.request.sequences[0].pages
+            size = chunk.stop - chunk.start
+            pieces.append(Piece(chunk.start, size, pages, self._chunk_features(chunk)))
+        ends = accumulate(piece.num_tokens for piece in pieces)
+        keep = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
         # The head runs at a decode count in both kinds of forward, so that the first token's logits
         # come from the same class as all others.
         return self.forward(
+            torch.tensor(token_ids, device=self.device),
             pieces,
-            num_rows=counts.for_prefill(rows),
+            num_rows=counts.for_prefill(len(token_ids)),
             keep=keep,
             num_keep=counts.for_decode(len(keep)),
         )
@@ -142,26 +146,35 @@ class Runner:
     def decode(self, batch: Seq[tuple[Request, Sequence]], counts: RowCounts) -> torch.Tensor:
         """One step of every sequence; logits [len(batch), vocab] in order."""
         pieces = [
-            Piece(
-                sequence.token_ids[-1:],
-                request.prompt_tokens + len(sequence.token_ids) - 1,
-                sequence.pages,
-            )
+            Piece(request.prompt_tokens + sequence.num_picked - 1, 1, sequence.pages)
             for request, sequence in batch
         ]
+        last_tokens = [sequence.last_token for _, sequence in batch]
         num_rows = counts.for_decode(len(batch))
         return self.forward(
-            pieces, num_rows=num_rows, keep=list(range(len(batch))), num_keep=num_rows
+            # What is not a token (`engine.sampler`) ends its task, but later.
+            torch.stack([token for token in last_tokens if token is not None]).clamp_(min=0),
+            pieces,
+            num_rows=num_rows,
+            keep=range(len(batch)),
+            num_keep=num_rows,
         )
 
     @torch.inference_mode()
     def forward(
-        self, pieces: Seq[Piece], *, num_rows: int, keep: Seq[int], num_keep: int
+        self,
+        token_ids: torch.Tensor,
+        pieces: Seq[Piece],
+        *,
+        num_rows: int,
+        keep: Seq[int],
+        num_keep: int,
     ) -> torch.Tensor:
         """Run the module on packed pieces.
 
         Args:
-            pieces: at most ``num_rows`` tokens in all.
+            token_ids: [at most ``num_rows``], on the device: the pieces' tokens.
+            pieces: where they belong.
             num_rows: rows of the forward; the rest is padding.
             keep: rows whose logits are wanted.
             num_keep: rows that the language model head runs on; the rest is padding.
@@ -169,21 +182,19 @@ class Runner:
         Returns:
             float32 logits [len(keep), vocab].
         """
-        token_ids: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
         for piece in pieces:
-            stop = piece.start + len(piece.token_ids)
+            stop = piece.start + piece.num_tokens
             slots = self.cache.slots(piece.pages, 0, stop)
-            segments.append(Segment(len(token_ids), len(piece.token_ids), piece.start, slots))
-            token_ids += piece.token_ids
+            segments.append(Segment(len(positions), piece.num_tokens, piece.start, slots))
             positions += range(piece.start, stop)
-        padding = [0] * (num_rows - len(token_ids))
+        num_padding = num_rows - len(positions)
         batch = PagedBatch(self.cache, segments, self._write_slots(segments))
         kept = [*keep, *[0] * (num_keep - len(keep))]
         logits = self._model(
-            **self._inputs([*token_ids, *padding], pieces),
-            position_ids=torch.tensor([positions + padding], device=self.device),
+            **self._inputs(pad(token_ids, (0, num_padding)), pieces),
+            position_ids=torch.tensor([positions + [0] * num_padding], device=self.device),
             logits_to_keep=torch.tensor(kept, device=self.device),
             use_cache=False,
             batch=batch,
@@ -200,9 +211,9 @@ class Runner:
         logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits[0].float()
 
-    def _inputs(self, token_ids: list[int], pieces: Seq[Piece]) -> dict[str, torch.Tensor]:
+    def _inputs(self, token_ids: torch.Tensor, pieces: Seq[Piece]) -> dict[str, torch.Tensor]:
         """``input_ids`` for text models; embeddings with the image features in place for others."""
-        ids = torch.tensor([token_ids], device=self.device)
+        ids = token_ids[None]
         if self._image_token_id is None:
             return {"input_ids": ids}
         embeddings = self._model.get_input_embeddings()(ids)

@@ -4,12 +4,15 @@
 Exp(1)`` drawn in the shape of ``probs``. A task that draws ``[num_return_sequences, vocab]`` a step
 from a generator of its own picks the tokens that ``set_seed(seed); model.generate(...)`` picks,
 while it shares its forwards with strangers.
+
+What depends on a task's settings or its random state (`Sampler.candidates`) runs task by task; the
+rest (`pick`) runs once for all rows of a step. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -17,9 +20,24 @@ from transformers import GenerationConfig
 from engine.generation import GenerationSettings
 from schema.errors import TaskExecutionError
 
+NOT_NUMBERS = -1
+"""In place of a token: the model's logits, or what processors made of them, are not numbers."""
+
+
+class Candidates(NamedTuple):
+    """What the next tokens of some sequences are picked from.
+
+    Attributes:
+        scores: float32 [sequences, vocab].
+        noise: Exp(1) in the same shape to sample, None to take the largest.
+    """
+
+    scores: torch.Tensor
+    noise: torch.Tensor | None
+
 
 class Sampler:
-    """Picks tokens for the sequences of one task; owns its random state."""
+    """Scores tokens for the sequences of one task; owns its random state."""
 
     def __init__(
         self,
@@ -43,53 +61,99 @@ class Sampler:
             device=str(device),
             model_kwargs={},
         )
-        self._pad_id = next(iter(sorted(settings.eos_token_ids)), 0)
         # [num_sequences, tokens so far], as `generate` passes to processors.
         self._ids = prompt.repeat(self._num_sequences, 1)
 
-    def next_tokens(self, logits: torch.Tensor, alive: Sequence[int]) -> list[int]:
-        """Pick one token for each sequence that is still running.
+    def candidates(self, logits: torch.Tensor, alive: Sequence[int]) -> Candidates:
+        """What the next tokens are picked from; draws from the task's generator.
 
         Args:
             logits: float32 [len(alive), vocab], in the order of ``alive``.
             alive: indices of the running sequences, ascending.
-
-        Raises:
-            TaskExecutionError: the logits are not numbers.
         """
-        check_numbers(logits)
-        if len(alive) < self._num_sequences:
-            # `generate` goes on drawing for finished sequences, so we do; what they score is
-            # unused.
-            full = logits.new_zeros(self._num_sequences, logits.shape[1])
-            full[list(alive)] = logits
-            logits = full
-        scores = self._processors(self._ids, logits)
-        if self._do_sample:
-            check_numbers(scores)
-            probabilities = torch.softmax(scores, dim=-1)
-            tokens = torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
-        else:
-            tokens = scores.argmax(dim=-1)
-        picked = tokens.tolist()
+        scores = logits
         if self._processors:
-            running = set(alive)
-            padded = [t if i in running else self._pad_id for i, t in enumerate(picked)]
-            column = torch.tensor(padded, device=self._ids.device)[:, None]
+            scores = self._processors(self._ids, self._spread(logits, alive))
+            scores = self._only(scores, alive)
+        if not self._do_sample:
+            return Candidates(scores, None)
+        # `generate` goes on drawing for sequences that are finished, so we do.
+        noise = logits.new_empty(self._num_sequences, logits.shape[1])
+        noise.exponential_(1, generator=self._generator)
+        return Candidates(scores, self._only(noise, alive))
+
+    def advance(self, tokens: torch.Tensor, alive: Sequence[int]) -> None:
+        """Append the tokens [len(alive)] that were picked, for the processors that look back."""
+        if self._processors:
+            column = self._spread(tokens, alive)[:, None]
             self._ids = torch.cat([self._ids, column], dim=1)
-        return [picked[i] for i in alive]
+
+    def _spread(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
+        """Rows of the running sequences as rows of all; nobody looks at the others."""
+        if len(alive) == self._num_sequences:
+            return rows
+        full = rows.new_zeros(self._num_sequences, *rows.shape[1:])
+        full[list(alive)] = rows
+        return full
+
+    def _only(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
+        return rows if len(alive) == self._num_sequences else rows[list(alive)]
+
+
+def pick(batch: Sequence[Candidates]) -> torch.Tensor:
+    """Pick a token for every row of a batch.
+
+    Every row is computed by itself, so that its bits do not depend on the others.
+
+    Returns:
+        int64 [rows of all], in order; `NOT_NUMBERS` where a row has no largest score: NaN,
+        overflow, or everything forbidden.
+    """
+    picked: dict[int, torch.Tensor] = {}
+    for to_sample in (False, True):
+        members = [i for i, one in enumerate(batch) if (one.noise is not None) == to_sample]
+        if not members:
+            continue
+        scores = _rows([batch[i].scores for i in members])
+        if to_sample:
+            tokens = _race(
+                scores, _rows([n for n in (batch[i].noise for i in members) if n is not None])
+            )
+        else:
+            tokens = _largest(scores)
+        picked.update(
+            zip(members, tokens.split([len(batch[i].scores) for i in members]), strict=True)
+        )
+    return _rows([picked[i] for i in range(len(batch))])
+
+
+def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _largest(scores: torch.Tensor) -> torch.Tensor:
+    best = scores.argmax(dim=-1, keepdim=True)
+    return torch.where(scores.gather(1, best).isfinite(), best, NOT_NUMBERS)[:, 0]
+
+
+def _race(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    winners = torch.softmax(scores, dim=-1).div_(noise).argmax(dim=-1)
+    return torch.where(scores.amax(dim=-1).isfinite(), winners, NOT_NUMBERS)
 
 
 def check_numbers(scores: torch.Tensor) -> None:
-    """Raise unless every row has a largest score: no NaN, no overflow, not everything forbidden.
-
-    On CUDA, sampling from such a row would take the whole process down.
+    """Raise unless every row has a largest score.
 
     Raises:
         TaskExecutionError: the scores are not numbers.
     """
     if not bool(scores.amax(dim=-1).isfinite().all()):
-        raise TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
+        raise not_numbers()
+
+
+def not_numbers() -> TaskExecutionError:
+    """The error of a task whose logits are not numbers."""
+    return TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
 def _complete(hf: GenerationConfig, prompt_tokens: int) -> None:

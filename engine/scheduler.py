@@ -118,7 +118,7 @@ class Scheduler:
 
     def decoding(self) -> list[Request]:
         """The requests whose sequences take a decode step."""
-        return [request for request in self.running if request.status == Status.DECODE]
+        return [r for r in self.running if r.status == Status.DECODE and r.to_decode]
 
     def prefilled(self, request: Request) -> None:
         """Make a complete prompt known to tasks that begin alike."""

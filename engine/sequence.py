@@ -30,12 +30,20 @@ class Status(IntEnum):
 
 @dataclass(eq=False)
 class Sequence:
-    """One answer of a request."""
+    """One answer of a request.
+
+    Attributes:
+        token_ids: the tokens so far.
+        num_picked: the same tokens and those that the device has been told to pick since.
+        last_token: the last one picked, a scalar on the device.
+    """
 
     index: int
     detokenizer: Detokenizer
     pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    num_picked: int = 0
+    last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
 
     @property
@@ -79,6 +87,12 @@ class Request:
     def running(self) -> list[Sequence]:
         """Sequences that are not finished, in order of index."""
         return [sequence for sequence in self.sequences if not sequence.finished]
+
+    @property
+    def to_decode(self) -> list[Sequence]:
+        """Of those, the ones that may have more tokens than have been picked."""
+        limit = self.settings.max_new_tokens
+        return [sequence for sequence in self.running if sequence.num_picked < limit]
 
     @property
     def completion_tokens(self) -> int:

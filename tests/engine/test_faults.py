@@ -58,7 +58,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
     alone = [shared.run_blocking(one) for one in innocent]
 
     engine = Engine(shared.config)
-    forward: Callable[..., torch.Tensor] = getattr(engine._loop._runner, stage)
+    forward: Callable[..., torch.Tensor] = getattr(engine._loop.assembly.runner, stage)
 
     def failing(batch: Sequence[Any], *rest: Any) -> torch.Tensor:
         requests = [b.request if stage == "prefill" else b[0] for b in batch]
@@ -66,7 +66,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
             raise fault
         return forward(batch, *rest)
 
-    monkeypatch.setattr(engine._loop._runner, stage, failing)
+    monkeypatch.setattr(engine._loop.assembly.runner, stage, failing)
     tasks = [*innocent[:3], task(GUILTY), *innocent[3:]]
     results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
     assert isinstance(results.pop(3), expected)
@@ -85,7 +85,7 @@ async def test_a_lost_device_ends_everything_and_is_reported(
     def lost(*_: Any) -> torch.Tensor:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(engine._loop._runner, "decode", lost)
+    monkeypatch.setattr(engine._loop.assembly.runner, "decode", lost)
     results = await asyncio.gather(*(outcome(engine, task(str(n))) for n in range(3)))
     assert [type(result) for result in results] == [TaskExecutionError] * 3
     with pytest.raises(TaskExecutionError, match="illegal memory access"):

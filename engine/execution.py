@@ -1,0 +1,251 @@
+"""Executes what the scheduler has admitted: prefill, decode, sampling, and who is to blame.
+
+A step has two halves. `Execution.launch` tells the device to compute the next tokens; nothing in
+it needs to know the last ones, which stay on the device. `Execution.finish` waits for tokens, and
+turns them into text. On CUDA the next step is launched before the last one is finished, so that the
+device never waits for Python; on a CPU, where nothing runs by itself, a step is finished at once.
+
+A sequence that turns out to have ended has then been decoded once too often. The extra token is
+dropped, and its keys and values went to pages that its task had reserved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from engine.assembly import Assembly
+from engine.exclusive import run_exclusive
+from engine.outputs import ChoiceDelta
+from engine.probe import plain_attention
+from engine.runner import PrefillChunk, RowCounts
+from engine.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
+from engine.scheduler import Scheduler
+from engine.sequence import Request, Status
+from engine.sequence import Sequence as Answer
+from schema.errors import OutOfMemory, TaskError, TaskExecutionError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item", PrefillChunk, Request)
+
+
+class Picked:
+    """Tokens that the device has been told to pick, on their way to the host."""
+
+    def __init__(
+        self, tokens: torch.Tensor, owners: Sequence[tuple[Request, Sequence[Answer]]]
+    ) -> None:
+        self.owners = owners
+        self._tokens = tokens
+        self._copied: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._tokens = tokens.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> list[int]:
+        """The tokens, in the owners' order; the one place where the host waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tokens.tolist()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, the sequences of it that get a token, and what these are picked from."""
+
+    request: Request
+    answers: Sequence[Answer]
+    candidates: Candidates
+
+
+class Execution:
+    """Runs steps. Belongs to the engine's thread."""
+
+    def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
+        self._loaded = assembly.loaded
+        self._runner = assembly.runner
+        self._lane = assembly.lane
+        self._scheduler = scheduler
+
+    @property
+    def row_counts(self) -> RowCounts:
+        """Where forwards may run; only requests for the batched lane ask."""
+        assert self._lane.row_counts is not None
+        return self._lane.row_counts
+
+    # --- The beginning of a request --------------------------------------------------------------
+
+    def start(self, request: Request) -> None:
+        """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
+        with self._blame([request]):
+            if not request.settings.batched:
+                with plain_attention(self._runner):
+                    run_exclusive(self._loaded, request)
+                return
+            if request.prompt.images:
+                request.image_features = self._runner.encode_images(request.prompt.images)
+            request.sampler = Sampler(
+                self._loaded.model,
+                request.settings,
+                request.prompt.token_ids,
+                request.seed,
+                self._loaded.device,
+            )
+
+    # --- A step ----------------------------------------------------------------------------------
+
+    def launch(self) -> list[Picked]:
+        """Prefill a chunk of every new prompt and decode a token of every running sequence."""
+        return [
+            *self._isolated(self._scheduler.prefill_chunks(), self._prefill),
+            *self._isolated(self._scheduler.decoding(), self._decode),
+        ]
+
+    def finish(self, picked: Picked) -> None:
+        """Wait for tokens, append them to their sequences and report the new text."""
+        tokens = iter(picked.wait())
+        for request, answers in picked.owners:
+            news = [(answer, next(tokens)) for answer in answers]
+            if request.status < Status.FINISHED:
+                with self._blame([request]):
+                    self._append(request, news)
+
+    def _append(self, request: Request, news: Sequence[tuple[Answer, int]]) -> None:
+        deltas: list[ChoiceDelta] = []
+        for answer, token in news:
+            if answer.finished:
+                continue
+            if token == NOT_NUMBERS:
+                raise not_numbers()
+            if delta := request.accept(answer, token):
+                deltas.append(delta)
+        request.tell(deltas)
+
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[Picked]:
+        """Prefill chunks, of different requests, in one forward."""
+        logits = iter(self._runner.prefill(chunks, self.row_counts))
+        asked: list[Asked] = []
+        for chunk in chunks:
+            chunk.request.num_prefilled = chunk.stop
+            if chunk.is_last:
+                with self._blame([chunk.request]):
+                    asked.append(self._first(chunk.request, next(logits)))
+        return self._pick(asked)
+
+    def _first(self, request: Request, logits: torch.Tensor) -> Asked:
+        """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
+        self._scheduler.prefilled(request)
+        first, *others = request.sequences
+        for other in others:  # each has its own copy of the prompt's keys and values
+            self._lane.cache.copy(first.pages, other.pages, request.prompt_tokens)
+        request.status = Status.DECODE
+        return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
+
+    def _decode(self, requests: Sequence[Request]) -> list[Picked]:
+        """One token for every running sequence of some requests, in one forward."""
+        groups = [(request, request.to_decode) for request in requests]
+        batch = [(request, answer) for request, answers in groups for answer in answers]
+        logits = self._runner.decode(batch, self.row_counts)
+        asked: list[Asked] = []
+        row = 0
+        for request, answers in groups:
+            with self._blame([request]):
+                asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
+            row += len(answers)
+        return self._pick(asked)
+
+    @staticmethod
+    def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked:
+        assert request.sampler is not None
+        alive = [answer.index for answer in answers]
+        return Asked(request, answers, request.sampler.candidates(logits, alive))
+
+    def _pick(self, asked: Sequence[Asked]) -> list[Picked]:
+        """Pick the tokens of a batch, at once for all; they are the input of the next step.
+
+        What failed here must not fail the forward: that would run again, and draw again.
+        """
+        try:
+            return [self._advance(asked, pick([one.candidates for one in asked]))] if asked else []
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+            logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
+            picked = []
+            for one in asked:
+                with self._blame([one.request]):
+                    picked.append(self._advance([one], pick([one.candidates])))
+            return picked
+
+    def _advance(self, asked: Sequence[Asked], tokens: torch.Tensor) -> Picked:
+        """Make the picked tokens [sequences of all] the last ones of their sequences."""
+        parts = tokens.split([len(one.answers) for one in asked])
+        for one, part in zip(asked, parts, strict=True):
+            with self._blame([one.request]):
+                assert one.request.sampler is not None
+                one.request.sampler.advance(part, [answer.index for answer in one.answers])
+                for answer, token in zip(one.answers, part.unbind(), strict=True):
+                    answer.last_token = token
+                    answer.num_picked += 1
+        return Picked(tokens, [(one.request, one.answers) for one in asked])
+
+    # --- Faults ----------------------------------------------------------------------------------
+
+    def _isolated(
+        self, items: Sequence[Item], run: Callable[[Sequence[Item]], list[Picked]]
+    ) -> list[Picked]:
+        """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
+
+        A forward that failed has changed no request: what it wrote to their pages is written again.
+        """
+        picked: list[Picked] = []
+        if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
+            for item in items:
+                with self._blame([_request_of(item)]):
+                    picked += run(items)
+            return picked
+        try:
+            picked += run(items)
+        except torch.AcceleratorError:
+            with self._blame([_request_of(item) for item in items]):
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+            logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
+            for item in items:
+                with self._blame([_request_of(item)]):
+                    picked += run([item])
+        return picked
+
+    @contextmanager
+    def _blame(self, requests: Sequence[Request]) -> Iterator[None]:
+        """End these requests, and only these, when the body raises."""
+        try:
+            yield
+        except TaskError as error:
+            _fail(requests, error)
+        except torch.OutOfMemoryError as error:
+            logger.warning("out of memory: %s", error)
+            _fail(requests, OutOfMemory(f"the device ran out of memory: {error}"))
+        except torch.AcceleratorError as error:
+            # The CUDA context is lost, and with it the process: let the replica be replaced.
+            _fail(requests, TaskExecutionError(f"the device failed: {error}"))
+            raise
+        except Exception as error:
+            logger.exception("a task failed")
+            _fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
+
+
+def _fail(requests: Sequence[Request], error: TaskError) -> None:
+    for request in requests:
+        request.fail(error)
+
+
+def _request_of(item: PrefillChunk | Request) -> Request:
+    return item if isinstance(item, Request) else item.request
