@@ -89,7 +89,8 @@ class EnginePeer(Peer):
     """This repository's engine; every task is a stream on one event loop."""
 
     def __init__(self, settings: PeerSettings, **options: Any) -> None:
-        page_size = EngineConfig.page_size
+        on_cuda = settings.device != "cpu" and torch.cuda.is_available()
+        page_size = EngineConfig(model="").sizes("cuda" if on_cuda else "cpu").page_size
         config: dict[str, Any] = {
             "model": settings.model_dir,
             "model_id": "benchmark",

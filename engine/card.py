@@ -57,7 +57,8 @@ def model_card(
         "device": device_name(loaded.device),
         "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
         "deterministic": config.deterministic,
-        "prefill_chunk": config.prefill_chunk,
+        "prefill_chunk": lane.prefill_chunk,
+        "attention": lane.attention,
         "prepacked": lane.prepacked,
         "row_counts": lane.row_counts
         and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},

@@ -10,6 +10,19 @@ from schema.task import Dtype, QuantizeBits
 Device = Literal["auto", "cpu", "cuda"]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How prompts and the KV cache are cut."""
+
+    prefill_chunk: int
+    page_size: int
+
+
+# A CPU's chunk keeps the streams of others waiting for a fraction of a second. CUDA's paged
+# attention kernel takes pages of multiples of 256 tokens, and larger chunks fill the device.
+_SIZES = {"cpu": Sizes(prefill_chunk=128, page_size=16), "cuda": Sizes(512, 256)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """One model and the resources that it may use.
@@ -24,9 +37,10 @@ class EngineConfig:
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
         max_sequences: sequences that decode at once; a task counts its ``num_return_sequences``.
         max_waiting: tasks that may be here beyond ``max_sequences``; one more is refused.
-        prefill_chunk: prompts are prefilled in chunks of this many tokens. It is part of the
-            arithmetic: another chunk size may give other bits.
-        page_size: tokens in a page of the KV cache.
+        prefill_chunk: prompts are prefilled in chunks of this many tokens; None takes what suits
+            the device. It is part of the arithmetic: another chunk size may give other bits.
+        page_size: tokens in a page of the KV cache; None takes what suits the device. On CUDA the
+            paged attention kernel needs a multiple of 256.
         max_exclusive_tokens: most tokens, beams or sequences times ``max_new_tokens``, of a task in
             the exclusive lane. Everybody waits while such a task runs.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
@@ -48,8 +62,8 @@ class EngineConfig:
     context_length: int | None = None
     max_sequences: int = 32
     max_waiting: int = 256
-    prefill_chunk: int = 128
-    page_size: int = 16
+    prefill_chunk: int | None = None
+    page_size: int | None = None
     max_exclusive_tokens: int = 8192
     kv_cache_tokens: int | None = None
     deterministic: bool = True
@@ -66,10 +80,19 @@ class EngineConfig:
             "page_size",
             "max_exclusive_tokens",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def name(self) -> str:
         """The model's public name."""
         return self.model_id or self.model
+
+    def sizes(self, device_type: str) -> Sizes:
+        """The sizes on a type of device, "cpu" or "cuda"."""
+        default = _SIZES[device_type]
+        return Sizes(
+            prefill_chunk=self.prefill_chunk or default.prefill_chunk,
+            page_size=self.page_size or default.page_size,
+        )

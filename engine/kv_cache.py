@@ -6,7 +6,8 @@ Token ``i`` of a sequence lies in slot ``pages[i // page_size] * page_size + i %
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -49,10 +50,19 @@ class LayerKV:
         self._keys_by_head = self.keys.transpose(0, 1)[None]
         self._values_by_head = self.values.transpose(0, 1)[None]
 
+    def pages(self, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [pages, page_size, kv_heads, dim], views, as paged kernels want them."""
+        return self.keys.unflatten(0, (-1, page_size)), self.values.unflatten(0, (-1, page_size))
+
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [kv_heads, len(slots), dim] of new tokens."""
-        self.keys[slots] = keys.transpose(0, 1)
-        self.values[slots] = values.transpose(0, 1)
+        if self.keys.is_cuda:
+            with _unsorted_writes():
+                self.keys.index_copy_(0, slots, keys.transpose(0, 1))
+                self.values.index_copy_(0, slots, values.transpose(0, 1))
+        else:
+            self.keys[slots] = keys.transpose(0, 1)
+            self.values[slots] = values.transpose(0, 1)
 
     def read(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, kv_heads, tokens, dim]: views where the slots are contiguous."""
@@ -65,6 +75,20 @@ class LayerKV:
         return self._keys_by_head[:, :, slots], self._values_by_head[:, :, slots]
 
 
+@contextmanager
+def _unsorted_writes() -> Iterator[None]:
+    """Let writes to indices run in any order.
+
+    Deterministic mode sorts the indices first, in case one comes twice. Here none does, but for
+    those in the scratch page, whose content nobody looks at.
+    """
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)
+
+
 def _storage(
     slots: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
@@ -75,7 +99,10 @@ def _storage(
 
 
 class KVCache:
-    """A fixed pool of pages. Not thread safe: the engine's thread owns it."""
+    """A fixed pool of pages. Not thread safe: the engine's thread owns it.
+
+    Behind them lies a page that nobody owns, ``scratch_page``, for rows that are padding.
+    """
 
     def __init__(
         self,
@@ -85,7 +112,8 @@ class KVCache:
         page_size: int,
         device: torch.device,
     ) -> None:
-        slots = num_pages * page_size
+        slots = (num_pages + 1) * page_size
+        self.scratch_page = num_pages
         self.num_pages = num_pages
         self.page_size = page_size
         self.device = device

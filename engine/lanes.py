@@ -5,13 +5,13 @@ none.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from engine.attention import UnsupportedAttentionError
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Sizes
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
 from engine.prepack import can_prepack, prepack
@@ -22,6 +22,7 @@ from engine.probe import (
     pages_needed,
 )
 from engine.runner import RowCounts, Runner
+from engine.varlen import varlen_problem
 
 logger = logging.getLogger(__name__)
 
@@ -32,46 +33,91 @@ _CPU_KV_BYTES = 1 << 30
 _CUDA_FREE_SHARE = 0.85  # of what the weights leave; the rest is for activations and the towers
 
 
+AttentionKind = Literal["paged kernel", "per sequence"]
+
+
 @dataclass(frozen=True)
 class BatchedLane:
     """What the batch loop runs with; or, with an empty cache, the ``problem`` why there is none."""
 
     cache: KVCache
     row_counts: RowCounts | None
+    prefill_chunk: int
     prepacked: bool
+    attention: AttentionKind | None
     problem: str | None = None
 
 
 def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig) -> BatchedLane:
     """Size the cache, check the packed forward against the model's own, probe the row counts."""
-    empty = KVCache({}, num_pages=0, page_size=config.page_size, device=loaded.device)
-    prepacked = False
-    vocab_size = loaded.model.config.get_text_config().vocab_size
+    sizes = config.sizes(loaded.device.type)
+    empty = KVCache({}, num_pages=0, page_size=sizes.page_size, device=loaded.device)
+    lane = BatchedLane(empty, None, sizes.prefill_chunk, prepacked=False, attention=None)
     try:
         _refuse_mixing_rows(loaded)
         shapes = runner.kv_shapes()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
         prepacked = can_prepack(loaded.model) and prepack(loaded.model, trial=runner.kv_shapes)
+        lane = replace(lane, prepacked=prepacked)
         cache = _sized_cache(shapes, loaded, config)
-        runner.use_cache(cache)
-        if problem := batched_lane_problem(runner, vocab_size=vocab_size):
-            return BatchedLane(empty, None, prepacked, problem)
-        if not config.deterministic:
-            row_counts = any_row_counts(config.max_sequences, config.prefill_chunk)
-            return BatchedLane(cache, row_counts, prepacked)
-        row_counts = find_row_counts(
-            runner,
-            vocab_size=vocab_size,
-            max_sequences=config.max_sequences,
-            prefill_chunk=config.prefill_chunk,
-        )
+        attention = _working_attention(runner, cache, shapes, loaded, sizes)
+        row_counts = _row_counts(runner, loaded, config, sizes)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
         logger.warning("%s runs in the exclusive lane only: %s", config.name, error)
-        return BatchedLane(empty, None, prepacked, str(error))
-    return BatchedLane(cache, row_counts, prepacked)
+        return replace(lane, problem=str(error))
+    return replace(lane, cache=cache, row_counts=row_counts, attention=attention)
+
+
+def _row_counts(
+    runner: Runner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
+) -> RowCounts:
+    if not config.deterministic:
+        return any_row_counts(config.max_sequences, sizes.prefill_chunk)
+    return find_row_counts(
+        runner,
+        vocab_size=_vocab_size(loaded),
+        max_sequences=config.max_sequences,
+        prefill_chunk=sizes.prefill_chunk,
+    )
+
+
+def _working_attention(
+    runner: Runner,
+    cache: KVCache,
+    shapes: dict[int, KVShape],
+    loaded: LoadedModel,
+    sizes: Sizes,
+) -> AttentionKind:
+    """Use the paged kernel where it takes this model and computes what the model's own does.
+
+    Raises:
+        UnsupportedAttentionError: attention sequence by sequence does not either.
+    """
+    problem = varlen_problem(shapes.values(), sizes.page_size, loaded.device)
+    if problem is None:
+        max_pages = min(cache.pages_for(loaded.context_length), cache.num_pages)
+        runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)
+        try:
+            problem = batched_lane_problem(runner, vocab_size=_vocab_size(loaded))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the kernel refuses something that is not known here
+            problem = str(error)
+    if problem is None:
+        return "paged kernel"
+    logger.info("attention is computed sequence by sequence: %s", problem)
+    runner.use_cache(cache)
+    if problem := batched_lane_problem(runner, vocab_size=_vocab_size(loaded)):
+        raise UnsupportedAttentionError(problem)
+    return "per sequence"
+
+
+def _vocab_size(loaded: LoadedModel) -> int:
+    size: int = loaded.model.config.get_text_config().vocab_size
+    return size
 
 
 def _refuse_mixing_rows(loaded: LoadedModel) -> None:
@@ -97,11 +143,12 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
         else:
             budget = _CPU_KV_BYTES
         tokens = min(budget // per_token, config.max_sequences * loaded.context_length)
-    cache = KVCache({}, num_pages=0, page_size=config.page_size, device=loaded.device)
+    page_size = config.sizes(loaded.device.type).page_size
+    cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)
     num_pages = max(cache.pages_for(tokens), pages_needed(cache))
     logger.info(
         "KV cache: %d tokens, %.0f MiB",
-        num_pages * config.page_size,
-        num_pages * config.page_size * per_token / 2**20,
+        num_pages * page_size,
+        num_pages * page_size * per_token / 2**20,
     )
-    return KVCache(shapes, num_pages=num_pages, page_size=config.page_size, device=loaded.device)
+    return KVCache(shapes, num_pages=num_pages, page_size=page_size, device=loaded.device)

@@ -207,7 +207,7 @@ def _scheduler(config: EngineConfig, lane: BatchedLane) -> Scheduler:
     return Scheduler(
         lane.cache,
         max_sequences=config.max_sequences,
-        prefill_chunk=config.prefill_chunk,
+        prefill_chunk=lane.prefill_chunk,
         max_prefill_rows=lane.row_counts.prefill[-1] if lane.row_counts else 0,
         max_exclusive_tokens=config.max_exclusive_tokens,
     )

@@ -20,7 +20,8 @@ import torch
 
 from engine.attention import PAGED
 from engine.kv_cache import KVCache
-from engine.runner import Piece, RowCounts, Runner
+from engine.packing import Piece
+from engine.runner import RowCounts, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -68,22 +69,36 @@ def find_row_counts(
         ProbeFailedError: a row's bits depend on its position or on the content of the other rows.
     """
     candidates = candidate_rows(max_sequences, prefill_chunk)
-    probe = _Probe(runner, vocab_size, max_head_rows=max(max_sequences, 2))
-    # Each count is probed with places and neighbours of its own, so counts that agree have shown
-    # that these do not matter either.
-    classes: dict[bytes, list[int]] = {}
-    for num_rows in candidates:
-        classes.setdefault(probe.bits(num_rows, seed=num_rows), []).append(num_rows)
-    for result, members in list(classes.items()):
-        if len(members) == 1 and probe.bits(members[0], seed=0) != result:
-            del classes[result]
-    decode = _choose(classes.values(), needed=max_sequences)
-    prefill = _choose(classes.values(), needed=prefill_chunk)
+    at_once = max(max_sequences, 2)
+    probe = _Probe(runner, vocab_size, max_head_rows=at_once)
+    prefill_classes = _classes(probe, candidates)
+    decode_probe, decode_classes = probe, prefill_classes
+    if runner.decodes_apart:
+        decode_probe = _Probe(runner, vocab_size, max_head_rows=at_once, decode=True)
+        decode_classes = _classes(decode_probe, [n for n in candidates if n <= at_once])
+    decode = _choose(decode_classes, needed=max_sequences)
+    prefill = _choose(prefill_classes, needed=prefill_chunk)
     if decode is None or prefill is None:
         raise ProbeFailedError("a row's result depends on its position or on the other rows")
     logger.info("row counts that agree bit for bit: decode %s, prefill %s", decode, prefill)
     used = decode[: bisect_left(decode, max_sequences) + 1]
-    return RowCounts(decode, prefill, faster=_faster({n: probe.seconds(n) for n in used}))
+    return RowCounts(decode, prefill, faster=_faster({n: decode_probe.seconds(n) for n in used}))
+
+
+def _classes(probe: _Probe, candidates: Sequence[int]) -> list[list[int]]:
+    """The row counts whose results agree, ascending in each class.
+
+    Each count is probed with places and neighbours of its own, so counts that agree have shown that
+    these do not matter either; one that agrees with no other is probed with another two.
+    """
+    classes: dict[bytes, list[int]] = {}
+    for num_rows in candidates:
+        classes.setdefault(probe.bits(num_rows, seed=num_rows), []).append(num_rows)
+    return [
+        members
+        for result, members in classes.items()
+        if len(members) > 1 or probe.bits(members[0], seed=0) == result
+    ]
 
 
 def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
@@ -97,7 +112,7 @@ def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
 
 def _choose(classes: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | None:
     """Of the classes that reach ``needed`` rows, the one with most counts."""
-    reaching = [sorted(members) for members in classes if max(members) >= needed]
+    reaching = [members for members in classes if members[-1] >= needed]
     best: list[int] = max(reaching, key=len, default=[])
     return tuple(best) or None
 
@@ -105,8 +120,11 @@ def _choose(classes: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | N
 class _Probe:
     """Decodes `_PROBES` fixed sequences, which lie in the cache, at any row count."""
 
-    def __init__(self, runner: Runner, vocab_size: int, *, max_head_rows: int) -> None:
+    def __init__(
+        self, runner: Runner, vocab_size: int, *, max_head_rows: int, decode: bool = False
+    ) -> None:
         self._runner = runner
+        self._decode_step = decode
         self._vocab_size = vocab_size
         self._max_head_rows = max_head_rows  # the head runs at the counts of decoding only
         self._cache = runner.cache
@@ -166,6 +184,7 @@ class _Probe:
             num_rows=num_rows,
             keep=places,
             num_keep=min(num_rows, self._max_head_rows),
+            decode=self._decode_step,
         )
 
 
@@ -197,7 +216,8 @@ def batched_lane_problem(runner: Runner, *, vocab_size: int) -> str | None:
             num_rows=stop - start,
             keep=[stop - start - 1],
             num_keep=1,
-        )[0]
+            decode=start == length,
+        )[0].clone()
         for start, stop in parts
     ]
     with plain_attention(runner):

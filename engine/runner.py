@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from engine.attention import PAGED, PagedBatch, Segment, ShapeRecorder
+from engine.attention import PAGED, Attend, PagedBatch, Segment, ShapeRecorder
+from engine.graphs import DecodeGraphs
 from engine.images import ImageInputs, PreparedImage
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
+from engine.packing import Piece, positions, upload
 from engine.sequence import Request, Sequence
+from engine.varlen import VarlenBatch, varlen_batch
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,6 @@ class PrefillChunk:
         return self.stop == self.request.prompt_tokens
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive tokens of one sequence in a packed forward."""
-
-    start: int  # position of the first token
-    num_tokens: int
-    pages: Seq[int]
-    features: torch.Tensor | None = None  # [image tokens among them, hidden]
-
-
 class Runner:
     """Runs forwards. Belongs to the engine's thread."""
 
@@ -80,6 +73,8 @@ class Runner:
         self.own_attention: str = self._model.get_decoder().config._attn_implementation
         self.device = loaded.device
         self._cache: KVCache | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._max_rows = 0
 
     @property
     def cache(self) -> KVCache:
@@ -87,9 +82,27 @@ class Runner:
         assert self._cache is not None
         return self._cache
 
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether a decode step runs other kernels than a prefill of as many rows."""
+        return self._graphs is not None
+
     def use_cache(self, cache: KVCache) -> None:
-        """Give the runner its KV cache."""
+        """Give the runner its KV cache; attention is computed sequence by sequence."""
         self._cache = cache
+        self._graphs = None
+
+    def use_paged_kernel(self, cache: KVCache, *, max_pages: int, max_rows: int) -> None:
+        """Give the runner its KV cache; a paged kernel computes attention (`engine.varlen`).
+
+        Args:
+            cache: the cache.
+            max_pages: pages of the longest sequence.
+            max_rows: rows of the largest forward.
+        """
+        self._cache = cache
+        self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages)
+        self._max_rows = max_rows
 
     @torch.inference_mode()
     def kv_shapes(self) -> dict[int, KVShape]:
@@ -136,7 +149,7 @@ class Runner:
         # The head runs at a decode count in both kinds of forward, so that the first token's logits
         # come from the same class as all others.
         return self.forward(
-            torch.tensor(token_ids, device=self.device),
+            upload(token_ids, self.device),
             pieces,
             num_rows=counts.for_prefill(len(token_ids)),
             keep=keep,
@@ -158,6 +171,7 @@ class Runner:
             num_rows=num_rows,
             keep=range(len(batch)),
             num_keep=num_rows,
+            decode=True,
         )
 
     @torch.inference_mode()
@@ -169,6 +183,7 @@ class Runner:
         num_rows: int,
         keep: Seq[int],
         num_keep: int,
+        decode: bool = False,
     ) -> torch.Tensor:
         """Run the module on packed pieces.
 
@@ -178,29 +193,61 @@ class Runner:
             num_rows: rows of the forward; the rest is padding.
             keep: rows whose logits are wanted.
             num_keep: rows that the language model head runs on; the rest is padding.
+            decode: the pieces are single tokens, and ``num_keep`` is ``num_rows``.
 
         Returns:
-            float32 logits [len(keep), vocab].
+            float32 logits [len(keep), vocab]; the next decode step may overwrite them.
         """
-        positions: list[int] = []
-        segments: list[Segment] = []
-        for piece in pieces:
-            stop = piece.start + piece.num_tokens
-            slots = self.cache.slots(piece.pages, 0, stop)
-            segments.append(Segment(len(positions), piece.num_tokens, piece.start, slots))
-            positions += range(piece.start, stop)
-        num_padding = num_rows - len(positions)
-        batch = PagedBatch(self.cache, segments, self._write_slots(segments))
         kept = [*keep, *[0] * (num_keep - len(keep))]
-        logits = self._model(
-            **self._inputs(pad(token_ids, (0, num_padding)), pieces),
-            position_ids=torch.tensor([positions + [0] * num_padding], device=self.device),
-            logits_to_keep=torch.tensor(kept, device=self.device),
+        if self._graphs is not None and decode:
+            return self._graphs.logits(token_ids, pieces, num_rows, kept)[: len(keep)]
+        if self._graphs is not None:
+            batch: Attend = varlen_batch(self.cache, pieces, num_rows, self._max_rows)
+        else:
+            batch = self._per_sequence(pieces)
+        logits = self._run(
+            self._inputs(pad(token_ids, (0, num_rows - len(token_ids))), pieces),
+            upload(positions(pieces, num_rows), self.device),
+            upload(kept, self.device),
+            batch,
+        )
+        return logits[: len(keep)]
+
+    def _run(
+        self,
+        inputs: dict[str, torch.Tensor],
+        positions: torch.Tensor,
+        keep: torch.Tensor,
+        batch: Attend,
+    ) -> torch.Tensor:
+        """float32 logits [len(keep), vocab]."""
+        output = self._model(
+            **inputs,
+            position_ids=positions[None],
+            logits_to_keep=keep,
             use_cache=False,
             batch=batch,
-        ).logits
-        kept_logits: torch.Tensor = logits[0, : len(keep)].to(torch.float32, copy=True)
-        return kept_logits
+        )
+        logits: torch.Tensor = output.logits[0].to(torch.float32, copy=True)
+        return logits
+
+    def _decode_forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        keep: torch.Tensor,
+        batch: VarlenBatch,
+    ) -> torch.Tensor:
+        return self._run(self._inputs(token_ids, ()), positions, keep, batch)
+
+    def _per_sequence(self, pieces: Seq[Piece]) -> PagedBatch:
+        segments: list[Segment] = []
+        row = 0
+        for piece in pieces:
+            slots = self.cache.slots(piece.pages, 0, piece.context)
+            segments.append(Segment(row, piece.num_tokens, piece.start, slots))
+            row += piece.num_tokens
+        return PagedBatch(self.cache, segments, self._write_slots(segments))
 
     @torch.inference_mode()
     def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:
@@ -219,7 +266,9 @@ class Runner:
         embeddings = self._model.get_input_embeddings()(ids)
         features = [piece.features for piece in pieces if piece.features is not None]
         if features:
-            embeddings[ids == self._image_token_id] = torch.cat(features).to(embeddings.dtype)
+            images = torch.cat(features).to(embeddings.dtype)
+            places = (ids == self._image_token_id)[..., None]
+            embeddings = embeddings.masked_scatter(places, images)
         return {"inputs_embeds": embeddings}
 
     def _write_slots(self, segments: Seq[Segment]) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from engine.generation import GenerationSettings
+from engine.packing import upload
 from schema.errors import TaskExecutionError
 
 NOT_NUMBERS = -1
@@ -50,7 +51,7 @@ class Sampler:
         self._do_sample = bool(settings.hf.do_sample)
         self._num_sequences = settings.num_sequences
         self._generator = torch.Generator(device).manual_seed(seed)
-        prompt = torch.tensor([list(prompt_ids)], device=device)
+        prompt = upload(prompt_ids, device)[None]
         _complete(settings.hf, len(prompt_ids))
         model._prepare_special_tokens(settings.hf, kwargs_has_attention_mask=True, device=device)
         # transformers' own factory: which processors, with which defaults, in which order.
@@ -93,11 +94,12 @@ class Sampler:
         if len(alive) == self._num_sequences:
             return rows
         full = rows.new_zeros(self._num_sequences, *rows.shape[1:])
-        full[list(alive)] = rows
-        return full
+        return full.index_copy_(0, upload(alive, rows.device), rows)
 
     def _only(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
-        return rows if len(alive) == self._num_sequences else rows[list(alive)]
+        if len(alive) == self._num_sequences:
+            return rows
+        return rows.index_select(0, upload(alive, rows.device))
 
 
 def pick(batch: Sequence[Candidates]) -> torch.Tensor:
