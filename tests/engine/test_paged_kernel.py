@@ -148,7 +148,7 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
     launches: list[int] = []
 
     def watched(execution: Execution) -> list[Picked]:
-        with NoWaiting():
+        with NoWaiting():  # type: ignore[no-untyped-call]
             picked = launch(execution)
         launches.append(len(picked))
         return picked
@@ -157,7 +157,10 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
         with _disable_current_modes():
             return plain_varlen_attn(*args, **kwargs)
 
-    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+    with (
+        NoWaiting(),  # type: ignore[no-untyped-call]
+        pytest.raises(AssertionError, match="waits for the device"),
+    ):
         bool(torch.ones(1) > 0)
     monkeypatch.setattr("engine.varlen.varlen_attn", kernel)
     monkeypatch.setattr(Execution, "launch", watched)
