@@ -154,7 +154,7 @@ def _save(geometry: str, shard_mb: float, directory: str) -> None:
     """Save a random model in shards."""
     transformers_logging.disable_progress_bar()
     torch.manual_seed(_SEED)
-    model = workload._random_model(GEOMETRIES[geometry], torch.bfloat16)
+    model = workload.random_model(GEOMETRIES[geometry], torch.bfloat16)
     model.save_pretrained(directory, max_shard_size=int(shard_mb * 1e6))
     workload.word_tokenizer(GEOMETRIES[geometry].vocab_size).save_pretrained(directory)
 

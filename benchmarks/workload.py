@@ -131,14 +131,14 @@ def save_model(name: str, dtype: str, directory: str) -> None:
     transformers_logging.disable_progress_bar()
     torch.manual_seed(_SEED)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = _random_model(geometry, getattr(torch, dtype))
+        model = random_model(geometry, getattr(torch, dtype))
     model.generation_config.do_sample = False
     model.save_pretrained(path)
     word_tokenizer(geometry.vocab_size).save_pretrained(path)
     marker.write_text(json.dumps(wanted))
 
 
-def _random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
+def random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
     fields: dict[str, Any] = asdict(geometry)
     architecture = fields.pop("architecture")
     rope_theta = fields.pop("rope_theta")

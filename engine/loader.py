@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from engine.config import EngineConfig
+from engine.host_memory import large_blocks_given_back
 from engine.load_errors import load_errors
 from schema.errors import ModelInvalid
 
@@ -103,16 +105,18 @@ def load_model(config: EngineConfig) -> LoadedModel:
         is_vision = _is_vision(hf_config, config)
         auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
         logger.info("loading %s on %s", config.model, device)
-        loaded: Any = auto_class.from_pretrained(
-            config.model,
-            config=hf_config,
-            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
-            quantization_config=_quantization(config, hf_config),
-            device_map={"": device},
-            use_safetensors=True,
-            output_loading_info=True,
-            **_source(config),
-        )
+        quantization = _quantization(config, hf_config)
+        with large_blocks_given_back() if quantization else nullcontext():
+            loaded: Any = auto_class.from_pretrained(
+                config.model,
+                config=hf_config,
+                dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+                quantization_config=quantization,
+                device_map={"": device},
+                use_safetensors=True,
+                output_loading_info=True,
+                **_source(config),
+            )
         model, found = loaded
         _refuse_random_weights(config, found["missing_keys"])
         processor = _load_internvl_processor(config, hf_config) if is_vision else None
