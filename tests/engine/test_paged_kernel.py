@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
-from engine.execution import Execution, Picked
+from engine.execution import Execution, InFlight
 from tests.engine.conftest import TinyModel
 from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
 from tests.engine.tiny_models import Kind
@@ -147,7 +147,7 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
     launch = Execution.launch
     launches: list[int] = []
 
-    def watched(execution: Execution) -> list[Picked]:
+    def watched(execution: Execution) -> list[InFlight]:
         with NoWaiting():  # type: ignore[no-untyped-call]
             picked = launch(execution)
         launches.append(len(picked))
