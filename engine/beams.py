@@ -153,7 +153,7 @@ class BeamSearch:
         else:
             best, places = scores.topk(self._num_candidates)
         self.in_flight = True
-        return torch.stack([best.double().where(valid, torch.nan), places.double()])
+        return torch.stack([best.double().masked_fill(~valid, torch.nan), places.double()])
 
     # --- On the host -----------------------------------------------------------------------------
 
