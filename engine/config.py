@@ -35,14 +35,16 @@ class EngineConfig:
         quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
         device: "auto" takes CUDA where there is a GPU.
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
-        max_sequences: sequences that decode at once; a task counts its ``num_return_sequences``.
+        max_sequences: sequences that decode at once; a task counts its ``num_return_sequences``, or
+            ``num_beams`` in a beam search.
         max_waiting: tasks that may be here beyond ``max_sequences``; one more is refused.
         prefill_chunk: prompts are prefilled in chunks of this many tokens; None takes what suits
             the device. It is part of the arithmetic: another chunk size may give other bits.
         page_size: tokens in a page of the KV cache; None takes what suits the device. On CUDA the
             paged attention kernel needs a multiple of 256.
         max_exclusive_tokens: most tokens, beams or sequences times ``max_new_tokens``, of a task in
-            the exclusive lane. Everybody waits while such a task runs.
+            the exclusive lane, where models run that the batch loop cannot. Everybody waits while
+            such a task runs.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
         deterministic: run only at row counts that give the same bits. False is for measuring what
             that costs; answers then depend on the load.

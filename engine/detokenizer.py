@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,11 +30,11 @@ class Detokenizer:
         self._tail = ""  # end of the emitted text that a stop string may begin in
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """Add one token; returns the new text, which may be empty. Sets ``stopped`` at a stop
-        string.
+    def push(self, *token_ids: int) -> str:
+        """Add a token, or several at once; returns the new text, which may be empty. Sets
+        ``stopped`` at a stop string.
         """
-        self._ids.append(token_id)
+        self._ids.extend(token_ids)
         text = self._pending_text()
         if text.endswith(_INCOMPLETE):
             # A stop string before the incomplete character ends the answer all the same.
@@ -58,6 +59,13 @@ class Detokenizer:
         if not everything.startswith(head):  # it ends within a character
             return ""
         return self._emit(head[len(emitted) :], stop)
+
+    def fork(self) -> Detokenizer:
+        """Another one that has seen the same tokens."""
+        twin = copy(self)
+        twin._ids = self._ids[self._context_start :]
+        twin._context_start, twin._emitted = 0, self._emitted - self._context_start
+        return twin
 
     def flush(self) -> str:
         """The text still held back: call once, after the last token."""

@@ -140,7 +140,7 @@ class Engine:
             )
         answers = [
             Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings))
-            for index in range(settings.num_sequences)
+            for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         request = Request(prompt, settings, task.seed, answers, sink)
         self._loop.scheduler.check_fits(request)

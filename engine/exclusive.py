@@ -1,7 +1,8 @@
 """The exclusive lane: a whole task through transformers' ``generate``, alone on the device.
 
-It serves what the batch loop does not cover: beam search, and models whose layers keep another kind
-of state. Alone means that its shapes, and so its bits, depend on the task alone.
+It serves what the batch loop does not cover: models whose layers keep another kind of state, and
+settings that need another kind of forward. Alone means that its shapes, and so its bits, depend on
+the task alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from transformers import (
 
 from engine.detokenizer import decode
 from engine.loader import LoadedModel
-from engine.outputs import ChoiceDelta, join
 from engine.sampler import check_numbers
 from engine.sequence import Request
 from schema.errors import TaskExecutionError
@@ -78,7 +78,7 @@ class _NumbersOnly(LogitsProcessor):
 def run_exclusive(loaded: LoadedModel, request: Request) -> None:
     """Run a request to its end and report its text. The model's own attention must be on."""
     settings = request.settings
-    beams = (settings.hf.num_beams or 1) > 1
+    beams = settings.num_beams > 1
     watch = _Watch(request, loaded.tokenizer, stream=not beams)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device)
@@ -100,26 +100,14 @@ def run_exclusive(loaded: LoadedModel, request: Request) -> None:
             generation_config=settings.hf,
             logits_processor=LogitsProcessorList([_NumbersOnly()]),
             stopping_criteria=StoppingCriteriaList([watch]),
+            return_dict_in_generate=beams,
         )
     if request.cancel_requested:
         return  # the engine ends it
     if beams:
-        _report_beams(request, output[:, request.prompt_tokens :].tolist())
+        # Behind an answer that is shorter than the longest lies padding.
+        lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
+        rows = output.sequences[:, request.prompt_tokens :].tolist()
+        request.answer([row[:length] for row, length in zip(rows, lengths, strict=True)])
     if request.running:
         raise TaskExecutionError("generate ended before the answer was complete")
-
-
-def _report_beams(request: Request, answers: list[list[int]]) -> None:
-    """Feed finished beams through the same text path as everything else."""
-    deltas: list[ChoiceDelta] = []
-    for sequence, token_ids in zip(request.sequences, answers, strict=True):
-        for token_id in token_ids:
-            if sequence.finished:  # the rest is padding
-                break
-            if delta := request.accept(sequence, token_id):
-                deltas.append(delta)
-        if not sequence.finished:
-            # `generate` ended it before a limit that we know: an early stop of the search.
-            sequence.finish_reason = "stop"
-            deltas.append(ChoiceDelta(sequence.index, sequence.detokenizer.flush(), "stop"))
-    request.tell(join(deltas))

@@ -20,8 +20,11 @@ from typing import TypeVar
 import torch
 
 from engine.assembly import Assembly
+from engine.beams import BeamSearch
+from engine.detokenizer import Detokenizer
 from engine.exclusive import run_exclusive
 from engine.outputs import ChoiceDelta
+from engine.packing import Download, upload
 from engine.probe import plain_attention
 from engine.runner import PrefillChunk, RowCounts
 from engine.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
@@ -35,25 +38,24 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item", PrefillChunk, Request)
 
 
+@dataclass(frozen=True)
 class Picked:
-    """Tokens that the device has been told to pick, on their way to the host."""
+    """Tokens that the device has been told to pick, in the owners' order."""
 
-    def __init__(
-        self, tokens: torch.Tensor, owners: Sequence[tuple[Request, Sequence[Answer]]]
-    ) -> None:
-        self.owners = owners
-        self._tokens = tokens
-        self._copied: torch.cuda.Event | None = None
-        if tokens.is_cuda:
-            self._tokens = tokens.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+    owners: Sequence[tuple[Request, Sequence[Answer]]]
+    tokens: Download
 
-    def wait(self) -> list[int]:
-        """The tokens, in the owners' order; the one place where the host waits for the device."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._tokens.tolist()
+
+@dataclass(frozen=True)
+class Proposed:
+    """What the beams of a request may go on with (`engine.beams`)."""
+
+    request: Request
+    candidates: Download
+
+
+InFlight = Picked | Proposed
+"""What a launch leaves to be finished."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +93,38 @@ class Execution:
                 return
             if request.prompt.images:
                 request.image_features = self._runner.encode_images(request.prompt.images)
-            request.sampler = Sampler(
+            task = (
                 self._loaded.model,
                 request.settings,
                 request.prompt.token_ids,
                 request.seed,
                 self._loaded.device,
             )
+            if request.settings.num_beams > 1:
+                stop_strings = request.settings.stop_strings
+                text = Detokenizer(self._loaded.tokenizer, stop_strings) if stop_strings else None
+                request.beams = BeamSearch(*task, text)
+            else:
+                request.sampler = Sampler(*task)
 
     # --- A step ----------------------------------------------------------------------------------
 
-    def launch(self) -> list[Picked]:
+    def launch(self) -> list[InFlight]:
         """Prefill a chunk of every new prompt and decode a token of every running sequence."""
         return [
             *self._isolated(self._scheduler.prefill_chunks(), self._prefill),
             *self._isolated(self._scheduler.decoding(), self._decode),
         ]
 
-    def finish(self, picked: Picked) -> None:
+    def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
-        tokens = iter(picked.wait())
-        for request, answers in picked.owners:
+        if isinstance(launched, Proposed):
+            if launched.request.status < Status.FINISHED:
+                with self._blame([launched.request]):
+                    self._advance_beams(launched.request, launched.candidates.wait())
+            return
+        tokens = iter(launched.tokens.wait().tolist())
+        for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
                 with self._blame([request]):
@@ -128,10 +141,27 @@ class Execution:
                 deltas.append(delta)
         request.tell(deltas)
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[Picked]:
+    def _advance_beams(self, request: Request, candidates: torch.Tensor) -> None:
+        """Choose among candidates where the beams go on, and bring their keys and values there."""
+        assert request.beams is not None
+        homes, copies = request.beams.advance(candidates)
+        if request.beams.done:
+            request.answer(request.beams.answers())
+            return
+        pages = [sequence.pages for sequence in request.sequences]
+        stop = request.prompt_tokens + request.sequences[0].num_picked
+        for source, target, num_tokens in copies:
+            self._lane.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
+        tokens = upload([beam.token for beam in request.beams.running], self._loaded.device)
+        for sequence, home, token in zip(request.sequences, homes, tokens.unbind(), strict=True):
+            sequence.pages = pages[home]
+            sequence.last_token = token
+            sequence.num_picked += 1
+
+    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[InFlight]:
         """Prefill chunks, of different requests, in one forward."""
         logits = iter(self._runner.prefill(chunks, self.row_counts))
-        asked: list[Asked] = []
+        asked: list[Asked | Proposed] = []
         for chunk in chunks:
             chunk.request.num_prefilled = chunk.stop
             if chunk.is_last:
@@ -139,21 +169,21 @@ class Execution:
                     asked.append(self._first(chunk.request, next(logits)))
         return self._pick(asked)
 
-    def _first(self, request: Request, logits: torch.Tensor) -> Asked:
+    def _first(self, request: Request, logits: torch.Tensor) -> Asked | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
         self._scheduler.prefilled(request)
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
-            self._lane.cache.copy(first.pages, other.pages, request.prompt_tokens)
+            self._lane.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
         request.status = Status.DECODE
         return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
 
-    def _decode(self, requests: Sequence[Request]) -> list[Picked]:
+    def _decode(self, requests: Sequence[Request]) -> list[InFlight]:
         """One token for every running sequence of some requests, in one forward."""
         groups = [(request, request.to_decode) for request in requests]
         batch = [(request, answer) for request, answers in groups for answer in answers]
         logits = self._runner.decode(batch, self.row_counts)
-        asked: list[Asked] = []
+        asked: list[Asked | Proposed] = []
         row = 0
         for request, answers in groups:
             with self._blame([request]):
@@ -162,27 +192,31 @@ class Execution:
         return self._pick(asked)
 
     @staticmethod
-    def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked:
+    def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked | Proposed:
+        if request.beams is not None:
+            return Proposed(request, Download(request.beams.candidates(logits)))
         assert request.sampler is not None
         alive = [answer.index for answer in answers]
         return Asked(request, answers, request.sampler.candidates(logits, alive))
 
-    def _pick(self, asked: Sequence[Asked]) -> list[Picked]:
+    def _pick(self, everybody: Sequence[Asked | Proposed]) -> list[InFlight]:
         """Pick the tokens of a batch, at once for all; they are the input of the next step.
 
         What failed here must not fail the forward: that would run again, and draw again.
         """
+        picked: list[InFlight] = [one for one in everybody if isinstance(one, Proposed)]
+        asked = [one for one in everybody if isinstance(one, Asked)]
         try:
-            return [self._advance(asked, pick([one.candidates for one in asked]))] if asked else []
+            if asked:
+                picked.append(self._advance(asked, pick([one.candidates for one in asked])))
         except torch.AcceleratorError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
-            picked = []
             for one in asked:
                 with self._blame([one.request]):
                     picked.append(self._advance([one], pick([one.candidates])))
-            return picked
+        return picked
 
     def _advance(self, asked: Sequence[Asked], tokens: torch.Tensor) -> Picked:
         """Make the picked tokens [sequences of all] the last ones of their sequences."""
@@ -194,18 +228,18 @@ class Execution:
                 for answer, token in zip(one.answers, part.unbind(), strict=True):
                     answer.last_token = token
                     answer.num_picked += 1
-        return Picked(tokens, [(one.request, one.answers) for one in asked])
+        return Picked([(one.request, one.answers) for one in asked], Download(tokens))
 
     # --- Faults ----------------------------------------------------------------------------------
 
     def _isolated(
-        self, items: Sequence[Item], run: Callable[[Sequence[Item]], list[Picked]]
-    ) -> list[Picked]:
+        self, items: Sequence[Item], run: Callable[[Sequence[Item]], list[InFlight]]
+    ) -> list[InFlight]:
         """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
-        picked: list[Picked] = []
+        picked: list[InFlight] = []
         if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
             for item in items:
                 with self._blame([_request_of(item)]):

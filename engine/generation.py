@@ -19,7 +19,12 @@ from schema.generation import (
     GenerationConfig,
 )
 
-_BATCHED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_BATCHED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class GenerationSettings:
     eos_token_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     batched: bool
+
+    @property
+    def num_beams(self) -> int:
+        """Beams of a beam search; 1 where there is none."""
+        return self.hf.num_beams or 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a forward that the task takes: one for each answer, or for each beam."""
+        return max(self.num_sequences, self.num_beams)
 
 
 def resolve_settings(

@@ -168,9 +168,9 @@ class KVCache:
         slots = (base[:, None] + torch.arange(self.page_size, device=self.device)).flatten()
         return slots[offset : offset + stop - start]
 
-    def copy(self, source: Sequence[int], target: Sequence[int], num_tokens: int) -> None:
-        """Copy the first ``num_tokens`` tokens of one sequence's pages into another's."""
-        read, write = self.slots(source, 0, num_tokens), self.slots(target, 0, num_tokens)
+    def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
+        """Copy the tokens ``start`` to ``stop`` of one sequence's pages into another's."""
+        read, write = self.slots(source, start, stop), self.slots(target, start, stop)
         for layer in self.layers.values():
             for stored in (layer.keys, layer.values):
                 stored[write] = stored[read].clone()  # a slice is a view, not to be written from

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from engine.assembly import Assembly, assemble
 from engine.config import EngineConfig
-from engine.execution import Execution, Picked
+from engine.execution import Execution, InFlight
 from engine.lanes import BatchedLane
 from engine.scheduler import Scheduler, overloaded
 from engine.sequence import Request
@@ -51,7 +51,7 @@ class EngineLoop:
         self._lookahead = config.lookahead
         if self._lookahead is None:
             self._lookahead = self.assembly.loaded.device.type == "cuda"
-        self._in_flight: list[Picked] = []
+        self._in_flight: list[InFlight] = []
 
     # --- For other threads -----------------------------------------------------------------------
 

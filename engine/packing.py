@@ -30,10 +30,28 @@ def positions(pieces: Sequence[Piece], num_rows: int) -> list[int]:
 
 
 def upload(
-    values: Sequence[int] | Sequence[Sequence[int]],
+    values: Sequence[float] | Sequence[Sequence[int]],
     device: torch.device,
     dtype: torch.dtype = torch.long,
 ) -> torch.Tensor:
     """A tensor on the device; the host does not wait until it is there."""
     on_cuda = device.type == "cuda"
     return torch.tensor(values, dtype=dtype, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
+
+
+class Download:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._copied: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._tensor = tensor.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> torch.Tensor:
+        """The tensor; the one place where the host waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor

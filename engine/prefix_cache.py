@@ -83,7 +83,7 @@ class PrefixCache:
             known += chunk.pages
         tokens = len(known) * self._cache.page_size
         if known:
-            self._cache.copy(known, pages, tokens)
+            self._cache.copy(known, pages, 0, tokens)
             self.reused_tokens += tokens
         return tokens
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig
 
 from engine.generation import GenerationSettings
 from engine.packing import upload
@@ -52,16 +51,7 @@ class Sampler:
         self._num_sequences = settings.num_sequences
         self._generator = torch.Generator(device).manual_seed(seed)
         prompt = upload(prompt_ids, device)[None]
-        _complete(settings.hf, len(prompt_ids))
-        model._prepare_special_tokens(settings.hf, kwargs_has_attention_mask=True, device=device)
-        # transformers' own factory: which processors, with which defaults, in which order.
-        self._processors = model._get_logits_processor(
-            generation_config=settings.hf,
-            input_ids_seq_length=len(prompt_ids),
-            encoder_input_ids=prompt,
-            device=str(device),
-            model_kwargs={},
-        )
+        self._processors = logits_processors(model, settings, prompt)
         # [num_sequences, tokens so far], as `generate` passes to processors.
         self._ids = prompt.repeat(self._num_sequences, 1)
 
@@ -158,8 +148,21 @@ def not_numbers() -> TaskExecutionError:
     return TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
-def _complete(hf: GenerationConfig, prompt_tokens: int) -> None:
-    """Lengths that processors read and that `generate` derives from the prompt's length."""
-    hf.max_length = prompt_tokens + hf.max_new_tokens
+def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Tensor) -> Any:
+    """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
+
+    Completes ``settings.hf`` by what `generate` derives from the prompt and the model.
+    """
+    hf, device, num_tokens = settings.hf, prompt.device, prompt.shape[1]
+    hf.max_length = num_tokens + hf.max_new_tokens
     if hf.min_new_tokens is not None:
-        hf.min_length = prompt_tokens + hf.min_new_tokens
+        hf.min_length = num_tokens + hf.min_new_tokens
+    model._prepare_special_tokens(hf, kwargs_has_attention_mask=True, device=device)
+    # transformers' own factory: which processors, with which defaults, in which order.
+    return model._get_logits_processor(
+        generation_config=hf,
+        input_ids_seq_length=num_tokens,
+        encoder_input_ids=prompt,
+        device=str(device),
+        model_kwargs={},
+    )

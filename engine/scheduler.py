@@ -45,29 +45,30 @@ class Scheduler:
             self._check_exclusive(request)
             return
         if len(request.sequences) > self._max_sequences:
+            name = "num_beams" if request.settings.num_beams > 1 else "num_return_sequences"
             raise TaskArgsInvalid(
-                f"generation_config.num_return_sequences is {len(request.sequences)}; this model "
-                f"runs at most {self._max_sequences} sequences at once",
-                param="generation_config.num_return_sequences",
+                f"generation_config.{name} is {len(request.sequences)}; this model runs at most "
+                f"{self._max_sequences} sequences at once",
+                param=f"generation_config.{name}",
             )
         if needed > self._cache.num_pages:
             raise TaskArgsInvalid(
                 f"the task needs {needed * self._cache.page_size} tokens of KV cache (prompt of "
                 f"{request.prompt_tokens} and up to {request.settings.max_new_tokens} new tokens, "
-                f"times {len(request.sequences)} sequences); there are "
-                f"{self._cache.capacity_tokens}: lower max_new_tokens or num_return_sequences, or "
-                "shorten the messages",
+                f"times {len(request.sequences)} sequences or beams); there are "
+                f"{self._cache.capacity_tokens}: lower max_new_tokens, num_return_sequences or "
+                "num_beams, or shorten the messages",
                 param="generation_config.max_new_tokens",
             )
 
     def _check_exclusive(self, request: Request) -> None:
         """The exclusive lane has a cache of its own; what is short there is everybody's time."""
         settings = request.settings
-        width = max(settings.hf.num_beams or 1, settings.num_sequences)
+        width = settings.num_rows
         if width * settings.max_new_tokens > self._max_exclusive_tokens:
             raise TaskArgsInvalid(
                 f"generation_config.max_new_tokens is {settings.max_new_tokens}, times {width} "
-                "beams or sequences; a task that runs alone, as beam search does, may have "
+                "beams or sequences; a task that runs alone, as this one would, may have "
                 f"{self._max_exclusive_tokens} of both together: lower one of them",
                 param="generation_config.max_new_tokens",
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 
 import torch
 
+from engine.beams import BeamSearch
 from engine.detokenizer import Detokenizer
 from engine.generation import GenerationSettings
 from engine.outputs import ChoiceDelta, Progress, Sink
@@ -30,7 +32,10 @@ class Status(IntEnum):
 
 @dataclass(eq=False)
 class Sequence:
-    """One answer of a request.
+    """One answer of a request, or one beam of its search.
+
+    The tokens of beams are their search's (`engine.beams`) until they are answers; then the first
+    sequences have those of the best.
 
     Attributes:
         token_ids: the tokens so far.
@@ -71,6 +76,7 @@ class Request:
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
     image_features: torch.Tensor | None = None  # [image tokens of the prompt, hidden]
     sampler: Sampler | None = None
+    beams: BeamSearch | None = None
     cancel_requested: bool = False
 
     @property
@@ -90,7 +96,12 @@ class Request:
 
     @property
     def to_decode(self) -> list[Sequence]:
-        """Of those, the ones that may have more tokens than have been picked."""
+        """Of those, the ones that may have more tokens than have been picked.
+
+        Beams go on only when it is known from where: none of them, or all.
+        """
+        if self.beams is not None and self.beams.in_flight:
+            return []
         limit = self.settings.max_new_tokens
         return [sequence for sequence in self.running if sequence.num_picked < limit]
 
@@ -103,15 +114,35 @@ class Request:
         """Append a token to a sequence; returns the news, if there is any to tell."""
         sequence.token_ids.append(token_id)
         text = sequence.detokenizer.push(token_id)
-        if token_id in self.settings.eos_token_ids or sequence.detokenizer.stopped:
-            sequence.finish_reason = "stop"
-        elif len(sequence.token_ids) >= self.settings.max_new_tokens:
-            sequence.finish_reason = "length"
+        sequence.finish_reason = self._reason(sequence)
         if sequence.finished:
             text += sequence.detokenizer.flush()
         if not text and not sequence.finished:
             return None
         return ChoiceDelta(sequence.index, text, sequence.finish_reason)
+
+    def answer(self, answers: Seq[Seq[int]]) -> None:
+        """End the task with whole answers, as a beam search has them: their tokens, best first.
+
+        They take the same way as tokens that come one by one. Further sequences were beams only.
+        """
+        deltas: list[ChoiceDelta] = []
+        for sequence, token_ids in zip(self.sequences, answers, strict=False):
+            sequence.token_ids.extend(token_ids)
+            text = sequence.detokenizer.push(*token_ids) + sequence.detokenizer.flush()
+            # Before a limit that we know, the search has ended for want of anything to go on with.
+            sequence.finish_reason = self._reason(sequence) or "stop"
+            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason))
+        for sequence in self.sequences[len(answers) :]:
+            sequence.finish_reason = "stop"
+        self.tell(deltas)
+
+    def _reason(self, sequence: Sequence) -> FinishReason | None:
+        """Why a sequence ends with its last token, if it does."""
+        last = sequence.token_ids[-1:]
+        if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
+            return "stop"
+        return "length" if len(sequence.token_ids) >= self.settings.max_new_tokens else None
 
     def tell(self, deltas: list[ChoiceDelta]) -> None:
         """Report new text; reports the end as well when all sequences are finished."""

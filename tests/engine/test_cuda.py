@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig
-from engine.execution import Execution, Picked
+from engine.execution import Execution, InFlight
 from schema import Task
 from tests.engine.conftest import TinyModel
 from tests.engine.test_generate_oracle import SETTINGS
@@ -95,7 +95,7 @@ def test_a_launch_does_not_wait_for_the_device(
     launch = Execution.launch
     launches: list[int] = []
 
-    def watched(execution: Execution) -> list[Picked]:
+    def watched(execution: Execution) -> list[InFlight]:
         torch.cuda.set_sync_debug_mode("error")
         try:
             launches.append(1)
@@ -103,10 +103,10 @@ def test_a_launch_does_not_wait_for_the_device(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    for task in tasks()[:12]:  # graphs are captured, memory is there
+    for task in tasks()[: len(SETTINGS)]:  # graphs are captured, memory is there
         engine.run_blocking(task)
     monkeypatch.setattr(Execution, "launch", watched)
-    for task in tasks()[:12]:
+    for task in tasks()[: len(SETTINGS)]:
         engine.run_blocking(task)
     engine.close()
     assert launches

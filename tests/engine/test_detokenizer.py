@@ -126,6 +126,34 @@ def test_deltas_add_up_to_the_decoded_text(name: str, data: st.DataObject) -> No
 
 
 @few
+@given(st.data())
+@pytest.mark.parametrize("name", ["bytes", "metaspace", "wordpiece"])
+def test_forks_go_on_by_themselves(name: str, data: st.DataObject) -> None:
+    """Text and stop strings of a fork are those of a detokenizer that has seen all its tokens."""
+    tokenizer = family(name)
+    ids, other = data.draw(random_ids(name)), data.draw(random_ids(name))
+    middle = data.draw(st.integers(0, len(ids)))
+    stops = [data.draw(st.text("abtheno你 ", min_size=1, max_size=3))]
+    one = Detokenizer(tokenizer, stops)
+    begun = "".join(one.push(i) for i in ids[:middle])
+    fork = one.fork()
+    for detokenizer, rest in ((fork, other), (one, ids[middle:])):
+        text = begun + "".join(detokenizer.push(i) for i in rest) + detokenizer.flush()
+        fresh = Detokenizer(tokenizer, stops)
+        assert text == "".join(fresh.push(i) for i in ids[:middle] + rest) + fresh.flush()
+        assert detokenizer.stopped == fresh.stopped
+
+
+@few
+@given(st.data())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_tokens_at_once(name: str, data: st.DataObject) -> None:
+    ids = data.draw(random_ids(name))
+    detokenizer = Detokenizer(family(name), [])
+    assert detokenizer.push(*ids) + detokenizer.flush() == decoded(family(name), ids)
+
+
+@few
 @given(st.lists(st.binary(min_size=1, max_size=4) | st.sampled_from("你🦊\ufffda").map(str.encode)))
 def test_long_runs_of_bytes_that_are_no_text(pieces: list[bytes]) -> None:
     tokenizer = family("bytes")

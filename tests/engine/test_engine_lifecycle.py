@@ -114,11 +114,13 @@ def test_a_task_that_can_never_fit_is_refused_with_the_numbers(make_engine: Make
     assert len(content(engine.run_blocking(task(max_new_tokens=20, num_return_sequences=4)))) == 4
 
 
-def test_more_sequences_than_places(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("name", ["num_return_sequences", "num_beams"])
+def test_more_sequences_than_places(name: str, make_engine: MakeEngine) -> None:
     engine = make_engine(max_sequences=3)
+    settings: dict[str, Any] = {name: 4}
     with pytest.raises(TaskArgsInvalid, match="at most 3") as caught:
-        engine.run_blocking(task(num_return_sequences=4))
-    assert caught.value.param == "generation_config.num_return_sequences"
+        engine.run_blocking(task(**settings))
+    assert caught.value.param == f"generation_config.{name}"
 
 
 def test_an_answer_longer_than_the_context(make_engine: MakeEngine) -> None:
@@ -170,14 +172,12 @@ async def test_a_cancelled_stream_frees_its_pages_and_changes_no_other(
     other = task("the other", max_new_tokens=200, seed=3)
     expected = content(engine.run_blocking(other))
     doomed = [
-        asyncio.create_task(
-            engine.run(task(f"doomed {n}", max_new_tokens=LONG // 2, num_return_sequences=n))
-        )
-        for n in (1, 2)
+        asyncio.create_task(engine.run(task(f"doomed {n}", max_new_tokens=LONG // 3, **settings)))
+        for n, settings in enumerate(({}, {"num_return_sequences": 2}, {"num_beams": 3}))
     ]
-    await until(lambda: engine.stats()["running"] == 2)
-    running = asyncio.create_task(engine.run(other))
     await until(lambda: engine.stats()["running"] == 3)
+    running = asyncio.create_task(engine.run(other))
+    await until(lambda: engine.stats()["running"] == 4)
     for one in doomed:
         one.cancel()
     assert content(await running) == expected
@@ -269,12 +269,13 @@ async def test_a_task_that_breaks_fails_alone(
     engine = make_engine(model=str(broken))
     assert "batched" in engine.card()["lanes"]
     assert engine._loaded.tokenizer("Z")["input_ids"] == [row]
-    good = [task(f"good {i}", seed=i, top_k=3) for i in range(4)]
+    good = [task(f"good {i}", seed=i, top_k=3, num_beams=1 + i % 2) for i in range(5)]
     expected = [content(engine.run_blocking(one)) for one in good]
-    wanted = [good[0], task("Z"), good[1], task("a Z", num_return_sequences=2), *good[2:]]
+    bad = [task("Z"), task("a Z", num_return_sequences=2), task("bad Z", num_beams=2)]
+    wanted = [good[0], bad[0], good[1], bad[1], *good[2:4], bad[2], *good[4:]]
     results = await asyncio.gather(*map(engine.run, wanted), return_exceptions=True)
     failed = [result for result in results if isinstance(result, BaseException)]
-    assert [type(error) for error in failed] == [TaskExecutionError] * 2
+    assert [type(error) for error in failed] == [TaskExecutionError] * 3
     assert [content(r) for r in results if not isinstance(r, BaseException)] == expected
     await idle(engine)
     # Its pages hold NaN now; the next owner never reads what it has not written.
@@ -289,7 +290,7 @@ async def test_a_task_that_breaks_fails_alone(
 async def test_closing_ends_what_runs_and_what_waits(
     make_engine: MakeEngine, settings: dict[str, Any]
 ) -> None:
-    engine = make_engine(max_sequences=1)
+    engine = make_engine(max_sequences=settings.get("num_beams", 1))
     running = await started(engine, task(max_new_tokens=20_000, **settings))
     waiting = [asyncio.create_task(engine.run(task(f"waiting {i}"))) for i in range(3)]
     await until(lambda: engine.stats()["waiting"] == 3)

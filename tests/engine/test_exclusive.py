@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, se
 
 from engine import Engine, EngineConfig
 from schema import Task, TaskArgsInvalid
-from tests.engine.conftest import TinyEngine, TinyModel
+from tests.engine.conftest import TinyEngine
+from tests.engine.test_beams import Reference, outcome, stopped_search
 from tests.engine.tiny_models import byte_tokenizer
 
 TEXT = "The engine must write what generate writes, for a prompt of several chunks too."
@@ -89,6 +91,11 @@ def answers(engine: Engine, text: str, settings: dict[str, Any]) -> list[str]:
     return [choice["message"]["content"] for choice in response["choices"]]
 
 
+def exclusive_engine(directory: Path, **options: Any) -> Engine:
+    settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "context_length": 512}
+    return Engine(EngineConfig(model=str(directory), **settings | options))
+
+
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 40},
     {"max_new_tokens": 40, "do_sample": True, "num_return_sequences": 2},
@@ -99,9 +106,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("kind", OUTSIDE)
 def test_models_that_only_generate_can_run(kind: str, tmp_path: Path) -> None:
     save_architecture(kind, OUTSIDE[kind], tmp_path)
-    engine = Engine(
-        EngineConfig(model=str(tmp_path), dtype="float32", threads=1, context_length=512)
-    )
+    engine = exclusive_engine(tmp_path)
     card = engine.card()
     assert card["lanes"] == ["exclusive"]
     assert card["exclusive_reason"]
@@ -126,31 +131,6 @@ def test_models_that_the_batch_loop_runs(kind: str, tmp_path: Path) -> None:
     engine.close()
 
 
-BEAMS: dict[str, dict[str, Any]] = {
-    "two": {"num_beams": 2},
-    "all returned": {"num_beams": 4, "num_return_sequences": 4},
-    "sampled": {"num_beams": 3, "do_sample": True, "temperature": 0.8, "top_p": 0.9},
-    "penalized": {"num_beams": 3, "repetition_penalty": 1.5, "num_return_sequences": 2},
-}
-
-
-@pytest.mark.parametrize("name", BEAMS)
-def test_beams(name: str, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
-    settings = {"max_new_tokens": 30} | BEAMS[name]
-    for text in ("Hi", TEXT):
-        expected = generated(tiny_model("qwen2"), text, settings)
-        assert answers(tiny_engine("qwen2"), text, settings) == expected
-
-
-def test_beams_come_as_one_chunk(tiny_engine: TinyEngine) -> None:
-    chunks: list[Any] = []
-    settings = {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 3}
-    response = tiny_engine("qwen2").run_blocking(task("Hi", settings), chunks.append)
-    assert len(chunks) == 1
-    assert [choice["index"] for choice in chunks[0]["choices"]] == [0, 1, 2]
-    assert response["usage"] == chunks[0]["usage"]
-
-
 @pytest.mark.parametrize("number", [1, 3])
 def test_stop_strings_in_the_exclusive_lane(number: int, tmp_path: Path) -> None:
     """Each answer ends where its own text first has the stop string; the others go on."""
@@ -158,9 +138,7 @@ def test_stop_strings_in_the_exclusive_lane(number: int, tmp_path: Path) -> None
     settings = {"max_new_tokens": 60, "do_sample": True, "num_return_sequences": number}
     whole = generated(tmp_path, TEXT, settings)
     stop = next(c for c in whole[0][2:] if c.isascii())
-    engine = Engine(
-        EngineConfig(model=str(tmp_path), dtype="float32", threads=1, context_length=512)
-    )
+    engine = exclusive_engine(tmp_path)
     response = engine.run_blocking(task(TEXT, settings | {"stop_strings": [stop]}))
     engine.close()
     for choice, text in zip(response["choices"], whole, strict=True):
@@ -170,23 +148,23 @@ def test_stop_strings_in_the_exclusive_lane(number: int, tmp_path: Path) -> None
             assert choice["finish_reason"] == "stop"
 
 
-def test_stop_strings_end_beams(tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
-    settings = {"max_new_tokens": 40, "num_beams": 3, "num_return_sequences": 3}
-    whole = generated(tiny_model("qwen2"), TEXT, settings)
-    stop = next(c for c in whole[0][2:] if c.isascii())
-    response = tiny_engine("qwen2").run_blocking(task(TEXT, settings | {"stop_strings": [stop]}))
-    texts = [choice["message"]["content"] for choice in response["choices"]]
-    assert any(stop in text for text in texts)
-    for text in texts:
-        assert stop not in text[:-1]
+def test_stop_strings_end_beams(tmp_path: Path) -> None:
+    save_architecture("mixtral", OUTSIDE["mixtral"], tmp_path)
+    asked = {"max_new_tokens": 24, "num_beams": 3, "num_return_sequences": 3}
+    stop, want = stopped_search(Reference(tmp_path), TEXT, asked)
+    with closing(exclusive_engine(tmp_path)) as engine:
+        response = engine.run_blocking(task(TEXT, asked | {"stop_strings": [stop]}))
+    assert outcome(response) == want
 
 
-def test_what_runs_alone_is_bounded(tiny_engine: TinyEngine) -> None:
-    """Everybody waits while it runs."""
-    engine = tiny_engine("qwen2", max_exclusive_tokens=100)
+def test_what_runs_alone_is_bounded(tmp_path: Path, tiny_engine: TinyEngine) -> None:
+    """Everybody waits while it runs; what runs in the batch is bounded by the cache alone."""
+    save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     wide = {"num_beams": 4, "max_new_tokens": 26}
-    with pytest.raises(TaskArgsInvalid, match="100") as caught:
-        engine.run_blocking(task("hi", wide))
-    assert caught.value.param == "generation_config.max_new_tokens"
-    engine.run_blocking(task("hi", wide | {"max_new_tokens": 25}))
-    engine.run_blocking(task("hi", {"max_new_tokens": 101}))
+    with closing(exclusive_engine(tmp_path, max_exclusive_tokens=100)) as engine:
+        for settings in (wide, {"max_new_tokens": 101}):
+            with pytest.raises(TaskArgsInvalid, match="100") as caught:
+                engine.run_blocking(task("hi", settings))
+            assert caught.value.param == "generation_config.max_new_tokens"
+        engine.run_blocking(task("hi", wide | {"max_new_tokens": 25}))
+    tiny_engine("qwen2", max_exclusive_tokens=100).run_blocking(task("hi", wide))

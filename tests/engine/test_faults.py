@@ -16,11 +16,11 @@ from tests.engine.conftest import TinyEngine
 GUILTY = "the guilty one"
 
 
-def task(text: str, seed: int = 0) -> Task:
+def task(text: str, seed: int = 0, num_beams: int = 1) -> Task:
     return Task.from_fields(
         model="tiny",
         messages=[{"role": "user", "content": text}],
-        generation_config={"max_new_tokens": 20, "do_sample": True},
+        generation_config={"max_new_tokens": 20, "do_sample": True, "num_beams": num_beams},
         seed=seed,
     )
 
@@ -36,6 +36,7 @@ def is_guilty(engine: Engine, token_ids: Sequence[int]) -> bool:
     return GUILTY in str(engine._loaded.tokenizer.decode(list(token_ids)))
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize(
     ("stage", "fault", "expected"),
     [
@@ -46,6 +47,7 @@ def is_guilty(engine: Engine, token_ids: Sequence[int]) -> bool:
     ],
 )
 async def test_a_failing_forward_ends_only_the_guilty(
+    num_beams: int,
     stage: str,
     fault: Exception,
     expected: type[Exception],
@@ -53,7 +55,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The forward of any batch with the guilty task fails; its batch mates run without it."""
-    innocent = [task(f"innocent {number}", seed=number) for number in range(7)]
+    innocent = [task(f"innocent {n}", seed=n, num_beams=1 + n % 3) for n in range(7)]
     shared = tiny_engine("qwen2")
     alone = [shared.run_blocking(one) for one in innocent]
 
@@ -67,7 +69,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
         return forward(batch, *rest)
 
     monkeypatch.setattr(engine._loop.assembly.runner, stage, failing)
-    tasks = [*innocent[:3], task(GUILTY), *innocent[3:]]
+    tasks = [*innocent[:3], task(GUILTY, 0, num_beams), *innocent[3:]]
     results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
     assert isinstance(results.pop(3), expected)
     assert results == alone

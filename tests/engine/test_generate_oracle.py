@@ -46,7 +46,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_return_sequences": 3,
     },
     "beams": {"num_beams": 3},
+    "all beams": {"num_beams": 4, "num_return_sequences": 4},
+    "penalized beams": {"num_beams": 3, "repetition_penalty": 1.5, "num_return_sequences": 2},
     "beam sampling": {"num_beams": 3, "do_sample": True, "num_return_sequences": 2},
+    "beam sampling with everything": {
+        "num_beams": 3,
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 60,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "typical_p": 0.9,
+        "repetition_penalty": 1.2,
+    },
+    "few to sample from": {"num_beams": 4, "do_sample": True, "top_k": 1},
 }
 
 

@@ -100,7 +100,7 @@ def test_copy_moves_all_tokens_and_nothing_else(order: list[int], num_tokens: in
     written = slot_list(made, target, 0, num_tokens)
     untouched = [slot for slot in range(12 * PAGE) if slot not in written]
     before = [(layer.keys.clone(), layer.values.clone()) for layer in made.layers.values()]
-    made.copy(source, target, num_tokens)
+    made.copy(source, target, 0, num_tokens)
     read = slot_list(made, source, 0, num_tokens)
     for layer, (keys, values) in zip(made.layers.values(), before, strict=True):
         for now, old in ((layer.keys, keys), (layer.values, values)):

@@ -7,6 +7,8 @@ computed in plain tensor operations, so that everything around it runs for real.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
-from engine.execution import Execution, Picked
+from engine.execution import Execution, InFlight
+from engine.sequence import Request
 from tests.engine.conftest import TinyModel
 from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
 from tests.engine.tiny_models import Kind
@@ -147,7 +150,7 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
     launch = Execution.launch
     launches: list[int] = []
 
-    def watched(execution: Execution) -> list[Picked]:
+    def watched(execution: Execution) -> list[InFlight]:
         with NoWaiting():  # type: ignore[no-untyped-call]
             picked = launch(execution)
         launches.append(len(picked))
@@ -171,10 +174,16 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("paged", ["qwen2"], indirect=True)
-async def test_cancelled_while_a_step_is_in_flight(paged: Engine) -> None:
+async def test_cancelled_while_a_step_is_in_flight(
+    paged: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its pages go to others, whose answers are the ones they have alone."""
     long = task([{"role": "user", "content": TEXTS[1]}], {"max_new_tokens": 100})
-    others = [task([{"role": "user", "content": f"{n} {TEXTS[1]}"}], {}) for n in range(6)]
+    long_search = task([{"role": "user", "content": "Hi"}], {"max_new_tokens": 100, "num_beams": 3})
+    others = [
+        task([{"role": "user", "content": f"{n} {TEXTS[1]}"}], {"num_beams": 1 + n % 3})
+        for n in range(6)
+    ]
     alone = [paged.run_blocking(other) for other in others]
 
     async def cancelled(after: int) -> None:
@@ -183,8 +192,26 @@ async def test_cancelled_while_a_step_is_in_flight(paged: Engine) -> None:
             await anext(stream)
         await stream.aclose()
 
+    async def cancelled_search(before: int) -> None:
+        """Nothing is told of a search: leave it after a number of its steps."""
+        steps = itertools.count(1)
+        reached = threading.Event()
+        advance = Execution._advance_beams
+
+        def counted(execution: Execution, request: Request, candidates: torch.Tensor) -> None:
+            advance(execution, request, candidates)
+            if request.settings.max_new_tokens == 100 and next(steps) == before:
+                reached.set()
+
+        monkeypatch.setattr(Execution, "_advance_beams", counted)
+        search = asyncio.create_task(paged.run(long_search))
+        assert await asyncio.to_thread(reached.wait, 60)
+        search.cancel()
+
     results = await asyncio.gather(
-        *(cancelled(after) for after in range(1, 5)), *(paged.run(other) for other in others)
+        cancelled_search(5),
+        *(cancelled(after) for after in range(1, 4)),
+        *(paged.run(other) for other in others),
     )
     assert results[4:] == alone
     paged.close()

@@ -129,7 +129,7 @@ class FakeLoop:
         self.scheduler.prefilled(request)
         for answer in request.sequences:
             if answer.index:
-                self.cache.copy(pages, answer.pages, request.prompt_tokens)
+                self.cache.copy(pages, answer.pages, 0, request.prompt_tokens)
             request.accept(answer, 100 * request.id + answer.index)
         request.status = Status.DECODE
         request.tell([])
