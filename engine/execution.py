@@ -85,12 +85,16 @@ class Execution:
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
         with self._blame([request]):
+            vision = self._runner.vision
+            request.features, request.features_skipped = vision.encode(
+                request.prompt, request.num_prefilled
+            )
             if not request.settings.batched:
                 with plain_attention(self._runner):
-                    run_exclusive(self._loaded, request)
+                    inputs = vision.generate_inputs(request.prompt, request.features)
+                    run_exclusive(self._loaded, request, inputs)
                 return
-            if request.prompt.images:
-                request.image_features = self._runner.encode_images(request.prompt.images)
+            request.rotary = vision.positions(request.prompt)
             request.sampler = Sampler(
                 self._loaded.model,
                 request.settings,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 
+import numpy as np
 import torch
 
 from engine.detokenizer import Detokenizer
@@ -13,6 +14,7 @@ from engine.generation import GenerationSettings
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
 from engine.sampler import Sampler
+from engine.vision import Features
 from schema.errors import Cancelled, TaskError
 from schema.response import FinishReason
 
@@ -69,7 +71,9 @@ class Request:
     status: Status = Status.WAITING
     num_prefilled: int = 0
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
-    image_features: torch.Tensor | None = None  # [image tokens of the prompt, hidden]
+    features: Features | None = None  # of the prompt's image tokens, less those skipped
+    features_skipped: int = 0
+    rotary: np.ndarray | None = None  # [axes, tokens of the prompt]; see `engine.vision`
     sampler: Sampler | None = None
     cancel_requested: bool = False
 
@@ -93,6 +97,16 @@ class Request:
         """Of those, the ones that may have more tokens than have been picked."""
         limit = self.settings.max_new_tokens
         return [sequence for sequence in self.running if sequence.num_picked < limit]
+
+    def rotary_positions(self, start: int, stop: int) -> list[list[int]] | None:
+        """Rotary positions of some tokens; None where they are where the tokens stand."""
+        if self.rotary is None:
+            return None
+        if start < self.prompt_tokens:
+            return self.rotary[:, start:stop].tolist()  # type: ignore[no-any-return]
+        # An answer goes on from the largest position of its prompt.
+        offset = int(self.rotary.max()) + 1 - self.prompt_tokens
+        return [list(range(start + offset, stop + offset))] * len(self.rotary)
 
     @property
     def completion_tokens(self) -> int:

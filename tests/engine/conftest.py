@@ -10,8 +10,9 @@ import pytest
 
 from engine import Engine, EngineConfig
 from tests.engine.tiny_models import Kind, save_tiny_model
+from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
 
-TinyModel = Callable[[Kind], Path]
+TinyModel = Callable[[Kind | VisionKind], Path]
 TinyEngine = Callable[..., Engine]
 
 
@@ -20,11 +21,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The directory of a tiny random model of a kind."""
     root = tmp_path_factory.mktemp("models")
 
-    def get(kind: Kind) -> Path:
+    def get(kind: Kind | VisionKind) -> Path:
         directory = root / kind
         if not directory.exists():
             directory.mkdir()
-            save_tiny_model(kind, directory)
+            if kind in VISION_KINDS:
+                save_tiny_vision_model(kind, directory)
+            else:
+                save_tiny_model(kind, directory)
         return directory
 
     return get
@@ -35,7 +39,7 @@ def tiny_engine(tiny_model: TinyModel) -> Iterator[TinyEngine]:
     """An engine that serves a tiny model: one for each kind and set of options."""
     engines: dict[Any, Engine] = {}
 
-    def get(kind: Kind, **options: Any) -> Engine:
+    def get(kind: Kind | VisionKind, **options: Any) -> Engine:
         key = (kind, *sorted(options.items()))
         if key not in engines:
             settings: dict[str, Any] = {

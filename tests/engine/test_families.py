@@ -1,0 +1,238 @@
+"""Every vision-language family writes what plain transformers writes, token for token, in fp32.
+
+The oracle is the family's own processor, given all pictures of a task at once, and `generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, ProcessorMixin, set_seed
+
+from engine import Engine
+from schema import Task
+from schema.errors import TaskArgsInvalid
+from tests.engine.conftest import TinyEngine, TinyModel
+from tests.engine.test_generate_oracle import picture
+from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind, own_processor
+
+PICTURES = {
+    name: picture(*size, seed=seed)
+    for seed, (name, size) in enumerate(
+        {"wide": (70, 30), "tall": (20, 45), "square": (40, 40)}.items()
+    )
+}
+
+
+def image(name: str) -> dict[str, str]:
+    return {"type": "image", "base64": PICTURES[name]}
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+Messages = list[dict[str, Any]]
+
+
+def user(*blocks: dict[str, str]) -> dict[str, Any]:
+    return {"role": "user", "content": list(blocks)}
+
+
+CONVERSATIONS: dict[str, Messages] = {
+    "text only": [user(text("Hi, there is no picture here."))],
+    "one image": [user(image("wide"), text("What is it?"))],
+    "two images": [user(text("Look: "), image("tall"), text(" and "), image("wide"), text("!"))],
+    "two turns": [
+        {"role": "system", "content": "Be brief."},
+        user(image("square"), text("What?")),
+        {"role": "assistant", "content": [text("A square.")]},
+        user(text("And this, next to that one again?"), image("tall"), image("square")),
+    ],
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sample": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"num_beams": 3},
+}
+
+
+def decoded(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+class Oracle:
+    """Plain transformers."""
+
+    def __init__(self, directory: Any) -> None:
+        self.processor = own_processor(directory)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=torch.float32
+        )
+
+    def inputs(self, messages: Messages) -> dict[str, Any]:
+        """All pictures at once, by transformers' recommended way."""
+        conversation = [
+            {
+                "role": message["role"],
+                "content": [text(message["content"])]
+                if isinstance(message["content"], str)
+                else [
+                    {"type": "image", "image": decoded(block["base64"])}
+                    if block["type"] == "image"
+                    else block
+                    for block in message["content"]
+                ],
+            }
+            for message in messages
+        ]
+        # Not SmolVLM's own method, which asks its video processor for a number of frames.
+        return dict(
+            ProcessorMixin.apply_chat_template(
+                self.processor,
+                conversation,
+                chat_template=self.processor.tokenizer.chat_template,
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        )
+
+    def answers(self, messages: Messages, settings: dict[str, Any]) -> list[str]:
+        inputs = self.inputs(messages)
+        set_seed(11)
+        with torch.no_grad():
+            output = self.model.generate(**inputs, **({"max_new_tokens": 16} | settings))
+        start = inputs["input_ids"].shape[1]
+        decode = self.processor.tokenizer.decode
+        return [decode(row[start:], skip_special_tokens=True) for row in output]
+
+
+_oracles: dict[Any, Oracle] = {}
+
+
+def oracle(directory: Any) -> Oracle:
+    if directory not in _oracles:
+        _oracles[directory] = Oracle(directory)
+    return _oracles[directory]
+
+
+def task(messages: Messages, settings: dict[str, Any] | None = None) -> Task:
+    config = {"max_new_tokens": 16} | (settings or {})
+    return Task.from_fields(model="tiny", messages=messages, generation_config=config, seed=11)
+
+
+def texts(response: Any) -> list[str]:
+    return [choice["message"]["content"] for choice in response["choices"]]
+
+
+def small_chunks(kind: VisionKind, tiny_engine: TinyEngine) -> Engine:
+    """An engine whose chunks are shorter than a picture's tokens."""
+    return tiny_engine(kind, prefill_chunk=8, page_size=8)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_alone(
+    kind: VisionKind,
+    conversation: str,
+    settings: str,
+    tiny_model: TinyModel,
+    tiny_engine: TinyEngine,
+) -> None:
+    messages = CONVERSATIONS[conversation]
+    engine = small_chunks(kind, tiny_engine)
+    assert "batched" in engine.card()["lanes"]
+    response = engine.run_blocking(task(messages, SETTINGS[settings]))
+    own = oracle(tiny_model(kind))
+    assert response["usage"]["prompt_tokens"] == own.inputs(messages)["input_ids"].shape[1]
+    assert texts(response) == own.answers(messages, SETTINGS[settings])
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+async def test_in_a_crowd(kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
+    """Everything at once, with chunks of another size; each as alone."""
+    engine = tiny_engine(kind)
+    own = oracle(tiny_model(kind))
+    pairs = [(m, s) for m in CONVERSATIONS.values() for s in SETTINGS.values()]
+    responses = await asyncio.gather(*(engine.run(task(*pair)) for pair in pairs * 2))
+    want = [own.answers(*pair) for pair in pairs]
+    assert [texts(response) for response in responses] == want * 2
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_a_picture_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+    """And one whose tokens lie in a known beginning is not even looked up."""
+    config = small_chunks(kind, tiny_engine).config
+    messages = CONVERSATIONS["one image"]
+    longer = [*messages, {"role": "assistant", "content": "Hm."}, user(text("A longer question?"))]
+    asked = [task(messages), task([user(text("Now: "), *messages[0]["content"])]), task(longer)]
+    engine, plain = Engine(config), Engine(replace(config, image_cache_bytes=0))
+    try:
+        assert [engine.run_blocking(one) for one in asked] == [
+            plain.run_blocking(one) for one in asked
+        ]
+        counts = engine.stats()
+        assert counts["images_encoded"] == 1
+        # A model that prefills pictures whole keeps no beginning that goes beyond one.
+        whole = kind == "gemma3_vision"
+        assert counts["images_reused"] == (2 if whole else 1)
+        assert plain.stats()["images_encoded"] == (3 if whole else 2)
+        assert plain.stats()["images_reused"] == 0
+    finally:
+        engine.close()
+        plain.close()
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_the_same_tokens_under_another_picture(
+    kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
+) -> None:
+    """The prompts differ in nothing but the pixels."""
+    engine = small_chunks(kind, tiny_engine)
+    answers = []
+    for seed in (50, 51, 50):
+        block = {"type": "image", "base64": picture(40, 40, seed=seed)}
+        messages = [user(text("A long beginning, the same for both."), block, text("What is it?"))]
+        response = engine.run_blocking(task(messages))
+        assert texts(response) == oracle(tiny_model(kind)).answers(messages, {})
+        answers.append(texts(response))
+    assert answers[0] == answers[2] != answers[1]
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_image_tokens_in_a_text_are_refused(
+    kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
+) -> None:
+    engine = small_chunks(kind, tiny_engine)
+    processor = oracle(tiny_model(kind)).processor
+    token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_ids[0])
+    for content in ([text(token)], [image("square"), text(f"x{token}")]):
+        with pytest.raises(TaskArgsInvalid, match="reserved"):
+            engine.run_blocking(task([user(*content)]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (33, 31)])
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_odd_shapes(
+    kind: VisionKind, size: tuple[int, int], tiny_model: TinyModel, tiny_engine: TinyEngine
+) -> None:
+    messages = [user({"type": "image", "base64": picture(*size, seed=3)}, text("?"))]
+    response = small_chunks(kind, tiny_engine).run_blocking(task(messages))
+    assert texts(response) == oracle(tiny_model(kind)).answers(messages, {})
+
+
+def test_a_shape_that_the_model_refuses(tiny_engine: TinyEngine) -> None:
+    messages = [user({"type": "image", "base64": picture(2, 500, seed=3)}, text("?"))]
+    with pytest.raises(TaskArgsInvalid, match="aspect ratio") as caught:
+        small_chunks("qwen2_vl", tiny_engine).run_blocking(task(messages))
+    assert caught.value.param == "messages.0.content.0.base64"
