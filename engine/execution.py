@@ -94,7 +94,7 @@ class Execution:
                     inputs = vision.generate_inputs(request.prompt, request.features)
                     run_exclusive(self._loaded, request, inputs)
                 return
-            request.rotary = vision.positions(request.prompt)
+            request.rotary = vision.rotary(request.prompt)
             request.sampler = Sampler(
                 self._loaded.model,
                 request.settings,

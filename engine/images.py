@@ -119,7 +119,7 @@ def _rgb(image: Image.Image, param: str) -> Image.Image:
         if image.mode == "RGB" and "transparency" not in image.info:
             image.load()
             return image.copy()
-        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+        return Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
     except Exception as error:
         raise _unreadable(param, error) from error
 
@@ -187,7 +187,7 @@ class ImagePreprocessor:
         variant = among_others and self._processor.treats_several_otherwise
         keys = [(_sha256(data), variant) for data in images]
         known = [self._cache.get(key) for key in keys]
-        sizes = check_pixels([one and one.pixels for one in known], images, params)
+        sizes = check_pixels([one.pixels if one else None for one in known], images, params)
         made: dict[tuple[bytes, bool], _Known] = {
             key: one for key, one in zip(keys, known, strict=True) if one is not None
         }

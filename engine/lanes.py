@@ -144,6 +144,7 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
     if tokens is None:
         if loaded.device.type == "cuda":
             budget = int(torch.cuda.mem_get_info(loaded.device)[0] * _CUDA_FREE_SHARE)
+            budget -= config.image_cache_bytes if loaded.takes_images else 0
         else:
             budget = _CPU_KV_BYTES
         tokens = min(budget // per_token, config.max_sequences * loaded.context_length)

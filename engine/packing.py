@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.vision import Features
+from engine.vision import Features, Rotary
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Piece:
         num_tokens: how many there are.
         pages: the sequence's.
         features: of the image tokens among them.
-        rotary: [axes, num_tokens], the tokens' rotary positions where these are not simply where
-            they stand.
+        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
         whole: runs (start, stop) of the sequence, within the piece, whose tokens see each other.
     """
 
@@ -28,7 +27,7 @@ class Piece:
     num_tokens: int
     pages: Sequence[int]
     features: Features | None = None
-    rotary: Sequence[Sequence[int]] | None = None
+    rotary: Rotary | None = None
     whole: Sequence[tuple[int, int]] = ()
 
     @property
@@ -36,14 +35,17 @@ class Piece:
         """Tokens of the sequence that the last token sees, itself included."""
         return self.start + self.num_tokens
 
-    def positions(self, axis: int) -> Sequence[int]:
-        """The rotary positions of the tokens on one axis."""
-        return range(self.start, self.context) if self.rotary is None else self.rotary[axis]
+    def positions(self, axes: int) -> Sequence[Sequence[int]]:
+        """The rotary positions [axes, num_tokens] of the tokens."""
+        if self.rotary is None:
+            return [range(self.start, self.context)] * axes
+        return self.rotary.of(self.start, self.context)
 
 
 def positions(pieces: Sequence[Piece], num_rows: int, axes: int) -> list[list[int]]:
     """The rotary position of every row, on each axis; 0 for padding."""
-    rows = [[i for piece in pieces for i in piece.positions(axis)] for axis in range(axes)]
+    real = [piece.positions(axes) for piece in pieces]
+    rows = [[i for places in real for i in places[axis]] for axis in range(axes)]
     return [row + [0] * (num_rows - len(row)) for row in rows]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 from engine.config import EngineConfig
 from schema.errors import ModelInvalid
@@ -160,6 +161,5 @@ def _image_only(own_class: Any) -> Any:
 
 def _do_without_num2words() -> None:
     """SmolVLM's processor refuses to start without a package that only its videos use."""
-    from transformers.models.smolvlm import processing_smolvlm  # noqa: PLC0415
-
-    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
+    module.num2words = module.num2words or str

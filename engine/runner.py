@@ -143,8 +143,7 @@ class Runner:
         pieces: list[Piece] = []
         for request, sequence in batch:
             start = request.prompt_tokens + sequence.num_picked - 1
-            rotary = request.rotary_positions(start, start + 1)
-            pieces.append(Piece(start, 1, sequence.pages, rotary=rotary))
+            pieces.append(Piece(start, 1, sequence.pages, rotary=request.rotary))
         last_tokens = [sequence.last_token for _, sequence in batch]
         num_rows = counts.for_decode(len(batch))
         return self.forward(
@@ -261,7 +260,7 @@ class Runner:
             stop - start,
             request.sequences[0].pages,
             self._chunk_features(chunk),
-            request.rotary_positions(start, stop),
+            request.rotary,
             [(a, b) for a, b in request.prompt.whole if start <= a and b <= stop],
         )
 

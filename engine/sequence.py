@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 
-import numpy as np
 import torch
 
 from engine.detokenizer import Detokenizer
@@ -14,7 +13,7 @@ from engine.generation import GenerationSettings
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
 from engine.sampler import Sampler
-from engine.vision import Features
+from engine.vision import Features, Rotary
 from schema.errors import Cancelled, TaskError
 from schema.response import FinishReason
 
@@ -73,7 +72,7 @@ class Request:
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
     features: Features | None = None  # of the prompt's image tokens, less those skipped
     features_skipped: int = 0
-    rotary: np.ndarray | None = None  # [axes, tokens of the prompt]; see `engine.vision`
+    rotary: Rotary | None = None  # where positions are not simply where tokens stand
     sampler: Sampler | None = None
     cancel_requested: bool = False
 
@@ -97,16 +96,6 @@ class Request:
         """Of those, the ones that may have more tokens than have been picked."""
         limit = self.settings.max_new_tokens
         return [sequence for sequence in self.running if sequence.num_picked < limit]
-
-    def rotary_positions(self, start: int, stop: int) -> list[list[int]] | None:
-        """Rotary positions of some tokens; None where they are where the tokens stand."""
-        if self.rotary is None:
-            return None
-        if start < self.prompt_tokens:
-            return self.rotary[:, start:stop].tolist()  # type: ignore[no-any-return]
-        # An answer goes on from the largest position of its prompt.
-        offset = int(self.rotary.max()) + 1 - self.prompt_tokens
-        return [list(range(start + offset, stop + offset))] * len(self.rotary)
 
     @property
     def completion_tokens(self) -> int:

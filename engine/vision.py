@@ -52,6 +52,26 @@ class Features:
         return Features(self.tokens[start:stop], tuple(d[start:stop] for d in self.deepstack))
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of a sequence, where a token's are not simply where it stands.
+
+    Attributes:
+        prompt: [axes, tokens of the prompt].
+        offset: what a generated token's are away from where it stands.
+    """
+
+    prompt: np.ndarray
+    offset: int
+
+    def of(self, start: int, stop: int) -> list[list[int]]:
+        """The positions [axes, stop - start] of tokens of the prompt, or of the answer."""
+        axes, length = self.prompt.shape
+        if stop <= length:
+            return [list(axis) for axis in self.prompt[:, start:stop].tolist()]
+        return [list(range(start + self.offset, stop + self.offset))] * axes
+
+
 def joined(parts: Sequence[Features]) -> Features:
     """The features of several pictures, in order."""
     return Features(
@@ -73,7 +93,7 @@ class Vision:
 
     def __init__(self, model: Any, image_token_id: int | None, cache_bytes: int) -> None:
         self._model = model
-        self._image_token_id = image_token_id
+        self._image_token_id = -1 if image_token_id is None else image_token_id
         self._get_rope_index: Any = None
         if image_token_id is not None:
             self._get_rope_index = getattr(model.model, "get_rope_index", None)
@@ -84,16 +104,16 @@ class Vision:
         self.num_encoded = 0
         self.num_reused = 0
 
-    def positions(self, prompt: Prompt) -> np.ndarray | None:
-        """Rotary positions [axes, tokens] of a prompt; None where they are 0, 1, 2 ..."""
+    def rotary(self, prompt: Prompt) -> Rotary | None:
+        """The rotary positions of a prompt and its answers; None where they are 0, 1, 2 ..."""
         if self._get_rope_index is None or not prompt.images:
             return None
-        ids = torch.tensor([prompt.token_ids])
-        positions, _ = self._get_rope_index(
-            ids, mm_token_type_ids=(ids == self._image_token_id).int(), **_grids(prompt)
+        positions, offset = self._get_rope_index(
+            torch.tensor([prompt.token_ids]),
+            mm_token_type_ids=self._token_types(prompt),
+            **_grids(prompt),
         )
-        array: np.ndarray = positions[:, 0].numpy()
-        return array
+        return Rotary(positions[:, 0].numpy(), int(offset))
 
     @torch.inference_mode()
     def encode(self, prompt: Prompt, num_prefilled: int) -> tuple[Features | None, int]:
@@ -155,7 +175,7 @@ class Vision:
             return {"input_ids": ids, "mm_encoder_outputs": self._encoder_outputs(features)}
         # As the model itself does, but without the look at the device that its checks take.
         embeddings = self._model.get_input_embeddings()(ids)
-        places = (ids == self._image_token_id)[..., None]
+        places = torch.eq(ids, self._image_token_id)[..., None]
         images = features.tokens.to(embeddings.dtype)
         return {"inputs_embeds": embeddings.masked_scatter(places, images)}
 
@@ -163,13 +183,17 @@ class Vision:
         """What `generate` takes beside the token ids."""
         if features is None:
             return {}
-        types = (torch.tensor([prompt.token_ids]) == self._image_token_id).long()
+        types = self._token_types(prompt)
         known = inspect.signature(self._model.forward).parameters
         inputs: dict[str, Any] = _grids(prompt) | {
             name: types for name in ("mm_token_type_ids", "token_type_ids") if name in known
         }
         inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         return inputs | {"mm_encoder_outputs": self._encoder_outputs(features)}
+
+    def _token_types(self, prompt: Prompt) -> torch.Tensor:
+        """[1, tokens]: 1 for image tokens, 0 for text."""
+        return torch.tensor([[int(t == self._image_token_id) for t in prompt.token_ids]])
 
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
         """Features as the model holds them, all pictures as one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,15 @@ TinyModel = Callable[[Kind | VisionKind], Path]
 TinyEngine = Callable[..., Engine]
 
 
+def save_tiny(kind: Kind | VisionKind, directory: Path) -> None:
+    """Save a tiny model of any kind."""
+    for vision_kind in VISION_KINDS:
+        if kind == vision_kind:
+            save_tiny_vision_model(vision_kind, directory)
+            return
+    save_tiny_model(cast(Kind, kind), directory)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The directory of a tiny random model of a kind."""
@@ -25,10 +34,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         directory = root / kind
         if not directory.exists():
             directory.mkdir()
-            if kind in VISION_KINDS:
-                save_tiny_vision_model(kind, directory)
-            else:
-                save_tiny_model(kind, directory)
+            save_tiny(kind, directory)
         return directory
 
     return get

@@ -6,132 +6,29 @@ The oracle is the family's own processor, given all pictures of a task at once, 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
+import json
+import shutil
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, ProcessorMixin, set_seed
 
-from engine import Engine
-from schema import Task
+from engine import Engine, EngineConfig
 from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_generate_oracle import picture
-from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind, own_processor
-
-PICTURES = {
-    name: picture(*size, seed=seed)
-    for seed, (name, size) in enumerate(
-        {"wide": (70, 30), "tall": (20, 45), "square": (40, 40)}.items()
-    )
-}
-
-
-def image(name: str) -> dict[str, str]:
-    return {"type": "image", "base64": PICTURES[name]}
-
-
-def text(words: str) -> dict[str, str]:
-    return {"type": "text", "text": words}
-
-
-Messages = list[dict[str, Any]]
-
-
-def user(*blocks: dict[str, str]) -> dict[str, Any]:
-    return {"role": "user", "content": list(blocks)}
-
-
-CONVERSATIONS: dict[str, Messages] = {
-    "text only": [user(text("Hi, there is no picture here."))],
-    "one image": [user(image("wide"), text("What is it?"))],
-    "two images": [user(text("Look: "), image("tall"), text(" and "), image("wide"), text("!"))],
-    "two turns": [
-        {"role": "system", "content": "Be brief."},
-        user(image("square"), text("What?")),
-        {"role": "assistant", "content": [text("A square.")]},
-        user(text("And this, next to that one again?"), image("tall"), image("square")),
-    ],
-}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sample": {"do_sample": True, "num_return_sequences": 2},
-    "beams": {"num_beams": 3},
-}
-
-
-def decoded(data: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-class Oracle:
-    """Plain transformers."""
-
-    def __init__(self, directory: Any) -> None:
-        self.processor = own_processor(directory)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=torch.float32
-        )
-
-    def inputs(self, messages: Messages) -> dict[str, Any]:
-        """All pictures at once, by transformers' recommended way."""
-        conversation = [
-            {
-                "role": message["role"],
-                "content": [text(message["content"])]
-                if isinstance(message["content"], str)
-                else [
-                    {"type": "image", "image": decoded(block["base64"])}
-                    if block["type"] == "image"
-                    else block
-                    for block in message["content"]
-                ],
-            }
-            for message in messages
-        ]
-        # Not SmolVLM's own method, which asks its video processor for a number of frames.
-        return dict(
-            ProcessorMixin.apply_chat_template(
-                self.processor,
-                conversation,
-                chat_template=self.processor.tokenizer.chat_template,
-                tokenize=True,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-        )
-
-    def answers(self, messages: Messages, settings: dict[str, Any]) -> list[str]:
-        inputs = self.inputs(messages)
-        set_seed(11)
-        with torch.no_grad():
-            output = self.model.generate(**inputs, **({"max_new_tokens": 16} | settings))
-        start = inputs["input_ids"].shape[1]
-        decode = self.processor.tokenizer.decode
-        return [decode(row[start:], skip_special_tokens=True) for row in output]
-
-
-_oracles: dict[Any, Oracle] = {}
-
-
-def oracle(directory: Any) -> Oracle:
-    if directory not in _oracles:
-        _oracles[directory] = Oracle(directory)
-    return _oracles[directory]
-
-
-def task(messages: Messages, settings: dict[str, Any] | None = None) -> Task:
-    config = {"max_new_tokens": 16} | (settings or {})
-    return Task.from_fields(model="tiny", messages=messages, generation_config=config, seed=11)
-
-
-def texts(response: Any) -> list[str]:
-    return [choice["message"]["content"] for choice in response["choices"]]
+from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind
+from tests.engine.vision_oracle import (
+    CONVERSATIONS,
+    SETTINGS,
+    Oracle,
+    image,
+    oracle,
+    task,
+    text,
+    texts,
+    user,
+)
 
 
 def small_chunks(kind: VisionKind, tiny_engine: TinyEngine) -> Engine:
@@ -236,3 +133,23 @@ def test_a_shape_that_the_model_refuses(tiny_engine: TinyEngine) -> None:
     with pytest.raises(TaskArgsInvalid, match="aspect ratio") as caught:
         small_chunks("qwen2_vl", tiny_engine).run_blocking(task(messages))
     assert caught.value.param == "messages.0.content.0.base64"
+
+
+def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """A family's model that the batched lane cannot run: its positions depend on the batch."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("llava"), directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config["text_config"]["rope_parameters"] = rope
+    path.write_text(json.dumps(config))
+    engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
+    try:
+        assert engine.card()["lanes"] == ["exclusive"]
+        assert "dynamic" in engine.card()["exclusive_reason"]
+        for messages in CONVERSATIONS.values():
+            response = engine.run_blocking(task(messages, SETTINGS["sample"]))
+            assert texts(response) == Oracle(directory).answers(messages, SETTINGS["sample"])
+    finally:
+        engine.close()

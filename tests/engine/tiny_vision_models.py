@@ -103,7 +103,11 @@ class _Save:
         self.directory = directory
         self.tokenizer = made
         self.tokenizer.chat_template = chat_template(template)
-        self.ids = {"vocab_size": len(made), "bos_token_id": 256, "eos_token_id": 257}
+        self.ids: dict[str, Any] = {
+            "vocab_size": len(made),
+            "bos_token_id": 256,
+            "eos_token_id": 257,
+        }
         self.image_id = made.convert_tokens_to_ids(image)
 
     def id_of(self, token: str) -> int:
@@ -289,25 +293,3 @@ def save_tiny_vision_model(kind: VisionKind, directory: Path, *, seed: int = 0) 
     """Save a random model of one family with its tokenizer and processor into ``directory``."""
     torch.manual_seed(seed)
     _BUILDERS[kind](directory)
-
-
-def own_processor(directory: Path) -> Any:
-    """The family's own processor, but for its video processor, which needs torchvision."""
-    settings = json.loads((directory / "processor_config.json").read_text())
-    own = getattr(transformers, settings.pop("processor_class"))
-    if own.__name__ == "SmolVLMProcessor":
-        # A package for the words in prompts of videos, which is not installed.
-        transformers.models.smolvlm.processing_smolvlm.num2words = str
-
-    class WithoutVideo(own):  # type: ignore[misc, valid-type]
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
-
-    if "video_processor" in own.__init__.__code__.co_varnames:
-        settings["video_processor"] = None
-    return WithoutVideo(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(directory),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
-        **settings,
-    )
