@@ -117,8 +117,7 @@ def _rgb(image: Image.Image, param: str) -> Image.Image:
         if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode == "RGB" and "transparency" not in image.info:
-            image.load()
-            return image.copy()
+            return image.convert("RGB")  # without the copies that follow
         return Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
     except Exception as error:
         raise _unreadable(param, error) from error

@@ -138,6 +138,23 @@ async def test_pictures(paged: Engine, kind: VisionKind, tiny_model: TinyModel) 
     assert [texts(response) for response in responses] == [own.answers(*pair) for pair in pairs]
 
 
+async def test_pictures_whose_tokens_see_each_other(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has no mask for them: such a model does without it, and the card says so."""
+    monkeypatch.setattr("engine.lanes.varlen_problem", lambda *_: None)
+    directory = tiny_model("gemma3_vision")
+    config = EngineConfig(model=str(directory), dtype="float32", threads=1, page_size=PAGE)
+    engine = Engine(config)
+    try:
+        assert engine.card()["attention"] == "per sequence"
+        for messages in CONVERSATIONS.values():
+            response = await engine.run(vision_task(messages))
+            assert texts(response) == oracle(directory).answers(messages, {})
+    finally:
+        engine.close()
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses what would make the host wait for numbers of the device, were it one."""
 
