@@ -146,6 +146,7 @@ class Execution:
     def _first(self, request: Request, logits: torch.Tensor) -> Asked:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
         self._scheduler.prefilled(request)
+        request.features = None  # they have done their work; memory of the device
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._lane.cache.copy(first.pages, other.pages, request.prompt_tokens)

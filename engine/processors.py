@@ -29,6 +29,8 @@ VISION_MODEL_TYPES = (
 )
 """Vision-language architectures whose answers are tested against transformers' own."""
 
+_PARTS = ("image_processor", "tokenizer", "video_processor")
+
 
 @dataclass(frozen=True)
 class ProcessedPicture:
@@ -43,9 +45,6 @@ class ProcessedPicture:
     arrays: dict[str, np.ndarray]
     placeholder: str
     num_tokens: int
-
-
-_PARTS = ("image_processor", "tokenizer", "video_processor")
 
 
 class PictureProcessor:

@@ -130,6 +130,8 @@ class Vision:
             The features from the first picture that has a token left, and how many image tokens
             come before these.
         """
+        if not prompt.images:
+            return None, 0
         done = prompt.token_ids[:num_prefilled].count(self._image_token_id)
         parts: list[Features] = []
         skipped = 0

@@ -67,6 +67,22 @@ async def test_in_a_crowd(kind: VisionKind, tiny_model: TinyModel, tiny_engine: 
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
+async def test_bfloat16_gives_the_same_bytes_alone_and_in_a_crowd(
+    kind: VisionKind, tiny_engine: TinyEngine
+) -> None:
+    """Where ties and roundings are frequent, pictures are new or known, prefixes too."""
+    engine = tiny_engine(kind, dtype="bfloat16", image_cache_bytes=0)
+    asked = [task(m, {"do_sample": True}) for m in CONVERSATIONS.values()]
+    alone = [engine.run_blocking(one) for one in asked]
+    fresh = Engine(replace(engine.config, image_cache_bytes=2**20))
+    try:
+        for _ in range(2):
+            assert await asyncio.gather(*(fresh.run(one) for one in asked * 2)) == alone * 2
+    finally:
+        fresh.close()
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
 def test_a_picture_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
     """And one whose tokens lie in a known beginning is not even looked up."""
     config = small_chunks(kind, tiny_engine).config
