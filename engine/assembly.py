@@ -33,6 +33,6 @@ def assemble(config: EngineConfig) -> Assembly:
     """
     make_deterministic(config.threads)
     loaded = load_model(config)
-    runner = Runner(loaded)
+    runner = Runner(loaded, config.image_cache_bytes)
     lane = build_batched_lane(runner, loaded, config)
     return Assembly(loaded, runner, lane, PromptRenderer(loaded), model_card(config, loaded, lane))

@@ -111,6 +111,7 @@ class Segment:
     num_rows: int
     start: int
     slots: slice | torch.Tensor
+    whole: Sequence[tuple[int, int]] = ()  # runs of the sequence whose tokens see each other
 
     @property
     def rows(self) -> slice:
@@ -129,6 +130,8 @@ class Segment:
         rows = torch.arange(self.start, self.context, device=device)[:, None]
         columns = torch.arange(self.context, device=device)[None, :]
         visible = columns <= rows
+        for start, stop in self.whole:
+            visible[start - self.start : stop - self.start, start:stop] = True
         if sliding_window is not None:
             visible &= columns > rows - sliding_window
         return visible

@@ -46,6 +46,9 @@ class EngineConfig:
             the exclusive lane, where models run that the batch loop cannot. Everybody waits while
             such a task runs.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
+        image_cache_bytes: what is kept of pictures, so that one that comes again is neither
+            prepared nor encoded again: so many bytes of pixels where pictures are prepared, and so
+            many of features on the model's device. 0 keeps nothing. It changes no bits.
         deterministic: run only at row counts that give the same bits. False is for measuring what
             that costs; answers then depend on the load.
         lookahead: launch a step before the last one's tokens have been processed; None does so on
@@ -68,6 +71,7 @@ class EngineConfig:
     page_size: int | None = None
     max_exclusive_tokens: int = 8192
     kv_cache_tokens: int | None = None
+    image_cache_bytes: int = 256 * 2**20
     deterministic: bool = True
     lookahead: bool | None = None
     threads: int | None = None
@@ -85,6 +89,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.image_cache_bytes < 0:
+            raise ValueError(f"image_cache_bytes must be at least 0, got {self.image_cache_bytes}")
 
     @property
     def name(self) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     LogitsProcessor,
@@ -75,21 +74,18 @@ class _NumbersOnly(LogitsProcessor):
         return scores
 
 
-def run_exclusive(loaded: LoadedModel, request: Request) -> None:
-    """Run a request to its end and report its text. The model's own attention must be on."""
+def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
+    """Run a request to its end and report its text. The model's own attention must be on.
+
+    ``images`` are the arguments of `generate` for the request's pictures.
+    """
     settings = request.settings
     beams = settings.num_beams > 1
     watch = _Watch(request, loaded.tokenizer, stream=not beams)
     inputs: dict[str, Any] = {
-        "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device)
+        "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
+        **images,
     }
-    if images := request.prompt.images:
-        inputs |= {
-            key: torch.from_numpy(np.concatenate([image.arrays[key] for image in images])).to(
-                loaded.device
-            )
-            for key in images[0].arrays
-        }
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     # `generate` draws from the global generator; give it the task's seed, then put it back.

@@ -87,12 +87,16 @@ class Execution:
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
         with self._blame([request]):
+            vision = self._runner.vision
+            request.features, request.features_skipped = vision.encode(
+                request.prompt, request.num_prefilled
+            )
             if not request.settings.batched:
                 with plain_attention(self._runner):
-                    run_exclusive(self._loaded, request)
+                    inputs = vision.generate_inputs(request.prompt, request.features)
+                    run_exclusive(self._loaded, request, inputs)
                 return
-            if request.prompt.images:
-                request.image_features = self._runner.encode_images(request.prompt.images)
+            request.rotary = vision.rotary(request.prompt)
             task = (
                 self._loaded.model,
                 request.settings,
@@ -172,6 +176,7 @@ class Execution:
     def _first(self, request: Request, logits: torch.Tensor) -> Asked | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
         self._scheduler.prefilled(request)
+        request.features = None  # they have done their work; memory of the device
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._lane.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)

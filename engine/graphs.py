@@ -20,7 +20,7 @@ from engine.varlen import VarlenBatch, block_table
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, VarlenBatch], torch.Tensor]
-"""(token ids [T], positions [T], rows of the head [T], batch) -> float32 logits [T, vocab]."""
+"""(token ids [T], positions [axes, T], rows of the head [T], batch) -> float32 [T, vocab]."""
 
 _WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
 
@@ -28,7 +28,9 @@ _WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do s
 class DecodeGraphs:
     """Runs decode steps at fixed row counts. Belongs to the engine's thread."""
 
-    def __init__(self, forward: Forward, cache: KVCache, max_pages: int) -> None:
+    def __init__(self, forward: Forward, cache: KVCache, max_pages: int, axes: int) -> None:
+        """``axes``: rotary positions of a token."""
+        self._axes = axes
         self._forward = forward
         self._cache = cache
         self._max_pages = max_pages
@@ -51,7 +53,7 @@ class DecodeGraphs:
         """
         step = self._steps.get(num_rows)
         if step is None:
-            step = self._steps[num_rows] = _Step(self._cache, num_rows, self._max_pages)
+            step = self._steps[num_rows] = _Step(self._cache, num_rows, self._max_pages, self._axes)
             step.load(token_ids, pieces, keep)
             step.capture(self._forward, self._pool)
         step.load(token_ids, pieces, keep)
@@ -61,15 +63,15 @@ class DecodeGraphs:
 class _Step:
     """One row count: its buffers, and its graph once it is captured."""
 
-    _NUMBERS = 4  # position, write slot, context, row of the head
-
-    def __init__(self, cache: KVCache, num_rows: int, max_pages: int) -> None:
+    def __init__(self, cache: KVCache, num_rows: int, max_pages: int, axes: int) -> None:
         self._cache = cache
         self._num_rows = num_rows
         self._max_pages = max_pages
         self._token_ids = torch.zeros(num_rows, dtype=torch.long, device=cache.device)
-        # All numbers in one tensor, so that a step copies once.
-        columns = self._NUMBERS + max_pages
+        self._axes = axes
+        # All numbers in one tensor, so that a step copies once: write slot, context, row of the
+        # head, rotary positions, pages.
+        columns = 3 + axes + max_pages
         self._numbers = torch.zeros(num_rows, columns, dtype=torch.int32, device=cache.device)
         self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=cache.device)
         self._replay: Callable[[], torch.Tensor] | None = None
@@ -80,13 +82,17 @@ class _Step:
         padding = Piece(0, 1, [cache.scratch_page])
         pieces = [*pieces, *[padding] * (self._num_rows - len(pieces))]
         table = block_table(cache, pieces, self._max_pages)
-        numbers = [
-            [position, piece.pages[position // size] * size + position % size, piece.context, row]
-            for position, piece, row in zip(
-                positions(pieces, self._num_rows), pieces, keep, strict=True
-            )
+        rotary = zip(*positions(pieces, self._num_rows, self._axes), strict=True)
+        rows = [
+            [
+                piece.pages[piece.start // size] * size + piece.start % size,
+                piece.context,
+                row,
+                *position,
+                *pages,
+            ]
+            for piece, row, position, pages in zip(pieces, keep, rotary, table, strict=True)
         ]
-        rows = [[*first, *pages] for first, pages in zip(numbers, table, strict=True)]
         self._numbers.copy_(upload(rows, cache.device, torch.int32))
         self._token_ids[: len(token_ids)] = token_ids
 
@@ -94,13 +100,14 @@ class _Step:
         """Capture the forward on what is loaded; without CUDA, or if that fails, it just runs."""
 
         def run() -> torch.Tensor:
-            position, write_slot, context, row = self._numbers[:, : self._NUMBERS].unbind(1)
+            write_slot, context, row = self._numbers[:, :3].unbind(1)
+            position = self._numbers[:, 3 : 3 + self._axes].t()
             batch = VarlenBatch(
                 self._cache,
                 write_slots=write_slot.long(),
                 row_starts=self._row_starts,
                 contexts=context.contiguous(),
-                block_table=self._numbers[:, self._NUMBERS :].contiguous(),
+                block_table=self._numbers[:, 3 + self._axes :].contiguous(),
                 max_rows=1,
             )
             return forward(self._token_ids, position.long(), row.long(), batch)

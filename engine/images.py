@@ -9,13 +9,15 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
+from transformers.image_transforms import convert_to_rgb
 
 from engine.config import EngineConfig
+from engine.image_cache import ImageCache
 from engine.loader import load_processor
 from schema.errors import TaskArgsInvalid
 from schema.task import ImageBlock, Task
@@ -39,11 +41,13 @@ class PreparedImage:
             height, width]. NumPy, so that an object store moves them without a copy.
         placeholder: the text that takes the place of the image token in the prompt.
         digest: SHA-256 of the arrays; equal digests mean equal features.
+        num_tokens: image tokens in the placeholder, each of which takes one feature.
     """
 
     arrays: dict[str, np.ndarray]
     placeholder: str
     digest: bytes
+    num_tokens: int
 
 
 ImageInputs = tuple[PreparedImage, ...]
@@ -61,26 +65,35 @@ def image_params(task: Task) -> list[str]:
     ]
 
 
-def decode_images(images: Sequence[str], params: Sequence[str]) -> Iterator[Image.Image]:
-    """The pictures of a task as RGB, upright; of an animation the first frame.
-
-    All headers are read before the first picture is decoded, and no more than one decoded picture
-    is held here at a time: a few kilobytes may unpack to gigabytes, in one picture or in many.
+def check_pixels(
+    known: Sequence[int | None], images: Sequence[str], params: Sequence[str]
+) -> list[int]:
+    """The pixels of each picture, read from its header where they are not known.
 
     Raises:
-        TaskArgsInvalid: not base64, not a picture of a known format, damaged, or too many pixels.
+        TaskArgsInvalid: a header is damaged, or the pictures have too many pixels together.
     """
-    total = 0
-    for data, param in zip(images, params, strict=True):
-        # Opened for its header, dropped, and opened again: what a parsed picture holds besides its
-        # pixels (texts, profiles) may be large too.
-        with _open(data, param) as image:
-            total += image.width * image.height
-        if total > MAX_PIXELS:
+    pixels: list[int] = []
+    for number, data, param in zip(known, images, params, strict=True):
+        if number is None:
+            # Opened for its header and dropped: what a parsed picture holds besides its pixels
+            # (texts, profiles) may be large too.
+            with _open(data, param) as image:
+                number = image.width * image.height
+        pixels.append(number)
+        if sum(pixels) > MAX_PIXELS:
             raise _too_large(param)
-    for data, param in zip(images, params, strict=True):
-        with _open(data, param) as image:
-            yield _rgb(image, param)
+    return pixels
+
+
+def decode_image(data: str, param: str) -> Image.Image:
+    """One picture, whose size has been checked.
+
+    Raises:
+        TaskArgsInvalid: not base64, not a picture of a known format, or damaged.
+    """
+    with _open(data, param) as image:
+        return _rgb(image, param)
 
 
 def _open(data: str, param: str) -> Image.Image:
@@ -98,11 +111,14 @@ def _open(data: str, param: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image, param: str) -> Image.Image:
+    """RGB; what is transparent lies on white, as in transformers' own image processors."""
     try:
         image = _upright(image)
         if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image.convert("RGB")  # without the copies that follow
+        return Image.fromarray(np.asarray(convert_to_rgb(image, return_numpy=True)))
     except Exception as error:
         raise _unreadable(param, error) from error
 
@@ -129,13 +145,31 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A picture that has been prepared."""
+
+    image: PreparedImage
+    pixels: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self.image.arrays.values())
+
+
 class ImagePreprocessor:
-    """Prepares the images of tasks for one model. Thread safe after construction."""
+    """Prepares the images of tasks for one model. Thread safe after construction.
+
+    What it has made of a picture is kept by the picture's bytes, while there is room
+    (`EngineConfig.image_cache_bytes`).
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model's processor (kilobytes; no weights)."""
         self._name = config.name
         self._processor = load_processor(config)
+        self._cache = ImageCache[_Known](config.image_cache_bytes)
+        self.num_prepared = 0
 
     def __call__(self, images: Sequence[str], params: Sequence[str]) -> ImageInputs:
         """Prepare base64 ``images``; ``params`` are their paths in the task, for error messages.
@@ -148,24 +182,43 @@ class ImagePreprocessor:
                 f"{params[0]}: model {self._name!r} reads text only; remove the image blocks",
                 param=params[0],
             )
-        # One at a time: the model's processor makes several copies of what it is given.
-        return tuple(self._prepare(picture) for picture in decode_images(images, params))
-
-    def _prepare(self, picture: Image.Image) -> PreparedImage:
-        assert self._processor is not None
-        features = self._processor(
-            images=[picture],
-            text=[self._processor.image_token],
-            return_text_replacement_offsets=True,
-            return_tensors="np",
-        )
-        (offset,) = features.pop("text_replacement_offsets")[0]
-        arrays = {
-            key: np.ascontiguousarray(value)
-            for key, value in sorted(features.items())
-            if key not in self._processor.tokenizer.model_input_names
+        among_others = len(images) > 1
+        variant = among_others and self._processor.treats_several_otherwise
+        keys = [(_sha256(data), variant) for data in images]
+        known = [self._cache.get(key) for key in keys]
+        sizes = check_pixels([one.pixels if one else None for one in known], images, params)
+        made: dict[tuple[bytes, bool], _Known] = {
+            key: one for key, one in zip(keys, known, strict=True) if one is not None
         }
-        return PreparedImage(arrays, offset["replacement"], _digest(arrays))
+        # One at a time: the model's processor makes several copies of what it is given.
+        for key, data, param, pixels in zip(keys, images, params, sizes, strict=True):
+            if key not in made:
+                prepared = self._prepare(decode_image(data, param), param, among_others)
+                made[key] = _Known(prepared, pixels)
+                self._cache.put(key, made[key])
+        return tuple(made[key].image for key in keys)
+
+    def _prepare(self, picture: Image.Image, param: str, among_others: bool) -> PreparedImage:
+        assert self._processor is not None
+        try:
+            processed = self._processor(picture, among_others=among_others)
+        except ValueError as error:
+            raise TaskArgsInvalid(
+                f"{param}: the model's image processor refused this picture: {error}", param=param
+            ) from error
+        self.num_prepared += 1
+        for array in processed.arrays.values():
+            array.setflags(write=False)  # tasks share them
+        return PreparedImage(
+            processed.arrays,
+            processed.placeholder,
+            _digest(processed.arrays),
+            processed.num_tokens,
+        )
+
+
+def _sha256(data: str) -> bytes:
+    return hashlib.sha256(data.encode("utf-8", "surrogatepass")).digest()
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> bytes:

@@ -74,13 +74,15 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
 def _row_counts(
     runner: Runner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> RowCounts:
+    # A picture that is prefilled whole may be longer than a chunk.
+    prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
     if not config.deterministic:
-        return any_row_counts(config.max_sequences, sizes.prefill_chunk)
+        return any_row_counts(config.max_sequences, prefill_rows)
     return find_row_counts(
         runner,
         vocab_size=_vocab_size(loaded),
         max_sequences=config.max_sequences,
-        prefill_chunk=sizes.prefill_chunk,
+        prefill_chunk=prefill_rows,
     )
 
 
@@ -97,6 +99,8 @@ def _working_attention(
         UnsupportedAttentionError: attention sequence by sequence does not either.
     """
     problem = varlen_problem(shapes.values(), sizes.page_size, loaded.device)
+    if loaded.whole_image_tokens:
+        problem = problem or "the tokens of a picture see each other"
     if problem is None:
         max_pages = min(cache.pages_for(loaded.context_length), cache.num_pages)
         runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)
@@ -140,6 +144,7 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
     if tokens is None:
         if loaded.device.type == "cuda":
             budget = int(torch.cuda.mem_get_info(loaded.device)[0] * _CUDA_FREE_SHARE)
+            budget -= config.image_cache_bytes if loaded.takes_images else 0
         else:
             budget = _CPU_KV_BYTES
         tokens = min(budget // per_token, config.max_sequences * loaded.context_length)

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
-    InternVLProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -25,16 +23,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from engine.config import EngineConfig
 from engine.host_memory import large_blocks_given_back
 from engine.load_errors import load_errors
+from engine.processors import VISION_MODEL_TYPES, PictureProcessor, load_picture_processor
+from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# Vision-language architectures whose inputs the engine knows how to prepare.
-_VISION_MODEL_TYPES = ("internvl",)
-
 # Left in full precision under quantization: the head decides near ties (and may be tied to the
-# embedding, which bitsandbytes cannot quantize), the vision tower is small.
-_UNQUANTIZED_MODULES = ("lm_head", "model.vision_tower", "model.multi_modal_projector")
+# embedding, which bitsandbytes cannot quantize), the vision tower and its projector are small.
+_UNQUANTIZED_MODULES = (
+    "lm_head",
+    "model.vision_tower",
+    "model.vision_model",
+    "model.visual",
+    "model.multi_modal_projector",
+    "model.connector",
+)
 
 
 @dataclass(frozen=True)
@@ -49,32 +53,12 @@ class LoadedModel:
     context_length: int
     device: torch.device
     revision: str | None
+    whole_image_tokens: int = 0  # see `engine.vision.whole_image_tokens`
 
     @property
     def takes_images(self) -> bool:
         """Whether messages may hold image blocks."""
         return self.image_token is not None
-
-
-class _ImageOnlyInternVLProcessor(InternVLProcessor):
-    """InternVL's processor without its video processor, which would need torchvision."""
-
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        image_seq_length: int = 256,
-        chat_template: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            image_processor,
-            tokenizer,
-            None,
-            image_seq_length=image_seq_length,
-            chat_template=chat_template,
-            **kwargs,
-        )
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -119,27 +103,26 @@ def load_model(config: EngineConfig) -> LoadedModel:
             )
         model, found = loaded
         _refuse_random_weights(config, found["missing_keys"])
-        processor = _load_internvl_processor(config, hf_config) if is_vision else None
+        processor = _load_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         chat_template=_chat_template(processor, tokenizer),
         image_token=processor.image_token if processor else None,
-        image_token_id=processor.image_token_id if processor else None,
+        image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
         device=device,
         revision=getattr(hf_config, "_commit_hash", None),
+        whole_image_tokens=whole_image_tokens(model) if processor else 0,
     )
 
 
-def load_processor(config: EngineConfig) -> Any | None:
+def load_processor(config: EngineConfig) -> PictureProcessor | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
     with load_errors(config):
         hf_config = _load_config(config)
-        return (
-            _load_internvl_processor(config, hf_config) if _is_vision(hf_config, config) else None
-        )
+        return _load_processor(config, hf_config) if _is_vision(hf_config, config) else None
 
 
 def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> None:
@@ -151,7 +134,9 @@ def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> No
         )
 
 
-def _chat_template(processor: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _chat_template(
+    processor: PictureProcessor | None, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
     """The template of the repository; of several named ones, the default."""
     template = (processor and processor.chat_template) or tokenizer.chat_template
     if isinstance(template, dict):
@@ -183,24 +168,17 @@ def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_internvl_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> Any:
-    image_processor = AutoImageProcessor.from_pretrained(config.model, **_source(config))
-    arguments, _ = InternVLProcessor.get_processor_dict(config.model, **_source(config))
-    return _ImageOnlyInternVLProcessor(
-        image_processor,
-        _load_tokenizer(config),
-        image_seq_length=hf_config.image_seq_length,
-        chat_template=arguments.get("chat_template"),
-    )
+def _load_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
+    return load_picture_processor(config, hf_config, _load_tokenizer(config), _source(config))
 
 
 def _is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:
     if type(hf_config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return False
-    if hf_config.model_type not in _VISION_MODEL_TYPES:
+    if hf_config.model_type not in VISION_MODEL_TYPES:
         raise ModelInvalid(
             f"model {config.name!r} is a vision-language model of type {hf_config.model_type!r}; "
-            f"supported are {', '.join(_VISION_MODEL_TYPES)} and all text models"
+            f"supported are {', '.join(VISION_MODEL_TYPES)} and all text models"
         )
     return True
 

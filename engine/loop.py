@@ -88,6 +88,7 @@ class EngineLoop:
     def stats(self) -> dict[str, int]:
         """What the loop is doing now; the numbers may be a step old."""
         running = list(self.scheduler.running)
+        vision = self.assembly.runner.vision
         return {
             "waiting": self._num_waiting(),
             "running": len(running),
@@ -96,6 +97,8 @@ class EngineLoop:
             "kv_pages_free": self._cache.num_free_pages,
             "kv_pages_kept": self.scheduler.prefixes.num_kept_pages,
             "prefix_tokens_reused": self.scheduler.prefixes.reused_tokens,
+            "images_encoded": vision.num_encoded,
+            "images_reused": vision.num_reused,
         }
 
     def check_health(self) -> None:

@@ -7,26 +7,46 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.vision import Features, Rotary
+
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive tokens of one sequence in a packed forward."""
+    """Consecutive tokens of one sequence in a packed forward.
 
-    start: int  # position of the first token
+    Attributes:
+        start: where the first token stands in its sequence.
+        num_tokens: how many there are.
+        pages: the sequence's.
+        features: of the image tokens among them.
+        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
+        whole: runs (start, stop) of the sequence, within the piece, whose tokens see each other.
+    """
+
+    start: int
     num_tokens: int
     pages: Sequence[int]
-    features: torch.Tensor | None = None  # [image tokens among them, hidden]
+    features: Features | None = None
+    rotary: Rotary | None = None
+    whole: Sequence[tuple[int, int]] = ()
 
     @property
     def context(self) -> int:
         """Tokens of the sequence that the last token sees, itself included."""
         return self.start + self.num_tokens
 
+    def positions(self, axes: int) -> Sequence[Sequence[int]]:
+        """The rotary positions [axes, num_tokens] of the tokens."""
+        if self.rotary is None:
+            return [range(self.start, self.context)] * axes
+        return self.rotary.of(self.start, self.context)
 
-def positions(pieces: Sequence[Piece], num_rows: int) -> list[int]:
-    """The position of every row; 0 for padding."""
-    real = [i for piece in pieces for i in range(piece.start, piece.context)]
-    return real + [0] * (num_rows - len(real))
+
+def positions(pieces: Sequence[Piece], num_rows: int, axes: int) -> list[list[int]]:
+    """The rotary position of every row, on each axis; 0 for padding."""
+    real = [piece.positions(axes) for piece in pieces]
+    rows = [[i for places in real for i in places[axis]] for axis in range(axes)]
+    return [row + [0] * (num_rows - len(row)) for row in rows]
 
 
 def upload(

@@ -34,13 +34,16 @@ class _Chunk:
 def chunk_keys(prompt: Prompt, chunk: int) -> list[bytes]:
     """A key for each chunk of a prompt that may be reused.
 
-    The chunk with the last token is not among them: a task needs its logits. Each key covers the
+    The chunk with the last token is not among them: a task needs its logits. Nor are those from
+    where the cuts leave the multiples of ``chunk`` (`Prompt.chunk_stop`). Each key covers the
     tokens up to the chunk's end and the content of every image that has a token there.
     """
     keys: list[bytes] = []
     digest = hashlib.sha256()
     images = 0
     for stop in range(chunk, len(prompt.token_ids), chunk):
+        if prompt.chunk_stop(stop - chunk, chunk) != stop:
+            break
         digest.update(array("q", prompt.token_ids[stop - chunk : stop]).tobytes())
         while images < len(prompt.images) and prompt.image_starts[images] < stop:
             digest.update(prompt.images[images].digest)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -22,11 +24,31 @@ _ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered task: ``token_ids`` with image placeholders expanded, and the images."""
+    """A rendered task.
+
+    Attributes:
+        token_ids: its tokens, with image placeholders expanded.
+        images: its pictures.
+        image_starts: position of each picture's first token.
+        whole: runs (start, stop) of tokens that see each other and are not split between chunks.
+    """
 
     token_ids: tuple[int, ...]
     images: ImageInputs = ()
-    image_starts: tuple[int, ...] = ()  # position of each image's first token
+    image_starts: tuple[int, ...] = ()
+    whole: tuple[tuple[int, int], ...] = ()
+
+    def chunk_stop(self, start: int, size: int) -> int:
+        """Where the chunk ends that begins at ``start``; a function of the prompt alone.
+
+        Chunks have ``size`` tokens, the last one what is left. Where such a cut would split a run
+        of `whole`, the chunk ends before the run, or is the run.
+        """
+        stop = min(start + size, len(self.token_ids))
+        for first, end in self.whole:
+            if first < stop < end:
+                return first if first > start else end
+        return stop
 
 
 class PromptRenderer:
@@ -55,14 +77,32 @@ class PromptRenderer:
             special_tokens = True
         else:
             text = self._apply_template(task)
-            special_tokens = False  # the template writes them
+            special_tokens = self._template_lacks_special_tokens(text)
         self._check_length(len(text))
         if loaded.image_token is not None:
             text = self._expand_images(text, loaded.image_token, images)
         token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
-        return Prompt(tuple(token_ids), images, self._image_starts(token_ids, images))
+        places = self._image_places(token_ids, images)
+        return Prompt(
+            tuple(token_ids),
+            images,
+            self._image_starts(places, images),
+            self._whole(places),
+        )
+
+    def _template_lacks_special_tokens(self, text: str) -> bool:
+        """Whether the tokenizer adds its special tokens to a template's text.
+
+        For text models the template writes them. Those of vision-language models may rely on the
+        processor, which adds them where the text does not begin with one (as transformers'
+        ``ProcessorMixin.apply_chat_template`` does).
+        """
+        if not self._loaded.takes_images:
+            return False
+        begin = self._tokenizer.bos_token
+        return not (begin and text.startswith(str(begin)))
 
     def _check_length(self, characters: int) -> None:
         """Refuse what cannot fit before spending time on it: a megabyte a second and more."""
@@ -111,17 +151,31 @@ class PromptRenderer:
         assert isinstance(text, str)
         return text
 
-    def _image_starts(self, token_ids: list[int], images: ImageInputs) -> tuple[int, ...]:
-        """Where each image's tokens begin; an image has as many as its placeholder says."""
-        if not images:
+    def _image_places(self, token_ids: Sequence[int], images: ImageInputs) -> list[int]:
+        """The positions of the image tokens, as many as the pictures have."""
+        token_id = self._loaded.image_token_id
+        if token_id is None:
+            return []
+        places = [i for i, t in enumerate(token_ids) if t == token_id]
+        if len(places) != sum(image.num_tokens for image in images):
+            token = self._tokenizer.convert_ids_to_tokens(token_id)
+            raise TaskArgsInvalid(
+                f"messages: the text {token!r} is reserved for image blocks", param="messages"
+            )
+        return places
+
+    @staticmethod
+    def _image_starts(places: Sequence[int], images: ImageInputs) -> tuple[int, ...]:
+        firsts = accumulate((image.num_tokens for image in images), initial=0)
+        return tuple(places[first] for first, _ in zip(firsts, images, strict=False))
+
+    def _whole(self, places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Runs of image tokens, for a model whose image tokens see each other."""
+        if not self._loaded.whole_image_tokens or not places:
             return ()
-        positions = [i for i, t in enumerate(token_ids) if t == self._loaded.image_token_id]
-        starts: list[int] = []
-        first = 0
-        for image in images:
-            starts.append(positions[first])
-            first += image.placeholder.count(str(self._loaded.image_token))
-        return tuple(starts)
+        ends = [a + 1 for a, b in pairwise(places) if b != a + 1]
+        starts = [b for a, b in pairwise(places) if b != a + 1]
+        return tuple(zip([places[0], *starts], [*ends, places[-1] + 1], strict=True))
 
     def _expand_images(self, text: str, image_token: str, images: ImageInputs) -> str:
         parts = text.split(image_token)

@@ -1,7 +1,8 @@
 """Packs a batch to a verified shape, runs the HuggingFace module on it, returns logits.
 
 A forward has T rows, one token each, of any number of sequences: ``input_ids`` [1, T] and
-``position_ids`` [1, T]. T is always one of the row counts of `RowCounts`; padding rows fill up.
+``position_ids`` [1, T], or [3, 1, T] (`engine.vision`). T is always one of the row counts of
+`RowCounts`; padding rows fill up.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from engine.attention import PAGED, Attend, PagedBatch, Segment, ShapeRecorder
 from engine.graphs import DecodeGraphs
-from engine.images import ImageInputs, PreparedImage
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
 from engine.packing import Piece, positions, upload
 from engine.sequence import Request, Sequence
 from engine.varlen import VarlenBatch, varlen_batch
+from engine.vision import Features, Vision, joined
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class PrefillChunk:
 class Runner:
     """Runs forwards. Belongs to the engine's thread."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, image_cache_bytes: int = 0) -> None:
         self._model = loaded.model
         self._image_token_id = loaded.image_token_id
+        self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
         # What transformers chose for this model: not all of them can run sdpa.
         self.own_attention: str = self._model.get_decoder().config._attn_implementation
         self.device = loaded.device
@@ -101,7 +103,7 @@ class Runner:
             max_rows: rows of the largest forward.
         """
         self._cache = cache
-        self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages)
+        self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages, self.vision.axes)
         self._max_rows = max_rows
 
     @torch.inference_mode()
@@ -117,33 +119,13 @@ class Runner:
         """Switch the language model's attention; vision towers keep their own."""
         self._model.get_decoder().set_attn_implementation(implementation)
 
-    @torch.inference_mode()
-    def encode_images(self, images: ImageInputs) -> torch.Tensor:
-        """Image features [image tokens, hidden] of a task.
-
-        One picture at a time: the shapes, and so the bits, depend on that picture alone.
-        """
-        return torch.cat([self._encode_image(image) for image in images])
-
-    def _encode_image(self, image: PreparedImage) -> torch.Tensor:
-        arrays = {key: self._to_device(value) for key, value in image.arrays.items()}
-        output = self._model.get_image_features(**arrays, return_dict=True)
-        features: torch.Tensor = output.pooler_output
-        return features.flatten(0, 1)
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        """A tensor of its own: what comes from an object store is read-only."""
-        return torch.from_numpy(array.copy()).to(self.device)
-
     def prefill(self, chunks: Seq[PrefillChunk], counts: RowCounts) -> torch.Tensor:
         """Prefill chunks of different requests; logits [number of last chunks, vocab] in order."""
         token_ids: list[int] = []
         pieces: list[Piece] = []
         for chunk in chunks:
             token_ids += chunk.request.prompt.token_ids[chunk.start : chunk.stop]
-            pages = chunk.request.sequences[0].pages
-            size = chunk.stop - chunk.start
-            pieces.append(Piece(chunk.start, size, pages, self._chunk_features(chunk)))
+            pieces.append(self._chunk_piece(chunk))
         ends = accumulate(piece.num_tokens for piece in pieces)
         keep = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
         # The head runs at a decode count in both kinds of forward, so that the first token's logits
@@ -158,10 +140,10 @@ class Runner:
 
     def decode(self, batch: Seq[tuple[Request, Sequence]], counts: RowCounts) -> torch.Tensor:
         """One step of every sequence; logits [len(batch), vocab] in order."""
-        pieces = [
-            Piece(request.prompt_tokens + sequence.num_picked - 1, 1, sequence.pages)
-            for request, sequence in batch
-        ]
+        pieces: list[Piece] = []
+        for request, sequence in batch:
+            start = request.prompt_tokens + sequence.num_picked - 1
+            pieces.append(Piece(start, 1, sequence.pages, rotary=request.rotary))
         last_tokens = [sequence.last_token for _, sequence in batch]
         num_rows = counts.for_decode(len(batch))
         return self.forward(
@@ -205,9 +187,11 @@ class Runner:
             batch: Attend = varlen_batch(self.cache, pieces, num_rows, self._max_rows)
         else:
             batch = self._per_sequence(pieces)
+        ids = pad(token_ids, (0, num_rows - len(token_ids)))
+        features = [piece.features for piece in pieces if piece.features is not None]
         logits = self._run(
-            self._inputs(pad(token_ids, (0, num_rows - len(token_ids))), pieces),
-            upload(positions(pieces, num_rows), self.device),
+            self.vision.inputs(ids[None], joined(features) if features else None),
+            upload(positions(pieces, num_rows, self.vision.axes), self.device),
             upload(kept, self.device),
             batch,
         )
@@ -215,15 +199,15 @@ class Runner:
 
     def _run(
         self,
-        inputs: dict[str, torch.Tensor],
-        positions: torch.Tensor,
+        inputs: dict[str, Any],
+        positions: torch.Tensor,  # [axes, T]
         keep: torch.Tensor,
         batch: Attend,
     ) -> torch.Tensor:
         """float32 logits [len(keep), vocab]."""
         output = self._model(
             **inputs,
-            position_ids=positions[None],
+            position_ids=positions if len(positions) == 1 else positions[:, None],
             logits_to_keep=keep,
             use_cache=False,
             batch=batch,
@@ -238,14 +222,14 @@ class Runner:
         keep: torch.Tensor,
         batch: VarlenBatch,
     ) -> torch.Tensor:
-        return self._run(self._inputs(token_ids, ()), positions, keep, batch)
+        return self._run(self.vision.inputs(token_ids[None], None), positions, keep, batch)
 
     def _per_sequence(self, pieces: Seq[Piece]) -> PagedBatch:
         segments: list[Segment] = []
         row = 0
         for piece in pieces:
             slots = self.cache.slots(piece.pages, 0, piece.context)
-            segments.append(Segment(row, piece.num_tokens, piece.start, slots))
+            segments.append(Segment(row, piece.num_tokens, piece.start, slots, piece.whole))
             row += piece.num_tokens
         return PagedBatch(self.cache, segments, self._write_slots(segments))
 
@@ -258,19 +242,6 @@ class Runner:
         logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits[0].float()
 
-    def _inputs(self, token_ids: torch.Tensor, pieces: Seq[Piece]) -> dict[str, torch.Tensor]:
-        """``input_ids`` for text models; embeddings with the image features in place for others."""
-        ids = token_ids[None]
-        if self._image_token_id is None:
-            return {"input_ids": ids}
-        embeddings = self._model.get_input_embeddings()(ids)
-        features = [piece.features for piece in pieces if piece.features is not None]
-        if features:
-            images = torch.cat(features).to(embeddings.dtype)
-            places = (ids == self._image_token_id)[..., None]
-            embeddings = embeddings.masked_scatter(places, images)
-        return {"inputs_embeds": embeddings}
-
     def _write_slots(self, segments: Seq[Segment]) -> torch.Tensor:
         """Where the rows' keys and values go: the last ``num_rows`` slots of every segment."""
         parts = []
@@ -282,12 +253,23 @@ class Runner:
                 parts.append(segment.slots[segment.start :])
         return torch.cat(parts)
 
-    def _chunk_features(self, chunk: PrefillChunk) -> torch.Tensor | None:
+    def _chunk_piece(self, chunk: PrefillChunk) -> Piece:
+        request, start, stop = chunk.request, chunk.start, chunk.stop
+        return Piece(
+            start,
+            stop - start,
+            request.sequences[0].pages,
+            self._chunk_features(chunk),
+            request.rotary,
+            [(a, b) for a, b in request.prompt.whole if start <= a and b <= stop],
+        )
+
+    def _chunk_features(self, chunk: PrefillChunk) -> Features | None:
         """The image features of the image tokens within a chunk."""
-        features = chunk.request.image_features
-        if features is None:
+        request = chunk.request
+        if request.features is None:
             return None
-        ids = chunk.request.prompt.token_ids
-        before = ids[: chunk.start].count(self._image_token_id)
+        ids = request.prompt.token_ids
+        before = ids[: chunk.start].count(self._image_token_id) - request.features_skipped
         within = ids[chunk.start : chunk.stop].count(self._image_token_id)
-        return features[before : before + within] if within else None
+        return request.features.part(before, before + within) if within else None

@@ -110,7 +110,7 @@ class Scheduler:
             if request.status != Status.PREFILL or not request.settings.batched:
                 continue
             start = request.num_prefilled
-            stop = min(start + self._prefill_chunk, request.prompt_tokens)
+            stop = request.prompt.chunk_stop(start, self._prefill_chunk)
             if stop - start > rows_left:
                 break
             rows_left -= stop - start

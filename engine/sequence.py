@@ -15,6 +15,7 @@ from engine.generation import GenerationSettings
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
 from engine.sampler import Sampler
+from engine.vision import Features, Rotary
 from schema.errors import Cancelled, TaskError
 from schema.response import FinishReason
 
@@ -74,7 +75,9 @@ class Request:
     status: Status = Status.WAITING
     num_prefilled: int = 0
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
-    image_features: torch.Tensor | None = None  # [image tokens of the prompt, hidden]
+    features: Features | None = None  # of the prompt's image tokens, less those skipped
+    features_skipped: int = 0
+    rotary: Rotary | None = None  # where positions are not simply where tokens stand
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
     cancel_requested: bool = False

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 def _gpu_share(value: object) -> object:
@@ -69,6 +70,7 @@ class EngineArgs(_Strict):
     page_size: PositiveInt | None = None
     kv_cache_tokens: PositiveInt | None = None
     max_exclusive_tokens: PositiveInt | None = None
+    image_cache_bytes: NonNegativeInt | None = None
     threads: PositiveInt | None = None
     trust_remote_code: bool | None = None
     local_files_only: bool | None = None

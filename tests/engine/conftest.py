@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from engine import Engine, EngineConfig
 from tests.engine.tiny_models import Kind, save_tiny_model
+from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
 
-TinyModel = Callable[[Kind], Path]
+TinyModel = Callable[[Kind | VisionKind], Path]
 TinyEngine = Callable[..., Engine]
+
+
+def save_tiny(kind: Kind | VisionKind, directory: Path) -> None:
+    """Save a tiny model of any kind."""
+    for vision_kind in VISION_KINDS:
+        if kind == vision_kind:
+            save_tiny_vision_model(vision_kind, directory)
+            return
+    save_tiny_model(cast(Kind, kind), directory)
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +30,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The directory of a tiny random model of a kind."""
     root = tmp_path_factory.mktemp("models")
 
-    def get(kind: Kind) -> Path:
+    def get(kind: Kind | VisionKind) -> Path:
         directory = root / kind
         if not directory.exists():
             directory.mkdir()
-            save_tiny_model(kind, directory)
+            save_tiny(kind, directory)
         return directory
 
     return get
@@ -35,7 +45,7 @@ def tiny_engine(tiny_model: TinyModel) -> Iterator[TinyEngine]:
     """An engine that serves a tiny model: one for each kind and set of options."""
     engines: dict[Any, Engine] = {}
 
-    def get(kind: Kind, **options: Any) -> Engine:
+    def get(kind: Kind | VisionKind, **options: Any) -> Engine:
         key = (kind, *sorted(options.items()))
         if key not in engines:
             settings: dict[str, Any] = {

@@ -6,14 +6,16 @@ import base64
 import io
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from engine import images
 from engine.config import EngineConfig
-from engine.images import MAX_PIXELS, ImagePreprocessor, decode_images, image_params
+from engine.images import MAX_PIXELS, ImagePreprocessor, check_pixels, image_params
 from schema import Task
 from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
@@ -37,8 +39,8 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def decode_image(data: str, param: str) -> Image.Image:
-    (image,) = decode_images([data], [param])
-    return image
+    check_pixels([None], [data], [param])
+    return images.decode_image(data, param)
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -68,11 +70,50 @@ def test_jpeg() -> None:
     assert same(decode_image(data, PARAM), reference.convert("RGB"))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "F", "I"])
 def test_modes_become_rgb(mode: str) -> None:
-    original = pixels("RGBA" if mode == "LA" else "RGB").convert(mode)
-    kind = "TIFF" if mode == "CMYK" else "PNG"
+    original = pixels()
+    if mode == "LAB":
+        original = pixels("LAB")
+    elif mode in "FI":  # which Pillow takes for levels from 0 to 255
+        original = original.convert("L").convert(mode)
+    else:
+        original = original.convert(mode)
+    kind = "PNG" if mode in "1LP" else "TIFF"
     assert same(decode_image(encoded(original, kind), PARAM), original.convert("RGB"))
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    """What a viewer shows of a picture with alpha, on a white page."""
+    rgba = np.asarray(image.convert("RGBA")).astype(float)
+    alpha = rgba[..., 3:] / 255
+    return rgba[..., :3] * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode: str, kind: str) -> None:
+    original = pixels("RGBA").convert(mode)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    got = decode_image(encoded(original, kind, **options), PARAM)
+    assert got.mode == "RGB"
+    assert np.abs(np.asarray(got) - on_white(original)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("P", "PNG"), ("L", "PNG"), ("RGB", "PNG"), ("P", "GIF"), ("L", "GIF")]
+)
+def test_a_colour_that_stands_for_nothing_is_white(mode: str, kind: str) -> None:
+    """Palettes and colour keys: transparency without an alpha channel."""
+    original = Image.new(mode, (6, 4), 1 if mode != "RGB" else (9, 9, 9))
+    original.paste(0 if mode != "RGB" else (0, 0, 0), (0, 0, 3, 4))
+    if mode == "P":
+        original.putpalette([0, 0, 0, 200, 10, 10])
+    key = 0 if mode != "RGB" else (0, 0, 0)
+    got = np.asarray(decode_image(encoded(original, kind, transparency=key), PARAM))
+    assert (got[:, :3] == 255).all()
+    shown = original.convert("RGB").getpixel((5, 0))
+    assert (got[:, 3:] == shown).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -181,9 +222,9 @@ def test_texts_inside_a_picture_are_limited() -> None:
 def test_many_pictures_share_one_limit() -> None:
     side = 4096
     data = _png_of(side, side, rows=side)
-    assert len(list(decode_images([data] * 4, ["a"] * 4))) == 4
+    assert sum(check_pixels([None] * 4, [data] * 4, ["a"] * 4)) == MAX_PIXELS
     with pytest.raises(TaskArgsInvalid) as caught:
-        list(decode_images([data] * 5, list("abcde")))
+        check_pixels([None] * 5, [data] * 5, list("abcde"))
     assert caught.value.param == "e"
 
 
@@ -222,3 +263,37 @@ def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -
     tiles = inputs[0].arrays["pixel_values"]
     assert tiles.shape[1:] == (3, 32, 32)
     assert inputs[0].placeholder.count("<IMG_CONTEXT>") == 4 * len(tiles)
+
+
+def test_a_picture_that_comes_again_is_not_prepared_again(tiny_model: TinyModel) -> None:
+    config = EngineConfig(model=str(tiny_model("internvl")))
+    picture = pixels(size=(40, 30))
+    first, second = encoded(picture, "PNG"), encoded(ImageOps.mirror(picture), "PNG")
+    prepare = ImagePreprocessor(config)
+    once = prepare([first, second, first], ["a", "b", "c"])
+    again = prepare([second, first], ["a", "b"])
+    assert prepare.num_prepared == 2
+    assert [i.digest for i in once] == [again[1].digest, again[0].digest, again[1].digest]
+    assert again[1].arrays["pixel_values"].tobytes() == once[0].arrays["pixel_values"].tobytes()
+
+    forgetful = ImagePreprocessor(replace(config, image_cache_bytes=0))
+    for _ in range(2):
+        assert [i.digest for i in forgetful([first], ["a"])] == [once[0].digest]
+    assert forgetful.num_prepared == 2
+
+    size = once[0].arrays["pixel_values"].nbytes
+    small = ImagePreprocessor(replace(config, image_cache_bytes=size))
+    for data in (first, first, second, first):
+        small([data], ["a"])
+    assert small.num_prepared == 3
+
+
+def test_the_limit_counts_pictures_that_are_known(tiny_model: TinyModel) -> None:
+    side = 4096
+    data = _png_of(side, side, rows=side)
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
+    prepare([data], ["a"])
+    with pytest.raises(TaskArgsInvalid, match=str(MAX_PIXELS)) as caught:
+        prepare([data] * 5, list("abcde"))
+    assert caught.value.param == "e"
+    assert prepare.num_prepared == 1

@@ -13,7 +13,7 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
-    LlavaConfig,
+    LlavaNextConfig,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -161,8 +161,8 @@ def test_models_that_do_not_continue_text(kind: str, tmp_path: Path) -> None:
 
 
 def test_vision_models_of_other_types(tmp_path: Path) -> None:
-    LlavaConfig().save_pretrained(tmp_path)
-    assert "'llava'" in refused(ModelInvalid, tmp_path)
+    LlavaNextConfig().save_pretrained(tmp_path)
+    assert "'llava_next'" in refused(ModelInvalid, tmp_path)
 
 
 def test_quantized_twice(tiny_model: TinyModel, tmp_path: Path) -> None:

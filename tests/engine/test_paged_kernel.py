@@ -23,6 +23,9 @@ from engine.sequence import Request
 from tests.engine.conftest import TinyModel
 from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
 from tests.engine.tiny_models import Kind
+from tests.engine.tiny_vision_models import VisionKind
+from tests.engine.vision_oracle import CONVERSATIONS, oracle, texts
+from tests.engine.vision_oracle import task as vision_task
 
 PAGE = 8
 
@@ -123,6 +126,36 @@ async def test_a_crowd_writes_what_generate_writes(
     assert paged.stats()["prefix_tokens_reused"] > 0
     paged.close()
     paged._loop.scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("paged", "kind"),
+    [(k, k) for k in ("qwen2_vl", "qwen3_vl", "llava")],
+    indirect=["paged"],
+)
+async def test_pictures(paged: Engine, kind: VisionKind, tiny_model: TinyModel) -> None:
+    """Among them those of models that have three rotary positions a token."""
+    own = oracle(tiny_model(kind))
+    pairs = [(m, s) for m in CONVERSATIONS.values() for s in ({}, {"do_sample": True})]
+    responses = await asyncio.gather(*(paged.run(vision_task(*pair)) for pair in pairs))
+    assert [texts(response) for response in responses] == [own.answers(*pair) for pair in pairs]
+
+
+async def test_pictures_whose_tokens_see_each_other(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has no mask for them: such a model does without it, and the card says so."""
+    monkeypatch.setattr("engine.lanes.varlen_problem", lambda *_: None)
+    directory = tiny_model("gemma3_vision")
+    config = EngineConfig(model=str(directory), dtype="float32", threads=1, page_size=PAGE)
+    engine = Engine(config)
+    try:
+        assert engine.card()["attention"] == "per sequence"
+        for messages in CONVERSATIONS.values():
+            response = await engine.run(vision_task(messages))
+            assert texts(response) == oracle(directory).answers(messages, {})
+    finally:
+        engine.close()
 
 
 class NoWaiting(TorchDispatchMode):

@@ -239,7 +239,7 @@ def test_template_switches_are_booleans(value: Any) -> None:
 def test_a_placeholder_in_the_text_is_no_image() -> None:
     """Neither with nor without images may the text claim to be one."""
     render = renderer(CHAT_TEMPLATE, images=True).render
-    inputs = (PreparedImage({}, f"<img>{IMAGE * 2}</img>", b""),)
+    inputs = (PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"", 2),)
     image = {"type": "image", "base64": PNG}
     for content in (IMAGE, [{"type": "text", "text": f"look: {IMAGE}"}]):
         error = refused(lambda content=content: render(task(user(content))))  # type: ignore[misc]
@@ -251,8 +251,8 @@ def test_a_placeholder_in_the_text_is_no_image() -> None:
 
 def test_images_stand_where_their_blocks_stand() -> None:
     inputs = (
-        PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"1"),
-        PreparedImage({}, f"<img>{IMAGE}</img>", b"2"),
+        PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"1", 2),
+        PreparedImage({}, f"<img>{IMAGE}</img>", b"2", 1),
     )
     image = {"type": "image", "base64": PNG}
     blocks = [{"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}, image]

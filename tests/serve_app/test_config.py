@@ -93,6 +93,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "prefill_chunk": 64,
         "page_size": 8,
         "max_exclusive_tokens": 512,
+        "image_cache_bytes": 0,
         "kv_cache_tokens": 4096,
         "threads": 1,
         "trust_remote_code": True,

@@ -1,0 +1,164 @@
+"""The processors of vision-language models, without the video processors that need torchvision."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
+
+from engine.config import EngineConfig
+from schema.errors import ModelInvalid
+
+VISION_MODEL_TYPES = (
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
+"""Vision-language architectures whose answers are tested against transformers' own."""
+
+_PARTS = ("image_processor", "tokenizer", "video_processor")
+
+
+@dataclass(frozen=True)
+class ProcessedPicture:
+    """What a processor makes of a picture.
+
+    Attributes:
+        arrays: keyword arguments of ``get_image_features``.
+        placeholder: the text that stands for the picture in the prompt.
+        num_tokens: the tokens of the placeholder that take a feature each.
+    """
+
+    arrays: dict[str, np.ndarray]
+    placeholder: str
+    num_tokens: int
+
+
+class PictureProcessor:
+    """One model's processor, as the engine uses it.
+
+    Attributes:
+        tokenizer: the model's.
+        chat_template: the template of the repository, if it comes with the processor.
+        image_token: the text that a template writes for a picture.
+        feature_token_id: the token whose embeddings are replaced by a picture's features.
+    """
+
+    def __init__(self, processor: Any, feature_token_id: int) -> None:
+        self._processor = processor
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self.chat_template: str | dict[str, str] | None = processor.chat_template
+        self.image_token: str = processor.image_token
+        self.feature_token_id = feature_token_id
+        self._feature_token = str(self.tokenizer.convert_ids_to_tokens(feature_token_id))
+        self._array_names = sorted(processor.image_processor.model_input_names)
+
+    @property
+    def treats_several_otherwise(self) -> bool:
+        """Whether a picture among others is prepared otherwise than one alone.
+
+        LLaVA-OneVision cuts a picture into tiles only when it is the only one.
+        """
+        return "batch_num_images" in self._array_names
+
+    def __call__(self, picture: Image.Image, *, among_others: bool) -> ProcessedPicture:
+        """Prepare one picture (RGB) by itself, whatever the others are.
+
+        Raises:
+            ValueError: the processor refuses it, for its shape maybe.
+        """
+        several = among_others and self.treats_several_otherwise
+        count = 2 if several else 1
+        features = self._processor(
+            images=[[picture] * count] if several else [picture],
+            text=[self.image_token * count],
+            return_text_replacement_offsets=True,
+            return_tensors="np",
+        )
+        arrays = {
+            name: np.ascontiguousarray(features[name])
+            for name in self._array_names
+            if name in features
+        }
+        if several:  # of two that are the same, one
+            arrays = {
+                name: array if name == "batch_num_images" else array[:1]
+                for name, array in arrays.items()
+            }
+        placeholder = str(features["text_replacement_offsets"][0][0]["replacement"])
+        return ProcessedPicture(arrays, placeholder, placeholder.count(self._feature_token))
+
+
+def load_picture_processor(
+    config: EngineConfig,
+    hf_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: dict[str, Any],
+) -> PictureProcessor:
+    """The model's processor for text and pictures.
+
+    Args:
+        config: the model.
+        hf_config: its configuration, of one of the `VISION_MODEL_TYPES`.
+        tokenizer: its tokenizer.
+        source: keyword arguments that say which revision of the repository is meant.
+
+    Raises:
+        ModelInvalid: the repository asks for another processor than its architecture has.
+    """
+    own_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[hf_config.model_type])
+    arguments, _ = own_class.get_processor_dict(config.model, **source)
+    asked = arguments.get("processor_class") or own_class.__name__
+    if asked not in {PROCESSOR_MAPPING_NAMES[name] for name in VISION_MODEL_TYPES}:
+        raise ModelInvalid(
+            f"model {config.name!r} prepares its pictures with a {asked}, which is not supported "
+            f"for models of type {hf_config.model_type!r}; {own_class.__name__} is"
+        )
+    own_class = getattr(transformers, asked)
+    parameters = inspect.signature(own_class.__init__).parameters
+    settings = {
+        name: getattr(hf_config, name, value) if name == "image_seq_length" else value
+        for name, value in arguments.items()
+        if name in parameters and name not in _PARTS
+    }
+    # One backend on all machines: where torchvision is installed, its pixels would be others.
+    image_processor = AutoImageProcessor.from_pretrained(config.model, backend="pil", **source)
+    processor = _image_only(own_class)(image_processor, tokenizer, **settings)
+    return PictureProcessor(processor, hf_config.image_token_id)
+
+
+def _image_only(own_class: Any) -> Any:
+    """A processor class without its video processor."""
+    if own_class.__name__ == "SmolVLMProcessor":
+        _do_without_num2words()
+
+    class ImageOnlyProcessor(own_class):  # type: ignore[misc]  # a class that is known at run time
+        def __init__(self, image_processor: Any, tokenizer: Any, **settings: Any) -> None:
+            if "video_processor" in inspect.signature(own_class.__init__).parameters:
+                settings["video_processor"] = None
+            super().__init__(image_processor, tokenizer, **settings)
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    return ImageOnlyProcessor
+
+
+def _do_without_num2words() -> None:
+    """SmolVLM's processor refuses to start without a package that only its videos use."""
+    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
+    module.num2words = module.num2words or str
