@@ -25,6 +25,8 @@ _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 
 _QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
 # Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
 _UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", "vision", "visual", "projector", "mlp1")
+# The embedding of tokens, as most architectures call it.
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
 
 def weight_bytes(model: Any) -> int:
@@ -69,13 +71,25 @@ def estimate_bytes(config: EngineConfig) -> int:
         description = read_json(config, source.directory / "config.json")
         text = description.get("text_config") or description.get("llm_config") or description
         dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
-        weights = sum(
-            math.prod(tensor.shape)
-            * _bytes_of(name, len(tensor.shape), tensor.dtype, dtype, config.quantize_bits)
+        tensors = {
+            name: tensor
             for file in _headers(config, source).files_metadata.values()
             for name, tensor in file.tensors.items()
-        )
+        }
+        sizes = {
+            name: math.prod(tensor.shape)
+            * _bytes_of(name, len(tensor.shape), tensor.dtype, dtype, config.quantize_bits)
+            for name, tensor in tensors.items()
+        }
+        weights = sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
         return int(weights) + _kv_bytes(config, text, _DTYPE_BYTES.get(dtype or "", 4))
+
+
+def _tied_head(sizes: dict[str, float]) -> float:
+    """A head that is the embedding: a CPU packs it for itself and keeps the embedding."""
+    if any("lm_head" in name for name in sizes):
+        return 0
+    return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
 
 
 def _headers(config: EngineConfig, source: Source) -> SafetensorsRepoMetadata:
