@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pty
 import shutil
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +235,22 @@ def test_no_bars_in_a_log(
     assert lines[-1].endswith("GiB of weights")
     output = capfd.readouterr()
     assert "\r" not in output.out + output.err
+
+
+def test_bars_on_a_terminal(tiny_model: TinyModel) -> None:
+    code = (
+        "from engine.config import EngineConfig; from engine.loader import load_model; "
+        f"load_model(EngineConfig(model={str(tiny_model('qwen2'))!r}, device='cpu'))"
+    )
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    # A terminal that nobody writes to any more gives an error in the place of an end.
+    with suppress(OSError):
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    assert process.wait() == 0, shown
+    assert b"\rLoading weights" in shown

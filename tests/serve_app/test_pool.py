@@ -214,9 +214,12 @@ def test_who_finds_all_models_at_work_waits(client: httpx.Client) -> None:
     tasks = [_task(model, generation_config=LONG) for model in ("org/one", "org/two")]
     streams = [client.stream("POST", "/v1/tasks?stream=true", json=task) for task in tasks]
     with ThreadPoolExecutor(1) as pool, streams[0] as first:
-        next(first.iter_bytes())
+        # Kept, because an iterator that is dropped closes its stream.
+        first_bytes = first.iter_bytes()
+        next(first_bytes)
         with streams[1] as second:
-            next(second.iter_bytes())
+            second_bytes = second.iter_bytes()
+            next(second_bytes)
             waiting = pool.submit(_post, client, _task("org/three"))
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=1)
