@@ -56,7 +56,9 @@ def _tail(log: Path) -> str:
 
 
 @contextmanager
-def running_server(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, int]]:
+def running_server(
+    config: dict[str, Any], folder: Path, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """Serve a configuration on a free port; gives the address and the process id.
 
     Everything that the server logged is shown if it does not start.
@@ -75,6 +77,7 @@ def running_server(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | (environment or {}),
         )
     try:
         _wait_until_ready(process, address, log)
