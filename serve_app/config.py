@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 BYTES_PER_GB = 10**9
-POOL = "Pool"
-"""The deployment of the models that are loaded on demand."""
+POOL = "Pool"  # the deployment of the models that are loaded on demand
 
 
 class EngineArgs(Strict):
@@ -79,7 +78,7 @@ class DeploymentArgs(Strict):
 
     @property
     def deployment(self) -> str:
-        """The name of the deployment: it stands in logs, metrics and ``serve status``."""
+        """The deployment's name: it stands in logs, metrics and ``serve status``."""
         raise NotImplementedError
 
     @property
@@ -94,7 +93,6 @@ class ModelArgs(DeploymentArgs):
     Attributes:
         id: the name that tasks use.
         source: hub id or directory; the id itself when None. See `resolve_source`.
-        revision: branch, tag or commit of the hub repository.
         dtype: "auto" takes the dtype of the checkpoint.
     """
 
@@ -180,9 +178,8 @@ class PoolArgs(DeploymentArgs):
         kv_cache_gb: most memory of the KV cache of each engine.
         root: a directory in which ids are looked up (``root/org/name``), instead of the hub.
         revisions: branch, tag or commit of a hub id; main for those that are not named.
-        max_wait_s: longest wait of a task for its model to be loaded; then it is refused (503).
+        max_wait_s: longest wait of a task for its model; then it is refused (503).
         max_waiting: tasks that may wait for models; the next is refused (503).
-        engine: settings of every engine.
     """
 
     allow: Annotated[list[Pattern], Field(min_length=1)]
@@ -200,13 +197,11 @@ class PoolArgs(DeploymentArgs):
                 "engine.trust_remote_code would run the code of whatever repository a task names: "
                 "configure models that need it one by one, under models"
             )
-        if self.root is not None and self.revisions:
+        if self.root and self.revisions:
             raise ValueError("revisions are of the hub and have no meaning with root")
-        if self.kv_cache_gb >= self.max_memory_gb:
-            raise ValueError(
-                f"kv_cache_gb ({self.kv_cache_gb:g}) leaves nothing of max_memory_gb "
-                f"({self.max_memory_gb:g}) for weights"
-            )
+        kv, memory = self.kv_cache_gb, self.max_memory_gb
+        if kv >= memory:
+            raise ValueError(f"kv_cache_gb ({kv:g}) leaves nothing of max_memory_gb ({memory:g})")
         self._pooled("org/name", None)  # raises what the engine refuses
         return self
 
@@ -222,12 +217,8 @@ class PoolArgs(DeploymentArgs):
     def model(
         self, model: str, dtype: Dtype = "auto", quantize_bits: QuantizeBits | None = None
     ) -> PooledModel:
-        """How a model is loaded that `allows` has allowed.
-
-        Raises:
-            ModelInvalid: the pool has a root, and the model is not in it.
-        """
-        source = None if self.root is None else self._directory(self.root, model)
+        """How a model is loaded; raises `ModelInvalid` if there is a root and it is not in it."""
+        source = self.root and self._directory(self.root, model)
         return self._pooled(model, source, dtype=dtype, quantize_bits=quantize_bits)
 
     def _pooled(self, model: str, source: str | None, **variant: Any) -> PooledModel:
@@ -244,7 +235,7 @@ class PoolArgs(DeploymentArgs):
         )
 
     def _directory(self, root: str, model: str) -> str:
-        """The directory of a model: in the root, also where the form of ids would not hold it."""
+        # In the root, also where the form of ids would not hold it there.
         top = Path(resolve_source(root))
         directory = (top / model).resolve()
         if not directory.is_relative_to(top) or not (directory / "config.json").is_file():

@@ -29,7 +29,7 @@ def _pool(**fields: Any) -> PoolArgs:
         ({"allow": ["Qwen/[a-z]"]}, "args.pool.allow.0: "),
         ({"allow": "*"}, "args.pool.allow: "),
         ({"max_memory_gb": 0}, "args.pool.max_memory_gb: "),
-        ({"kv_cache_gb": 8.0}, "kv_cache_gb (8) leaves nothing of max_memory_gb (8) for weights"),
+        ({"kv_cache_gb": 8.0}, "kv_cache_gb (8) leaves nothing of max_memory_gb (8)"),
         ({"engine": {"trust_remote_code": True}}, "would run the code of whatever repository"),
         ({"root": "./m", "revisions": {"Qwen/a": "v1"}}, "have no meaning with root"),
         ({"revisions": {"../a": "v1"}}, "must be a name such as"),
