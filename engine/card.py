@@ -14,6 +14,7 @@ import torch
 from engine.config import EngineConfig
 from engine.lanes import BatchedLane
 from engine.loader import LoadedModel
+from engine.memory import weight_bytes
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
@@ -68,12 +69,33 @@ def model_card(
     return {
         "id": config.name,
         "source": config.model,
+        "revision": loaded.revision,
         "system_fingerprint": f"fp_{digest[:12]}",
         "takes_images": loaded.takes_images,
         "context_length": loaded.context_length,
         "max_sequences": config.max_sequences,
         "kv_cache_tokens": lane.cache.capacity_tokens,
+        "memory": {
+            "weights_bytes": weight_bytes(loaded.model),
+            "kv_cache_bytes": lane.cache.num_bytes,
+        },
         "lanes": ["exclusive"] if lane.problem else ["batched", "exclusive"],
         "exclusive_reason": lane.problem,
+        "deterministic_reason": _why(config, lane),
         **arithmetic,
     }
+
+
+def _why(config: EngineConfig, lane: BatchedLane) -> str:
+    """Why the same task gives the same bytes here, or may not."""
+    if not config.deterministic:
+        return (
+            "deterministic is off: tasks share forwards at whatever row count the load makes, so "
+            "an answer may depend on the tasks beside it"
+        )
+    if lane.problem is not None or lane.row_counts is None:
+        return f"each task runs alone on the device, because {lane.problem}"
+    return (
+        "every forward runs at a row count that was measured, at load, to give the same bits; "
+        "beam search runs alone on the device"
+    )

@@ -29,6 +29,7 @@ class EngineConfig:
 
     Attributes:
         model: hub id (``Qwen/Qwen2.5-7B-Instruct``) or a local directory.
+        from_hub: ``model`` is a hub id even if a directory here has that name.
         model_id: the name that tasks use and responses carry; ``model`` itself when None.
         revision: branch, tag or commit of the hub repository.
         dtype: weights and arithmetic; "auto" takes the dtype that the checkpoint was saved in.
@@ -49,6 +50,7 @@ class EngineConfig:
         image_cache_bytes: what is kept of pictures, so that one that comes again is neither
             prepared nor encoded again: so many bytes of pixels where pictures are prepared, and so
             many of features on the model's device. 0 keeps nothing. It changes no bits.
+        max_kv_cache_bytes: most memory of a KV cache whose ``kv_cache_tokens`` is None.
         deterministic: run only at row counts that give the same bits. False is for measuring what
             that costs; answers then depend on the load.
         lookahead: launch a step before the last one's tokens have been processed; None does so on
@@ -59,6 +61,7 @@ class EngineConfig:
     """
 
     model: str
+    from_hub: bool = False
     model_id: str | None = None
     revision: str | None = None
     dtype: Dtype = "auto"
@@ -72,6 +75,7 @@ class EngineConfig:
     max_exclusive_tokens: int = 8192
     kv_cache_tokens: int | None = None
     image_cache_bytes: int = 256 * 2**20
+    max_kv_cache_bytes: int | None = None
     deterministic: bool = True
     lookahead: bool | None = None
     threads: int | None = None

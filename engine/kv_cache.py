@@ -130,6 +130,12 @@ class KVCache:
         """Tokens that the whole pool holds."""
         return self.num_pages * self.page_size
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        layers = self.layers.values()
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that a sequence of ``num_tokens`` tokens needs."""
         return -(-num_tokens // self.page_size)

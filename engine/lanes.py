@@ -145,8 +145,9 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
         if loaded.device.type == "cuda":
             budget = int(torch.cuda.mem_get_info(loaded.device)[0] * _CUDA_FREE_SHARE)
             budget -= config.image_cache_bytes if loaded.takes_images else 0
+            budget = min(budget, config.max_kv_cache_bytes or budget)
         else:
-            budget = _CPU_KV_BYTES
+            budget = config.max_kv_cache_bytes or _CPU_KV_BYTES
         tokens = min(budget // per_token, config.max_sequences * loaded.context_length)
     page_size = config.sizes(loaded.device.type).page_size
     cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)

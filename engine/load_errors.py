@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,19 +10,29 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from engine.config import EngineConfig
 from schema.errors import (
+    ModelCorrupt,
     ModelDownloadError,
+    ModelGated,
+    ModelIncomplete,
     ModelInvalid,
     ModelNotDownloaded,
+    ModelRevisionInvalid,
+    ModelUnsafe,
     OutOfMemory,
     TaskError,
 )
+
+_CausedBy = Callable[..., bool]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -40,33 +50,76 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 @contextmanager
 def load_errors(config: EngineConfig) -> Iterator[None]:
     """Turn whatever loading raises into a `TaskError` that says what to do."""
-    name = config.name
     try:
         yield
     except TaskError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"model {name!r} does not fit into the device's memory") from error
     except Exception as error:  # whatever a damaged file makes the libraries raise
-        causes = tuple(_causes(error))
+        raise _explained(config, error) from error
 
-        def caused_by(*types: type[BaseException]) -> bool:
-            return any(isinstance(cause, types) for cause in causes)
 
-        if caused_by(GatedRepoError):
-            raise ModelInvalid(
-                f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN"
-            ) from error
-        if caused_by(RepositoryNotFoundError, RevisionNotFoundError):
-            raise ModelInvalid(f"model {name!r} does not exist on the hub: {error}") from error
-        if caused_by(HFValidationError):
-            raise ModelInvalid(
-                f"model {name!r} is neither a directory here nor the id of a hub repository"
-            ) from error
-        if caused_by(LocalEntryNotFoundError) and config.local_files_only:
-            raise ModelNotDownloaded(
-                f"model {name!r} is not in the local cache, and local_files_only is set"
-            ) from error
-        if caused_by(LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError):
-            raise ModelDownloadError(f"model {name!r} could not be downloaded: {error}") from error
-        raise ModelInvalid(f"model {name!r} could not be loaded: {error}") from error
+def _explained(config: EngineConfig, error: Exception) -> TaskError:
+    causes = tuple(_causes(error))
+    name = config.name
+
+    def caused_by(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in causes)
+
+    if caused_by(torch.OutOfMemoryError):
+        return OutOfMemory(f"model {name!r} does not fit into the device's memory")
+    if caused_by(HFValidationError):
+        return ModelInvalid(
+            f"model {name!r} is neither a directory here nor the id of a hub repository"
+        )
+    if (hub := _of_the_hub(config, caused_by)) is not None:
+        return hub
+    if caused_by(HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError):
+        return ModelDownloadError(
+            f"model {name!r} could not be downloaded ({_first_line(error)}): the hub cannot be "
+            "reached or has a fault, and no copy is in the local cache; try again later"
+        )
+    if caused_by(SafetensorError):
+        return ModelCorrupt(f"model {name!r} is damaged: its weights cannot be read: {error}")
+    if "trust_remote_code" in str(error):
+        return ModelUnsafe(
+            f"model {name!r} needs Python code of its own repository, which is not run: set "
+            "trust_remote_code for this model, if you have read that code and trust it"
+        )
+    return ModelInvalid(f"model {name!r} could not be loaded: {error}")
+
+
+def _of_the_hub(config: EngineConfig, caused_by: _CausedBy) -> TaskError | None:
+    """What the hub, or the cache in its place, has said plainly."""
+    name, revision = config.name, config.revision or "main"
+    if caused_by(GatedRepoError):  # before the class that it derives from
+        return ModelGated(
+            f"model {name!r} is gated: accept its licence on its page of the hub and set HF_TOKEN "
+            "to a token of that account"
+        )
+    if caused_by(RevisionNotFoundError):
+        return ModelRevisionInvalid(
+            f"model {name!r} has no revision {revision!r} on the hub: name one of its branches, "
+            "tags or commits"
+        )
+    if caused_by(RepositoryNotFoundError):
+        return ModelInvalid(
+            f"model {name!r} does not exist on the hub, or is private: check the id; for a private "
+            "one set HF_TOKEN"
+        )
+    if caused_by(IncompleteSnapshotError):
+        return ModelIncomplete(
+            f"model {name!r} is half downloaded: files of it are missing in the local cache; run "
+            f"`hf download {config.model} --revision {revision}` where the hub can be reached"
+        )
+    offline = config.local_files_only or caused_by(OfflineModeIsEnabled)
+    if offline and caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
+        why = "local_files_only is set" if config.local_files_only else "HF_HUB_OFFLINE is set"
+        return ModelNotDownloaded(
+            f"model {name!r} at revision {revision!r} is not in the local cache, and {why}: run "
+            f"`hf download {config.model} --revision {revision}` where the hub can be reached"
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

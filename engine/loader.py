@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from engine.config import EngineConfig
 from engine.host_memory import large_blocks_given_back
 from engine.load_errors import load_errors
 from engine.processors import VISION_MODEL_TYPES, PictureProcessor, load_picture_processor
+from engine.progress import loading_bars
+from engine.source import locate, with_weights
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid
 
@@ -78,17 +81,22 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """Load weights, tokenizer and templates. Blocking; downloads when the hub has to be asked.
 
     Raises:
-        ModelInvalid: no such model, or one that this engine cannot run.
-        ModelNotDownloaded: ``local_files_only`` and not in the cache.
+        ModelInvalid: no such model, or one that this engine cannot run; its subclasses say which.
+        ModelNotDownloaded: offline, and not in the cache or only in part.
         ModelDownloadError: the hub could not be reached.
         OutOfMemory: the weights do not fit into the device's memory.
     """
     device = resolve_device(config)
-    with load_errors(config):
-        hf_config = _load_config(config)
+    start = time.monotonic()
+    logger.info("loading %s on %s", config.name, device)
+    source = locate(config)
+    with load_errors(config), loading_bars():
+        # Refused before gigabytes are downloaded, if it is.
+        hf_config = _load_config(source.config(config))
         is_vision = _is_vision(hf_config, config)
+        source = with_weights(config, source)
+        config = source.config(config)
         auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
-        logger.info("loading %s on %s", config.model, device)
         quantization = _quantization(config, hf_config)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
@@ -105,6 +113,12 @@ def load_model(config: EngineConfig) -> LoadedModel:
         _refuse_random_weights(config, found["missing_keys"])
         processor = _load_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
+    logger.info(
+        "loaded %s in %.1f s, %.2f GiB of weights",
+        config.name,
+        time.monotonic() - start,
+        model.get_memory_footprint() / 2**30,
+    )
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -113,13 +127,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
         device=device,
-        revision=getattr(hf_config, "_commit_hash", None),
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
+        revision=source.commit,
     )
 
 
 def load_processor(config: EngineConfig) -> PictureProcessor | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
+    config = locate(config).config(config)
     with load_errors(config):
         hf_config = _load_config(config)
         return _load_processor(config, hf_config) if _is_vision(hf_config, config) else None

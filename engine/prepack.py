@@ -34,6 +34,10 @@ class _Product:
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors that it keeps."""
+        return [self._packed] if self._bias is None else [self._packed, self._bias]
+
     def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The output of one of the layers; all are computed when the first one asks."""
         if x is not self._input or self._outputs[index] is None:
@@ -56,6 +60,10 @@ class PackedLinear(nn.Module):
         self._index = index
         self.in_features = in_features
         self.out_features = product.sizes[index]
+
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors of the whole product, so the same ones for all of its layers."""
+        return self._product.stored()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""

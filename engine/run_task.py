@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
@@ -23,19 +24,33 @@ def run_task(
     Args:
         task: the task; or give its fields instead: ``run_task(model=..., messages=...)``.
         stream_callback: called with every stream chunk as it comes.
-        engine: a loaded engine to run on. Without one, the task's model is loaded (from the hub or
-            a directory, in the task's dtype and quantization) and dropped again.
+        engine: a loaded engine to run on. Without one, the task's model is loaded in the task's
+            dtype and quantization, and dropped again.
+        fields: as those of a task; but without an engine ``model`` may also be a directory, which
+            is known by its own name then. A task itself never names one: tasks come from strangers.
 
     Raises:
         TaskError: the task is invalid, the model cannot be loaded, or the run failed.
     """
     if (task is None) == (not fields):
         raise TypeError("run_task takes either a Task or the fields of one")
+    source = fields.get("model")
+    if engine is None and isinstance(source, str) and Path(source).is_dir():
+        fields["model"] = Path(source).resolve().name
+    else:
+        source = None
     if task is None:
         task = Task.from_fields(**fields)
     if engine is not None:
         return engine.run_blocking(task, stream_callback)
-    own = Engine(EngineConfig(model=task.model, dtype=task.dtype, quantize_bits=task.quantize_bits))
+    own = Engine(
+        EngineConfig(
+            model=source or task.model,
+            model_id=task.model,
+            dtype=task.dtype,
+            quantize_bits=task.quantize_bits,
+        )
+    )
     try:
         return own.run_blocking(task, stream_callback)
     finally:

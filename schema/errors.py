@@ -5,7 +5,12 @@
     TaskError
     ├── TaskArgsInvalid      400  the task breaks the contract; `param` is the path of the field
     ├── ModelInvalid         404  no such model here: unknown, not configured, of no usable kind
+    │   ├── ModelRevisionInvalid  404  the repository has no such branch, tag or commit
+    │   ├── ModelGated       403  the hub gives it only to who accepted its licence
+    │   ├── ModelUnsafe      404  its files would run code: a pickle, or Python of the repository
+    │   └── ModelCorrupt     404  its files are damaged
     ├── ModelNotDownloaded   404  a known model whose files are not on this machine
+    │   └── ModelIncomplete  404  some of its files are, others are missing: half a download
     ├── ModelDownloadError   502  the hub did not deliver the model
     ├── OutOfMemory          507  this task does not fit on this machine, now or later
     ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
@@ -104,12 +109,43 @@ class ModelInvalid(TaskError):
     code = "model_not_found"
 
 
+class ModelRevisionInvalid(ModelInvalid):
+    """The repository exists and has no such branch, tag or commit."""
+
+    code = "model_revision_not_found"
+
+
+class ModelGated(ModelInvalid):
+    """The hub gives the model only to accounts that have accepted its licence."""
+
+    http_status = 403
+    code = "model_gated"
+
+
+class ModelUnsafe(ModelInvalid):
+    """Loading the model's files would run code that nobody has agreed to."""
+
+    code = "model_unsafe"
+
+
+class ModelCorrupt(ModelInvalid):
+    """A file of the model is damaged."""
+
+    code = "model_corrupt"
+
+
 class ModelNotDownloaded(TaskError):
     """The model's files are not on this machine, and it may not or cannot download them."""
 
     http_status = 404
     type = "not_found_error"
     code = "model_not_downloaded"
+
+
+class ModelIncomplete(ModelNotDownloaded):
+    """Some of the model's files are here and others are missing."""
+
+    code = "model_incomplete"
 
 
 class ModelDownloadError(TaskError):

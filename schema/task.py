@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,6 +23,7 @@ from schema.message import (
     TextBlock,
     rule,
 )
+from schema.model_id import MAX_MODEL_CHARS, MODEL_ID_PATTERN, check_model_id
 from schema.problems import explain
 
 __all__ = [
@@ -37,7 +39,6 @@ __all__ = [
 Dtype = Literal["float16", "bfloat16", "float32", "auto"]
 QuantizeBits = Literal[4, 8]
 
-MAX_MODEL_CHARS = 512
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
 MAX_SEED = 2**32 - 1
@@ -96,10 +97,12 @@ class Task(BaseModel):
         json_schema_extra={"examples": _EXAMPLES},
     )
 
-    model: str = Field(
-        min_length=1,
-        max_length=MAX_MODEL_CHARS,
-        description="The model's id on the HuggingFace hub, or the name the server gave it.",
+    model: Annotated[
+        str, Field(min_length=1, max_length=MAX_MODEL_CHARS), AfterValidator(check_model_id)
+    ] = Field(
+        description="The model's id on the HuggingFace hub, or the name the server gave it; "
+        "never a path.",
+        json_schema_extra={"pattern": MODEL_ID_PATTERN},
     )
     messages: list[Message] = Field(
         fail_fast=True,

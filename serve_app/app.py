@@ -11,8 +11,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppArgs, ModelArgs
+from serve_app.config import AppArgs, DeploymentArgs, PoolArgs
 from serve_app.ingress import Ingress
+from serve_app.pool import PoolReplica
 from serve_app.preprocessor import PreprocessorReplica
 from serve_app.replica import ModelReplica
 
@@ -38,6 +39,7 @@ AUTOSCALING: dict[str, Any] = {
 INGRESS_MAX_ONGOING = 4096
 # Each holds the base64 of one task's pictures.
 PREPROCESSOR_MAX_ONGOING = 64
+BY_SESSION = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 # Tasks that wait in one ingress for a replica to come up; beyond, they are refused (503).
 MAX_QUEUED = 1024
 
@@ -58,10 +60,11 @@ def build(args: AppArgs) -> Application:
 def graph(args: AppArgs, gpus: float) -> Application:
     """The graph for a cluster with this many GPUs."""
     models = {}
-    for model, device in zip(args.models, place(args.models, gpus), strict=True):
-        logger.info("%s runs on %s", model.deployment, device)
-        deployment = serve.deployment(**_model_options(model, device))(ModelReplica)
-        models[model.deployment] = deployment.bind(model, device)
+    for owner, device in zip(args.deployments, place(args.deployments, gpus), strict=True):
+        logger.info("%s runs on %s", owner.deployment, device)
+        replica = PoolReplica if isinstance(owner, PoolArgs) else ModelReplica
+        deployment = serve.deployment(**_model_options(owner, device))(replica)
+        models[owner.deployment] = deployment.bind(owner, device)
     preprocessor = serve.deployment(
         name="ImagePreprocessor",
         num_replicas=args.preprocessor_replicas,
@@ -77,16 +80,16 @@ def graph(args: AppArgs, gpus: float) -> Application:
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **HEALTH,
     )(serve.ingress()(Ingress))
-    return ingress.bind(args, preprocessor.bind(list(args.models)), models)
+    return ingress.bind(args, preprocessor.bind(list(args.models), args.pool), models)
 
 
-def place(models: Sequence[ModelArgs], gpus: float) -> list[Device]:
-    """Where each model runs: as it says; "auto" ones on GPUs while there are any left.
+def place(models: Sequence[DeploymentArgs], gpus: float) -> list[Device]:
+    """Where each model, or the pool, runs: as it says; "auto" ones on GPUs while there are any.
 
     In the operator's order, each counted with the replicas that are always on (at least one).
     """
 
-    def need(model: ModelArgs) -> float:
+    def need(model: DeploymentArgs) -> float:
         return model.gpus_per_replica * max(1, model.min_replicas)
 
     free = gpus - sum(need(model) for model in models if model.device == "cuda")
@@ -103,7 +106,7 @@ def place(models: Sequence[ModelArgs], gpus: float) -> list[Device]:
     return devices
 
 
-def _model_options(model: ModelArgs, device: Device) -> dict[str, Any]:
+def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
     actor: dict[str, Any] = {"num_cpus": NUM_CPUS}
     if device == "cuda":
         actor["num_gpus"] = model.gpus_per_replica
@@ -116,6 +119,12 @@ def _model_options(model: ModelArgs, device: Device) -> dict[str, Any]:
         "ray_actor_options": actor,
         **HEALTH,
     }
+    if isinstance(model, PoolArgs):
+        # A model's tasks go to the replica that has it; a task that names another goes elsewhere.
+        options["request_router_config"] = {
+            "request_router_class": BY_SESSION,
+            "request_router_kwargs": {"num_fallback_replicas": 0},
+        }
     if model.min_replicas == model.max_replicas:
         options["num_replicas"] = model.min_replicas
     else:

@@ -15,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from serve_app.config import AppArgs, ModelArgs, explain, resolve_source, unknown_key
+from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
+from serve_app.strict import explain, unknown_key
 
 BUILDER = "serve_app.app:build"
 MAX_PORT = 65_535
@@ -78,7 +79,11 @@ def _check_application(
         # A hub id can only be checked by asking the hub, which is the replica's business.
         if source.is_absolute() and not (source / "config.json").is_file():
             faults.append(f"{where}.args.models.{index}.source: no model in {source}")
-    known = [*GRAPH, *(model.deployment for model in args.models)]
+    if args.pool is not None and args.pool.root is not None:
+        root = Path(resolve_source(args.pool.root))
+        if not root.is_dir():
+            faults.append(f"{where}.args.pool.root: no directory {root}")
+    known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
     for index, override in enumerate(application.get("deployments", [])):
         if override.get("name") not in known:
             faults.append(
@@ -90,21 +95,35 @@ def _check_application(
 def plan(model: ModelArgs) -> str:
     """One line that says what runs for this model, and where."""
     bits = "unquantized" if model.quantize_bits is None else f"INT{model.quantize_bits}"
-    gpus = f"{model.gpus_per_replica:g} GPU for each replica"
-    where = {
+    return (
+        f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
+        f"{model.dtype}, {bits}; {_where(model)}"
+    )
+
+
+def plan_pool(pool: PoolArgs) -> str:
+    """One line that says which models are loaded on demand."""
+    source = "the hub or its cache" if pool.root is None else resolve_source(pool.root)
+    return (
+        f"{pool.deployment}: models {', '.join(pool.allow)} on demand from {source}, "
+        f"{pool.max_memory_gb:g} GB for weights and KV caches of each replica; {_where(pool)}"
+    )
+
+
+def _where(owner: DeploymentArgs) -> str:
+    """How many replicas, and on what."""
+    gpus = f"{owner.gpus_per_replica:g} GPU for each replica"
+    device = {
         "cpu": "CPU",
         "cuda": gpus,
         "auto": f"{gpus} where the cluster has them, else CPU",
-    }[model.device]
+    }[owner.device]
     replicas = (
-        f"{model.min_replicas} replicas"
-        if model.min_replicas == model.max_replicas
-        else f"{model.min_replicas} to {model.max_replicas} replicas"
+        f"{owner.min_replicas} replicas"
+        if owner.min_replicas == owner.max_replicas
+        else f"{owner.min_replicas} to {owner.max_replicas} replicas"
     )
-    return (
-        f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
-        f"{model.dtype}, {bits}; {replicas}; {where}"
-    )
+    return f"{replicas}; {device}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,6 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     for args in checked:
         for model in args.models:
             print(plan(model))
+        if args.pool is not None:
+            print(plan_pool(args.pool))
     return 0
 
 

@@ -6,14 +6,25 @@ the key. Nothing is ignored and nothing is guessed.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
+from serve_app.strict import (
+    ModelId,
+    NonNegativeInt,
+    NumGpus,
+    Pattern,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+)
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -22,45 +33,11 @@ if TYPE_CHECKING:
 # it is the unpacked copy that `serve run --working-dir .` uploads.
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+BYTES_PER_GB = 10**9
+POOL = "Pool"  # the deployment of the models that are loaded on demand
 
 
-def _gpu_share(value: object) -> object:
-    # One validator, not a union: a union reports a fault once for each member.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value == "auto" or (is_number and 0 < float(value) <= 1):  # type: ignore[arg-type]
-        return value
-    raise ValueError(f'must be "auto" or a number above 0 and up to 1, got {value!r}')
-
-
-NumGpus = Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)]
-
-
-class _Strict(BaseModel):
-    """Frozen, without coercion; an unknown key is answered with the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            unknown = [key for key in value if key not in cls.model_fields]
-            if unknown:
-                raise ValueError("; ".join(unknown_key(key, cls) for key in unknown))
-        return value
-
-
-def unknown_key(key: object, model: type[BaseModel]) -> str:
-    """What to say of a key that ``model`` does not have."""
-    near = difflib.get_close_matches(str(key), model.model_fields, n=1)
-    if near:
-        return f"unknown key {str(key)!r}; did you mean {near[0]!r}?"
-    return f"unknown key {str(key)!r}; the keys are {', '.join(model.model_fields)}"
-
-
-class EngineArgs(_Strict):
+class EngineArgs(Strict):
     """Settings of one engine; what is not given has the default of `engine.config.EngineConfig`."""
 
     context_length: PositiveInt | None = None
@@ -76,14 +53,11 @@ class EngineArgs(_Strict):
     local_files_only: bool | None = None
 
 
-class ModelArgs(_Strict):
-    """One model as it is served: its own deployment, replicas and (where there are any) GPUs.
+class DeploymentArgs(Strict):
+    """Where and how often the process runs that owns engines.
 
     Attributes:
-        id: the name that tasks use.
-        source: hub id or directory; the id itself when None. See `resolve_source`.
-        dtype: "auto" takes the dtype of the checkpoint.
-        device: "auto" takes GPUs where the cluster has enough of them free for this model.
+        device: "auto" takes GPUs where the cluster has enough of them free for this deployment.
         num_gpus: GPUs of each replica when it runs on GPUs; "auto" is one. A share lets several
             small models live on one GPU.
         min_replicas: 0 starts the first replica with the first task.
@@ -92,11 +66,6 @@ class ModelArgs(_Strict):
             that the engine's bounded queue decides when to refuse.
     """
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
-    source: Annotated[str, Field(min_length=1)] | None = None
-    revision: str | None = None
-    dtype: Dtype = "auto"
-    quantize_bits: QuantizeBits | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_gpus: NumGpus = "auto"
     min_replicas: Annotated[int, Field(ge=0)] = 1
@@ -106,7 +75,7 @@ class ModelArgs(_Strict):
     engine: EngineArgs = EngineArgs()
 
     @model_validator(mode="after")
-    def _check_combinations(self) -> Self:
+    def _check_placement(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(
                 f"max_replicas ({self.max_replicas}) is less than "
@@ -114,6 +83,36 @@ class ModelArgs(_Strict):
             )
         if self.device == "cpu" and self.num_gpus != "auto":
             raise ValueError("num_gpus has no meaning with device: cpu; leave one of them out")
+        return self
+
+    @property
+    def deployment(self) -> str:
+        """The deployment's name: it stands in logs, metrics and ``serve status``."""
+        raise NotImplementedError
+
+    @property
+    def gpus_per_replica(self) -> float:
+        """GPUs of one replica, if it runs on GPUs at all."""
+        return 1.0 if self.num_gpus == "auto" else float(self.num_gpus)
+
+
+class ModelArgs(DeploymentArgs):
+    """One model as it is served: its own deployment, replicas and (where there are any) GPUs.
+
+    Attributes:
+        id: the name that tasks use.
+        source: hub id or directory; the id itself when None. See `resolve_source`.
+        dtype: "auto" takes the dtype of the checkpoint.
+    """
+
+    id: ModelId
+    source: Annotated[str, Field(min_length=1)] | None = None
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    quantize_bits: QuantizeBits | None = None
+
+    @model_validator(mode="after")
+    def _check_queues(self) -> Self:
         config = self.engine_config()
         held = config.max_sequences + config.max_waiting
         if self.max_ongoing_requests <= held:
@@ -139,18 +138,13 @@ class ModelArgs(_Strict):
             parts.append(f"int{self.quantize_bits}")
         return ":".join(["Model", *parts])
 
-    @property
-    def gpus_per_replica(self) -> float:
-        """GPUs of one replica, if it runs on GPUs at all."""
-        return 1.0 if self.num_gpus == "auto" else float(self.num_gpus)
-
     def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
         """The engine's configuration, with paths as they are on this machine.
 
         Raises:
             ValueError: a setting that the engine refuses.
         """
-        # Here, because the ingress reads this module too and must not load torch with the engine.
+        # Here, because the ingress reads this module too and must not load torch.
         from engine.config import EngineConfig  # noqa: PLC0415
 
         return EngineConfig(
@@ -164,7 +158,101 @@ class ModelArgs(_Strict):
         )
 
 
-class LimitArgs(_Strict):
+class PooledModel(ModelArgs):
+    """A model that a task has named; ``source`` is a directory below the pool's root, or None."""
+
+    kv_cache_gb: PositiveFloat = 1.0
+
+    def __str__(self) -> str:
+        bits = "" if self.quantize_bits is None else f", INT{self.quantize_bits}"
+        return f"model {self.id!r} ({self.dtype}{bits})"
+
+    def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
+        """As `ModelArgs.engine_config`; but the id can only mean a repository of the hub."""
+        return replace(
+            super().engine_config(device),
+            model=self.source or self.id,
+            from_hub=self.source is None,
+            max_kv_cache_bytes=int(self.kv_cache_gb * BYTES_PER_GB),
+        )
+
+
+class PoolArgs(DeploymentArgs):
+    """Models that are not configured and are loaded when a task asks for them.
+
+    Attributes:
+        allow: patterns of hub ids, such as ``Qwen/*``; a task for any other is refused.
+        max_memory_gb: what the weights and KV caches of all engines of one replica may take, in GB
+            (10**9 bytes). What else a process needs (Python, libraries, activations) comes on top.
+        kv_cache_gb: most memory of the KV cache of each engine.
+        root: a directory in which ids are looked up (``root/org/name``), instead of the hub.
+        revisions: branch, tag or commit of a hub id; main for those that are not named.
+        max_wait_s: longest wait of a task for its model; then it is refused (503).
+        max_waiting: tasks that may wait for models; the next is refused (503).
+    """
+
+    allow: Annotated[list[Pattern], Field(min_length=1)]
+    max_memory_gb: PositiveFloat
+    kv_cache_gb: PositiveFloat = 1.0
+    root: Annotated[str, Field(min_length=1)] | None = None
+    revisions: dict[ModelId, str] = Field(default_factory=dict)
+    max_wait_s: PositiveFloat = 300.0
+    max_waiting: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        if self.engine.trust_remote_code:
+            raise ValueError(
+                "engine.trust_remote_code would run the code of whatever repository a task names: "
+                "configure models that need it one by one, under models"
+            )
+        if self.root and self.revisions:
+            raise ValueError("revisions are of the hub and have no meaning with root")
+        kv, memory = self.kv_cache_gb, self.max_memory_gb
+        if kv >= memory:
+            raise ValueError(f"kv_cache_gb ({kv:g}) leaves nothing of max_memory_gb ({memory:g})")
+        self._pooled("org/name", None)  # raises what the engine refuses
+        return self
+
+    @property
+    def deployment(self) -> str:
+        """The name of the deployment."""
+        return POOL
+
+    def allows(self, model: str) -> bool:
+        """Whether tasks may name this model. ``*`` in a pattern matches slashes too."""
+        return any(fnmatchcase(model, pattern) for pattern in self.allow)
+
+    def model(
+        self, model: str, dtype: Dtype = "auto", quantize_bits: QuantizeBits | None = None
+    ) -> PooledModel:
+        """How a model is loaded; raises `ModelInvalid` if there is a root and it is not in it."""
+        source = self.root and self._directory(self.root, model)
+        return self._pooled(model, source, dtype=dtype, quantize_bits=quantize_bits)
+
+    def _pooled(self, model: str, source: str | None, **variant: Any) -> PooledModel:
+        return PooledModel(
+            id=model,
+            source=source,
+            revision=self.revisions.get(model),
+            kv_cache_gb=self.kv_cache_gb,
+            device=self.device,
+            min_replicas=0,
+            max_ongoing_requests=self.max_ongoing_requests,
+            engine=self.engine,
+            **variant,
+        )
+
+    def _directory(self, root: str, model: str) -> str:
+        # In the root, also where the form of ids would not hold it there.
+        top = Path(resolve_source(root))
+        directory = (top / model).resolve()
+        if not directory.is_relative_to(top) or not (directory / "config.json").is_file():
+            raise ModelInvalid(f"model {model!r} is not in the pool's root", param="model")
+        return str(directory)
+
+
+class LimitArgs(Strict):
     """What one request may cost.
 
     Attributes:
@@ -173,20 +261,28 @@ class LimitArgs(_Strict):
             wait for a replica that is still loading.
     """
 
-    max_body_mb: Annotated[float, Field(gt=0)] = 32.0
-    request_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    max_body_mb: PositiveFloat = 32.0
+    request_timeout_s: PositiveFloat = 600.0
 
 
-class AppArgs(_Strict):
+class AppArgs(Strict):
     """Everything under ``args:``."""
 
-    models: Annotated[list[ModelArgs], Field(min_length=1)]
+    models: list[ModelArgs] = Field(default_factory=list)
+    pool: PoolArgs | None = None
     limits: LimitArgs = LimitArgs()
     ingress_replicas: PositiveInt = 1
     preprocessor_replicas: PositiveInt = 1
 
+    @property
+    def deployments(self) -> list[DeploymentArgs]:
+        """All deployments that own engines, in the operator's order; the pool is the last."""
+        return [*self.models, *([self.pool] if self.pool else [])]
+
     @model_validator(mode="after")
-    def _check_unique(self) -> Self:
+    def _check_models(self) -> Self:
+        if not self.models and self.pool is None:
+            raise ValueError("nothing is served: give models, a pool, or both")
         for what, values in (
             ("(id, dtype, quantize_bits)", [model.key for model in self.models]),
             ("deployment name", [model.deployment for model in self.models]),
@@ -208,12 +304,3 @@ def resolve_source(source: str) -> str:
     if source.startswith(("/", "./", "../", "~")) or candidate.is_dir():
         return str(candidate.resolve())
     return source
-
-
-def explain(error: ValidationError, prefix: str = "args") -> list[str]:
-    """One line for each fault, with the path of the key."""
-    lines = []
-    for fault in error.errors(include_url=False, include_context=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in fault["loc"])])
-        lines.append(f"{path}: {fault['msg'].removeprefix('Value error, ')}")
-    return lines

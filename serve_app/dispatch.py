@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,9 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from schema.errors import RequestTimeout, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
-from serve_app.config import AppArgs, ModelArgs
+from serve_app.config import AppArgs
 from serve_app.failures import as_task_error
-from serve_app.routing import Routes
+from serve_app.listing import listing
+from serve_app.routing import Route, Routes
 
 STATUS_TIMEOUT_S = 2.0
 
@@ -33,7 +35,8 @@ class Dispatcher:
         replicas: Mapping[str, DeploymentHandle[Any]],
     ) -> None:
         self._args = args
-        self._routes = Routes(args.models)
+        self._routes = Routes(args.models, args.pool)
+        self._created = int(time.time())
         # By reference: the preprocessor's result is handed on as a pointer into the object store
         # and never enters this process. Both ends of the hand-over must say so.
         self._preprocessor = preprocessor.options(_by_reference=True)
@@ -50,9 +53,9 @@ class Dispatcher:
         call: Any = None  # a DeploymentResponse while it runs
         try:
             async with self._guarded(self._deadline()):
-                model = self._routes.choose(task)
-                text, images = self._split(task, model)
-                call = self._replicas[model.deployment].run.remote(text, images)
+                route = self._routes.choose(task)
+                text, images = self._split(task, route)
+                call = self._handle(route).run.remote(text, images)
                 response: TaskResponse = await call
             call = None
             return response
@@ -65,10 +68,9 @@ class Dispatcher:
         deadline = self._deadline()
         try:
             async with self._guarded(deadline):
-                model = self._routes.choose(task)
-                text, images = self._split(task, model)
-                handle = self._replicas[model.deployment].options(stream=True)
-                calls = handle.stream.remote(text, images)
+                route = self._routes.choose(task)
+                text, images = self._split(task, route)
+                calls = self._handle(route).options(stream=True).stream.remote(text, images)
             while True:
                 # Not around the `yield`: a deadline must not strike in the consumer's code.
                 async with self._guarded(deadline):
@@ -80,28 +82,20 @@ class Dispatcher:
         finally:
             _cancel(calls)
 
-    async def models(self) -> list[dict[str, Any]]:
-        """Every configured model with what its running replicas say of themselves.
+    async def statuses(self) -> dict[str, list[dict[str, Any]]]:
+        """What the running replicas of each deployment say of themselves.
 
-        Asks only replicas that run: a model that is scaled to zero stays there.
+        Asks only replicas that run: a deployment that is scaled to zero stays there.
         """
-        statuses = await asyncio.gather(*(self._status(model) for model in self._args.models))
-        return [
-            {
-                "id": model.id,
-                "object": "model",
-                "dtype": model.dtype,
-                "quantize_bits": model.quantize_bits,
-                "deployment": model.deployment,
-                "min_replicas": model.min_replicas,
-                "max_replicas": model.max_replicas,
-                "replicas": replicas,
-            }
-            for model, replicas in zip(self._args.models, statuses, strict=True)
-        ]
+        names = [owner.deployment for owner in self._args.deployments]
+        return dict(zip(names, await asyncio.gather(*map(self._statuses, names)), strict=True))
 
-    async def _status(self, model: ModelArgs) -> list[dict[str, Any]]:
-        response = self._replicas[model.deployment].broadcast("status")
+    async def models(self) -> list[dict[str, Any]]:
+        """Every configured model, and those loaded on demand: see `serve_app.listing`."""
+        return listing(self._args, await self.statuses(), created=self._created)
+
+    async def _statuses(self, deployment: str) -> list[dict[str, Any]]:
+        response = self._replicas[deployment].broadcast("status")
         try:
             answers = await response.results_async(
                 timeout_s=STATUS_TIMEOUT_S, return_exceptions=True
@@ -110,12 +104,16 @@ class Dispatcher:
             return []  # none runs, or none answers
         return [answer for answer in answers if isinstance(answer, dict)]
 
-    def _split(self, task: Task, model: ModelArgs) -> tuple[Task, Any]:
+    def _handle(self, route: Route) -> DeploymentHandle[Any]:
+        handle = self._replicas[route.deployment]
+        return handle if route.session is None else handle.options(session_id=route.session)
+
+    def _split(self, task: Task, route: Route) -> tuple[Task, Any]:
         """The task without its pixels, and the un-awaited tensors: never awaited here."""
         text, images = task.split_images()
         if not images:
             return text, None
-        return text, self._preprocessor.prepare.remote(model.deployment, text, images)
+        return text, self._preprocessor.prepare.remote(route.deployment, text, images)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._args.limits.request_timeout_s

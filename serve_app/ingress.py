@@ -60,7 +60,7 @@ class Ingress:
 
 def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
     """The ASGI application: routes and error handlers around a dispatcher."""
-    routes = _Routes(dispatcher, max_body=int(args.limits.max_body_mb * BYTES_PER_MB))
+    routes = _Routes(args, dispatcher)
     app = Starlette(
         routes=[
             Route("/v1/tasks", routes.create_task, methods=["POST"]),
@@ -82,9 +82,10 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
 class _Routes:
     """The handlers. Errors leave them as `TaskError`; the handlers below turn them into JSON."""
 
-    def __init__(self, dispatcher: Dispatcher, max_body: int) -> None:
+    def __init__(self, args: AppArgs, dispatcher: Dispatcher) -> None:
+        self._args = args
         self._dispatcher = dispatcher
-        self._max_body = max_body
+        self._max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
 
     async def create_task(self, request: Request) -> Response:
         """``POST /v1/tasks``: task in, response out; with ``?stream=true`` server-sent events."""
@@ -102,7 +103,7 @@ class _Routes:
         return EventStream(_events(first, chunks))
 
     async def list_models(self, request: Request) -> Response:
-        """``GET /v1/models``: what is configured, and what its running replicas say."""
+        """``GET /v1/models``: what is served, with the cards of what is loaded."""
         return _json({"object": "list", "data": await self._dispatcher.models()})
 
     async def health(self, request: Request) -> Response:
@@ -111,11 +112,11 @@ class _Routes:
         Models with ``min_replicas: 0`` do not count: they start with their first task. Until then,
         and while the last replica of one is being replaced, 503.
         """
-        models = await self._dispatcher.models()
-        missing = [m["deployment"] for m in models if m["min_replicas"] > 0 and not m["replicas"]]
-        if missing:
+        statuses = await self._dispatcher.statuses()
+        always_on = [owner.deployment for owner in self._args.deployments if owner.min_replicas]
+        if missing := [name for name in always_on if not statuses[name]]:
             raise NotReady(f"no replica of {', '.join(missing)} answers yet")
-        running = {model["deployment"]: len(model["replicas"]) for model in models}
+        running = {name: len(replicas) for name, replicas in statuses.items()}
         return _json({"status": "ok", "replicas": running})
 
     async def json_schema(self, request: Request) -> Response:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.images import ImageInputs, ImagePreprocessor, image_params
 from schema.task import Task
-from serve_app.config import ModelArgs
+from serve_app.config import POOL, ModelArgs, PoolArgs
+
+MAX_PROCESSORS = 32
+"""Processors of models that are loaded on demand; then the least recently used is dropped."""
 
 
 class PreprocessorReplica:
@@ -19,9 +23,11 @@ class PreprocessorReplica:
     (``preprocessor_replicas``), not more threads.
     """
 
-    def __init__(self, models: list[ModelArgs]) -> None:
+    def __init__(self, models: list[ModelArgs], pool: PoolArgs | None = None) -> None:
         self._models = {model.deployment: model for model in models}
+        self._pool = pool
         self._processors: dict[str, ImagePreprocessor] = {}
+        self._on_demand: OrderedDict[str, ImagePreprocessor] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
 
     async def prepare(self, deployment: str, task: Task, images: list[str]) -> ImageInputs:
@@ -37,10 +43,25 @@ class PreprocessorReplica:
         return await loop.run_in_executor(self._worker, self._prepare, deployment, task, images)
 
     def _prepare(self, deployment: str, task: Task, images: list[str]) -> ImageInputs:
-        # Runs on the one worker thread, which therefore owns `_processors`.
-        processor = self._processors.get(deployment)
-        if processor is None:
-            # The weights' device is none of this process's business.
-            processor = ImagePreprocessor(self._models[deployment].engine_config(device="cpu"))
-            self._processors[deployment] = processor
+        # Runs on the one worker thread, which therefore owns the processors.
+        if deployment == POOL:
+            processor = self._pooled(task.model)
+        else:
+            if deployment not in self._processors:
+                self._processors[deployment] = _processor(self._models[deployment])
+            processor = self._processors[deployment]
         return processor(images, image_params(task))
+
+    def _pooled(self, model: str) -> ImagePreprocessor:
+        """The processor of a model of the pool: the same in every dtype and quantization."""
+        assert self._pool is not None
+        processor = self._on_demand.pop(model, None) or _processor(self._pool.model(model))
+        self._on_demand[model] = processor
+        if len(self._on_demand) > MAX_PROCESSORS:
+            self._on_demand.popitem(last=False)
+        return processor
+
+
+def _processor(model: ModelArgs) -> ImagePreprocessor:
+    # The weights' device is none of this process's business.
+    return ImagePreprocessor(model.engine_config(device="cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
@@ -16,6 +17,19 @@ from schema.task import Task
 from serve_app.config import ModelArgs
 
 logger = logging.getLogger("ray.serve")
+
+
+def _log_loading() -> None:
+    """Write what the engine logs, such as the progress of loading, where Ray Serve logs.
+
+    In a process of the pool Ray Serve has no log of its own: there it goes to the process's output.
+    """
+    engine = logging.getLogger("engine")
+    if logger.handlers:
+        engine.parent = logger
+    elif not engine.handlers:
+        engine.addHandler(logging.StreamHandler())
+        engine.setLevel(logging.INFO)
 
 
 class ModelReplica:
@@ -32,6 +46,7 @@ class ModelReplica:
 
     def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:
         # Blocks until the model is loaded: Ray sends no task to a replica before that.
+        _log_loading()
         self._loaded: Engine | TaskError
         try:
             self._loaded = Engine(args.engine_config(device=device))
@@ -75,6 +90,10 @@ class ModelReplica:
         if isinstance(self._loaded, TaskError):
             raise self._loaded
         return self._loaded
+
+    async def loaded(self) -> tuple[int, dict[str, Any]]:
+        """This process's id and the engine's card; raises why there is none."""
+        return os.getpid(), self._engine.card()
 
     async def status(self) -> dict[str, Any]:
         """How its tasks ended, what it does now and what it is, for ``GET /v1/models``."""

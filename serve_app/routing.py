@@ -1,37 +1,73 @@
-"""Which of the configured models runs a task."""
+"""Which deployment runs a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.task import Task
-from serve_app.config import ModelArgs
+from serve_app.config import POOL, ModelArgs, PoolArgs
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a task goes.
+
+    Attributes:
+        deployment: runs it.
+        session: tasks of the same session go to the same replica, where their model is loaded; None
+            where all replicas are alike.
+    """
+
+    deployment: str
+    session: str | None = None
 
 
 class Routes:
     """The configured models, in the operator's order. Immutable; shared by all requests."""
 
-    def __init__(self, models: Sequence[ModelArgs]) -> None:
+    def __init__(self, models: Sequence[ModelArgs], pool: PoolArgs | None = None) -> None:
         self._models = tuple(models)
+        self._pool = pool
 
-    def choose(self, task: Task) -> ModelArgs:
-        """The model that runs this task: same id, same quantization, same dtype.
+    def choose(self, task: Task) -> Route:
+        """The deployment that runs this task.
+
+        An id that is configured means what is configured under it and nothing else; the pool takes
+        other ids, in whatever dtype and quantization they are asked for.
+
+        Raises:
+            ModelInvalid: no model with this id.
+            TaskArgsInvalid: the id is configured, but in no such dtype or quantization.
+        """
+        same_id = [model for model in self._models if model.id == task.model]
+        if same_id:
+            return Route(self._configured(task, same_id).deployment)
+        if self._pool is not None and self._pool.allows(task.model):
+            return Route(POOL, f"{task.model} {task.dtype} {task.quantize_bits}")
+        raise ModelInvalid(self._unknown(task), param="model")
+
+    def _unknown(self, task: Task) -> str:
+        served = ", ".join(dict.fromkeys(model.id for model in self._models))
+        if self._pool is None:
+            return f"model {task.model!r} is not served here; served: {served}"
+        return (
+            f"model {task.model!r} is not served here; served: {served or 'none by name'}; "
+            f"and on demand, if the id matches: {', '.join(self._pool.allow)}"
+        )
+
+    @staticmethod
+    def _configured(task: Task, same_id: Sequence[ModelArgs]) -> ModelArgs:
+        """The configured model with the task's quantization and dtype.
 
         The task's ``dtype: "auto"`` takes the operator's first choice. A task that names a dtype
         may also go to a model that is configured with ``dtype: auto``; what that came to is known
         only where the checkpoint is loaded, so the replica checks it.
 
         Raises:
-            ModelInvalid: no model with this id.
-            TaskArgsInvalid: the id is served, but in no such dtype or quantization.
+            TaskArgsInvalid: there is none.
         """
-        same_id = [model for model in self._models if model.id == task.model]
-        if not same_id:
-            served = ", ".join(dict.fromkeys(model.id for model in self._models))
-            raise ModelInvalid(
-                f"model {task.model!r} is not served here; served: {served}", param="model"
-            )
         same_bits = [model for model in same_id if model.quantize_bits == task.quantize_bits]
         if not same_bits:
             raise TaskArgsInvalid(

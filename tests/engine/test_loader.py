@@ -22,7 +22,14 @@ from transformers import (
 
 from engine.config import EngineConfig
 from engine.loader import load_model, load_processor
-from schema.errors import ModelDownloadError, ModelInvalid, ModelNotDownloaded, TaskError
+from schema.errors import (
+    ModelCorrupt,
+    ModelIncomplete,
+    ModelInvalid,
+    ModelNotDownloaded,
+    ModelUnsafe,
+    TaskError,
+)
 from tests.engine.conftest import TinyModel
 from tests.engine.tiny_models import byte_tokenizer
 
@@ -64,12 +71,20 @@ def test_neither_a_directory_nor_an_id(name: str) -> None:
     assert "neither a directory here nor the id" in refused(ModelInvalid, name)
 
 
-def test_the_hub_is_unreachable() -> None:
-    refused(ModelDownloadError, "nobody/has-this")
-
-
-def test_local_files_only() -> None:
+def test_offline() -> None:
+    refused(ModelNotDownloaded, "nobody/has-this")
     refused(ModelNotDownloaded, "nobody/has-this", local_files_only=True)
+
+
+def test_a_hub_id_can_be_kept_from_meaning_a_directory(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names a model in a task must not reach into the server's directory."""
+    directory = tiny_model("qwen2")
+    monkeypatch.chdir(directory.parent.parent)
+    name = f"{directory.parent.name}/{directory.name}"
+    load_model(EngineConfig(model=name, device="cpu"))
+    refused(ModelNotDownloaded, name, from_hub=True)
 
 
 def _write(name: str, content: str | bytes) -> Damage:
@@ -93,30 +108,55 @@ def _truncate(directory: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def _lengthen(directory: Path) -> None:
+    with (directory / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+
+
+def _without(name: str) -> Damage:
+    return lambda directory: (directory / name).unlink()
+
+
+def _shards_missing(directory: Path) -> None:
+    weight_map = {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors").unlink()
+
+
 def _pickle_instead(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     torch.save({}, directory / "pytorch_model.bin")
 
 
-DAMAGES: dict[str, Damage] = {
-    "config is no JSON": _write("config.json", "{oops"),
-    "config is no object": _write("config.json", "[]"),
-    "config is empty": _write("config.json", "{}"),
-    "config of unknown type": _change(model_type="frobnicate"),
-    "config of wrong types": _change(hidden_size="many"),
-    "config contradicts itself": _change(num_hidden_layers=3),
-    "config contradicts the weights": _change(hidden_size=32),
-    "code of the repository": _change(
-        model_type="own", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+DAMAGES: dict[str, tuple[Damage, type[TaskError]]] = {
+    "config is no JSON": (_write("config.json", "{oops"), ModelCorrupt),
+    "config is no object": (_write("config.json", "[]"), ModelCorrupt),
+    "config is empty": (_write("config.json", "{}"), ModelInvalid),
+    "config of unknown type": (_change(model_type="frobnicate"), ModelInvalid),
+    "config of wrong types": (_change(hidden_size="many"), ModelInvalid),
+    "config contradicts itself": (_change(num_hidden_layers=3), ModelInvalid),
+    "config contradicts the weights": (_change(hidden_size=32), ModelInvalid),
+    "code of the repository": (
+        _change(model_type="own", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}),
+        ModelUnsafe,
     ),
-    "a library is missing": _change(quantization_config={"quant_method": "gptq", "bits": 4}),
-    "weights are truncated": _truncate,
-    "weights are empty": _write("model.safetensors", b""),
-    "weights are a pickle": _pickle_instead,
-    "no weights": lambda directory: (directory / "model.safetensors").unlink(),
-    "tokenizer is no JSON": _write("tokenizer.json", "{"),
-    "no tokenizer": lambda directory: (directory / "tokenizer.json").unlink(),
-    "no config": lambda directory: (directory / "config.json").unlink(),
+    "a library is missing": (
+        _change(quantization_config={"quant_method": "gptq", "bits": 4}),
+        ModelInvalid,
+    ),
+    "weights are truncated": (_truncate, ModelCorrupt),
+    "weights are too long": (_lengthen, ModelCorrupt),
+    "weights are empty": (_write("model.safetensors", b""), ModelCorrupt),
+    "weights are something else": (_write("model.safetensors", b"<html>" * 99), ModelCorrupt),
+    "weights were not pulled": (_write("model.safetensors", LFS_POINTER), ModelIncomplete),
+    "weights are a pickle": (_pickle_instead, ModelUnsafe),
+    "no weights": (_without("model.safetensors"), ModelInvalid),
+    "a shard is missing": (_shards_missing, ModelIncomplete),
+    "tokenizer is no JSON": (_write("tokenizer.json", "{"), ModelCorrupt),
+    "no tokenizer": (_without("tokenizer.json"), ModelInvalid),
+    "no config": (_without("config.json"), ModelInvalid),
 }
 
 
@@ -124,8 +164,9 @@ DAMAGES: dict[str, Damage] = {
 def test_damaged_checkpoints(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("qwen2"), directory)
-    DAMAGES[name](directory)
-    refused(ModelInvalid, directory)
+    damage, kind = DAMAGES[name]
+    damage(directory)
+    refused(kind, directory)
 
 
 def test_weights_that_the_checkpoint_lacks_are_not_made_up(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine import run_task
-from schema import ModelInvalid, StreamChunk, Task, TaskArgsInvalid
+from schema import ModelNotDownloaded, StreamChunk, Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 
 MESSAGES = [{"role": "user", "content": "one task"}]
@@ -40,7 +40,10 @@ def test_what_it_refuses(tiny_model: TinyModel) -> None:
     with pytest.raises(TaskArgsInvalid) as caught:
         run_task(model=str(tiny_model("qwen2")), messages=MESSAGES, temperature=0.5)
     assert caught.value.param == "temperature"
-    with pytest.raises(ModelInvalid):
+    with pytest.raises(TaskArgsInvalid) as caught:
         run_task(model="/no/such/directory", messages=MESSAGES)
+    assert caught.value.param == "model"
+    with pytest.raises(ModelNotDownloaded):
+        run_task(model="no/such-model", messages=MESSAGES)
     with pytest.raises(TypeError):
         run_task()

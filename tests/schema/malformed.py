@@ -46,6 +46,29 @@ class Malformed:
     beyond_schema: str | None = None
 
 
+# What must never be taken for a model's name: whatever could name a file or hide something.
+NO_MODEL_IDS = (
+    "../demo",
+    "demo/../../etc",
+    "demo/..",
+    "/etc/passwd",
+    "~/models/demo",
+    "./demo",
+    ".",
+    "Qwen//Qwen3-8B",
+    "Qwen/",
+    "/Qwen",
+    "Qwen\\Qwen3-8B",
+    "C:\\models",
+    "demo\n",
+    "de\u0000mo",
+    "demo\u202e",
+    "demo model",
+    "file:demo",
+    "%2e%2e/demo",
+    "-demo",
+)
+
 _DELETE = object()
 
 
@@ -123,6 +146,7 @@ _TASK = [
     _case("model", 7),
     _case("model", ["demo"]),
     _case("model", "m" * 513),
+    *[_case("model", name) for name in NO_MODEL_IDS],
     _case("messages", _DELETE),
     _case("messages", []),
     _case("messages", None),

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -53,12 +55,16 @@ def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-20_000:]
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running server; everything that it logged is shown if it does not start."""
-    folder = tmp_path_factory.mktemp("server")
-    config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
-    port = config["http_options"]["port"] = _free_port()
+@contextmanager
+def running_server(
+    config: dict[str, Any], folder: Path, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """Serve a configuration on a free port; gives the address and the process id.
+
+    Everything that the server logged is shown if it does not start.
+    """
+    port = _free_port()
+    config = config | {"http_options": {"host": "127.0.0.1", "port": port}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     log = folder / "server.log"
     address = f"http://127.0.0.1:{port}"
@@ -71,12 +77,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | (environment or {}),
         )
     try:
         _wait_until_ready(process, address, log)
-        yield address
+        yield address, process.pid
     finally:
         _stop(process, log)
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that runs the committed configuration."""
+    config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
+    with running_server(config, tmp_path_factory.mktemp("server")) as (address, _):
+        yield address
 
 
 @pytest.fixture

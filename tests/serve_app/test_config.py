@@ -12,9 +12,9 @@ from serve_app.config import (
     AppArgs,
     EngineArgs,
     ModelArgs,
-    explain,
     resolve_source,
 )
+from serve_app.strict import explain
 
 
 def _faults(args: dict[str, Any]) -> str:
@@ -31,7 +31,7 @@ def _model_fault(**fields: Any) -> str:
     ("fields", "said"),
     [
         ({"quantise_bits": 4}, "unknown key 'quantise_bits'; did you mean 'quantize_bits'?"),
-        ({"gpu_memory": 4}, "unknown key 'gpu_memory'; the keys are id, source"),
+        ({"gpu_memory": 4}, "unknown key 'gpu_memory'; the keys are device, num_gpus"),
         ({"quantize_bits": 5}, "args.models.0.quantize_bits: Input should be 4 or 8"),
         ({"quantize_bits": "4"}, "args.models.0.quantize_bits: "),
         ({"dtype": "fp16"}, "args.models.0.dtype: "),
@@ -62,8 +62,8 @@ def test_a_faulty_model_is_refused(fields: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({}, "args.models: Field required"),
-        ({"models": []}, "args.models: "),
+        ({}, "args: nothing is served: give models, a pool, or both"),
+        ({"models": []}, "args: nothing is served"),
         ({"models": {"id": "demo"}}, "args.models: "),
         ({"models": ["demo"]}, "args.models.0: "),
         ({"model": []}, "unknown key 'model'; did you mean 'models'?"),

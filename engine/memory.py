@@ -1,0 +1,135 @@
+"""How much memory a model takes: counted of a loaded one, estimated of one that is only described.
+
+What is counted is what grows with the model, its weights and its KV cache. Python, libraries and
+activations come on top and are about the same for every model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, get_local_safetensors_metadata
+from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
+
+from engine.config import EngineConfig
+from engine.load_errors import load_errors
+from engine.prepack import PackedLinear
+from engine.source import Source, locate, read_json, weight_files, with_weights
+
+_DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+# Bytes of a quantized weight: NF4 has a float32 scale for each 64 weights, INT8 one for each row.
+_QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
+# Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
+_UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", "vision", "visual", "projector", "mlp1")
+# The embedding of tokens, as most architectures call it.
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of a loaded model's weights: shared ones once, quantized ones as they are stored."""
+    seen: dict[int, int] = {}
+    for tensor in _tensors(model):
+        seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def _tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            yield from module.stored()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _scales(tensor)
+
+
+def _scales(weight: Any) -> Iterator[torch.Tensor]:
+    """What bitsandbytes keeps beside a quantized weight."""
+    state = getattr(weight, "quant_state", None)
+    while state is not None:  # the scales may be quantized in their turn
+        yield state.absmax
+        yield state.code
+        state = state.state2
+    if (scales := getattr(weight, "SCB", None)) is not None:
+        yield scales
+
+
+def estimate_bytes(config: EngineConfig) -> int:
+    """What an engine will take, before anything but small files is downloaded. Blocking.
+
+    An estimate: which tensors are quantized is read from their names.
+
+    Raises:
+        TaskError: as `engine.source` does.
+    """
+    source = locate(config)
+    with load_errors(config):
+        description = read_json(config, source.directory / "config.json")
+        text = description.get("text_config") or description.get("llm_config") or description
+        dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
+        tensors = {
+            name: tensor
+            for file in _headers(config, source).files_metadata.values()
+            for name, tensor in file.tensors.items()
+        }
+        sizes = {
+            name: math.prod(tensor.shape)
+            * _bytes_of(name, len(tensor.shape), tensor.dtype, dtype, config.quantize_bits)
+            for name, tensor in tensors.items()
+        }
+        weights = sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
+        return int(weights) + _kv_bytes(config, text, _DTYPE_BYTES.get(dtype or "", 4))
+
+
+def _tied_head(sizes: dict[str, float]) -> float:
+    """A head that is the embedding: a CPU packs it for itself and keeps the embedding."""
+    if any("lm_head" in name for name in sizes):
+        return 0
+    return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
+
+
+def _headers(config: EngineConfig, source: Source) -> SafetensorsRepoMetadata:
+    """The headers of all files of weights; from the hub where the files are not here yet."""
+    names = weight_files(config, source)
+    if all((source.directory / name).is_file() for name in names) or config.local_files_only:
+        with_weights(config, source)  # says what is wrong with them, if anything is
+        return get_local_safetensors_metadata(source.directory)
+    return HfApi().get_safetensors_metadata(config.model, revision=source.commit)
+
+
+def _bytes_of(name: str, dims: int, stored: str, dtype: str | None, bits: int | None) -> float:
+    if bits is not None and dims > 1 and not any(part in name for part in _UNQUANTIZED):
+        return _QUANTIZED_BYTES[bits]
+    return _DTYPE_BYTES.get(dtype or "", _SAFETENSORS_BYTES.get(stored, 1))
+
+
+def _own_dtype(*descriptions: dict[str, Any]) -> str | None:
+    for description in descriptions:
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(description.get(key), str):
+                return str(description[key])
+    return None
+
+
+def _kv_bytes(config: EngineConfig, text: dict[str, Any], item: int) -> int:
+    """The KV cache: what the operator allows, or less where the model can use less."""
+    heads = text.get("num_attention_heads") or text.get("n_head") or 1
+    hidden = text.get("hidden_size") or text.get("n_embd") or 0
+    per_token = (
+        2
+        * (text.get("num_hidden_layers") or text.get("n_layer") or 0)
+        * (text.get("num_key_value_heads") or heads)
+        * (text.get("head_dim") or hidden // heads)
+        * item
+    )
+    if config.kv_cache_tokens is not None:
+        return int(config.kv_cache_tokens * per_token)
+    context = (
+        config.context_length or text.get("max_position_embeddings") or text.get("n_positions")
+    )
+    allowed = config.max_kv_cache_bytes or 0
+    return min(allowed, int(config.max_sequences * (context or 0) * per_token) or allowed)
