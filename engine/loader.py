@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from engine.config import EngineConfig
 from engine.load_errors import load_errors
@@ -37,7 +40,10 @@ _UNQUANTIZED_MODULES = ("lm_head", "model.vision_tower", "model.multi_modal_proj
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run, and what its prompts need."""
+    """A model ready to run, and what its prompts need.
+
+    ``revision`` is the commit of a model of the hub; None for a directory.
+    """
 
     model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
     tokenizer: PreTrainedTokenizerBase
@@ -99,6 +105,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     device = resolve_device(config)
     with load_errors(config):
+        config = _pinned(config)
         hf_config = _load_config(config)
         is_vision = _is_vision(hf_config, config)
         auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
@@ -125,13 +132,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token_id=processor.image_token_id if processor else None,
         context_length=_context_length(config, hf_config),
         device=device,
-        revision=getattr(hf_config, "_commit_hash", None),
+        revision=None if _is_directory(config) else config.revision,
     )
 
 
 def load_processor(config: EngineConfig) -> Any | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
     with load_errors(config):
+        config = _pinned(config)
         hf_config = _load_config(config)
         return (
             _load_internvl_processor(config, hf_config) if _is_vision(hf_config, config) else None
@@ -159,9 +167,23 @@ def _chat_template(processor: Any, tokenizer: PreTrainedTokenizerBase) -> str | 
 def _source(config: EngineConfig) -> dict[str, Any]:
     return {
         "revision": config.revision or "main",
+        "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
         "local_files_only": config.local_files_only,
     }
+
+
+def _is_directory(config: EngineConfig) -> bool:
+    return Path(config.model).is_dir()
+
+
+def _pinned(config: EngineConfig) -> EngineConfig:
+    """With the commit for revision, so that all files of a model of the hub are of one commit."""
+    if _is_directory(config):
+        return config
+    file = cached_file(config.model, CONFIG_NAME, **_source(config))
+    assert file is not None  # it raises where there is none
+    return replace(config, revision=Path(file).parent.name)
 
 
 def _load_config(config: EngineConfig) -> PreTrainedConfig:
