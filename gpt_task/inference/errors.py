@@ -75,7 +75,8 @@ def translated_errors() -> Iterator[None]:
         # gpt-task's callers look for these words in the text.
         raise OutOfMemory(f"out of memory: {error.message}", error.param) from error
     except contract.TaskError as error:
-        name = _NAMES.get(type(error), TaskExecutionError)
+        names = (name for kind, name in _NAMES.items() if isinstance(error, kind))
+        name = next(names, TaskExecutionError)
         raise name(error.message, error.param, error.retry_after_s) from error
     except ValidationError as error:
         told = explain(error, GPTTaskArgs)

@@ -37,7 +37,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def decode_image(data: str, param: str) -> Image.Image:
-    (image,) = decode_images([data], [param])
+    ((image, _),) = decode_images([data], [param])
     return image
 
 
@@ -222,3 +222,12 @@ def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -
     tiles = inputs[0].arrays["pixel_values"]
     assert tiles.shape[1:] == (3, 32, 32)
     assert inputs[0].placeholder.count("<IMG_CONTEXT>") == 4 * len(tiles)
+
+
+def test_a_digest_stands_for_a_file(tiny_model: TinyModel) -> None:
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
+    red, blue = (encoded(Image.new("RGB", (32, 32), color), "PNG") for color in ("red", "blue"))
+    task = picture_task(red, blue, red)
+    first, other, again = prepare(task.split_images()[1], image_params(task))
+    assert first.digest == again.digest != other.digest
+    assert np.array_equal(first.arrays["pixel_values"], again.arrays["pixel_values"])

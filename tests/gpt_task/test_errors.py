@@ -119,6 +119,12 @@ def test_the_translation() -> None:
         with pytest.raises(expected) as caught, translated_errors():
             raise raised
         assert type(caught.value) is expected
+
+    class NoSuchThing(schema.ModelInvalid):
+        """A finer class of the contract's is still gpt-task's class."""
+
+    with pytest.raises(ModelInvalid), translated_errors():
+        raise NoSuchThing("fine")
     with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"), translated_errors():
         raise schema.OutOfMemory("too large")
     with pytest.raises(KeyboardInterrupt), translated_errors():
