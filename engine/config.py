@@ -32,10 +32,13 @@ class EngineConfig:
         from_hub: ``model`` is a hub id even if a directory here has that name.
         model_id: the name that tasks use and responses carry; ``model`` itself when None.
         revision: branch, tag or commit of the hub repository.
+        cache_dir: where files of the hub are kept; None takes huggingface_hub's own place.
         dtype: weights and arithmetic; "auto" takes the dtype that the checkpoint was saved in.
         quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
         device: "auto" takes CUDA where there is a GPU.
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
+        cut_to_context: lower a task's ``max_new_tokens`` to what its prompt leaves of the context.
+            False refuses a task that asks for more.
         max_sequences: sequences that decode at once; a task counts its ``num_return_sequences``, or
             ``num_beams`` in a beam search.
         max_waiting: tasks that may be here beyond ``max_sequences``; one more is refused.
@@ -64,10 +67,12 @@ class EngineConfig:
     from_hub: bool = False
     model_id: str | None = None
     revision: str | None = None
+    cache_dir: str | None = None
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
     device: Device = "auto"
     context_length: int | None = None
+    cut_to_context: bool = False
     max_sequences: int = 32
     max_waiting: int = 256
     prefill_chunk: int | None = None

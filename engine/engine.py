@@ -136,6 +136,7 @@ class Engine:
                 self._loaded.model,
                 prompt_tokens=len(prompt.token_ids),
                 context_length=self._loaded.context_length,
+                cut_to_context=self.config.cut_to_context,
                 batched_lane=self._loop.assembly.lane.row_counts is not None,
             )
         answers = [

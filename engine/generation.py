@@ -65,6 +65,7 @@ def resolve_settings(
     prompt_tokens: int,
     context_length: int,
     batched_lane: bool,
+    cut_to_context: bool = False,
 ) -> GenerationSettings:
     """Overlay the task's settings on the model's own.
 
@@ -79,6 +80,7 @@ def resolve_settings(
         own.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
         prompt_tokens,
         context_length,
+        cut_to_context,
     )
     overrides.setdefault(
         "num_return_sequences", own.num_return_sequences or DEFAULT_NUM_RETURN_SEQUENCES
@@ -126,9 +128,9 @@ def _refuse_equal_answers(hf: HFGenerationConfig, mode: GenerationMode) -> None:
 
 
 def _max_new_tokens(
-    asked: int | None, default: int, prompt_tokens: int, context_length: int
+    asked: int | None, default: int, prompt_tokens: int, context_length: int, cut: bool
 ) -> int:
-    """The task's limit, checked; or the default, cut to what the context leaves."""
+    """The task's limit, checked or ``cut``; or the default, cut to what the context leaves."""
     left = context_length - prompt_tokens
     if left < 1:
         raise TaskArgsInvalid(
@@ -139,6 +141,8 @@ def _max_new_tokens(
         )
     if asked is None:
         return min(default, left)
+    if cut:
+        return min(asked, left)
     if asked > left:
         raise TaskArgsInvalid(
             f"generation_config.max_new_tokens is {asked}, but the prompt of "

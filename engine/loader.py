@@ -46,7 +46,10 @@ _UNQUANTIZED_MODULES = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run, and what its prompts need."""
+    """A model ready to run, and what its prompts need.
+
+    ``revision`` is the commit of a model of the hub; None for a directory.
+    """
 
     model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
     tokenizer: PreTrainedTokenizerBase
@@ -163,6 +166,7 @@ def _chat_template(
 def _source(config: EngineConfig) -> dict[str, Any]:
     return {
         "revision": config.revision or "main",
+        "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
         "local_files_only": config.local_files_only,
     }

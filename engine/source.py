@@ -159,6 +159,7 @@ def _download(config: EngineConfig, patterns: list[str], commit: str | None = No
     folder = snapshot_download(
         config.model,
         revision=commit or config.revision,
+        cache_dir=config.cache_dir,
         local_files_only=config.local_files_only,
         allow_patterns=patterns,
         # In folders lie other formats of the same model; code may be in folders of its own.

@@ -109,14 +109,21 @@ def _content_tag(value: Any) -> str | None:
     return BLOCKS_TAG if isinstance(value, list) else None
 
 
+BLOCK_KIND = Discriminator(
+    _block_tag,
+    custom_error_type="block_type",
+    custom_error_message='must be {"type": "text", "text": ...} or '
+    '{"type": "image", "base64": ...}',
+)
+CONTENT_KIND = Discriminator(
+    _content_tag,
+    custom_error_type="content_type",
+    custom_error_message="must be a string or an array of text and image blocks",
+)
+
 ContentBlock = Annotated[
     Annotated[TextBlock, Tag(TEXT_BLOCK_TAG)] | Annotated[ImageBlock, Tag(IMAGE_BLOCK_TAG)],
-    Discriminator(
-        _block_tag,
-        custom_error_type="block_type",
-        custom_error_message='must be {"type": "text", "text": ...} or '
-        '{"type": "image", "base64": ...}',
-    ),
+    BLOCK_KIND,
 ]
 
 _Blocks = Annotated[
@@ -136,11 +143,7 @@ _Blocks = Annotated[
 Content = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT_CHARS), Tag(TEXT_TAG)]
     | Annotated[_Blocks, Tag(BLOCKS_TAG)],
-    Discriminator(
-        _content_tag,
-        custom_error_type="content_type",
-        custom_error_message="must be a string or an array of text and image blocks",
-    ),
+    CONTENT_KIND,
 ]
 
 

@@ -15,7 +15,13 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from engine import images
 from engine.config import EngineConfig
-from engine.images import MAX_PIXELS, ImagePreprocessor, check_pixels, image_params
+from engine.images import (
+    MAX_PIXELS,
+    ImagePreprocessor,
+    check_pixels,
+    decode_base64,
+    image_params,
+)
 from schema import Task
 from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
@@ -39,8 +45,9 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 def decode_image(data: str, param: str) -> Image.Image:
-    check_pixels([None], [data], [param])
-    return images.decode_image(data, param)
+    file = decode_base64(data, param)
+    check_pixels([None], [file], [param])
+    return images.decode_image(file, param)
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -222,9 +229,9 @@ def test_texts_inside_a_picture_are_limited() -> None:
 def test_many_pictures_share_one_limit() -> None:
     side = 4096
     data = _png_of(side, side, rows=side)
-    assert sum(check_pixels([None] * 4, [data] * 4, ["a"] * 4)) == MAX_PIXELS
+    assert sum(check_pixels([None] * 4, [decode_base64(data, "")] * 4, ["a"] * 4)) == MAX_PIXELS
     with pytest.raises(TaskArgsInvalid) as caught:
-        check_pixels([None] * 5, [data] * 5, list("abcde"))
+        check_pixels([None] * 5, [decode_base64(data, "")] * 5, list("abcde"))
     assert caught.value.param == "e"
 
 
@@ -297,3 +304,12 @@ def test_the_limit_counts_pictures_that_are_known(tiny_model: TinyModel) -> None
         prepare([data] * 5, list("abcde"))
     assert caught.value.param == "e"
     assert prepare.num_prepared == 1
+
+
+def test_a_digest_stands_for_a_file(tiny_model: TinyModel) -> None:
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
+    red, blue = (encoded(Image.new("RGB", (32, 32), color), "PNG") for color in ("red", "blue"))
+    task = picture_task(red, blue, red)
+    first, other, again = prepare(task.split_images()[1], image_params(task))
+    assert first.digest == again.digest != other.digest
+    assert np.array_equal(first.arrays["pixel_values"], again.arrays["pixel_values"])

@@ -65,4 +65,4 @@ def test_python(code: str, address: str) -> None:
 
 def test_there_is_something_to_run() -> None:
     assert len(CURLS) >= 4
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4

@@ -1,0 +1,21 @@
+"""What `run_task` expects of a cache; anything with these methods is one."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class ModelCache(Protocol[T]):
+    """Keeps loaded models by a key, which is opaque.
+
+    A cache drops a model by forgetting it: nothing has to be called for its memory to be freed.
+    """
+
+    def load(self, key: str, model_loader: Callable[[], T]) -> T:
+        """The model that is kept under ``key``, or else what ``model_loader`` returns."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all models."""
+        ...

@@ -1,0 +1,36 @@
+"""What the last `run_task` of this process ran on, as gpt-task tells it.
+
+It is a fact of the process and not of a task, so it says little where threads run tasks side by
+side.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class _Execution:
+    gpu_count: int | None = None
+    dtype: str | None = None
+
+
+_last = _Execution()
+
+
+def begin(gpu_count: int) -> None:
+    """A task starts, on so many GPUs; its dtype is known when the model is loaded."""
+    _last.gpu_count, _last.dtype = gpu_count, None
+
+
+def loaded(dtype: str) -> None:
+    """The task's model is loaded, in ``dtype``."""
+    _last.dtype = dtype
+
+
+def get_executed_gpu_count() -> int | None:
+    """GPUs that the last task used: 1, or 0 on CPU. None before the first task."""
+    return _last.gpu_count
+
+
+def get_execution_dtype() -> str | None:
+    """The dtype of the last task's model, such as "bfloat16". None where none was loaded."""
+    return _last.dtype

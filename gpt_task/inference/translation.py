@@ -1,0 +1,111 @@
+"""Between gpt-task's form of a task and its answer, and the contract's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine import EngineConfig
+from gpt_task.config import Config
+from gpt_task.models import GPTTaskArgs, GPTTaskResponse, GPTTaskStreamResponse
+from schema.generation import MAX_BEAMS, MAX_NEW_TOKENS, MAX_RETURN_SEQUENCES
+from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
+from schema.task import Task
+
+# What gpt-task sets over the model's own settings, where the contract lets those decide.
+_MAX_NEW_TOKENS = 256
+_NUM_RETURN_SEQUENCES = 1
+
+
+def to_task(args: GPTTaskArgs) -> Task:
+    """The task of the contract. Raises `schema.TaskArgsInvalid`."""
+    settings = {
+        "max_new_tokens": _MAX_NEW_TOKENS,
+        "num_return_sequences": _NUM_RETURN_SEQUENCES,
+    } | (args.generation_config or {})
+    return Task.from_fields(
+        **args.model_dump(exclude={"generation_config"}), generation_config=settings
+    )
+
+
+def engine_config(args: GPTTaskArgs, config: Config) -> EngineConfig:
+    """An engine for a task's model. Nobody else waits for it, so any task may take its time."""
+    return EngineConfig(
+        model=args.model,
+        dtype=args.dtype,
+        quantize_bits=args.quantize_bits,
+        cache_dir=config.data_dir.models.huggingface if config.data_dir else None,
+        local_files_only=config.local_files_only,
+        trust_remote_code=config.trust_remote_code,
+        cut_to_context=True,
+        max_sequences=MAX_RETURN_SEQUENCES,
+        max_exclusive_tokens=MAX_BEAMS * MAX_NEW_TOKENS,
+    )
+
+
+def to_response(response: TaskResponse) -> GPTTaskResponse:
+    """gpt-task's response: the same, its texts without white space at both ends.
+
+    The fingerprint is left out with it, which names the bytes of the unstripped text.
+    """
+    return {
+        "model": response["model"],
+        "choices": [
+            {
+                "index": choice["index"],
+                "message": {
+                    "role": "assistant",
+                    "content": choice["message"]["content"].strip(),
+                },
+                "finish_reason": choice["finish_reason"],
+            }
+            for choice in response["choices"]
+        ],
+        "usage": response["usage"],
+    }
+
+
+class ChunkStream:
+    """Calls a gpt-task callback with the first answer of a task, chunk by chunk.
+
+    Each chunk has one choice. The last one has no text and the finish reason; the others have text
+    and none. The texts, joined, are the first choice's text in `to_response`: white space is held
+    back until text follows it.
+    """
+
+    def __init__(self, callback: Callable[[GPTTaskStreamResponse], None]) -> None:
+        self._callback = callback
+        self._begun = False
+        self._held = ""
+
+    def take(self, chunk: StreamChunk) -> None:
+        """A chunk of the engine's."""
+        for choice in chunk["choices"]:
+            if choice["index"] == 0:
+                text = self._held + choice["delta"]["content"]
+                if not self._begun:
+                    text = text.lstrip()
+                stripped = text.rstrip()
+                self._held = text[len(stripped) :]
+                if stripped:
+                    self._begun = True
+                    self._call(chunk["model"], stripped, None, chunk["usage"])
+
+    def end(self, response: TaskResponse) -> None:
+        """The last chunk."""
+        first = response["choices"][0]
+        self._call(response["model"], "", first["finish_reason"], response["usage"])
+
+    def _call(self, model: str, text: str, reason: FinishReason | None, usage: Usage) -> None:
+        self._callback(
+            {
+                "model": model,
+                "choices": [
+                    {
+                        "index": 0,
+                        "delta": {"role": "assistant", "content": text},
+                        "finish_reason": reason,
+                    }
+                ],
+                "usage": usage,
+            }
+        )
