@@ -21,8 +21,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from engine import internvl
 from engine.config import EngineConfig
+from engine.internvl_weights import OriginalInternVL
 from engine.load_errors import load_errors
+from engine.rope import drop_idle_scaling
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class LoadedModel:
     context_length: int
     device: torch.device
     revision: str | None
+    image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
 
     @property
     def takes_images(self) -> bool:
@@ -101,7 +105,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     with load_errors(config):
         hf_config = _load_config(config)
         is_vision = _is_vision(hf_config, config)
-        auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+        is_original = internvl.original_layout(hf_config) is not None
+        auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+        if is_original:
+            auto_class = OriginalInternVL
         logger.info("loading %s on %s", config.model, device)
         loaded: Any = auto_class.from_pretrained(
             config.model,
@@ -117,6 +124,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         _refuse_random_weights(config, found["missing_keys"])
         processor = _load_internvl_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
+        if is_original:
+            internvl.adopt_tokens(model, tokenizer)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -126,6 +135,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         context_length=_context_length(config, hf_config),
         device=device,
         revision=getattr(hf_config, "_commit_hash", None),
+        image_tag="<image>" if hf_config.model_type == "internvl" else None,
     )
 
 
@@ -165,8 +175,13 @@ def _source(config: EngineConfig) -> dict[str, Any]:
 
 
 def _load_config(config: EngineConfig) -> PreTrainedConfig:
-    hf_config = AutoConfig.from_pretrained(config.model, **_source(config))
+    found, _ = PreTrainedConfig.get_config_dict(config.model, **_source(config))
+    if internvl.is_original(found):
+        hf_config: Any = internvl.native_config(found, config.name)
+    else:
+        hf_config = AutoConfig.from_pretrained(config.model, **_source(config))
     assert isinstance(hf_config, PreTrainedConfig)
+    drop_idle_scaling(hf_config.get_text_config())
     return hf_config
 
 
@@ -180,6 +195,14 @@ def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
 
 
 def _load_internvl_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> Any:
+    if internvl.original_layout(hf_config) is not None:
+        parts = internvl.load_parts(config.model, hf_config, **_source(config))
+        return _ImageOnlyInternVLProcessor(
+            parts.image_processor,
+            parts.tokenizer,
+            image_seq_length=hf_config.image_seq_length,
+            chat_template=parts.chat_template,
+        )
     image_processor = AutoImageProcessor.from_pretrained(config.model, **_source(config))
     arguments, _ = InternVLProcessor.get_processor_dict(config.model, **_source(config))
     return _ImageOnlyInternVLProcessor(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 from transformers import PreTrainedTokenizerBase
 
+from engine.image_tags import fill_image_tags
 from engine.images import ImageInputs
 from engine.loader import LoadedModel
 from schema.errors import TaskArgsInvalid
@@ -45,16 +47,19 @@ class PromptRenderer:
 
         Raises:
             TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
-                the model's own image placeholder.
+                the model's own image placeholder, or other than one ``<image>`` an image.
         """
         self._check_length(sum(len(_text_of(message)) for message in task.messages))
         loaded = self._loaded
+        messages: Sequence[Message] = task.messages
+        if loaded.image_tag is not None and loaded.image_token is not None:
+            messages = fill_image_tags(messages, loaded.image_tag, loaded.image_token)
         if loaded.chat_template is None:
             self._refuse_template_settings(task)
-            text = "\n".join(_text_of(message) for message in task.messages)
+            text = "\n".join(_text_of(message) for message in messages)
             special_tokens = True
         else:
-            text = self._apply_template(task)
+            text = self._apply_template(task, messages)
             special_tokens = False  # the template writes them
         self._check_length(len(text))
         if loaded.image_token is not None:
@@ -82,7 +87,7 @@ class PromptRenderer:
                     param=name,
                 )
 
-    def _apply_template(self, task: Task) -> str:
+    def _apply_template(self, task: Task, messages: Sequence[Message]) -> str:
         arguments = dict(task.template_args or {})
         if clash := sorted(self._reserved & arguments.keys()):
             raise TaskArgsInvalid(
@@ -95,10 +100,10 @@ class PromptRenderer:
                     f"template_args.{name} must be true or false", param=f"template_args.{name}"
                 )
         arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
-        messages = [_template_message(m, self._loaded.takes_images) for m in task.messages]
+        conversation = [_template_message(m, self._loaded.takes_images) for m in messages]
         try:
             text = self._tokenizer.apply_chat_template(
-                messages,
+                conversation,
                 tools=list(task.tools) if task.tools is not None else None,
                 chat_template=self._loaded.chat_template,
                 tokenize=False,
