@@ -34,11 +34,10 @@ class SentencePieceTokenizer(LlamaTokenizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Llama's own way leaves the space out before a text that begins with one.
-        spaces = [normalizers.Replace(" ", "▁")]
-        if self.add_prefix_space:
-            spaces.insert(0, normalizers.Prepend("▁"))
-        self._tokenizer.normalizer = normalizers.Sequence(spaces)
-        self._tokenizer.pre_tokenizer = None
+        prefix = [normalizers.Prepend("▁")] if self.add_prefix_space else []
+        backend: Any = self._tokenizer
+        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None
 
     @classmethod
     def convert_to_native_format(

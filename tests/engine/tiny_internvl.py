@@ -77,7 +77,7 @@ _TOWERS: dict[Tower, dict[str, Any]] = {
 def native_model(language: Language, tower: Tower, *, seed: int = 0) -> Any:
     """A random model of transformers' own classes, with default rotary embeddings."""
     sizes = {key: value for key, value in _LANGUAGE.items() if key != "rope_scaling"}
-    ids = {"vocab_size": vocabulary_size(language), "initializer_range": 0.2}
+    ids: dict[str, Any] = {"vocab_size": vocabulary_size(language), "initializer_range": 0.2}
     classes: dict[Language, type[PreTrainedConfig]] = {
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
