@@ -39,6 +39,8 @@ class PromptRenderer:
         self._tokenizer = loaded.tokenizer
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
+        embeddings = loaded.model and loaded.model.get_input_embeddings()
+        self._num_embeddings = len(embeddings.weight) if embeddings is not None else None
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
@@ -67,6 +69,7 @@ class PromptRenderer:
         token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
+        self._refuse_unknown(token_ids)
         return Prompt(tuple(token_ids), images, self._image_starts(token_ids, images))
 
     def _check_length(self, characters: int) -> None:
@@ -76,6 +79,15 @@ class PromptRenderer:
             raise TaskArgsInvalid(
                 f"messages: {characters} characters are at least {at_least} tokens, more than the "
                 f"context of {self._loaded.context_length} tokens: shorten the messages",
+                param="messages",
+            )
+
+    def _refuse_unknown(self, token_ids: list[int]) -> None:
+        """Some tokenizers have tokens that their model has not; on a GPU one would end it."""
+        if self._num_embeddings is not None and max(token_ids) >= self._num_embeddings:
+            token = self._tokenizer.convert_ids_to_tokens(max(token_ids))
+            raise TaskArgsInvalid(
+                f"messages: the text holds {token!r}, a token that this model does not know",
                 param="messages",
             )
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from tokenizers import AddedToken, normalizers
 from transformers import LlamaTokenizer
+from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.tokenization_utils_base import generate_merges
-from transformers.utils import sentencepiece_model_pb2_new
 from transformers.utils.hub import cached_file
 
 from schema.errors import ModelInvalid
 
-_messages: Any = sentencepiece_model_pb2_new  # made when it is imported, so that nothing is typed
 _BPE = 2  # TrainerSpec.ModelType
 _NORMAL, _USER_DEFINED = 1, 4  # SentencePiece.Type
 
@@ -73,7 +72,7 @@ class SentencePieceTokenizer(LlamaTokenizer):
 
 
 def _read(path: Path) -> Any:
-    model = _messages.ModelProto()
+    model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's own DecodeError, and what lies below it

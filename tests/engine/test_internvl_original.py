@@ -28,6 +28,7 @@ from engine.loader import LoadedModel, load_model, load_processor
 from engine.prompt import PromptRenderer
 from schema import Task
 from schema.errors import ModelInvalid, TaskArgsInvalid
+from tests.engine.conftest import TinyModel
 from tests.engine.tiny_internvl import (
     LANGUAGES,
     SYSTEM,
@@ -349,3 +350,54 @@ def test_weights_that_are_missing_are_not_made_up(original: Original, tmp_path: 
     (directory / "config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelInvalid, match="lack"):
         load(directory)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(
+    original: Original, tmp_path: Path
+) -> None:
+    """Some repositories' tokenizers have more tokens than their models have embeddings."""
+    directory = tmp_path / "model"
+    shutil.copytree(original("qwen2", "300M")[0], directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    last = max(map(int, config["added_tokens_decoder"]))
+    config["added_tokens_decoder"][str(last + 1)] = {"content": "<video>", "special": True}
+    path.write_text(json.dumps(config))
+    render = PromptRenderer(load(directory)).render
+    assert render(asked("video")).token_ids
+    with pytest.raises(TaskArgsInvalid, match="<video>") as caught:
+        render(asked("a <video>"))
+    assert caught.value.param == "messages"
+
+
+async def test_a_repository_of_transformers_layout_as_published(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """The ``-hf`` ones: dynamic scaling, tied by omission, an image processor of torchvision's."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("internvl"), directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    del config["tie_word_embeddings"]
+    text_config = config["text_config"]
+    text_config["rope_theta"] = text_config.pop("rope_parameters")["rope_theta"]
+    text_config["rope_scaling"] = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
+    path.write_text(json.dumps(config))
+    path = directory / "preprocessor_config.json"
+    changes = {"image_processor_type": "GotOcr2ImageProcessorFast", "crop_to_patches": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    answers = []
+    for model in (directory, tiny_model("internvl")):
+        engine = Engine(EngineConfig(model=str(model), dtype="float32", threads=1))
+        try:
+            assert engine.card()["lanes"] == ["batched", "exclusive"]
+            task = asked(
+                [image(1), image(2), text("Image-1: <image>, Image-2: <image>")],
+                generation_config={"max_new_tokens": 8},
+            )
+            response = await engine.run(task, prepared(model, task))
+        finally:
+            engine.close()
+        answers.append(response["choices"][0]["message"]["content"])
+    assert answers[0] == answers[1]
+    assert answers[0]

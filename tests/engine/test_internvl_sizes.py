@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from engine.internvl import native_config
 from engine.internvl_weights import OriginalInternVL
+from engine.rope import drop_idle_scaling
 from tests.engine.tiny_internvl import Tower, original_names
 
 _TOWERS: dict[Tower, dict[str, Any]] = {
@@ -222,12 +224,7 @@ def test_the_index_of_a_published_checkpoint() -> None:
 
 def test_dynamic_rope_scaling_that_is_never_reached_changes_no_frequency() -> None:
     """What `engine.rope` takes away multiplies by 1 as long as nothing is longer than the model."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-
-    from engine.rope import drop_idle_scaling
-
-    text: PreTrainedConfig = native_config(SIZES["InternVL3-1B"][0], "1B").get_text_config()
+    text: Any = native_config(SIZES["InternVL3-1B"][0], "1B").get_text_config()
     assert text.rope_parameters["rope_type"] == "dynamic"
     scaled, _ = ROPE_INIT_FUNCTIONS["dynamic"](text, torch.device("cpu"), seq_len=32768)
     drop_idle_scaling(text)

@@ -25,7 +25,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers.utils import sentencepiece_model_pb2_new
+from transformers.convert_slow_tokenizer import import_protobuf
 
 Language = Literal["qwen2", "qwen3", "internlm3", "internlm2"]
 Tower = Literal["300M", "6B"]
@@ -341,8 +341,7 @@ def _pieces() -> list[tuple[str, int]]:
 
 def sentencepiece_model(**normalizer: Any) -> Any:
     """The SentencePiece model behind `_pieces`, as a protocol buffer."""
-    messages: Any = sentencepiece_model_pb2_new
-    model = messages.ModelProto()
+    model = import_protobuf().ModelProto()
     for number, (piece, kind) in enumerate(_pieces()):
         model.pieces.add(piece=piece, score=-float(number), type=kind)
     model.trainer_spec.model_type = 2
