@@ -143,7 +143,6 @@ def native_config(original: dict[str, Any], name: str) -> InternVLConfig:
         "max_patches": settings["max_dynamic_patch"] if settings["dynamic_image_size"] else 1,
         "system_message": _system_message(settings, text),
     }
-    native._commit_hash = original.get("_commit_hash")
     return native
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils.hub import resolve_revision
 
 from engine import internvl
 from engine.config import EngineConfig
@@ -103,6 +105,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     device = resolve_device(config)
     with load_errors(config):
+        config = _pinned(config)
         hf_config = _load_config(config)
         is_vision = _is_vision(hf_config, config)
         is_original = internvl.original_layout(hf_config) is not None
@@ -122,6 +125,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         )
         model, found = loaded
         _refuse_random_weights(config, found["missing_keys"])
+        if is_original:
+            _refuse_other_weights(config, found["unexpected_keys"])
         processor = _load_internvl_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
         if is_original:
@@ -134,7 +139,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token_id=processor.image_token_id if processor else None,
         context_length=_context_length(config, hf_config),
         device=device,
-        revision=getattr(hf_config, "_commit_hash", None),
+        revision=None if Path(config.model).is_dir() else config.revision,
         image_tag="<image>" if hf_config.model_type == "internvl" else None,
     )
 
@@ -142,6 +147,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
 def load_processor(config: EngineConfig) -> Any | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
     with load_errors(config):
+        config = _pinned(config)
         hf_config = _load_config(config)
         return (
             _load_internvl_processor(config, hf_config) if _is_vision(hf_config, config) else None
@@ -157,6 +163,15 @@ def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> No
         )
 
 
+def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> None:
+    """An original InternVL with more parts than transformers' would run without them."""
+    if unexpected:
+        raise ModelInvalid(
+            f"model {config.name!r} is an InternVL with parts that this engine does not have: "
+            f"{len(unexpected)} tensors, such as {min(unexpected)}"
+        )
+
+
 def _chat_template(processor: Any, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The template of the repository; of several named ones, the default."""
     template = (processor and processor.chat_template) or tokenizer.chat_template
@@ -164,6 +179,15 @@ def _chat_template(processor: Any, tokenizer: PreTrainedTokenizerBase) -> str | 
         template = template.get("default") or next(iter(template.values()), None)
     assert template is None or isinstance(template, str)
     return template
+
+
+def _pinned(config: EngineConfig) -> EngineConfig:
+    """With the commit that the revision stands for now, so that all files are of one commit."""
+    found = resolve_revision(
+        config.model, config.revision or "main", local_files_only=config.local_files_only
+    )
+    commit = getattr(found, "resolved", None)  # none of a directory, or if nobody answers
+    return config if commit is None else replace(config, revision=commit)
 
 
 def _source(config: EngineConfig) -> dict[str, Any]:
