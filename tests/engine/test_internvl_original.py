@@ -23,21 +23,19 @@ from transformers import (
 
 from engine import Engine, EngineConfig
 from engine.images import ImageInputs, ImagePreprocessor, image_params
-from engine.internvl import native_config
-from engine.loader import LoadedModel, load_model, load_processor
+from engine.loader import LoadedModel, load_model
 from engine.prompt import PromptRenderer
 from schema import Task
-from schema.errors import ModelInvalid, TaskArgsInvalid
+from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
 from tests.engine.tiny_internvl import (
     LANGUAGES,
     SYSTEM,
     TILE,
-    Language,
     Tower,
-    original_config,
     save_original,
 )
+from tests.engine.tiny_internvl_tokenizers import Language
 
 Original = Callable[[Language, Tower], tuple[Path, Any]]
 
@@ -276,98 +274,6 @@ async def test_the_engine_answers_as_generate_does(
     )
     assert [choice["message"]["content"] for choice in response["choices"]] == answers
     assert len(set(answers)) == 2
-
-
-ODD: dict[str, dict[str, Any]] = {
-    "ps_version": {"ps_version": "v1"},
-    "select_layer": {"select_layer": -4},
-    "pad2square": {"pad2square": True},
-    "template": {"template": "Hermes-2"},
-    "use_thumbnail": {"use_thumbnail": False},
-    "use_llm_lora": {"use_llm_lora": 16},
-    "force_image_size": {"force_image_size": 64},
-    "llm_config.architectures": {"llm_config": {"architectures": ["Phi3ForCausalLM"]}},
-    "llm_config.bias": {"llm_config": {"architectures": ["InternLM2ForCausalLM"], "bias": True}},
-    "layer_norm_eps": {"vision_config": {"image_size": TILE, "layer_norm_eps": 1e-5}},
-}
-
-
-@pytest.mark.parametrize("key", ODD)
-def test_what_transformers_does_not_have_is_refused_by_name(
-    key: str, original: Original, tmp_path: Path
-) -> None:
-    directory = tmp_path / "model"
-    shutil.copytree(original("qwen2", "300M")[0], directory)
-    changed = original_config("qwen2", "300M", **ODD[key])
-    (directory / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(ModelInvalid) as caught:
-        load(directory)
-    assert f" {key} " in str(caught.value)
-    with pytest.raises(ModelInvalid):
-        load_processor(EngineConfig(model=str(directory)))
-
-
-def test_settings_that_an_old_configuration_leaves_out_are_refused() -> None:
-    """The original code's default for pixel shuffling is the transposed one."""
-    config = original_config("qwen2", "300M")
-    del config["ps_version"]
-    with pytest.raises(ModelInvalid, match="ps_version 'v1'"):
-        native_config(config, "old")
-
-
-def test_quantized_originals_are_refused() -> None:
-    config = original_config("qwen2", "300M", quantization_config={"quant_method": "awq"})
-    with pytest.raises(ModelInvalid, match="quantized already"):
-        native_config(config, "awq")
-
-
-def test_without_dynamic_size_a_picture_is_one_tile(original: Original, tmp_path: Path) -> None:
-    directory = tmp_path / "model"
-    shutil.copytree(original("qwen2", "300M")[0], directory)
-    changed = original_config("qwen2", "300M", dynamic_image_size=False, use_thumbnail=False)
-    (directory / "config.json").write_text(json.dumps(changed))
-    (prepared_image,) = prepared(directory, asked([image(1), text("a")]))
-    assert prepared_image.arrays["pixel_values"].shape == (1, 3, TILE, TILE)
-
-
-def test_a_tokenizer_without_the_image_tokens_is_refused(
-    original: Original, tmp_path: Path
-) -> None:
-    directory = tmp_path / "model"
-    shutil.copytree(original("qwen2", "300M")[0], directory)
-    for name in ("tokenizer_config.json", "added_tokens.json"):
-        path = directory / name
-        path.write_text(path.read_text().replace("<IMG_CONTEXT>", "<other>"))
-    with pytest.raises(ModelInvalid, match="<IMG_CONTEXT>"):
-        load(directory)
-
-
-def test_weights_that_are_missing_are_not_made_up(original: Original, tmp_path: Path) -> None:
-    directory = tmp_path / "model"
-    shutil.copytree(original("qwen2", "300M")[0], directory)
-    changed = original_config("qwen2", "300M")
-    changed["vision_config"]["num_hidden_layers"] = 3
-    (directory / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(ModelInvalid, match="lack"):
-        load(directory)
-
-
-def test_a_token_that_the_model_does_not_know_is_refused(
-    original: Original, tmp_path: Path
-) -> None:
-    """Some repositories' tokenizers have more tokens than their models have embeddings."""
-    directory = tmp_path / "model"
-    shutil.copytree(original("qwen2", "300M")[0], directory)
-    path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    last = max(map(int, config["added_tokens_decoder"]))
-    config["added_tokens_decoder"][str(last + 1)] = {"content": "<video>", "special": True}
-    path.write_text(json.dumps(config))
-    render = PromptRenderer(load(directory)).render
-    assert render(asked("video")).token_ids
-    with pytest.raises(TaskArgsInvalid, match="<video>") as caught:
-        render(asked("a <video>"))
-    assert caught.value.param == "messages"
 
 
 async def test_a_repository_of_transformers_layout_as_published(

@@ -193,7 +193,7 @@ def test_a_repository_in_the_hubs_cache_is_known_by_its_commit(
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for options in ({}, {"local_files_only": True}, {"revision": commit}):
-        config = EngineConfig(model="own/tiny", dtype="float32", threads=1, **options)  # type: ignore[arg-type]
+        config = EngineConfig(model="own/tiny", dtype="float32", threads=1, **options)
         assert load_model(config).revision == commit
     engine = Engine(EngineConfig(model="own/tiny", dtype="float32", threads=1))
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.sentencepiece import load_sentencepiece
 from schema.errors import ModelInvalid
-from tests.engine.tiny_internvl import sentencepiece_model
+from tests.engine.tiny_internvl_tokenizers import sentencepiece_model
 
 # Trained and encoded by the sentencepiece library; the file says how.
 CASES = json.loads((Path(__file__).parent / "sentencepiece_cases.json").read_text())["cases"]

@@ -7,14 +7,12 @@ mistake in the engine's translation shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
 from transformers import (
     InternLM3Config,
     InternVLConfig,
@@ -25,9 +23,18 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers.convert_slow_tokenizer import import_protobuf
 
-Language = Literal["qwen2", "qwen3", "internlm3", "internlm2"]
+from tests.engine.tiny_internvl_tokenizers import (
+    ADDED,
+    BYTES_END,
+    Language,
+    first_added,
+    save_internlm_tokenizer,
+    save_qwen_tokenizer,
+    vocabulary_size,
+    write_json,
+)
+
 Tower = Literal["300M", "6B"]
 
 LANGUAGES: tuple[Language, ...] = ("qwen2", "qwen3", "internlm3", "internlm2")
@@ -36,8 +43,6 @@ SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"  # noqa: RUF001
     "多模态大语言模型。"
 )
-_ADDED = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "<box>")
-_BYTES_END = 3 + 256  # in InternLM's vocabulary: after the control tokens
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -97,7 +102,7 @@ def native_model(language: Language, tower: Tower, *, seed: int = 0) -> Any:
         InternVLConfig(
             vision_config=InternVLVisionConfig(**vision).to_dict(),
             text_config=text.to_dict(),
-            image_token_id=_first_added(language) + _ADDED.index("<IMG_CONTEXT>"),
+            image_token_id=first_added(language) + ADDED.index("<IMG_CONTEXT>"),
             image_seq_length=4,
             downsample_ratio=0.5,
             tie_word_embeddings=False,
@@ -108,8 +113,8 @@ def native_model(language: Language, tower: Tower, *, seed: int = 0) -> Any:
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
         if language in ("internlm3", "internlm2"):  # answer in words: random bytes are no text
-            model.lm_head.weight[:_BYTES_END] = 0
-            model.lm_head.weight[_first_added(language) :] = 0
+            model.lm_head.weight[:BYTES_END] = 0
+            model.lm_head.weight[first_added(language) :] = 0
     return model.eval()
 
 
@@ -288,99 +293,15 @@ def save_original(directory: Path, language: Language, tower: Tower) -> Any:
     for shard, own in shards.items():
         save_file({name: weights[name] for name in own}, directory / shard, {"format": "pt"})
     index = {"metadata": {}, "weight_map": {n: s for s, own in shards.items() for n in own}}
-    _write(directory / "model.safetensors.index.json", index)
-    _write(directory / "config.json", original_config(language, tower))
-    _write(directory / "generation_config.json", {"eos_token_id": 1, "_from_model_config": True})
+    write_json(directory / "model.safetensors.index.json", index)
+    write_json(directory / "config.json", original_config(language, tower))
+    write_json(
+        directory / "generation_config.json", {"eos_token_id": 1, "_from_model_config": True}
+    )
     for module in ("configuration_internvl_chat", "modeling_internvl_chat", "tokenization_own"):
         (directory / f"{module}.py").write_text("raise RuntimeError('remote code ran')\n")
     if language in ("qwen2", "qwen3"):
-        _save_qwen_tokenizer(directory)
+        save_qwen_tokenizer(directory)
     else:
-        _save_internlm_tokenizer(directory)
+        save_internlm_tokenizer(directory)
     return model
-
-
-def vocabulary_size(language: Language) -> int:
-    """Tokens of a tiny tokenizer."""
-    return _first_added(language) + len(_ADDED)
-
-
-def _first_added(language: Language) -> int:
-    return 257 if language in ("qwen2", "qwen3") else len(_pieces())
-
-
-def _save_qwen_tokenizer(directory: Path) -> None:
-    """One token a byte, in Qwen's files: no tokenizer.json, a template that knows text only."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    _write(directory / "vocab.json", {character: i for i, character in enumerate(alphabet)})
-    (directory / "merges.txt").write_text("#version: 0.2\n")
-    added = ("<|endoftext|>", *_ADDED)
-    _write(directory / "added_tokens.json", {token: 256 + i for i, token in enumerate(added)})
-    _write(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "added_tokens_decoder": _added_tokens(256, added),
-            "additional_special_tokens": list(_ADDED),
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "unk_token": None,
-            "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
-        },
-    )
-
-
-def _pieces() -> list[tuple[str, int]]:
-    """Pieces and types of a tiny SentencePiece model: control, bytes, words."""
-    words = ["▁", "a", "b", "c", "ab", "▁a", "▁ab", "abc", "▁abc", "l", "o", "lo", "▁lo"]
-    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3)]
-    pieces += [(f"<0x{byte:02X}>", 6) for byte in range(256)]
-    return pieces + [(word, 1) for word in words]
-
-
-def sentencepiece_model(**normalizer: Any) -> Any:
-    """The SentencePiece model behind `_pieces`, as a protocol buffer."""
-    model = import_protobuf().ModelProto()
-    for number, (piece, kind) in enumerate(_pieces()):
-        model.pieces.add(piece=piece, score=-float(number), type=kind)
-    model.trainer_spec.model_type = 2
-    model.trainer_spec.byte_fallback = True
-    settings = {"add_dummy_prefix": False, "remove_extra_whitespaces": False} | normalizer
-    for key, value in settings.items():
-        setattr(model.normalizer_spec, key, value)
-    return model
-
-
-def _save_internlm_tokenizer(directory: Path) -> None:
-    """InternLM's files: a SentencePiece model and a tokenizer class of the repository's own."""
-    (directory / "tokenizer.model").write_bytes(sentencepiece_model().SerializeToString())
-    control = ("<unk>", "<s>", "</s>")
-    _write(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "InternLM3Tokenizer",
-            "auto_map": {"AutoTokenizer": ["tokenization_own.InternLM3Tokenizer", None]},
-            "added_tokens_decoder": _added_tokens(0, control)
-            | _added_tokens(_first_added("internlm3"), _ADDED),
-            "additional_special_tokens": list(_ADDED),
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "pad_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
-
-
-def _added_tokens(first: int, tokens: tuple[str, ...]) -> dict[str, Any]:
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    return {
-        str(first + i): {"content": token, "special": True, **flags}
-        for i, token in enumerate(tokens)
-    }
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
