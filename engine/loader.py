@@ -16,16 +16,25 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    InternVLProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from engine import internvl
 from engine.config import EngineConfig
 from engine.host_memory import large_blocks_given_back
+from engine.internvl_weights import OriginalInternVL
 from engine.load_errors import load_errors
-from engine.processors import VISION_MODEL_TYPES, PictureProcessor, load_picture_processor
+from engine.processors import (
+    VISION_MODEL_TYPES,
+    PictureProcessor,
+    image_only_processor,
+    load_picture_processor,
+)
 from engine.progress import loading_bars
+from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid
@@ -60,6 +69,7 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     whole_image_tokens: int = 0  # see `engine.vision.whole_image_tokens`
+    image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
 
     @property
     def takes_images(self) -> bool:
@@ -99,7 +109,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
         is_vision = _is_vision(hf_config, config)
         source = with_weights(config, source)
         config = source.config(config)
-        auto_class = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+        is_original = internvl.original_layout(hf_config) is not None
+        auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+        if is_original:
+            auto_class = OriginalInternVL
         quantization = _quantization(config, hf_config)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
@@ -114,8 +127,12 @@ def load_model(config: EngineConfig) -> LoadedModel:
             )
         model, found = loaded
         _refuse_random_weights(config, found["missing_keys"])
+        if is_original:
+            _refuse_other_weights(config, found["unexpected_keys"])
         processor = _load_processor(config, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
+        if is_original:
+            internvl.adopt_tokens(model, tokenizer)
     logger.info(
         "loaded %s in %.1f s, %.2f GiB of weights",
         config.name,
@@ -132,6 +149,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         device=device,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,
+        image_tag="<image>" if hf_config.model_type == "internvl" else None,
     )
 
 
@@ -149,6 +167,15 @@ def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> No
         raise ModelInvalid(
             f"model {config.name!r} is no complete text generation model: its weights lack "
             f"{len(missing)} tensors, such as {min(missing)}"
+        )
+
+
+def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> None:
+    """An original InternVL with more parts than transformers' would run without them."""
+    if unexpected:
+        raise ModelInvalid(
+            f"model {config.name!r} is an InternVL with parts that this engine does not have: "
+            f"{len(unexpected)} tensors, such as {min(unexpected)}"
         )
 
 
@@ -173,8 +200,13 @@ def _source(config: EngineConfig) -> dict[str, Any]:
 
 
 def _load_config(config: EngineConfig) -> PreTrainedConfig:
-    hf_config = AutoConfig.from_pretrained(config.model, **_source(config))
+    found, _ = PreTrainedConfig.get_config_dict(config.model, **_source(config))
+    if internvl.is_original(found):
+        hf_config: Any = internvl.native_config(found, config.name)
+    else:
+        hf_config = AutoConfig.from_pretrained(config.model, **_source(config))
     assert isinstance(hf_config, PreTrainedConfig)
+    drop_idle_scaling(hf_config.get_text_config())
     return hf_config
 
 
@@ -188,7 +220,16 @@ def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
 
 
 def _load_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
-    return load_picture_processor(config, hf_config, _load_tokenizer(config), _source(config))
+    if internvl.original_layout(hf_config) is None:
+        return load_picture_processor(config, hf_config, _load_tokenizer(config), _source(config))
+    parts = internvl.load_parts(config.model, hf_config, **_source(config))
+    processor = image_only_processor(InternVLProcessor)(
+        parts.image_processor,
+        parts.tokenizer,
+        image_seq_length=hf_config.image_seq_length,
+        chat_template=parts.chat_template,
+    )
+    return PictureProcessor(processor, processor.image_token_id)
 
 
 def _is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:

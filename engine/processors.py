@@ -136,11 +136,11 @@ def load_picture_processor(
     }
     # One backend on all machines: where torchvision is installed, its pixels would be others.
     image_processor = AutoImageProcessor.from_pretrained(config.model, backend="pil", **source)
-    processor = _image_only(own_class)(image_processor, tokenizer, **settings)
+    processor = image_only_processor(own_class)(image_processor, tokenizer, **settings)
     return PictureProcessor(processor, hf_config.image_token_id)
 
 
-def _image_only(own_class: Any) -> Any:
+def image_only_processor(own_class: Any) -> Any:
     """A processor class without its video processor."""
     if own_class.__name__ == "SmolVLMProcessor":
         _do_without_num2words()

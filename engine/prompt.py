@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 from transformers import PreTrainedTokenizerBase
 
+from engine.image_tags import fill_image_tags
 from engine.images import ImageInputs
 from engine.loader import LoadedModel
 from schema.errors import TaskArgsInvalid
@@ -59,6 +60,8 @@ class PromptRenderer:
         self._tokenizer = loaded.tokenizer
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
+        embeddings = loaded.model and loaded.model.get_input_embeddings()
+        self._num_embeddings = len(embeddings.weight) if embeddings is not None else None
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
@@ -67,16 +70,19 @@ class PromptRenderer:
 
         Raises:
             TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
-                the model's own image placeholder.
+                the model's own image placeholder, or other than one ``<image>`` an image.
         """
         self._check_length(sum(len(_text_of(message)) for message in task.messages))
         loaded = self._loaded
+        messages: Sequence[Message] = task.messages
+        if loaded.image_tag is not None and loaded.image_token is not None:
+            messages = fill_image_tags(messages, loaded.image_tag, loaded.image_token)
         if loaded.chat_template is None:
             self._refuse_template_settings(task)
-            text = "\n".join(_text_of(message) for message in task.messages)
+            text = "\n".join(_text_of(message) for message in messages)
             special_tokens = True
         else:
-            text = self._apply_template(task)
+            text = self._apply_template(task, messages)
             special_tokens = self._template_lacks_special_tokens(text)
         self._check_length(len(text))
         if loaded.image_token is not None:
@@ -84,6 +90,7 @@ class PromptRenderer:
         token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
+        self._refuse_unknown(token_ids)
         places = self._image_places(token_ids, images)
         return Prompt(
             tuple(token_ids),
@@ -114,6 +121,15 @@ class PromptRenderer:
                 param="messages",
             )
 
+    def _refuse_unknown(self, token_ids: list[int]) -> None:
+        """Some tokenizers have tokens that their model has not; on a GPU one would end it."""
+        if self._num_embeddings is not None and max(token_ids) >= self._num_embeddings:
+            token = self._tokenizer.convert_ids_to_tokens(max(token_ids))
+            raise TaskArgsInvalid(
+                f"messages: the text holds {token!r}, a token that this model does not know",
+                param="messages",
+            )
+
     def _refuse_template_settings(self, task: Task) -> None:
         for name in ("tools", "template_args"):
             if getattr(task, name):
@@ -122,7 +138,7 @@ class PromptRenderer:
                     param=name,
                 )
 
-    def _apply_template(self, task: Task) -> str:
+    def _apply_template(self, task: Task, messages: Sequence[Message]) -> str:
         arguments = dict(task.template_args or {})
         if clash := sorted(self._reserved & arguments.keys()):
             raise TaskArgsInvalid(
@@ -135,10 +151,10 @@ class PromptRenderer:
                     f"template_args.{name} must be true or false", param=f"template_args.{name}"
                 )
         arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
-        messages = [_template_message(m, self._loaded.takes_images) for m in task.messages]
+        conversation = [_template_message(m, self._loaded.takes_images) for m in messages]
         try:
             text = self._tokenizer.apply_chat_template(
-                messages,
+                conversation,
                 tools=list(task.tools) if task.tools is not None else None,
                 chat_template=self._loaded.chat_template,
                 tokenize=False,

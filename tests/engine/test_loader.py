@@ -20,6 +20,7 @@ from transformers import (
     ViTModel,
 )
 
+from engine import Engine
 from engine.config import EngineConfig
 from engine.loader import load_model, load_processor
 from schema.errors import (
@@ -221,3 +222,22 @@ def test_a_context_that_the_model_does_not_have(tiny_model: TinyModel) -> None:
 def test_cuda_where_there_is_none(tiny_model: TinyModel) -> None:
     with pytest.raises(ModelInvalid, match="no CUDA device"):
         load_model(EngineConfig(model=str(tiny_model("qwen2")), device="cuda"))
+
+
+def test_a_repository_in_the_hubs_cache_is_known_by_its_commit(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--own--tiny"
+    shutil.copytree(tiny_model("qwen2"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for options in ({}, {"local_files_only": True}, {"revision": commit}):
+        config = EngineConfig(model="own/tiny", dtype="float32", threads=1, **options)
+        assert load_model(config).revision == commit
+    engine = Engine(EngineConfig(model="own/tiny", dtype="float32", threads=1))
+    try:
+        assert engine.card()["weights"] == commit
+    finally:
+        engine.close()
