@@ -108,10 +108,10 @@ def _run(
     try:
         execution.loaded(loaded.engine.card()["dtype"])
         if stream_callback is None:
-            return to_response(loaded.engine.run_blocking(task))
+            return to_response(args.model, loaded.engine.run_blocking(task))
         if (number := task.generation_config.num_return_sequences or 1) > 1:
             logger.warning("only the first of %d answers is streamed, as in gpt-task", number)
-        stream = ChunkStream(stream_callback)
+        stream = ChunkStream(args.model, stream_callback)
         stream.end(loaded.engine.run_blocking(task, stream.take))
         return None
     finally:

@@ -15,16 +15,21 @@ from schema.task import Task
 _MAX_NEW_TOKENS = 256
 _NUM_RETURN_SEQUENCES = 1
 
+_MODEL = "gpt-task"
+
 
 def to_task(args: GPTTaskArgs) -> Task:
-    """The task of the contract. Raises `schema.TaskArgsInvalid`."""
+    """The task of the contract. Raises `schema.TaskArgsInvalid`.
+
+    The contract's tasks come from strangers and never name a directory; gpt-task's may. So the
+    task goes by another name, and the answer gets the model's back.
+    """
     settings = {
         "max_new_tokens": _MAX_NEW_TOKENS,
         "num_return_sequences": _NUM_RETURN_SEQUENCES,
     } | (args.generation_config or {})
-    return Task.from_fields(
-        **args.model_dump(exclude={"generation_config"}), generation_config=settings
-    )
+    fields = args.model_dump(exclude={"generation_config", "model"})
+    return Task.from_fields(**fields, model=_MODEL, generation_config=settings)
 
 
 def engine_config(args: GPTTaskArgs, config: Config) -> EngineConfig:
@@ -42,13 +47,15 @@ def engine_config(args: GPTTaskArgs, config: Config) -> EngineConfig:
     )
 
 
-def to_response(response: TaskResponse) -> GPTTaskResponse:
+def to_response(model: str, response: TaskResponse) -> GPTTaskResponse:
     """gpt-task's response: the same, its texts without white space at both ends.
+
+    ``model`` is the name that the task was given with.
 
     The fingerprint is left out with it, which names the bytes of the unstripped text.
     """
     return {
-        "model": response["model"],
+        "model": model,
         "choices": [
             {
                 "index": choice["index"],
@@ -72,7 +79,8 @@ class ChunkStream:
     back until text follows it.
     """
 
-    def __init__(self, callback: Callable[[GPTTaskStreamResponse], None]) -> None:
+    def __init__(self, model: str, callback: Callable[[GPTTaskStreamResponse], None]) -> None:
+        self._model = model
         self._callback = callback
         self._begun = False
         self._held = ""
@@ -88,17 +96,17 @@ class ChunkStream:
                 self._held = text[len(stripped) :]
                 if stripped:
                     self._begun = True
-                    self._call(chunk["model"], stripped, None, chunk["usage"])
+                    self._call(stripped, None, chunk["usage"])
 
     def end(self, response: TaskResponse) -> None:
         """The last chunk."""
         first = response["choices"][0]
-        self._call(response["model"], "", first["finish_reason"], response["usage"])
+        self._call("", first["finish_reason"], response["usage"])
 
-    def _call(self, model: str, text: str, reason: FinishReason | None, usage: Usage) -> None:
+    def _call(self, text: str, reason: FinishReason | None, usage: Usage) -> None:
         self._callback(
             {
-                "model": model,
+                "model": self._model,
                 "choices": [
                     {
                         "index": 0,

@@ -67,13 +67,9 @@ def test_args_that_are_none() -> None:
         run_task({"model": "m", "messages": MESSAGES})  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-@pytest.mark.usefixtures("_no_network")
-def test_models_that_are_not_here() -> None:
+def test_models_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # discard
     with pytest.raises(ModelNotDownloaded):
         run_task(model="no/such", messages=MESSAGES, config=Config(local_files_only=True))
     with pytest.raises(ModelDownloadError):

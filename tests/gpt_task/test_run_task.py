@@ -158,7 +158,9 @@ def test_chunks_have_the_shape_that_gpt_task_documents(
 @given(pieces=st.lists(st.text(alphabet=" \n\tab\u00a0", max_size=4), max_size=8))
 def test_joined_deltas_are_the_stripped_text(pieces: list[str]) -> None:
     heard: list[str] = []
-    stream = ChunkStream(lambda chunk: heard.append(chunk["choices"][0]["delta"]["content"]))
+    stream = ChunkStream(
+        "tiny", lambda chunk: heard.append(chunk["choices"][0]["delta"]["content"])
+    )
     for piece in pieces:
         chunk: StreamChunk = {
             "model": "any",
