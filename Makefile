@@ -51,8 +51,9 @@ test: export RAY_AUTH_MODE := disabled
 test: export OMP_NUM_THREADS := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export HF_HUB_OFFLINE := 1
+# Two processes: one starts servers and mostly waits for them, the other computes.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -14,7 +14,12 @@ os.environ.setdefault("RAY_ADDRESS", "local")  # never somebody's running cluste
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Keep together what shares servers or models; skip what needs a GPU where there is none."""
+    for item in items:
+        folder = item.path.parent.name
+        # With pytest-xdist: all tests with servers in one process, so that no two run at once.
+        name = folder if folder == "serve_app" else item.path.name
+        item.add_marker(pytest.mark.xdist_group(f"{folder}/{name}"))
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return

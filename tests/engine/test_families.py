@@ -157,13 +157,20 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
     shutil.copytree(tiny_model("llava"), directory)
     path = directory / "config.json"
     config = json.loads(path.read_text())
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config["text_config"]["rope_parameters"] = rope
+    text = config["text_config"]
+    factors = [1.0 + n / 10 for n in range(text["head_dim"] // 2)]
+    text["rope_parameters"] = {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 10000.0,
+    }
     path.write_text(json.dumps(config))
     engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
     try:
         assert engine.card()["lanes"] == ["exclusive"]
-        assert "dynamic" in engine.card()["exclusive_reason"]
+        assert "longrope" in engine.card()["exclusive_reason"]
         for messages in CONVERSATIONS.values():
             response = engine.run_blocking(task(messages, SETTINGS["sample"]))
             assert texts(response) == Oracle(directory).answers(messages, SETTINGS["sample"])
