@@ -34,11 +34,11 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # The check comes first because `serve run` does not exit on a faulty configuration. Ctrl-C stops the
-# server, its replicas and the local Ray.
+# server, its replicas and the local Ray; so does a SIGTERM to make, which hands it on to its child
+# (hence exec). The waiter ends when that child is gone.
 serve: $(READY)
-	@$(BIN)/python -m serve_app.check $(CONFIG)
-	@$(BIN)/python -m serve_app.ready $(CONFIG) & waiter=$$!; trap 'kill $$waiter 2>/dev/null' EXIT; \
-	  $(BIN)/serve run $(CONFIG)
+	@$(BIN)/python -m serve_app.check --port-is-free $(CONFIG)
+	@$(BIN)/python -m serve_app.ready $(CONFIG) & exec $(BIN)/serve run $(CONFIG)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 
 from engine.config import EngineConfig
@@ -144,9 +144,15 @@ def _too_large(param: str) -> TaskArgsInvalid:
 
 def _unreadable(param: str, error: Exception) -> TaskArgsInvalid:
     return TaskArgsInvalid(
-        f"{param} is not a readable picture ({', '.join(FORMATS)}): {type(error).__name__}",
+        f"{param} is not a readable picture: {_reason(error)}",
         param=param,
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}"
+    return "it is damaged, or its end is missing"
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -30,7 +30,9 @@ _CONTEXT = 7  # tokens before the probed row; any number that is not special
 # most rows (four of five, at 4864 terms): few probes would miss that they differ.
 _PROBES = 16
 _LANE_TOKENS = 24  # prompt of the lane check
-_TIMED_RUNS = 3
+_TIMED_RUNS = 5
+_CLEARLY = 0.9  # of the time of the smaller count
+_MOST_PADDING = 4  # times the rows
 
 # Largest difference between packed and plain logits, relative to the largest logit. Loose: it tells
 # a wrong mask, position or layer state, which changes logits by their own size, from rounding.
@@ -82,7 +84,7 @@ def find_row_counts(
         raise ProbeFailedError("a row's result depends on its position or on the other rows")
     logger.info("row counts that agree bit for bit: decode %s, prefill %s", decode, prefill)
     used = decode[: bisect_left(decode, max_sequences) + 1]
-    return RowCounts(decode, prefill, faster=_faster({n: decode_probe.seconds(n) for n in used}))
+    return RowCounts(decode, prefill, faster=_faster(_timed(decode_probe, used)))
 
 
 def _classes(probe: _Probe, candidates: Sequence[int]) -> list[list[int]]:
@@ -101,13 +103,28 @@ def _classes(probe: _Probe, candidates: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
-    """For each row count that a larger one beats, the fastest of these.
+def _timed(probe: _Probe, counts: Sequence[int]) -> dict[int, float]:
+    """Seconds of a forward at each row count: the best of a few rounds over all of them.
 
-    Kernels are tuned for some shapes: 4 rows can take three quarters of the time of 2.
+    In rounds, so that a machine that is busy for a moment is so for all.
     """
-    best = {n: min((m for m in seconds if m >= n), key=lambda m: seconds[m]) for n in seconds}
-    return {n: m for n, m in best.items() if m != n}
+    rounds = [{n: probe.seconds(n) for n in counts} for _ in range(_TIMED_RUNS)]
+    return {n: min(seconds[n] for seconds in rounds) for n in counts}
+
+
+def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
+    """For each row count that a larger one clearly beats, the fastest of these.
+
+    Kernels are tuned for some shapes: 4 rows can take three quarters of the time of 2. A much
+    larger count only seems to win, on a busy machine.
+    """
+    best: dict[int, int] = {}
+    for rows, time_taken in seconds.items():
+        larger = [n for n in seconds if rows < n <= _MOST_PADDING * rows]
+        fastest = min(larger, key=seconds.__getitem__, default=rows)
+        if seconds[fastest] < _CLEARLY * time_taken:
+            best[rows] = fastest
+    return best
 
 
 def _choose(classes: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | None:
@@ -160,14 +177,11 @@ class _Probe:
         return b"".join(seen)
 
     def seconds(self, num_rows: int) -> float:
-        """How long a forward takes; the best of a few."""
+        """How long a forward takes, once."""
         token_ids = torch.zeros(num_rows, dtype=torch.long)
-        times = []
-        for _ in range(_TIMED_RUNS):
-            start = time.perf_counter()
-            self._decode(token_ids, range(1), [0]).cpu()
-            times.append(time.perf_counter() - start)
-        return min(times)
+        start = time.perf_counter()
+        self._decode(token_ids, range(1), [0]).cpu()
+        return time.perf_counter() - start
 
     def _decode(
         self, token_ids: torch.Tensor, probes: range, places: Sequence[int]

@@ -8,8 +8,11 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.engine import Engine
+from schema.errors import ModelInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
+
+_PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
 
 
 def run_task(
@@ -37,6 +40,8 @@ def run_task(
     source = fields.get("model")
     if engine is None and isinstance(source, str) and Path(source).is_dir():
         fields["model"] = Path(source).resolve().name
+    elif engine is None and isinstance(source, str) and source.startswith(_PATHS):
+        raise ModelInvalid(f"model: there is no directory {source!r} here", param="model")
     else:
         source = None
     if task is None:

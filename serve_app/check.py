@@ -7,6 +7,7 @@ says it first, in one line for each fault, and exits with status 1.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ def check(path: Path) -> tuple[list[AppArgs], list[str]]:
     if not checked and not faults:
         faults.append(f"applications: none has import_path: {BUILDER}")
     return checked, faults
+
+
+def taken_port(path: Path) -> list[str]:
+    """The fault of a port that somebody listens on, of a file that is right otherwise.
+
+    Ray's proxies share a port: a second server would start on it and get half of the requests.
+    """
+    options = yaml.safe_load(path.read_text(encoding="utf-8")).get("http_options") or {}
+    host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who has left does not count
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            return [
+                f"http_options: {host} port {port} cannot be used ({error.strerror}): stop what "
+                "listens there, or set another port"
+            ]
+    return []
 
 
 def _unknown_keys(document: dict[str, Any]) -> list[str]:
@@ -130,7 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Check the file named on the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.check", description=__doc__)
     parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    checked, faults = check(parser.parse_args(arguments).config)
+    parser.add_argument(
+        "--port-is-free", action="store_true", help="also refuse a port that somebody listens on"
+    )
+    options = parser.parse_args(arguments)
+    checked, faults = check(options.config)
+    if options.port_is_free and not faults:
+        faults = taken_port(options.config)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:

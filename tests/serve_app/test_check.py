@@ -1,6 +1,7 @@
 """`python -m serve_app.check`: the file is right, or every fault is named."""
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,17 @@ def test_what_ray_would_ignore_or_stumble_over(
 ) -> None:
     assert main([_written(tmp_path, _document() | change)]) == 1
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by who would share it, as Ray's proxies do."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        file = _written(tmp_path, _document() | {"http_options": {"port": port}})
+        assert main([file]) == 0
+        assert main([file, "--port-is-free"]) == 1
+        assert f"port {port}" in capsys.readouterr().err
+    assert main([file, "--port-is-free"]) == 0
