@@ -101,11 +101,14 @@ def resolve_settings(
         hf.max_length = None  # max_new_tokens alone limits the length
         hf.max_time = None  # an answer must not depend on the machine's speed
         hf.return_dict_in_generate = False
+        for name in ("num_beams", "num_return_sequences"):
+            if not isinstance(getattr(hf, name), int | None):
+                raise ValueError(f"{name} is {getattr(hf, name)!r} in the model's own settings")
         mode = hf.get_generation_mode()
         _refuse_equal_answers(hf, mode)
         hf.validate(strict=False)
         stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a TypeError is of the model's own settings
         raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
     return GenerationSettings(
         hf=hf,

@@ -9,9 +9,11 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from operator import mul
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -21,7 +23,7 @@ from engine.config import EngineConfig
 from engine.image_cache import ImageCache
 from engine.loader import load_processor
 from engine.processors import ProcessedPicture
-from schema.errors import TaskArgsInvalid
+from schema.errors import OutOfMemory, TaskArgsInvalid, TaskExecutionError
 from schema.task import ImageBlock, Task
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -68,9 +70,14 @@ def image_params(task: Task) -> list[str]:
 
 
 def check_pixels(
-    known: Sequence[int | None], files: Sequence[bytes], params: Sequence[str]
+    known: Sequence[int | None],
+    files: Sequence[bytes],
+    params: Sequence[str],
+    pixels_of: Callable[[int, int], int] = mul,
 ) -> list[int]:
     """The pixels of each picture, read from its header where they are not known.
+
+    ``pixels_of`` makes them of a width and a height.
 
     Raises:
         TaskArgsInvalid: a header is damaged, or the pictures have too many pixels together.
@@ -81,7 +88,7 @@ def check_pixels(
             # Opened for its header and dropped: what a parsed picture holds besides its pixels
             # (texts, profiles) may be large too.
             with _open(file, param) as image:
-                number = image.width * image.height
+                number = pixels_of(image.width, image.height)
         pixels.append(number)
         if sum(pixels) > MAX_PIXELS:
             raise _too_large(param)
@@ -136,8 +143,9 @@ def _rgb(image: Image.Image, param: str) -> Image.Image:
 
 def _too_large(param: str) -> TaskArgsInvalid:
     return TaskArgsInvalid(
-        f"{param}: with this picture the task has more than {MAX_PIXELS} pixels, which is the "
-        "limit for all its pictures together: scale them down",
+        f"{param}: with this picture the task has more than {MAX_PIXELS} pixels (as the "
+        "model's processor pads or scales them), which is the limit for all its pictures together: "
+        "scale them down",
         param=param,
     )
 
@@ -203,7 +211,10 @@ class ImagePreprocessor:
         files = [decode_base64(data, param) for data, param in zip(images, params, strict=True)]
         keys = [_digest(file, variant) for file in files]
         known = [self._cache.get(key) for key in keys]
-        sizes = check_pixels([one.pixels if one else None for one in known], files, params)
+        pixels_of = partial(self._processor.pixels, among_others=among_others)
+        sizes = check_pixels(
+            [one.pixels if one else None for one in known], files, params, pixels_of
+        )
         made: dict[bytes, _Known] = {
             key: one for key, one in zip(keys, known, strict=True) if one is not None
         }
@@ -227,6 +238,15 @@ class ImagePreprocessor:
         except ValueError as error:
             raise TaskArgsInvalid(
                 f"{param}: the model's image processor refused this picture: {error}", param=param
+            ) from error
+        except MemoryError as error:
+            raise OutOfMemory(
+                f"{param}: there is no memory to prepare this picture: scale it down", param=param
+            ) from error
+        except Exception as error:
+            raise TaskExecutionError(
+                f"{param}: the model's image processor failed on this picture: {error!r}",
+                param=param,
             ) from error
         self.num_prepared += 1
         for array in processed.arrays.values():

@@ -66,6 +66,7 @@ _VISION_DEFAULTS: dict[str, Any] = {
     "qkv_bias": False,
 }
 _VISION_NAMES = {"qk_normalization": "use_qk_norm", "qkv_bias": "attention_bias"}
+_MAX_TILES = 64  # published ones have 12
 _QK_NORM_EPS = 1e-6  # fixed in transformers
 
 _IMAGE_TOKENS = {
@@ -125,6 +126,7 @@ def native_config(original: dict[str, Any], name: str) -> InternVLConfig:
     """
     settings = _DEFAULTS | original
     _refuse_unknown(settings, name)
+    _refuse_tiles(settings, name)
     vision = _vision_config(settings, name)
     text = _text_config(settings.get("llm_config") or {}, name)
     grid = vision["image_size"] // vision["patch_size"]
@@ -171,6 +173,16 @@ def _refuse_unknown(settings: dict[str, Any], name: str) -> None:
                 f"model {name!r} is quantized already, in InternVL's original layout: take the "
                 "repository that is not, and set quantize_bits"
             )
+
+
+def _refuse_tiles(settings: dict[str, Any], name: str) -> None:
+    """Grids of tiles are tried one by one for every picture, so that their number matters."""
+    least, most = settings["min_dynamic_patch"], settings["max_dynamic_patch"]
+    if type(least) is not int or type(most) is not int or not 1 <= least <= most <= _MAX_TILES:
+        raise ModelInvalid(
+            f"model {name!r} has min_dynamic_patch {least!r} and max_dynamic_patch {most!r} in its "
+            f"config.json; they must be whole numbers from 1 to {_MAX_TILES}, the least first"
+        )
 
 
 def _unsupported(name: str, key: str, value: Any, values: tuple[Any, ...]) -> ModelInvalid:

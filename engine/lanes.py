@@ -20,9 +20,11 @@ from engine.probe import (
     batched_lane_problem,
     find_row_counts,
     pages_needed,
+    plain_attention,
 )
 from engine.runner import RowCounts, Runner
 from engine.varlen import varlen_problem
+from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,23 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
+        _refuse_without_forward(runner, config)
         logger.warning("%s runs in the exclusive lane only: %s", config.name, error)
         return replace(lane, problem=str(error))
     return replace(lane, cache=cache, row_counts=row_counts, attention=attention)
+
+
+def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
+    """Refuse what cannot even run the model's own forward: every task of it would fail."""
+    try:
+        with plain_attention(runner):
+            runner.plain_logits([0, 0, 0])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        bits = config.quantize_bits
+        how = f"dtype {config.dtype}" + (f" and quantize_bits {bits}" if bits else "")
+        raise ModelInvalid(f"model {config.name!r} does not run with {how}: {error}") from error
 
 
 def _row_counts(

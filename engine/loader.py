@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,12 +38,13 @@ from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
 from engine.vision import whole_image_tokens
-from schema.errors import ModelInvalid
+from schema.errors import ModelInvalid, TaskError
 
 logger = logging.getLogger(__name__)
 
 # Left in full precision under quantization: the head decides near ties (and may be tied to the
 # embedding, which bitsandbytes cannot quantize), the vision tower and its projector are small.
+_TRIAL_SIZE = (64, 48)
 _UNQUANTIZED_MODULES = (
     "lm_head",
     "model.vision_tower",
@@ -186,7 +188,8 @@ def _chat_template(
     template = (processor and processor.chat_template) or tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()), None)
-    assert template is None or isinstance(template, str)
+    if template is not None and not isinstance(template, str):
+        raise ModelInvalid(f"chat_template must be a text, not {type(template).__name__}")
     return template
 
 
@@ -220,6 +223,21 @@ def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
 
 
 def _load_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
+    try:
+        processor = _made_processor(config, hf_config)
+        for among_others in (False, True):
+            processor(Image.new("RGB", _TRIAL_SIZE), among_others=among_others)
+    except (TaskError, OSError):
+        raise
+    except Exception as error:  # whatever a faulty preprocessor_config.json leads to
+        raise ModelInvalid(
+            f"model {config.name!r} has an image processor that does not work "
+            f"({type(error).__name__}: {error}): see its preprocessor_config.json"
+        ) from error
+    return processor
+
+
+def _made_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
     if internvl.original_layout(hf_config) is None:
         return load_picture_processor(config, hf_config, _load_tokenizer(config), _source(config))
     parts = internvl.load_parts(config.model, hf_config, **_source(config))
@@ -272,6 +290,8 @@ def _quantization(config: EngineConfig, hf_config: PreTrainedConfig) -> BitsAndB
 
 def _context_length(config: EngineConfig, hf_config: PreTrainedConfig) -> int:
     own = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    if own is not None and (not isinstance(own, int) or own < 1):
+        raise ModelInvalid(f"model {config.name!r} has max_position_embeddings {own!r}")
     if config.context_length is None:
         if own is None:
             raise ModelInvalid(

@@ -74,6 +74,21 @@ class PictureProcessor:
         """
         return "batch_num_images" in self._array_names
 
+    def pixels(self, width: int, height: int, *, among_others: bool) -> int:
+        """The most pixels that a picture has while it is prepared.
+
+        LLaVA-OneVision pads one among others to a square; LLaVA scales the shorter side up before
+        it cuts. So a narrow picture of a few hundred bytes can become gigabytes.
+        """
+        pixels = width * height
+        if among_others and self.treats_several_otherwise:
+            pixels = max(width, height) ** 2
+        size = self._processor.image_processor.size or {}
+        edge = size.get("shortest_edge")
+        if edge is not None and size.get("longest_edge") is None and min(width, height) > 0:
+            pixels = max(pixels, int(edge**2 * max(width, height) / min(width, height)))
+        return pixels
+
     def __call__(self, picture: Image.Image, *, among_others: bool) -> ProcessedPicture:
         """Prepare one picture (RGB) by itself, whatever the others are.
 

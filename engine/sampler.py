@@ -18,7 +18,7 @@ import torch
 
 from engine.generation import GenerationSettings
 from engine.packing import upload
-from schema.errors import TaskExecutionError
+from schema.errors import TaskArgsInvalid, TaskExecutionError
 
 NOT_NUMBERS = -1
 """In place of a token: the model's logits, or what processors made of them, are not numbers."""
@@ -152,17 +152,28 @@ def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Te
     """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
 
     Completes ``settings.hf`` by what `generate` derives from the prompt and the model.
+
+    Raises:
+        TaskArgsInvalid: a setting has a value that transformers' processors refuse. The task's own
+            are known to be in range, so it is one of the model's ``generation_config.json``.
     """
     hf, device, num_tokens = settings.hf, prompt.device, prompt.shape[1]
     hf.max_length = num_tokens + hf.max_new_tokens
     if hf.min_new_tokens is not None:
         hf.min_length = num_tokens + hf.min_new_tokens
     model._prepare_special_tokens(hf, kwargs_has_attention_mask=True, device=device)
-    # transformers' own factory: which processors, with which defaults, in which order.
-    return model._get_logits_processor(
-        generation_config=hf,
-        input_ids_seq_length=num_tokens,
-        encoder_input_ids=prompt,
-        device=str(device),
-        model_kwargs={},
-    )
+    try:
+        # transformers' own factory: which processors, with which defaults, in which order.
+        return model._get_logits_processor(
+            generation_config=hf,
+            input_ids_seq_length=num_tokens,
+            encoder_input_ids=prompt,
+            device=str(device),
+            model_kwargs={},
+        )
+    except (ValueError, TypeError, IndexError) as error:
+        raise TaskArgsInvalid(
+            f"generation_config: the model's own generation_config.json has a value that cannot be "
+            f"used with this task ({error}): set that value in the task",
+            param="generation_config",
+        ) from error

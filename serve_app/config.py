@@ -7,6 +7,7 @@ the key. Nothing is ignored and nothing is guessed.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -246,10 +247,11 @@ class PoolArgs(DeploymentArgs):
     def _directory(self, root: str, model: str) -> str:
         # In the root, also where the form of ids would not hold it there.
         top = Path(resolve_source(root))
-        directory = (top / model).resolve()
-        if not directory.is_relative_to(top) or not (directory / "config.json").is_file():
-            raise ModelInvalid(f"model {model!r} is not in the pool's root", param="model")
-        return str(directory)
+        with suppress(OSError):  # a part may be longer than a file's name can be
+            directory = (top / model).resolve()
+            if directory.is_relative_to(top) and (directory / "config.json").is_file():
+                return str(directory)
+        raise ModelInvalid(f"model {model!r} is not in the pool's root", param="model")
 
 
 class LimitArgs(Strict):

@@ -10,11 +10,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import Engine, EngineConfig
-from schema.errors import TaskArgsInvalid
+from engine.images import ImagePreprocessor
+from engine.loader import load_model, load_processor
+from schema.errors import ModelInvalid, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_generate_oracle import picture
 from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind
@@ -176,3 +179,42 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
             assert texts(response) == Oracle(directory).answers(messages, SETTINGS["sample"])
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(("kind", "number"), [("llava_onevision", 2), ("llava", 1)])
+def test_a_picture_that_its_processor_would_blow_up(
+    kind: VisionKind, number: int, tiny_model: TinyModel
+) -> None:
+    """A few hundred bytes; padded to a square, or with its shorter side scaled up, gigabytes."""
+    data = picture(1, 80_000, seed=3)
+    prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model(kind))))
+    with pytest.raises(TaskArgsInvalid, match="pixels") as caught:
+        prepare([data] * number, ["a"] * number)
+    assert caught.value.param == "a"
+
+
+NONSENSE: dict[str, dict[str, Any]] = {
+    "no patches": {"patch_size": 0},
+    "another family's": {"processor_class": "SmolVLMProcessor"},
+    "one colour": {"image_mean": [0.5]},
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_processor_that_does_not_work_is_refused_at_load(
+    name: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("qwen2_vl"), directory)
+    for path in directory.glob("*processor_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | NONSENSE[name]))
+    for load in (load_model, load_processor):
+        with pytest.raises(ModelInvalid):
+            load(EngineConfig(model=str(directory), dtype="float32"))
+
+
+def test_a_quantization_whose_forward_fails_is_refused_at_load(tiny_model: TinyModel) -> None:
+    """bitsandbytes' NF4 on CPU takes inputs of multiples of 64 features."""
+    config = EngineConfig(model=str(tiny_model("qwen2_vl")), dtype="bfloat16", quantize_bits=4)
+    with pytest.raises(ModelInvalid, match="quantize_bits 4"):
+        Engine(config)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
 from schema import Task
+from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
 
 TEXT = "The model's own settings, and the task's."
@@ -108,3 +109,39 @@ def test_temperature_zero_is_greedy(
             texts.add(engine.run_blocking(task)["choices"][0]["message"]["content"])
     engine.close()
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [
+        ({"do_sample": False, "temperature": 0.0}, {"do_sample": True}),
+        ({"do_sample": False, "top_k": -1}, {"do_sample": True}),
+        ({"repetition_penalty": 0.0}, {}),
+        ({"num_beams": "4"}, {}),
+    ],
+)
+def test_the_models_own_values_that_cannot_be_used(
+    own: dict[str, Any], asked: dict[str, Any], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """transformers refuses them as well; what the task sets in their place is used."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("qwen2"), directory)
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
+
+    def run(settings: dict[str, Any]) -> Any:
+        messages = [{"role": "user", "content": TEXT}]
+        settings = {"max_new_tokens": 4} | settings
+        return engine.run_blocking(
+            Task.from_fields(model="tiny", messages=messages, generation_config=settings)
+        )
+
+    try:
+        with pytest.raises(TaskArgsInvalid) as caught:
+            run(asked)
+        assert caught.value.param == "generation_config"
+        usable = {"temperature": 0.5, "top_k": 5, "repetition_penalty": 1.1, "num_beams": 1}
+        assert run(asked | {key: usable[key] for key in own if key in usable})["choices"]
+    finally:
+        engine.close()

@@ -126,3 +126,10 @@ def test_parts_that_transformers_does_not_have_are_refused(qwen: Path, tmp_path:
     path.write_text(json.dumps(index))
     with pytest.raises(ModelInvalid, match=r"pooling\.weight"):
         load(directory)
+
+
+@pytest.mark.parametrize("tiles", [(1, 0), (3, 2), (1, 65), (1, 1.5), ("a", 12), (True, 12)])
+def test_odd_numbers_of_tiles_are_refused(tiles: tuple[Any, Any], tmp_path: Path) -> None:
+    odd = dict(zip(("min_dynamic_patch", "max_dynamic_patch"), tiles, strict=True))
+    with pytest.raises(ModelInvalid, match="max_dynamic_patch"):
+        native_config(original_config("qwen2", "300M", **odd), "odd")

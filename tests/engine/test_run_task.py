@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine import run_task
-from schema import ModelNotDownloaded, StreamChunk, Task, TaskArgsInvalid
+from schema import ModelInvalid, ModelNotDownloaded, StreamChunk, Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 
 MESSAGES = [{"role": "user", "content": "one task"}]
@@ -40,9 +40,9 @@ def test_what_it_refuses(tiny_model: TinyModel) -> None:
     with pytest.raises(TaskArgsInvalid) as caught:
         run_task(model=str(tiny_model("qwen2")), messages=MESSAGES, temperature=0.5)
     assert caught.value.param == "temperature"
-    with pytest.raises(TaskArgsInvalid) as caught:
-        run_task(model="/no/such/directory", messages=MESSAGES)
-    assert caught.value.param == "model"
+    for path in ("/no/such/directory", "./no-such-directory"):
+        with pytest.raises(ModelInvalid, match="no directory"):
+            run_task(model=path, messages=MESSAGES)
     with pytest.raises(ModelNotDownloaded):
         run_task(model="no/such-model", messages=MESSAGES)
     with pytest.raises(TypeError):

@@ -104,7 +104,7 @@ def test_a_root_holds_its_models(tmp_path: Path) -> None:
     assert (config.model, config.from_hub) == (str(root / "org" / "model"), False)
     assert config.name == "org/model"
     assert pool.model("org/inside").source == str(root / "org" / "model")
-    for model in ("org/link", "org/none", "org"):
+    for model in ("org/link", "org/none", "org", "org/" + "a" * 300):
         with pytest.raises(ModelInvalid, match="not in the pool's root"):
             pool.model(model)
     # The form of ids refuses these before; the look-up does so by itself.
