@@ -1,0 +1,6 @@
+"""Requests as OpenAI's clients send them, and the tasks that they mean."""
+
+from schema.openai.chat import ChatCompletionRequest
+from schema.openai.request import OpenAIRequest
+
+__all__ = ["ChatCompletionRequest", "OpenAIRequest"]
