@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
-from schema.openai.chat import ChatCompletionRequest
+from schema.openai import ChatCompletionRequest, CompletionRequest
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
@@ -21,6 +21,7 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
     # The examples of what is sent to us stand beside its definition.
     "task": (Task, "Task", []),
     "chat_completion_request": (ChatCompletionRequest, "Chat completion request", []),
+    "completion_request": (CompletionRequest, "Completion request", []),
     "response": (
         TaskResponse,
         "Task response",

@@ -121,6 +121,11 @@ class Task(BaseModel):
     template_args: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
     )
+    use_chat_template: bool = Field(
+        default=True,
+        description="false: the contents are joined as they are, as for a model without a chat "
+        "template, and the model goes on with that text.",
+    )
     seed: int = Field(
         default=0, ge=0, le=MAX_SEED, description="Where the task's random numbers start."
     )

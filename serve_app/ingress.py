@@ -66,6 +66,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
         routes=[
             Route("/v1/tasks", routes.create_task, methods=["POST"]),
             Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
+            Route("/v1/completions", openai.completions, methods=["POST"]),
             Route("/v1/models", routes.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),

@@ -123,3 +123,19 @@ class ChatAnswer(Answer):
     def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         delta = {"content": text} if text else {}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+class CompletionAnswer(Answer):
+    """``text_completion``, which is what the chunks are called too."""
+
+    prefix = "cmpl"
+    whole_kind = chunk_kind = "text_completion"
+
+    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+        return self._delta(index, text, reason)
+
+    def _begin(self, count: int) -> list[dict[str, Any]]:
+        return []
+
+    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}

@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from schema.errors import ModelInvalid
 from schema.json_values import clipped
-from schema.openai import ChatCompletionRequest, OpenAIRequest
+from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from schema.task import MAX_SEED
 from serve_app.bodies import json_response, read_body, refuse_query
 from serve_app.dispatch import Dispatcher
-from serve_app.openai_answers import Answer, ChatAnswer
+from serve_app.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from serve_app.sse import relay
 
 SEED_HEADER = "x-seed"
@@ -35,6 +35,12 @@ class OpenAIRoutes:
         refuse_query(request)
         asked = ChatCompletionRequest.parse(await read_body(request, self._max_body))
         return await self._answer(request, asked, ChatAnswer)
+
+    async def completions(self, request: Request) -> Response:
+        """``POST /v1/completions``."""
+        refuse_query(request)
+        asked = CompletionRequest.parse(await read_body(request, self._max_body))
+        return await self._answer(request, asked, CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``: its entry of the list; the first, if there are variants."""

@@ -72,6 +72,7 @@ class OpenAIRequest(Strict):
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {"stream_options": StreamOptions}
     free_form: ClassVar[tuple[str, ...]] = ()
+    text_field: ClassVar[str] = "messages"
 
     model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
     n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
@@ -163,7 +164,7 @@ class OpenAIRequest(Strict):
         try:
             yield
         except TaskError as error:
-            raise in_terms(error, limit=self.limit[0]) from error
+            raise in_terms(error, self.limit[0], self.text_field) from error
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature

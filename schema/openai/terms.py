@@ -27,6 +27,7 @@ _PATHS = (
     (re.compile(r"^generation_config: "), ""),
     (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
 )
+_MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
 _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
@@ -49,18 +50,25 @@ def dialect(inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
     )
 
 
-def in_terms(error: TaskError, limit: str) -> TaskError:
-    """The same error in the request's terms; ``limit`` is what it calls ``max_new_tokens``."""
+def in_terms(error: TaskError, limit: str, messages: str) -> TaskError:
+    """The same error in the request's terms.
+
+    ``limit`` is what the request calls ``max_new_tokens``, ``messages`` what it calls those.
+    """
     message, param = error.message, error.param
     if param == "generation_config":
         param = None  # transformers has refused a combination; there is no such field here
     return type(error)(
-        _renamed(message, limit), param and _renamed(param, limit), error.retry_after_s
+        _renamed(message, limit, messages),
+        param and _renamed(param, limit, messages),
+        error.retry_after_s,
     )
 
 
-def _renamed(text: str, limit: str) -> str:
+def _renamed(text: str, limit: str, messages: str) -> str:
     text = _LIMIT.sub(limit, text)
+    if messages != "messages":
+        text = _MESSAGES.sub(messages, text)
     for pattern, name in _PATHS:
         text = pattern.sub(name, text)
     return text

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionAssistantMessageParam
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.chat import completion_create_params as chat_create_params
 
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
 from schema.message import MAX_BLOCKS_OF_TASK
-from schema.openai import ChatCompletionRequest
+from schema.openai import ChatCompletionRequest, CompletionRequest
 from schema.openai.messages import ChatMessage
 from tests.schema.malformed import PNG, TOOL
 
@@ -42,8 +43,10 @@ def task(**fields: Any) -> Task:
 
 def test_every_field_of_the_client_is_known() -> None:
     """So none of them is answered with "not a known field": it is honoured or refused by name."""
-    fields = {*CompletionCreateParamsBase.__annotations__, "stream"}
+    fields = {*chat_create_params.CompletionCreateParamsBase.__annotations__, "stream"}
     assert fields <= set(ChatCompletionRequest.model_fields)
+    fields = {*completion_create_params.CompletionCreateParamsBase.__annotations__, "stream"}
+    assert fields <= set(CompletionRequest.model_fields)
     message = set(ChatCompletionAssistantMessageParam.__annotations__) | {"annotations"}
     assert message <= set(ChatMessage.model_fields)
 
