@@ -28,6 +28,7 @@ class Dialect:
         hints: what to say of certain unknown fields of the request itself.
         inner: the model of an object, by its field or tag; those of messages have none.
         message: the model of a message.
+        never: fields that are known only to be refused, and so are never suggested.
     """
 
     noun: str
@@ -35,6 +36,7 @@ class Dialect:
     hints: Mapping[str, str]
     inner: Mapping[str | int, type[BaseModel]]
     message: type[BaseModel]
+    never: frozenset[str] = frozenset()
 
 
 # What the same thing is called elsewhere, mostly in OpenAI's API.
@@ -160,7 +162,7 @@ def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dia
     if top and name in dialect.hints:
         return dialect.hints[name]
     model = root if top else dialect.inner.get(loc[-2], dialect.message)
-    here = list(model.model_fields)
+    here = [field for field in model.model_fields if field not in dialect.never]
     wanted = dialect.elsewhere.get(name)
     if wanted is not None and not top:
         wanted = wanted.removeprefix("generation_config.")

@@ -17,6 +17,7 @@ from pydantic import (
 from schema.bulk import refuse_bulk
 from schema.errors import TaskError
 from schema.generation import (
+    MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     NOT_TOO_COLD,
     MaxNewTokens,
@@ -40,10 +41,11 @@ from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 
 MAX_USER_CHARS = 512
 
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
 _STOP = {
     "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}},
+        _STOP_STRING,
+        {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS},
         {"type": "null"},
     ],
     "default": None,
@@ -138,7 +140,7 @@ class OpenAIRequest(Strict):
         try:
             return cls.model_validate(parse_json(body))
         except ValidationError as error:
-            raise explain(error, cls, dialect(cls.inner)) from None
+            raise explain(error, cls, dialect(cls, cls.inner)) from None
 
     @abstractmethod
     def task(self, seed: int) -> Task:

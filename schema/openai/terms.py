@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from schema.errors import TaskError
 from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
+from schema.openai.fields import Only
 from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
 from schema.problems import Dialect
 
@@ -31,8 +32,9 @@ _MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
 _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
-def dialect(inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
-    """How `schema.problems` speaks of a request whose objects have these models."""
+def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
+    """How `schema.problems` speaks of a ``root``; ``inner`` has the models of objects in it."""
+    fields = {**ChatMessage.model_fields, **root.model_fields}
     return Dialect(
         noun="request",
         elsewhere=_ELSEWHERE,
@@ -47,6 +49,11 @@ def dialect(inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
             **inner,
         },
         message=ChatMessage,
+        never=frozenset(
+            name
+            for name, field in fields.items()
+            if any(isinstance(mark, Only) and not mark.values for mark in field.metadata)
+        ),
     )
 
 

@@ -234,6 +234,13 @@ def test_what_is_refused_names_its_field(fields: dict[str, Any], param: str) -> 
         assert name not in error.message
 
 
+def test_what_would_be_refused_is_not_suggested() -> None:
+    message = refused(zzz=1).message
+    assert "max_tokens" in message
+    assert "functions" not in message
+    assert "did you mean name" not in refused(messages=[ASK[0] | {"nam": "x"}]).message
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
