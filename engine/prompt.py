@@ -77,7 +77,7 @@ class PromptRenderer:
         messages: Sequence[Message] = task.messages
         if loaded.image_tag is not None and loaded.image_token is not None:
             messages = fill_image_tags(messages, loaded.image_tag, loaded.image_token)
-        if loaded.chat_template is None:
+        if loaded.chat_template is None or not task.use_chat_template:
             self._refuse_template_settings(task)
             text = "\n".join(_text_of(message) for message in messages)
             special_tokens = True
@@ -133,9 +133,9 @@ class PromptRenderer:
     def _refuse_template_settings(self, task: Task) -> None:
         for name in ("tools", "template_args"):
             if getattr(task, name):
+                none = "this model has none" if task.use_chat_template else "the task uses none"
                 raise TaskArgsInvalid(
-                    f"{name} is read by chat templates, and this model has none: leave it out",
-                    param=name,
+                    f"{name} is read by chat templates, and {none}: leave it out", param=name
                 )
 
     def _apply_template(self, task: Task, messages: Sequence[Message]) -> str:

@@ -34,6 +34,22 @@ def _zero_or_enough(temperature: float) -> float:
     return temperature
 
 
+MaxNewTokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+NumBeams = Annotated[int, Field(ge=1, le=MAX_BEAMS)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_zero_or_enough)]
+TypicalP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+NumReturnSequences = Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)]
+
+NOT_TOO_COLD: dict[str, Any] = {
+    "not": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": MIN_TEMPERATURE}
+}
+"""What JSON Schema says of a temperature beside its bounds."""
+
 # "More than one answer without chance or beams" in JSON Schema. Absent and null are the same.
 _NO_BEAMS = {"properties": {"num_beams": {"enum": [1, None]}}}
 _GREEDY = {
@@ -68,14 +84,14 @@ class GenerationConfig(BaseModel):
         json_schema_extra=_SCHEMA_RULES,
     )
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = Field(
+    max_new_tokens: MaxNewTokens | None = Field(
         default=None,
         description="The most tokens to generate per choice. "
         f"{DEFAULT_MAX_NEW_TOKENS} where neither the task nor the model says.",
     )
     stop_strings: (
         Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]],
+            list[StopString],
             Field(min_length=1, max_length=MAX_STOP_STRINGS, fail_fast=True),
         ]
         | None
@@ -85,45 +101,35 @@ class GenerationConfig(BaseModel):
     do_sample: bool | None = Field(
         default=None, description="true: draw tokens by their probability; false: take the best."
     )
-    num_beams: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = Field(
+    num_beams: NumBeams | None = Field(
         default=None, description="Beams of the beam search; 1 means no beam search."
     )
-    temperature: (
-        Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_zero_or_enough)] | None
-    ) = Field(
+    temperature: Temperature | None = Field(
         default=None,
         description="Divides the scores before sampling: less is more predictable. "
         f"0 means greedy, whatever do_sample says; else at least {MIN_TEMPERATURE}.",
-        json_schema_extra={
-            "not": {
-                "type": "number",
-                "exclusiveMinimum": 0,
-                "exclusiveMaximum": MIN_TEMPERATURE,
-            }
-        },
+        json_schema_extra=NOT_TOO_COLD,
     )
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    typical_p: TypicalP | None = Field(
         default=None,
         description="Keeps the most typical tokens up to this probability in sum; 1 is off.",
     )
-    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = Field(
+    top_k: TopK | None = Field(
         default=None, description="Keeps this many of the most probable tokens; 0 is off."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    top_p: TopP | None = Field(
         default=None,
         description="Keeps the most probable tokens up to this probability in sum; 1 is off.",
     )
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+    min_p: MinP | None = Field(
         default=None,
         description="Keeps tokens of at least this probability, relative to the best; 0 is off.",
     )
-    repetition_penalty: (
-        Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None
-    ) = Field(
+    repetition_penalty: RepetitionPenalty | None = Field(
         default=None,
         description="Above 1, tokens that were there already become less probable; 1 is off.",
     )
-    num_return_sequences: Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)] | None = Field(
+    num_return_sequences: NumReturnSequences | None = Field(
         default=None,
         description="How many choices to generate. "
         f"{DEFAULT_NUM_RETURN_SEQUENCES} where neither the task nor the model says.",

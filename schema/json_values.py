@@ -37,7 +37,7 @@ def parse_json(body: bytes | str) -> Any:
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
         if not text.strip():
-            raise TaskArgsInvalid("The body is empty; it must be a task, which is a JSON object.")
+            raise TaskArgsInvalid("The body is empty; it must be a JSON object.")
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise TaskArgsInvalid(
                 f"The body has more than {MAX_BRACKETS} objects and arrays; no task needs so many."

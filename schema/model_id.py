@@ -5,6 +5,9 @@ form in which nothing can be hidden: no directory, no way upwards, no control ch
 """
 
 import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from schema.message import rule
 
@@ -25,3 +28,8 @@ def check_model_id(text: str) -> str:
             "dashes, joined by single slashes; it is never a path"
         )
     return text
+
+
+ModelName = Annotated[
+    str, Field(min_length=1, max_length=MAX_MODEL_CHARS), AfterValidator(check_model_id)
+]

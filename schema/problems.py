@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +17,28 @@ from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Me
 MAX_PROBLEMS = 5
 """How many problems a message lists; the rest is counted."""
 
+
+@dataclass(frozen=True)
+class Dialect:
+    """What one kind of request calls its parts.
+
+    Attributes:
+        noun: the request itself.
+        elsewhere: names of other interfaces, with ours.
+        hints: what to say of certain unknown fields of the request itself.
+        inner: the model of an object, by its field or tag; those of messages have none.
+        message: the model of a message.
+        never: fields that are known only to be refused, and so are never suggested.
+    """
+
+    noun: str
+    elsewhere: Mapping[str, str]
+    hints: Mapping[str, str]
+    inner: Mapping[str | int, type[BaseModel]]
+    message: type[BaseModel]
+    never: frozenset[str] = frozenset()
+
+
 # What the same thing is called elsewhere, mostly in OpenAI's API.
 _ELSEWHERE = {
     "max_tokens": "generation_config.max_new_tokens",
@@ -27,23 +50,38 @@ _ELSEWHERE = {
     "image_url": "base64",
     "url": "base64",
 }
+_TASK = Dialect(
+    noun="task",
+    elsewhere=_ELSEWHERE
+    | {name: f"generation_config.{name}" for name in GenerationConfig.model_fields},
+    hints={"stream": "is not a field of a task; ask for a stream in the address: ?stream=true"},
+    inner={
+        "generation_config": GenerationConfig,
+        TEXT_BLOCK_TAG: TextBlock,
+        IMAGE_BLOCK_TAG: ImageBlock,
+    },
+    message=Message,
+)
 
 
-def explain(error: ValidationError, root: type[BaseModel]) -> TaskArgsInvalid:
+def explain(
+    error: ValidationError, root: type[BaseModel], dialect: Dialect = _TASK
+) -> TaskArgsInvalid:
     """The error to raise for a `root` that is not valid. `param` is the first field at fault."""
     details = error.errors(include_url=False)
-    problems = [_problem(detail, root) for detail in details[:MAX_PROBLEMS]]
-    lines = [f"{path}: {text}" if path else f"The task {text}" for path, text in problems]
+    problems = [_problem(detail, root, dialect) for detail in details[:MAX_PROBLEMS]]
+    lines = [f"{path}: {text}" if path else f"The {dialect.noun} {text}" for path, text in problems]
     if len(details) == 1:
         message = lines[0] if lines[0].endswith("?") else f"{lines[0]}."
     else:
         more = len(details) - len(lines)
         rest = f"; and {more} more" if more else ""
-        message = f"The task has {len(details)} problems: {'; '.join(lines)}{rest}."
+        noun, count = dialect.noun, len(details)
+        message = f"The {noun} has {count} problems: {'; '.join(lines)}{rest}."
     return TaskArgsInvalid(message, param=problems[0][0] or None)
 
 
-def _problem(detail: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str]:
+def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect) -> tuple[str, str]:
     """The dotted path of the field, and what is wrong with it."""
     kind, loc, value = detail["type"], detail["loc"], detail["input"]
     context = detail.get("ctx", {})
@@ -58,7 +96,7 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str
         value = value.get("type")
     name = ".".join(clipped(str(part)) for part in path)
     if unknown:
-        return name, _unknown_field(loc, _model_at(loc, root))
+        return name, _unknown_field(loc, root, dialect)
     if kind in ("task_rule", "json_value"):
         return name, context["problem"]
     if kind == "missing":
@@ -119,13 +157,13 @@ def describe(value: Any) -> str:
     return f"a Python {clipped(type(value).__name__)}"
 
 
-def _unknown_field(loc: Sequence[str | int], model: type[BaseModel]) -> str:
-    name, top, here = str(loc[-1]), len(loc) == 1, list(model.model_fields)
-    if top and name == "stream":
-        return "is not a field of a task; ask for a stream in the address: ?stream=true"
-    wanted = _ELSEWHERE.get(name)
-    if top and name in GenerationConfig.model_fields:
-        wanted = f"generation_config.{name}"
+def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dialect) -> str:
+    name, top = str(loc[-1]), len(loc) == 1
+    if top and name in dialect.hints:
+        return dialect.hints[name]
+    model = root if top else dialect.inner.get(loc[-2], dialect.message)
+    here = [field for field in model.model_fields if field not in dialect.never]
+    wanted = dialect.elsewhere.get(name)
     if wanted is not None and not top:
         wanted = wanted.removeprefix("generation_config.")
         wanted = wanted if wanted in here else None
@@ -134,15 +172,3 @@ def _unknown_field(loc: Sequence[str | int], model: type[BaseModel]) -> str:
     if wanted is None:
         return f"is not a known field; the fields here are {', '.join(here)}"
     return f"is not a known field; did you mean {wanted}?"
-
-
-def _model_at(loc: Sequence[str | int], root: type[BaseModel]) -> type[BaseModel]:
-    """The model of the object in which the last part of `loc` is an unknown field."""
-    if len(loc) == 1:
-        return root
-    models: dict[str | int, type[BaseModel]] = {
-        "generation_config": GenerationConfig,
-        TEXT_BLOCK_TAG: TextBlock,
-        IMAGE_BLOCK_TAG: ImageBlock,
-    }
-    return models.get(loc[-2], Message)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
+from schema.openai import ChatCompletionRequest, CompletionRequest
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
@@ -17,8 +18,10 @@ _FINGERPRINT = "fp_12559359b47a"
 
 # Name: the definition, its title, its examples.
 _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
-    # The task's examples stand beside its definition.
+    # The examples of what is sent to us stand beside its definition.
     "task": (Task, "Task", []),
+    "chat_completion_request": (ChatCompletionRequest, "Chat completion request", []),
+    "completion_request": (CompletionRequest, "Completion request", []),
     "response": (
         TaskResponse,
         "Task response",
@@ -75,7 +78,7 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
 
 @functools.cache
 def schemas() -> dict[str, dict[str, Any]]:
-    """The published JSON Schemas (draft 2020-12) by name: task, response, stream_chunk, error.
+    """The published JSON Schemas (draft 2020-12) by name: task, response and so on.
 
     Made once and shared: do not change them.
     """

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -12,10 +11,10 @@ from pydantic import (
     model_validator,
 )
 
+from schema.bulk import refuse_bulk
 from schema.generation import GenerationConfig
-from schema.json_values import MAX_JSON_VALUES, count_values, parse_json
+from schema.json_values import parse_json
 from schema.message import (
-    MAX_BLOCKS_OF_TASK,
     MAX_IMAGES,
     ImageBlock,
     JsonObject,
@@ -23,7 +22,7 @@ from schema.message import (
     TextBlock,
     rule,
 )
-from schema.model_id import MAX_MODEL_CHARS, MODEL_ID_PATTERN, check_model_id
+from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.problems import explain
 
 __all__ = [
@@ -97,9 +96,7 @@ class Task(BaseModel):
         json_schema_extra={"examples": _EXAMPLES},
     )
 
-    model: Annotated[
-        str, Field(min_length=1, max_length=MAX_MODEL_CHARS), AfterValidator(check_model_id)
-    ] = Field(
+    model: ModelName = Field(
         description="The model's id on the HuggingFace hub, or the name the server gave it; "
         "never a path.",
         json_schema_extra={"pattern": MODEL_ID_PATTERN},
@@ -124,6 +121,11 @@ class Task(BaseModel):
     template_args: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
     )
+    use_chat_template: bool = Field(
+        default=True,
+        description="false: the contents are joined as they are, as for a model without a chat "
+        "template, and the model goes on with that text.",
+    )
     seed: int = Field(
         default=0, ge=0, le=MAX_SEED, description="Where the task's random numbers start."
     )
@@ -139,25 +141,7 @@ class Task(BaseModel):
     @classmethod
     def _refuse_bulk(cls, fields: Any) -> Any:
         """Counts first what is cheap to count: a million blocks cost seconds to validate."""
-        messages = fields.get("messages") if isinstance(fields, dict) else None
-        if not isinstance(messages, list):
-            return fields
-        objects = [message for message in messages if isinstance(message, dict)]
-        contents = [message.get("content") for message in objects]
-        blocks = sum(len(content) for content in contents if isinstance(content, list))
-        if blocks > MAX_BLOCKS_OF_TASK:
-            raise rule(
-                f"have {blocks} content blocks; at most {MAX_BLOCKS_OF_TASK} are allowed: join "
-                "neighbouring texts",
-                "messages",
-            )
-        free_form = [fields.get("tools"), fields.get("template_args")]
-        free_form += [message.get("tool_calls") for message in objects]
-        if count_values(free_form, MAX_JSON_VALUES) > MAX_JSON_VALUES + len(free_form):
-            raise rule(
-                f"has more than {MAX_JSON_VALUES} values in tools, template_args and tool_calls "
-                "together"
-            )
+        refuse_bulk(fields, "tools", "template_args")
         return fields
 
     @model_validator(mode="after")

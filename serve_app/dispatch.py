@@ -125,7 +125,10 @@ class Dispatcher:
         try:
             async with timeout:
                 yield
-        except TaskError:
+        except TaskError as error:
+            # Ray gives an error of a replica a second class of its own, which nobody can copy.
+            if (plain := as_task_error(error)) is not error:
+                raise plain from None
             raise
         except Exception as error:
             # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.

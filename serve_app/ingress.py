@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 from schema.errors import (
     ErrorResponse,
     Overloaded,
-    RequestTooLarge,
     TaskArgsInvalid,
     TaskError,
     TaskExecutionError,
@@ -27,12 +26,12 @@ from schema.json_values import clipped
 from schema.published import schemas
 from schema.response import StreamChunk
 from schema.task import Task
+from serve_app.bodies import BYTES_PER_MB, json_response, read_body, refuse_query
 from serve_app.config import AppArgs
 from serve_app.dispatch import Dispatcher
 from serve_app.failures import headers_of
-from serve_app.sse import DONE, EventStream, encode, event
-
-BYTES_PER_MB = 1_000_000
+from serve_app.openai_routes import OpenAIRoutes
+from serve_app.sse import event, relay
 
 
 class NotReady(Overloaded):
@@ -60,11 +59,16 @@ class Ingress:
 
 def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
     """The ASGI application: routes and error handlers around a dispatcher."""
-    routes = _Routes(args, dispatcher)
+    max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
+    routes = _Routes(args, dispatcher, max_body)
+    openai = OpenAIRoutes(dispatcher, max_body)
     app = Starlette(
         routes=[
             Route("/v1/tasks", routes.create_task, methods=["POST"]),
+            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
+            Route("/v1/completions", openai.completions, methods=["POST"]),
             Route("/v1/models", routes.list_models, methods=["GET"]),
+            Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),
             Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
         ],
@@ -82,29 +86,22 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
 class _Routes:
     """The handlers. Errors leave them as `TaskError`; the handlers below turn them into JSON."""
 
-    def __init__(self, args: AppArgs, dispatcher: Dispatcher) -> None:
+    def __init__(self, args: AppArgs, dispatcher: Dispatcher, max_body: int) -> None:
         self._args = args
         self._dispatcher = dispatcher
-        self._max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
+        self._max_body = max_body
 
     async def create_task(self, request: Request) -> Response:
         """``POST /v1/tasks``: task in, response out; with ``?stream=true`` server-sent events."""
         streamed = _wants_stream(request)
-        task = Task.parse(await _read_body(request, self._max_body))
+        task = Task.parse(await read_body(request, self._max_body))
         if not streamed:
-            return _json(await self._dispatcher.run(task))
-        chunks = self._dispatcher.stream(task)
-        # Nothing is sent before the first chunk is there, so that an error until then is an HTTP
-        # error and not an event in a successful answer.
-        try:
-            first = await anext(chunks)
-        except StopAsyncIteration:
-            raise TaskExecutionError("the engine ended the task without an answer") from None
-        return EventStream(_events(first, chunks))
+            return json_response(await self._dispatcher.run(task))
+        return await relay(_events(self._dispatcher.stream(task)))
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""
-        return _json({"object": "list", "data": await self._dispatcher.models()})
+        return json_response({"object": "list", "data": await self._dispatcher.models()})
 
     async def health(self, request: Request) -> Response:
         """``GET /health``: 200 when every model that is always on has a replica that answers.
@@ -117,7 +114,7 @@ class _Routes:
         if missing := [name for name in always_on if not statuses[name]]:
             raise NotReady(f"no replica of {', '.join(missing)} answers yet")
         running = {name: len(replicas) for name, replicas in statuses.items()}
-        return _json({"status": "ok", "replicas": running})
+        return json_response({"status": "ok", "replicas": running})
 
     async def json_schema(self, request: Request) -> Response:
         """``GET /schemas/{name}``: the published JSON Schemas, as they are in ``schema/``."""
@@ -125,17 +122,12 @@ class _Routes:
         published = schemas()
         if name not in published:
             raise HTTPException(404, f"No such schema; there are {', '.join(published)}")
-        return _json(published[name], media_type="application/schema+json")
+        return json_response(published[name], media_type="application/schema+json")
 
 
 def _wants_stream(request: Request) -> bool:
-    """The one query parameter. A misspelt one would silently give the wrong kind of answer."""
-    for name in request.query_params:
-        if name != "stream":
-            name = clipped(name)
-            raise TaskArgsInvalid(
-                f"unknown query parameter {name!r}; the only one is stream", param=name
-            )
+    """The one query parameter."""
+    refuse_query(request, allowed="stream")
     values = request.query_params.getlist("stream") or ["false"]
     if values not in (["true"], ["false"]):
         got = clipped(", ".join(values))
@@ -143,48 +135,16 @@ def _wants_stream(request: Request) -> bool:
     return values == ["true"]
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is too large: by its length, or (chunked) while reading."""
-    too_large = RequestTooLarge(
-        f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer pictures"
-    )
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
-
-
-async def _events(
-    first: StreamChunk, chunks: AsyncGenerator[StreamChunk, None]
-) -> AsyncGenerator[bytes, None]:
-    """The events. After the first one an error cannot be a status: it is the last event."""
-    try:
-        async with aclosing(chunks):
-            yield event(first)
-            async for chunk in chunks:
-                yield event(chunk)
-    except TaskError as error:
-        yield event(error.to_dict())
-    yield DONE
-
-
-def _json(
-    value: Any,
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-    media_type: str = "application/json",
-) -> Response:
-    return Response(encode(value), status, headers, media_type)
+async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[bytes, None]:
+    """The events of a task's stream: the chunks as they are."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield event(chunk)
 
 
 def _on_task_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskError)
-    return _json(error.to_dict(), error.http_status, headers_of(error))
+    return json_response(error.to_dict(), error.http_status, headers_of(error))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -200,9 +160,9 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
             "code": status.name.lower(),
         }
     }
-    return _json(body, error.status_code, error.headers)
+    return json_response(body, error.status_code, error.headers)
 
 
 def _on_bug(request: Request, error: Exception) -> Response:
     """Anything else is our fault. Starlette raises it again, so that Ray Serve logs it."""
-    return _json(TaskExecutionError("internal error").to_dict(), 500)
+    return json_response(TaskExecutionError("internal error").to_dict(), 500)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Send
+
+from schema.errors import TaskError, TaskExecutionError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -30,12 +32,14 @@ class EventStream(StreamingResponse):
     cancels its task at once and not when the garbage collector comes by.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
             # A proxy that buffers would turn a stream into one late answer.
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})},
         )
         self._events = events
 
@@ -43,3 +47,35 @@ class EventStream(StreamingResponse):
         """Send the events; close their generator on every way out."""
         async with aclosing(self._events):
             await super().stream_response(send)
+
+
+async def relay(
+    events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+) -> EventStream:
+    """The response that sends these events and ``DONE``.
+
+    Nothing is sent before the first event is there, so that an error until then is an HTTP error
+    and not an event in a successful answer.
+
+    Raises:
+        TaskError: what the generator raised before its first event.
+    """
+    try:
+        first = await anext(events)
+    except StopAsyncIteration:
+        raise TaskExecutionError("the engine ended the task without an answer") from None
+    return EventStream(_to_the_end(first, events), headers)
+
+
+async def _to_the_end(
+    first: bytes, events: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """After the first event an error cannot be a status: it is the last event."""
+    try:
+        async with aclosing(events):
+            yield first
+            async for following in events:
+                yield following
+    except TaskError as error:
+        yield event(error.to_dict())
+    yield DONE

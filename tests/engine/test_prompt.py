@@ -144,6 +144,16 @@ def test_without_a_template_the_contents_are_joined() -> None:
     assert text_of(renderer(None).render(task(user(blocks)))) == "ab"
 
 
+def test_a_task_may_do_without_the_template() -> None:
+    messages = [*user("<|user|>one"), *user("two")]
+    asked = task(messages, use_chat_template=False)
+    with_template, without = renderer(CHATML), renderer(None)
+    assert text_of(with_template.render(asked)) == "<|user|>one\ntwo"
+    assert with_template.render(asked) == without.render(asked) == without.render(task(messages))
+    error = refused(lambda: with_template.render(asked.model_copy(update={"tools": [TOOL]})))
+    assert error.param == "tools"
+
+
 @pytest.mark.parametrize("settings", [{"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])
 def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any]) -> None:
     error = refused(lambda: renderer(None).render(task(user("Hi"), **settings)))

@@ -178,6 +178,7 @@ _TASK = [
     _case("tools.0.function.parameters", _nested(40), "tools.0.function", NO_RECURSION),
     _case("template_args", "x"),
     _case("template_args", [1]),
+    _case("use_chat_template", "no"),
     _case("template_args", {"n": 2**70}, "template_args.n", NO_RECURSION),
     _case("template_args", {"s": "\ud800"}, "template_args.s", NO_RECURSION),
     Malformed("brackets", b"[" + b"[]," * 1_000_000 + b"[]]", None, NOT_JSON),

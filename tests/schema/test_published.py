@@ -13,7 +13,7 @@ from schema.__main__ import FOLDER, main, rendered, stale
 from tests.schema.examples import GOOD_TASKS
 from tests.schema.malformed import MALFORMED, NOT_JSON, Malformed
 
-NAMES = ("task", "response", "stream_chunk", "error")
+NAMES = tuple(schemas())
 TASK = Draft202012Validator(schemas()["task"])
 
 # Malformed, and yet JSON: what a validator may be shown.

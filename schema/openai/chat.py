@@ -1,0 +1,115 @@
+"""``POST /v1/chat/completions``: the request.
+
+The fields are those of OpenAI's API reference (https://platform.openai.com/docs/api-reference/chat)
+and, beside them, settings that other servers take in the same place. Each is honoured or refused by
+name.
+"""
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from schema.generation import MaxNewTokens
+from schema.message import JsonObject, rule
+from schema.openai.fields import Only, not_yet
+from schema.openai.messages import ChatMessage, Function
+from schema.openai.request import MAX_USER_CHARS, OpenAIRequest
+from schema.task import MAX_MESSAGES, MAX_TOOLS, Task
+
+_EXAMPLES: list[Any] = [
+    {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Count from 3 to 9."}],
+        "temperature": 0,
+        "max_tokens": 64,
+    },
+    {
+        "model": "Qwen/Qwen3-8B",
+        "messages": [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": [{"type": "text", "text": "What is the capital of Peru?"}]},
+        ],
+        "seed": 42,
+        "n": 2,
+        "stop": ["\n"],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
+]
+
+
+class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
+    """A conversation to go on with, as OpenAI's clients send it."""
+
+    free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs")
+
+    messages: Annotated[
+        list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+    ]
+    max_completion_tokens: MaxNewTokens | None = Field(
+        default=None, description="OpenAI's newer name for max_tokens."
+    )
+    tools: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        default=None,
+        description="Given to the model's chat template. Calls are in the answer's text, in the "
+        "model's own form.",
+    )
+    tool_choice: Annotated[
+        Any, Only('must be "auto" or "none"; others are not supported yet', ("auto", "none"))
+    ] = Field(default=None, description='"none": the model is not told of the tools.')
+    chat_template_kwargs: JsonObject | None = Field(
+        default=None, description="Further variables for the chat template."
+    )
+    safety_identifier: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
+        default=None, description="OpenAI's newer name for user."
+    )
+    response_format: Annotated[
+        Any, Only('must be {"type": "text"}; others are not supported yet', ({"type": "text"},))
+    ] = None
+    logprobs: Annotated[Any, Only("is not supported yet; leave it out", (False,))] = None
+    top_logprobs: Annotated[Any, not_yet()] = None
+    parallel_tool_calls: Annotated[
+        Any, Only("cannot be ruled out; leave it out, or true", (True,))
+    ] = None
+    modalities: Annotated[Any, Only('must be ["text"]', (["text"],))] = None
+    store: Annotated[Any, Only("is not supported: nothing is stored", (False,))] = None
+    metadata: Annotated[Any, Only("is not supported: nothing is stored", ({},))] = None
+    service_tier: Annotated[
+        Any, Only("is not supported; there is one tier", ("auto", "default"))
+    ] = None
+    functions: Annotated[Any, Only("is not supported; use tools")] = None
+    function_call: Annotated[Any, Only("is not supported; use tool_choice")] = None
+    reasoning_effort: Annotated[
+        Any, not_yet("is not supported; use chat_template_kwargs where the model's template can")
+    ] = None
+    audio: Annotated[Any, not_yet()] = None
+    moderation: Annotated[Any, not_yet()] = None
+    prediction: Annotated[Any, not_yet()] = None
+    prompt_cache_key: Annotated[Any, not_yet()] = None
+    prompt_cache_options: Annotated[Any, not_yet()] = None
+    prompt_cache_retention: Annotated[Any, not_yet()] = None
+    verbosity: Annotated[Any, not_yet()] = None
+    web_search_options: Annotated[Any, not_yet()] = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise rule("means the same as max_completion_tokens; leave it out", "max_tokens")
+        return self
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """The most tokens to generate, after the name of the field that says it."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().limit
+
+    def task(self, seed: int) -> Task:
+        """The task that this request means."""
+        return self._task(
+            seed,
+            messages=[message.task_fields() for message in self.messages],
+            tools=None if self.tool_choice == "none" else self.tools or None,
+            template_args=self.chat_template_kwargs,
+        )

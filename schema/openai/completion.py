@@ -1,0 +1,57 @@
+"""``POST /v1/completions``: the request.
+
+The fields are those of OpenAI's API reference
+(https://platform.openai.com/docs/api-reference/completions) and the settings that chat completions
+take beside them.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from schema.message import MAX_TEXT_CHARS, rule
+from schema.openai.fields import Only
+from schema.openai.request import OpenAIRequest
+from schema.task import Task
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+
+_EXAMPLES: list[Any] = [
+    {"model": "gpt2", "prompt": "Once upon a time", "max_tokens": 30, "seed": 42, "n": 3},
+]
+
+
+def _one_text(value: Any) -> Any:
+    if isinstance(value, list):
+        raise rule("must be one text; send a request for each, and no token ids")
+    return value
+
+
+class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
+    """A text to go on with as it is, without a chat template."""
+
+    text_field: ClassVar[str] = "prompt"
+
+    prompt: Annotated[
+        str, Field(min_length=1, max_length=MAX_TEXT_CHARS), BeforeValidator(_one_text)
+    ]
+    best_of: Annotated[Any, Only("is not supported; ask for n and choose", (1,))] = None
+    echo: Annotated[
+        Any, Only("is not supported: the answer is what follows the prompt", (False,))
+    ] = None
+    logprobs: Annotated[Any, Only("is not supported yet; leave it out")] = None
+    suffix: Annotated[Any, Only("is not supported; leave it out")] = None
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """The most tokens to generate, after the name of the field that says it."""
+        return "max_tokens", DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def task(self, seed: int) -> Task:
+        """The task that this request means."""
+        return self._task(
+            seed,
+            messages=[{"role": "user", "content": self.prompt}],
+            use_chat_template=False,
+        )

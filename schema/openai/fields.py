@@ -1,0 +1,51 @@
+"""Kinds of fields that several requests have."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from schema.message import rule
+
+
+class Strict(BaseModel):
+    """Nothing is coerced, nothing unknown is let through."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Only:
+    """Marks a field of OpenAI's that has to keep a value that asks for nothing.
+
+    That is null or one of ``values``; anything else is refused with ``problem``, so that nobody
+    takes a setting for honoured that is not.
+    """
+
+    problem: str
+    values: tuple[Any, ...] = ()
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Called by pydantic."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Called by pydantic."""
+        return {"enum": [None, *self.values]}
+
+    def _check(self, value: Any) -> Any:
+        # In Python True is 1 and False is 0; in JSON they are not.
+        for allowed in (None, *self.values):
+            if isinstance(value, bool) == isinstance(allowed, bool) and value == allowed:
+                return value
+        raise rule(self.problem)
+
+
+def not_yet(what: str = "is not supported yet; leave it out") -> Only:
+    """A field that this server may learn to honour, and for now has to be left out."""
+    return Only(what)

@@ -1,0 +1,81 @@
+"""Errors that speak of a task, told to somebody who sent a request of OpenAI's."""
+
+import re
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from schema.errors import TaskError
+from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
+from schema.openai.fields import Only
+from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
+from schema.problems import Dialect
+
+# What the same things are called in a task, and by other servers.
+_ELSEWHERE = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "stop_strings": "stop",
+    "num_return_sequences": "n",
+    "best_of": "n",
+    "template_args": "chat_template_kwargs",
+}
+_PATHS = (
+    (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
+    (re.compile(r"\bgeneration_config\.num_return_sequences\b"), "n"),
+    (re.compile(r"\bgeneration_config\.stop_strings\b"), "stop"),
+    (re.compile(r"\bgeneration_config\.(?=\w)"), ""),
+    (re.compile(r"^generation_config: "), ""),
+    (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
+)
+_MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
+_LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
+
+
+def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
+    """How `schema.problems` speaks of a ``root``; ``inner`` has the models of objects in it."""
+    fields = {**ChatMessage.model_fields, **root.model_fields}
+    return Dialect(
+        noun="request",
+        elsewhere=_ELSEWHERE,
+        hints={
+            "do_sample": "is not a field of this request; temperature 0 is greedy, any other draws",
+            "generation_config": "is not a field of this request; its settings are fields here",
+        },
+        inner={
+            TEXT_BLOCK_TAG: TextPart,
+            IMAGE_BLOCK_TAG: ImagePart,
+            "image_url": ImageUrl,
+            **inner,
+        },
+        message=ChatMessage,
+        never=frozenset(
+            name
+            for name, field in fields.items()
+            if any(isinstance(mark, Only) and not mark.values for mark in field.metadata)
+        ),
+    )
+
+
+def in_terms(error: TaskError, limit: str, messages: str) -> TaskError:
+    """The same error in the request's terms.
+
+    ``limit`` is what the request calls ``max_new_tokens``, ``messages`` what it calls those.
+    """
+    message, param = error.message, error.param
+    if param == "generation_config":
+        param = None  # transformers has refused a combination; there is no such field here
+    return type(error)(
+        _renamed(message, limit, messages),
+        param and _renamed(param, limit, messages),
+        error.retry_after_s,
+    )
+
+
+def _renamed(text: str, limit: str, messages: str) -> str:
+    text = _LIMIT.sub(limit, text)
+    if messages != "messages":
+        text = _MESSAGES.sub(messages, text)
+    for pattern, name in _PATHS:
+        text = pattern.sub(name, text)
+    return text

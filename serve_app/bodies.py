@@ -1,0 +1,58 @@
+"""Bodies of requests and answers: read within limits, written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schema.errors import RequestTooLarge, TaskArgsInvalid
+from schema.json_values import clipped
+from serve_app.sse import encode
+
+BYTES_PER_MB = 1_000_000
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is too large: by its length, or (chunked) while reading.
+
+    Raises:
+        RequestTooLarge: it has more than ``limit`` bytes.
+    """
+    too_large = RequestTooLarge(
+        f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer pictures"
+    )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def refuse_query(request: Request, allowed: str | None = None) -> None:
+    """Refuse query parameters. A misspelt one would silently give the wrong kind of answer.
+
+    Raises:
+        TaskArgsInvalid: there is another one than ``allowed``.
+    """
+    for name in request.query_params:
+        if name != allowed:
+            name = clipped(name)
+            rest = "there are none here" if allowed is None else f"the only one is {allowed}"
+            raise TaskArgsInvalid(f"unknown query parameter {name!r}; {rest}", param=name)
+
+
+def json_response(
+    value: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
+    """An answer that carries ``value`` as JSON."""
+    return Response(encode(value), status, headers, media_type)

@@ -1,0 +1,141 @@
+"""Answers as OpenAI's clients read them, made from the responses and chunks of tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+from schema.openai import OpenAIRequest
+from schema.response import FinishReason, StreamChoice, StreamChunk, TaskResponse
+from serve_app.sse import event
+from serve_app.stop_strings import StopCut
+
+
+class Answer(ABC):
+    """Translates the answer to one request, whole or in chunks; used once.
+
+    Beside OpenAI's fields every object has ``seed``: with it in the request the answer comes again.
+    """
+
+    prefix: ClassVar[str]
+    whole_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
+        self._asked = asked
+        self._id = f"{self.prefix}-{request_id}"
+        self._created = created
+        self._seed = seed
+        self._cuts = [StopCut(asked.stop or ()) for _ in range(asked.n or 1)]
+
+    def whole(self, response: TaskResponse) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        choices = []
+        for choice in response["choices"]:
+            cut = self._cuts[choice["index"]]
+            text = cut.push(choice["message"]["content"]) + cut.flush()
+            choices.append(self._choice(choice["index"], text, choice["finish_reason"]))
+        return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
+
+    async def events(
+        self, chunks: AsyncGenerator[StreamChunk, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The stream, as events. Raises `TaskError` in the request's terms."""
+        last: StreamChunk | None = None
+        with self._asked.own_terms():
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    choices = [] if last is not None else self._begin(len(self._cuts))
+                    for choice in chunk["choices"]:
+                        choices += self._grown(choice)
+                    last = chunk
+                    if choices:
+                        yield b"".join(event(self._chunk(chunk, [choice])) for choice in choices)
+        if last is not None and self._asked.wants_usage:
+            yield event(self._chunk(last, []) | {"usage": last["usage"]})
+
+    def _grown(self, choice: StreamChoice) -> Iterator[dict[str, Any]]:
+        """Text and end of a choice come one after the other, as OpenAI sends them."""
+        index, reason = choice["index"], choice["finish_reason"]
+        cut = self._cuts[index]
+        text = cut.push(choice["delta"]["content"])
+        if reason is not None:
+            text += cut.flush()
+        if text:
+            yield self._delta(index, text, None)
+        if reason is not None:
+            yield self._delta(index, "", reason)
+
+    def _chunk(self, chunk: StreamChunk, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        made = self._object(self.chunk_kind, chunk, choices)
+        return made | {"usage": None} if self._asked.wants_usage else made
+
+    def _object(
+        self, kind: str, answer: TaskResponse | StreamChunk, choices: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": answer["model"],
+            "system_fingerprint": answer.get("system_fingerprint"),
+            "seed": self._seed,
+            "choices": choices,
+        }
+
+    @abstractmethod
+    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def _begin(self, count: int) -> list[dict[str, Any]]:
+        """What a stream tells of its choices before their text."""
+
+    @abstractmethod
+    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        """What was added to a choice: text, or its end."""
+
+
+class ChatAnswer(Answer):
+    """``chat.completion`` and ``chat.completion.chunk``."""
+
+    prefix = "chatcmpl"
+    whole_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+
+    def _begin(self, count: int) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        return [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for index in range(count)
+        ]
+
+    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        delta = {"content": text} if text else {}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+class CompletionAnswer(Answer):
+    """``text_completion``, which is what the chunks are called too."""
+
+    prefix = "cmpl"
+    whole_kind = chunk_kind = "text_completion"
+
+    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+        return self._delta(index, text, reason)
+
+    def _begin(self, count: int) -> list[dict[str, Any]]:
+        return []
+
+    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}

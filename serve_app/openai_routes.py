@@ -1,0 +1,68 @@
+"""The routes that OpenAI's clients call. They read OpenAI's form and answer in it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schema.errors import ModelInvalid
+from schema.json_values import clipped
+from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
+from schema.task import MAX_SEED
+from serve_app.bodies import json_response, read_body, refuse_query
+from serve_app.dispatch import Dispatcher
+from serve_app.openai_answers import Answer, ChatAnswer, CompletionAnswer
+from serve_app.sse import relay
+
+SEED_HEADER = "x-seed"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class OpenAIRoutes:
+    """The handlers. Errors leave them as `TaskError` that name the fields of the request."""
+
+    def __init__(self, dispatcher: Dispatcher, max_body: int) -> None:
+        self._dispatcher = dispatcher
+        self._max_body = max_body
+
+    async def chat_completions(self, request: Request) -> Response:
+        """``POST /v1/chat/completions``."""
+        refuse_query(request)
+        asked = ChatCompletionRequest.parse(await read_body(request, self._max_body))
+        return await self._answer(request, asked, ChatAnswer)
+
+    async def completions(self, request: Request) -> Response:
+        """``POST /v1/completions``."""
+        refuse_query(request)
+        asked = CompletionRequest.parse(await read_body(request, self._max_body))
+        return await self._answer(request, asked, CompletionAnswer)
+
+    async def retrieve_model(self, request: Request) -> Response:
+        """``GET /v1/models/{id}``: its entry of the list; the first, if there are variants."""
+        wanted = request.path_params["id"]
+        for model in await self._dispatcher.models():
+            if model["id"] == wanted:
+                return json_response(model)
+        raise ModelInvalid(f"model {clipped(wanted)!r} is not served now", param="model")
+
+    async def _answer(self, request: Request, asked: OpenAIRequest, form: type[Answer]) -> Response:
+        seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+        task = asked.task(seed)
+        answer = form(asked, _id(request), int(time.time()), seed)
+        headers = {SEED_HEADER: str(seed)}
+        if asked.stream:
+            return await relay(answer.events(self._dispatcher.stream(task)), headers)
+        with asked.own_terms():
+            response = await self._dispatcher.run(task)
+        return json_response(answer.whole(response), headers=headers)
+
+
+def _id(request: Request) -> str:
+    """The request's id, by which Ray Serve's logs call it too; its own if it came without."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())

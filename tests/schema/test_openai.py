@@ -1,0 +1,286 @@
+"""Requests of OpenAI's clients: what they mean as tasks, and what is refused."""
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openai.types import completion_create_params
+from openai.types.chat import ChatCompletionAssistantMessageParam
+from openai.types.chat import completion_create_params as chat_create_params
+
+from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
+from schema.message import MAX_BLOCKS_OF_TASK
+from schema.openai import ChatCompletionRequest, CompletionRequest
+from schema.openai.messages import ChatMessage
+from tests.schema.malformed import PNG, TOOL
+
+CHAT = Draft202012Validator(schemas()["chat_completion_request"])
+ASK: list[Any] = [{"role": "user", "content": "Hi"}]
+URL = f"data:image/png;base64,{PNG}"
+SDK_MESSAGE: dict[str, Any] = {
+    "refusal": None,
+    "annotations": [],
+    "audio": None,
+    "function_call": None,
+}
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    asked = {"model": "m", "messages": ASK} | fields
+    return ChatCompletionRequest.parse(json.dumps(asked))
+
+
+def refused(**fields: Any) -> TaskArgsInvalid:
+    with pytest.raises(TaskArgsInvalid) as caught:
+        chat(**fields).task(seed=0)
+    return caught.value
+
+
+def task(**fields: Any) -> Task:
+    return Task.from_fields(**{"model": "m", "messages": ASK} | fields)
+
+
+def test_every_field_of_the_client_is_known() -> None:
+    """So none of them is answered with "not a known field": it is honoured or refused by name."""
+    fields = {*chat_create_params.CompletionCreateParamsBase.__annotations__, "stream"}
+    assert fields <= set(ChatCompletionRequest.model_fields)
+    fields = {*completion_create_params.CompletionCreateParamsBase.__annotations__, "stream"}
+    assert fields <= set(CompletionRequest.model_fields)
+    message = set(ChatCompletionAssistantMessageParam.__annotations__) | {"annotations"}
+    assert message <= set(ChatMessage.model_fields)
+
+
+DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "num_return_sequences": 1}
+GREEDY = DEFAULTS | {"do_sample": False, "temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({}, {"generation_config": DEFAULTS}),
+        ({"temperature": 0}, {"generation_config": GREEDY}),
+        (
+            {"temperature": 0.5, "top_p": 0.9, "n": 3, "stop": "a", "max_tokens": 7},
+            {
+                "generation_config": {
+                    "do_sample": True,
+                    "temperature": 0.5,
+                    "top_p": 0.9,
+                    "num_return_sequences": 3,
+                    "stop_strings": ["a"],
+                    "max_new_tokens": 7,
+                }
+            },
+        ),
+        (
+            {"max_completion_tokens": 7, "stop": ["a", "b"], "user": "u", "logprobs": False},
+            {"generation_config": DEFAULTS | {"max_new_tokens": 7, "stop_strings": ["a", "b"]}},
+        ),
+        (
+            {
+                "top_k": 4,
+                "min_p": 0.1,
+                "typical_p": 0.9,
+                "repetition_penalty": 1.2,
+                "num_beams": 2,
+                "chat_template_kwargs": {"enable_thinking": False},
+                "dtype": "bfloat16",
+                "quantize_bits": 4,
+            },
+            {
+                "generation_config": DEFAULTS
+                | {
+                    "top_k": 4,
+                    "min_p": 0.1,
+                    "typical_p": 0.9,
+                    "repetition_penalty": 1.2,
+                    "num_beams": 2,
+                },
+                "template_args": {"enable_thinking": False},
+                "dtype": "bfloat16",
+                "quantize_bits": 4,
+            },
+        ),
+        ({"tools": [TOOL]}, {"tools": [TOOL], "generation_config": DEFAULTS}),
+        ({"tools": [TOOL], "tool_choice": "none"}, {"generation_config": DEFAULTS}),
+        (
+            {"stop": [], "tools": [], "frequency_penalty": 0.0, "logit_bias": {}, "n": None},
+            {"generation_config": DEFAULTS},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "developer", "content": "Be brief."},
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "What is it?"},
+                            {"type": "image_url", "image_url": {"url": URL, "detail": "auto"}},
+                        ],
+                    },
+                    {"role": "assistant", "content": None, "tool_calls": [TOOL], **SDK_MESSAGE},
+                    {"role": "tool", "tool_call_id": "a", "content": "12:00"},
+                ]
+            },
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "What is it?"},
+                            {"type": "image", "base64": PNG},
+                        ],
+                    },
+                    {"role": "assistant", "tool_calls": [TOOL]},
+                    {"role": "tool", "tool_call_id": "a", "content": "12:00"},
+                ],
+                "generation_config": DEFAULTS,
+            },
+        ),
+    ],
+)
+def test_what_a_request_means(fields: dict[str, Any], meant: dict[str, Any]) -> None:
+    CHAT.validate({"model": "m", "messages": ASK} | fields)
+    assert chat(**fields).task(seed=5) == task(seed=5, **meant)
+
+
+def test_tools_reach_the_template_in_the_order_they_came_in() -> None:
+    tools = [{"function": {"parameters": {"b": 1, "a": 2}, "name": "f"}, "type": "function"}]
+    assert json.dumps(chat(tools=tools).task(0).tools) == json.dumps(tools)
+
+
+def _picture(**image_url: Any) -> list[Any]:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": image_url}]}]
+
+
+ADDRESS = "messages.0.content.0.image_url.url"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"frequency_penalty": False}, "frequency_penalty"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"store": True}, "store"),
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
+        ({"n": 2, "temperature": 0}, "n"),
+        ({"n": 3, "num_beams": 2}, "n"),
+        ({"temperature": 1e-9}, "temperature"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"stop": [""]}, "stop.0"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 3}, "stop"),
+        ({"tools": [{"type": "custom"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            "tools.0.function.strict",
+        ),
+        ({"do_sample": True}, "do_sample"),
+        ({"max_new_tokens": 3}, "max_new_tokens"),
+        ({"generation_config": {}}, "generation_config"),
+        ({"image_url": 1}, "image_url"),
+        ({"model": "../x"}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [TOOL]}]},
+            "messages.0.tool_calls",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            "messages.0.content.0.type",
+        ),
+        ({"messages": _picture(url="http://h/a.png")}, ADDRESS),
+        ({"messages": _picture(url="HTTPS://h/a.png")}, ADDRESS),
+        ({"messages": _picture(url="file:///etc/passwd")}, ADDRESS),
+        ({"messages": _picture(url="/etc/passwd")}, ADDRESS),
+        ({"messages": _picture(url="data:text/plain;base64,AAAA")}, ADDRESS),
+        ({"messages": _picture(url="data:image/png;base64,A")}, ADDRESS),
+        ({"messages": _picture(url="data:image/png;base64,")}, ADDRESS),
+        (
+            {"messages": _picture(url=URL, detail="low")},
+            "messages.0.content.0.image_url.detail",
+        ),
+        ({"messages": _picture(url=URL, size=3)}, "messages.0.content.0.image_url.size"),
+    ],
+)
+def test_what_is_refused_names_its_field(fields: dict[str, Any], param: str) -> None:
+    error = refused(**fields)
+    assert error.param == param
+    assert param in error.message
+    for name in ("generation_config.", "stop_strings", "num_return_sequences"):
+        assert name not in error.message
+
+
+def test_what_would_be_refused_is_not_suggested() -> None:
+    message = refused(zzz=1).message
+    assert "max_tokens" in message
+    assert "functions" not in message
+    assert "did you mean name" not in refused(messages=[ASK[0] | {"nam": "x"}]).message
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("", "empty"),
+        ("[]", "must be an object"),
+        ("{", "not valid JSON"),
+        ('{"n": 1, "n": 2}', "twice"),
+    ],
+)
+def test_a_body_that_is_no_request(body: str, said: str) -> None:
+    with pytest.raises(TaskArgsInvalid, match=said):
+        ChatCompletionRequest.parse(body)
+
+
+def test_a_million_parts_are_counted_first() -> None:
+    parts = [{"type": "text", "text": "x"}] * (MAX_BLOCKS_OF_TASK + 1)
+    assert refused(messages=[{"role": "user", "content": parts}]).param == "messages"
+    deep = {"a": [[0] * 1000] * 101}
+    assert "chat_template_kwargs" in refused(chat_template_kwargs=deep).message
+
+
+@pytest.mark.parametrize(
+    ("limit", "param", "renamed"),
+    [
+        ({}, "generation_config.max_new_tokens", "max_tokens"),
+        ({"max_completion_tokens": 5}, "generation_config.max_new_tokens", "max_completion_tokens"),
+        ({}, "generation_config.num_return_sequences", "n"),
+        ({}, "generation_config.top_p", "top_p"),
+        ({}, "generation_config", None),
+        ({}, "template_args.tools", "chat_template_kwargs.tools"),
+        ({}, "messages.3.content.1.base64", "messages.3.content.1.image_url.url"),
+        ({}, None, None),
+    ],
+)
+def test_later_errors_name_the_fields_of_the_request(
+    limit: dict[str, Any], param: str | None, renamed: str | None
+) -> None:
+    with pytest.raises(OutOfMemory) as caught, chat(**limit).own_terms():
+        raise OutOfMemory(f"{param}: too much", param, 3.0)
+    assert caught.value.param == renamed
+    assert caught.value.retry_after_s == 3.0
+    assert (renamed or "too much") in caught.value.message
+    assert "generation_config" not in caught.value.message

@@ -1,0 +1,108 @@
+"""The ingress without a cluster, in front of a replica that fails on demand."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from schema import Overloaded, StreamChunk, Task, TaskArgsInvalid, TaskExecutionError, TaskResponse
+from serve_app.config import AppArgs
+from serve_app.dispatch import Dispatcher
+from serve_app.ingress import asgi_app
+
+cancelled = threading.Event()
+
+
+def chunk(text: str, finish_reason: Any = None) -> StreamChunk:
+    delta: Any = {"role": "assistant", "content": text}
+    return {
+        "model": "demo",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+
+
+class ScriptedReplica:
+    """Does what the task's first message says."""
+
+    async def run(self, task: Task, images: Any) -> TaskResponse:
+        await self._act(str(task.messages[0].content))
+        message: Any = {"role": "assistant", "content": "é ok"}
+        return {
+            "model": "demo",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        }
+
+    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+        act = str(task.messages[0].content)
+        if not act.startswith("later "):
+            await self._act(act)
+        if act == "nothing":
+            return
+        yield chunk("é ")
+        await self._act(act.removeprefix("later "))
+        yield chunk("ok", "stop")
+
+    async def status(self) -> dict[str, Any]:
+        return {"tasks": {"ongoing": 0}}
+
+    async def _act(self, act: str) -> None:
+        match act:
+            case "refuse":
+                raise TaskArgsInvalid("no", param="messages.0.content")
+            case "overload":
+                raise Overloaded("full", retry_after_s=2.5)
+            case "fail":
+                raise TaskExecutionError("NaN")
+            case "bug":
+                raise KeyError("secret")
+            case "hang":
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    cancelled.set()
+                    raise
+
+
+class NoPictures:
+    """Stands where the preprocessor stands; these tasks have no pictures."""
+
+
+def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
+    application = serve.deployment(name=name)(deployment).bind()
+    handle: DeploymentHandle[Any] = serve.run(application, name=name, _local_testing_mode=True)
+    return handle
+
+
+def app_maker() -> Callable[..., ASGIApp]:
+    """Makes applications with the limits that it is called with."""
+    replica, preprocessor = _local(ScriptedReplica, "replica"), _local(NoPictures, "pictures")
+
+    def make(**limits: float) -> ASGIApp:
+        args = AppArgs.model_validate({"models": [{"id": "demo"}], "limits": limits})
+        return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))
+
+    return make
+
+
+def client(app: ASGIApp) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def task(act: str) -> dict[str, Any]:
+    return {"model": "demo", "messages": [{"role": "user", "content": act}]}
+
+
+def events_of(body: str) -> list[Any]:
+    lines = [line for line in body.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
