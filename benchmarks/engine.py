@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,8 +27,8 @@ import torch
 
 from benchmarks import floor
 from benchmarks.peers import ONE_AT_A_TIME, PeerSettings, peer_names
-from benchmarks.report import FloorRow, Report, Row, SameAnswers
-from benchmarks.worker import RunResult, Worker
+from benchmarks.report import FloorRow, Report, Row, SameAnswers, say
+from benchmarks.worker import RunResult, Worker, in_own_process
 from benchmarks.workload import (
     ANSWER_TOKENS,
     GEOMETRIES,
@@ -54,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if load > _QUIET_LOAD:
         # OpenMP threads that wait for one another burn their time when others have their cores,
         # and by far more in some peers than in others.
-        _say(f"the machine is busy (load {load:.1f}): peers on CPU cannot be compared")
+        say(f"the machine is busy (load {load:.1f}): peers on CPU cannot be compared")
     with ExitStack() as stack:
         model_dir = options.model_dir
         if model_dir is None:
             model_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
-        _say(f"model of {options.geometry}'s geometry in {options.dtype}, random weights")
-        _save_model(options.geometry, options.dtype, model_dir)
+        say(f"model of {options.geometry}'s geometry in {options.dtype}, random weights")
+        in_own_process(save_model, options.geometry, options.dtype, model_dir)
         workers = [Worker(name, _peer_settings(options, model_dir)) for name in options.peers]
         for worker in workers:
             stack.callback(worker.close)
@@ -139,23 +137,12 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
     )
 
 
-def _save_model(geometry: str, dtype: str, model_dir: str) -> None:
-    """In a process of its own, so that its memory is free again when the peers start."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=save_model, args=(geometry, dtype, model_dir)
-    )
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(process.exitcode)
-
-
 def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: str) -> Report:
     machine: dict[str, str] = {}
     for worker in workers:
         start = time.perf_counter()
         machine = worker.call("load", mixed_tasks(min(options.tasks), _WARM_UP_ROUND))
-        _say(f"{worker.name}: loaded and warmed up in {time.perf_counter() - start:.1f} s")
+        say(f"{worker.name}: loaded and warmed up in {time.perf_counter() - start:.1f} s")
     rows: list[Row] = []
     same: list[SameAnswers] = []
     alone_count = options.alone and _alone_count(options.tasks, options.alone)
@@ -165,13 +152,13 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
             for worker in workers:
                 run: RunResult = worker.call("run", tasks)
                 rows.append(_row(worker.name, tasks, round_index, run))
-                _say(
+                say(
                     f"{count} tasks, round {round_index + 1} of {options.rounds}, {worker.name}: "
                     f"{rows[-1].tokens_per_s:.1f} tokens/s"
                 )
                 if count == alone_count and round_index == 0:
                     same.append(_compare_alone(worker, tasks, run))
-                    _say(f"  the same answers as alone: {same[-1].same} of {count}")
+                    say(f"  the same answers as alone: {same[-1].same} of {count}")
     bandwidth = workers[0].call("copy_bandwidth") if options.floor else None
     return Report(
         about={
@@ -259,12 +246,8 @@ def _floor(
             found.append(
                 FloorRow(worker.name, rows, median(times), cost.floor_s, weights, cost.kv_bytes)
             )
-            _say(f"floor, {rows} rows, {worker.name}: {found[-1].fraction:.0%}")
+            say(f"floor, {rows} rows, {worker.name}: {found[-1].fraction:.0%}")
     return found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

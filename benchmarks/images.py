@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLProcessor
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.report import aligned, say
 from engine import EngineConfig, ImagePreprocessor
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for model in options.models:
             for kind in options.kinds:
                 rows += _measure(model, kind, options, Path(folder))
-                _say(f"{model}, {kind}: {_compare(rows)[-1].ratio:.1%} of the direct speed")
+                say(f"{model}, {kind}: {_compare(rows)[-1].ratio:.1%} of the direct speed")
     found = _compare(rows)
     print(_table(found))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -245,11 +245,7 @@ def _table(found: Sequence[Comparison]) -> str:
         ]
         for one in found
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _report(
@@ -265,10 +261,6 @@ def _report(
         "runs": [asdict(row) | {"images_per_core_s": row.images_per_core_s} for row in rows],
         "ratios": [asdict(one) for one in found],
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

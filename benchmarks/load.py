@@ -19,10 +19,9 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,9 +33,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import workload
+from benchmarks.report import aligned, say
+from benchmarks.worker import in_own_process
 from benchmarks.workload import Geometry
 from engine import EngineConfig
 from engine.loader import load_model
+from engine.memory import weight_bytes
 from schema.task import Dtype, QuantizeBits
 
 GEOMETRIES = workload.GEOMETRIES | {
@@ -119,12 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # the processes inherit it
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        _say(f"model of {options.geometry}'s geometry in bfloat16, random weights")
+        say(f"model of {options.geometry}'s geometry in bfloat16, random weights")
         warm_up = _checkpoint("tiny", options.shard_mb, f"{folder}/warm-up")
         checkpoint = _checkpoint(options.geometry, options.shard_mb, f"{folder}/model")
         for name in options.settings:
             rows.append(_measure(name, warm_up, checkpoint))
-            _say(f"{name}: loaded in {rows[-1].seconds:.1f} s")
+            say(f"{name}: loaded in {rows[-1].seconds:.1f} s")
     print(_table(rows))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "load.json"
@@ -169,7 +171,7 @@ def _load(pipe: Connection, setting: Setting, warm_up: str, directory: str) -> N
     start = time.perf_counter()
     loaded = load_model(_config(setting, directory))
     seconds = time.perf_counter() - start
-    pipe.send((_model_bytes(loaded.model), seconds))
+    pipe.send((weight_bytes(loaded.model), seconds))
 
 
 def _config(setting: Setting, directory: str) -> EngineConfig:
@@ -182,34 +184,11 @@ def _config(setting: Setting, directory: str) -> EngineConfig:
     )
 
 
-def _model_bytes(model: Any) -> int:
-    """Bytes of all parameters and buffers, each counted once, with the scales of quantized ones."""
-    tensors = [*model.parameters(), *model.buffers()]
-    for parameter in model.parameters():
-        tensors += _tensors_of(vars(parameter))
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def _tensors_of(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that bitsandbytes keeps beside a weight; states may be nested."""
-    for name, value in attributes.items():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif name in ("quant_state", "state2") and value is not None:
-            yield from _tensors_of(vars(value))
-
-
 # --- The measurement -----------------------------------------------------------------------------
 
 
 def _checkpoint(geometry: str, shard_mb: float, directory: str) -> Checkpoint:
-    process = multiprocessing.get_context("spawn").Process(
-        target=_save, args=(geometry, shard_mb, directory)
-    )
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(process.exitcode)
+    in_own_process(_save, geometry, shard_mb, directory)
     sizes = [file.stat().st_size for file in Path(directory).glob("*.safetensors")]
     return Checkpoint(directory, sum(sizes), max(sizes))
 
@@ -264,11 +243,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def _table(rows: Sequence[Row]) -> str:
     lines = [list(_COLUMNS), *([show(row) for show in _COLUMNS.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def _mb(count: int) -> str:
@@ -291,10 +266,6 @@ def _report(options: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
             asdict(row) | {"ratio": row.ratio, "surplus_bytes": row.surplus_bytes} for row in rows
         ],
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

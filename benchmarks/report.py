@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,11 +126,17 @@ class Report:
                         ratio.get((peer, tasks), ""),
                     ]
                 )
-        parts = [_aligned(lines), "engine: how many times as fast as the peer the engine is"]
+        parts = [
+            aligned(lines, names=1),
+            "engine: how many times as fast as the peer the engine is",
+        ]
         if self.same_answers:
             parts.append("same answers in the crowd as alone:")
             parts.append(
-                _aligned([["", s.peer, f"{s.same} of {s.tasks} tasks"] for s in self.same_answers])
+                aligned(
+                    [["", s.peer, f"{s.same} of {s.tasks} tasks"] for s in self.same_answers],
+                    names=1,
+                )
             )
         if self.copy_bandwidth is not None:
             parts.append(
@@ -146,7 +153,7 @@ class Report:
                 ]
                 for f in self.floor
             ]
-            parts.append(_aligned(lines))
+            parts.append(aligned(lines, names=1))
         return "\n".join(parts)
 
     def plot(self, file: Path) -> bool:
@@ -204,13 +211,19 @@ def _median(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
     return median(map(value, rows))
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]], names: int | None = None) -> str:
+    """A table as text: columns to the right, but for the one of names, if there is one."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = []
     for line in lines:
         cells = [
-            cell.ljust(width) if column == 1 else cell.rjust(width)  # 1: the peer's name
+            cell.ljust(width) if column == names else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         text.append("  ".join(cells).rstrip())
     return "\n".join(text)
+
+
+def say(text: str) -> None:
+    """Tell how far a benchmark is, beside its output."""
+    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -149,3 +149,16 @@ class Worker:
         self._process.join(_CLOSE_TIMEOUT_S)
         if self._process.is_alive():
             self._process.terminate()
+
+
+def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function where its memory is free again when it returns.
+
+    Raises:
+        SystemExit: it failed, and has told why.
+    """
+    process = get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)

@@ -95,7 +95,4 @@ def _why(config: EngineConfig, lane: BatchedLane) -> str:
         )
     if lane.problem is not None or lane.row_counts is None:
         return f"each task runs alone on the device, because {lane.problem}"
-    return (
-        "every forward runs at a row count that was measured, at load, to give the same bits; "
-        "beam search runs alone on the device"
-    )
+    return "every forward runs at a row count that was measured, at load, to give the same bits"

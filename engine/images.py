@@ -256,4 +256,6 @@ class ImagePreprocessor:
 
 def _digest(file: bytes, variant: bool) -> bytes:
     """What stands for a picture and the way in which it is prepared."""
-    return hashlib.sha256(bytes([variant]) + hashlib.sha256(file).digest()).digest()
+    digest = hashlib.sha256(file)
+    digest.update(bytes([variant]))
+    return digest.digest()

@@ -42,9 +42,10 @@ from schema.errors import ModelInvalid, TaskError
 
 logger = logging.getLogger(__name__)
 
+_TRIAL_SIZE = (64, 48)  # of the picture that every processor is tried with
+
 # Left in full precision under quantization: the head decides near ties (and may be tied to the
 # embedding, which bitsandbytes cannot quantize), the vision tower and its projector are small.
-_TRIAL_SIZE = (64, 48)
 _UNQUANTIZED_MODULES = (
     "lm_head",
     "model.vision_tower",
@@ -107,10 +108,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
     source = locate(config)
     with load_errors(config), loading_bars():
         # Refused before gigabytes are downloaded, if it is.
-        hf_config = _load_config(source.config(config))
+        local = source.config(config)
+        hf_config = _load_config(local)
         is_vision = _is_vision(hf_config, config)
-        source = with_weights(config, source)
-        config = source.config(config)
+        processor = _load_processor(local, hf_config) if is_vision else None
+        tokenizer = processor.tokenizer if processor else _load_tokenizer(local)
+        chat_template = _chat_template(config, processor, tokenizer)
+        with_weights(config, source)
+        config = local
         is_original = internvl.original_layout(hf_config) is not None
         auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
         if is_original:
@@ -131,8 +136,6 @@ def load_model(config: EngineConfig) -> LoadedModel:
         _refuse_random_weights(config, found["missing_keys"])
         if is_original:
             _refuse_other_weights(config, found["unexpected_keys"])
-        processor = _load_processor(config, hf_config) if is_vision else None
-        tokenizer = processor.tokenizer if processor else _load_tokenizer(config)
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
     logger.info(
@@ -144,7 +147,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        chat_template=_chat_template(processor, tokenizer),
+        chat_template=chat_template,
         image_token=processor.image_token if processor else None,
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
@@ -182,21 +185,23 @@ def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> 
 
 
 def _chat_template(
-    processor: PictureProcessor | None, tokenizer: PreTrainedTokenizerBase
+    config: EngineConfig, processor: PictureProcessor | None, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
     """The template of the repository; of several named ones, the default."""
     template = (processor and processor.chat_template) or tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()), None)
     if template is not None and not isinstance(template, str):
-        raise ModelInvalid(f"chat_template must be a text, not {type(template).__name__}")
+        raise ModelInvalid(
+            f"model {config.name!r} has a chat_template that is no text but a "
+            f"{type(template).__name__}"
+        )
     return template
 
 
 def _source(config: EngineConfig) -> dict[str, Any]:
+    """How files are loaded from the directory that `engine.source` has found."""
     return {
-        "revision": config.revision or "main",
-        "cache_dir": config.cache_dir,
         "trust_remote_code": config.trust_remote_code,
         "local_files_only": config.local_files_only,
     }
@@ -225,7 +230,7 @@ def _load_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
 def _load_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
     try:
         processor = _made_processor(config, hf_config)
-        for among_others in (False, True):
+        for among_others in {False, processor.treats_several_otherwise}:
             processor(Image.new("RGB", _TRIAL_SIZE), among_others=among_others)
     except (TaskError, OSError):
         raise
