@@ -87,7 +87,9 @@ def test_modes_become_rgb(mode: str) -> None:
     else:
         original = original.convert(mode)
     kind = "PNG" if mode in "1LP" else "TIFF"
-    assert same(decode_image(encoded(original, kind), PARAM), original.convert("RGB"))
+    # Pillow 12 cannot read an uncompressed YCbCr file of its own.
+    options = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
+    assert same(decode_image(encoded(original, kind, **options), PARAM), original.convert("RGB"))
 
 
 def on_white(image: Image.Image) -> np.ndarray:
