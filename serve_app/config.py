@@ -261,10 +261,15 @@ class LimitArgs(Strict):
         max_body_mb: largest request body, in MB (10**6 bytes); a larger one is answered 413.
         request_timeout_s: a task that has not ended by then ends with an error. It includes the
             wait for a replica that is still loading.
+        stall_timeout_s: a replica that has begun a task and then gives no sign of life for this
+            long counts as lost.
+        max_replays: how often a task is run again when what ran it has been lost.
     """
 
     max_body_mb: PositiveFloat = 32.0
     request_timeout_s: PositiveFloat = 600.0
+    stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas give a sign every 2 s
+    max_replays: NonNegativeInt = 3
 
 
 class AppArgs(Strict):

@@ -31,10 +31,11 @@ def chunk(text: str, finish_reason: Any = None) -> StreamChunk:
 class ScriptedReplica:
     """Does what the task's first message says."""
 
-    async def run(self, task: Task, images: Any) -> TaskResponse:
+    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | None]:
+        yield None
         await self._act(str(task.messages[0].content))
         message: Any = {"role": "assistant", "content": "é ok"}
-        return {
+        yield {
             "model": "demo",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
@@ -81,12 +82,15 @@ def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
     return handle
 
 
-def app_maker() -> Callable[..., ASGIApp]:
-    """Makes applications with the limits that it is called with."""
-    replica, preprocessor = _local(ScriptedReplica, "replica"), _local(NoPictures, "pictures")
+def app_maker(scripted: type = ScriptedReplica) -> Callable[..., ASGIApp]:
+    """Makes applications with the limits that it is called with, in front of such a replica."""
+    replica = _local(scripted, scripted.__name__)
+    preprocessor = _local(NoPictures, "pictures")
 
     def make(**limits: float) -> ASGIApp:
-        args = AppArgs.model_validate({"models": [{"id": "demo"}], "limits": limits})
+        args = AppArgs.model_validate({"models": [{"id": "demo"}]})
+        # Not validated: tests do not wait for as long as operators must.
+        args = args.model_copy(update={"limits": args.limits.model_copy(update=limits)})
         return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))
 
     return make
