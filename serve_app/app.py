@@ -26,8 +26,9 @@ Device = Literal["cpu", "cuda"]
 NUM_CPUS = 0.1
 # Ray no longer hides GPUs from actors that ask for none.
 NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-# The controller notices a dead or stuck replica only by this check; the default is 10 s.
-HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
+# The controller notices a dead or stuck replica only by this check: a stuck one when three have
+# failed. The default period is 10 s.
+HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 10.0}
 # Ray's defaults look at the load every 10 s, which a task for a model that is scaled to zero waits.
 # `metrics_interval_s` is deprecated for two environment variables that this Ray does not yet obey.
 AUTOSCALING: dict[str, Any] = {
@@ -39,6 +40,7 @@ AUTOSCALING: dict[str, Any] = {
 INGRESS_MAX_ONGOING = 4096
 # Each holds the base64 of one task's pictures.
 PREPROCESSOR_MAX_ONGOING = 64
+BY_BEGINNING = "serve_app.prefix_router:PrefixRouter"
 BY_SESSION = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 # Tasks that wait in one ingress for a replica to come up; beyond, they are refused (503).
 MAX_QUEUED = 1024
@@ -120,11 +122,14 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
         **HEALTH,
     }
     if isinstance(model, PoolArgs):
+        options["health_check_timeout_s"] = 30.0  # it asks its engines' processes
         # A model's tasks go to the replica that has it; a task that names another goes elsewhere.
         options["request_router_config"] = {
             "request_router_class": BY_SESSION,
             "request_router_kwargs": {"num_fallback_replicas": 0},
         }
+    else:
+        options["request_router_config"] = {"request_router_class": BY_BEGINNING}
     if model.min_replicas == model.max_replicas:
         options["num_replicas"] = model.min_replicas
     else:

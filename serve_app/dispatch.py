@@ -15,11 +15,13 @@ from ray.serve.handle import DeploymentHandle
 from schema.errors import EngineStopped, RequestTimeout, TaskError, TaskExecutionError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
+from serve_app.beginning import beginning_of
 from serve_app.config import AppArgs
-from serve_app.failures import as_task_error
+from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
 from serve_app.replay import Delivered
 from serve_app.routing import Route, Routes
+from serve_app.suspects import SUSPECTS
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,8 +62,7 @@ class Dispatcher:
         """
         async with aclosing(self._follow(task, "run", _nothing)) as items:
             async for response in items:
-                if response is not None:
-                    return cast(TaskResponse, response)
+                return cast(TaskResponse, response)
         raise TaskExecutionError("the engine ended the task without an answer")
 
     async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
@@ -69,7 +70,7 @@ class Dispatcher:
         delivered = Delivered()
         async with aclosing(self._follow(task, "stream", delivered.again)) as chunks:
             async for chunk in chunks:
-                if chunk["choices"] and (news := delivered.take(chunk)) is not None:
+                if (news := delivered.take(chunk)) is not None:
                     yield news
 
     async def _follow(
@@ -98,22 +99,27 @@ class Dispatcher:
 
     async def _attempt(self, task: Task, method: str, deadline: float) -> AsyncGenerator[Any, None]:
         calls: Any = None  # a DeploymentResponseGenerator while it runs
+        replica: str | None = None  # once it has begun
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
+                beginning = beginning_of(task)
                 text, images = self._split(task, route)
-                handle = self._handle(route).options(stream=True)
+                handle = self._replicas[route.deployment].options(
+                    stream=True, session_id=route.session or beginning
+                )
                 calls = getattr(handle, method).remote(text, images)
-            began = False
             while True:
                 # Not around the `yield`: a deadline must not strike in the consumer's code.
-                async with self._guarded(deadline, self._stall_s if began else None):
+                async with self._guarded(deadline, replica):
                     item = await anext(calls, _END)
                 if item is _END:
                     calls = None
                     return
-                began = True
-                yield item
+                if isinstance(item, str):
+                    replica = item
+                else:
+                    yield item
         finally:
             _cancel(calls)
 
@@ -139,10 +145,6 @@ class Dispatcher:
             return []  # none runs, or none answers
         return [answer for answer in answers if isinstance(answer, dict)]
 
-    def _handle(self, route: Route) -> DeploymentHandle[Any]:
-        handle = self._replicas[route.deployment]
-        return handle if route.session is None else handle.options(session_id=route.session)
-
     def _split(self, task: Task, route: Route) -> tuple[Task, Any]:
         """The task without its pixels, and the un-awaited tensors: never awaited here."""
         text, images = task.split_images()
@@ -151,16 +153,20 @@ class Dispatcher:
         return text, self._preprocessor.prepare.remote(route.deployment, text, images)
 
     @asynccontextmanager
-    async def _guarded(self, deadline: float, stall_s: float | None = None) -> AsyncIterator[None]:
+    async def _guarded(self, deadline: float, replica: str | None = None) -> AsyncIterator[None]:
         """Whatever goes wrong in the body leaves it as a `TaskError`.
+
+        Args:
+            deadline: of the body, in the event loop's time.
+            replica: who gives signs of life during the body; None if nobody does yet.
 
         Raises:
             RequestTimeout: the deadline has passed.
-            EngineStopped: the body took longer than ``stall_s``.
+            EngineStopped: the replica was silent for too long, or is lost.
         """
-        stalls = None if stall_s is None else asyncio.get_running_loop().time() + stall_s
-        stalls = None if stalls is not None and stalls >= deadline else stalls
-        timeout = asyncio.timeout_at(deadline if stalls is None else stalls)
+        silence = asyncio.get_running_loop().time() + self._stall_s
+        watched = replica is not None and silence < deadline
+        timeout = asyncio.timeout_at(silence if watched else deadline)
         try:
             async with timeout:
                 yield
@@ -171,15 +177,15 @@ class Dispatcher:
             raise
         except Exception as error:
             # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
-            if timeout.expired():
-                raise self._too_late(stalls is not None) from None
-            raise as_task_error(error) from error
-
-    def _too_late(self, stalled: bool) -> TaskError:
-        if stalled:
-            return EngineStopped(f"the replica gave no sign of life for {self._stall_s:g} seconds")
-        limit = self._args.limits.request_timeout_s
-        return RequestTimeout(f"the task did not end within {limit:g} seconds")
+            if not timeout.expired():
+                raise as_task_error(error) from error
+            if not watched:
+                limit = self._args.limits.request_timeout_s
+                raise RequestTimeout(f"the task did not end within {limit:g} seconds") from None
+            assert replica is not None
+            SUSPECTS.add(replica)
+            message = f"the replica gave no sign of life for {self._stall_s:g} seconds"
+            raise EngineStopped(message, retry_after_s=RETRY_AFTER_S) from None
 
 
 def _nothing() -> None:

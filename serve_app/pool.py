@@ -59,13 +59,15 @@ class PoolReplica:
 
     async def run(
         self, task: Task, images: ImageInputs | None
-    ) -> AsyncIterator[TaskResponse | None]:
+    ) -> AsyncGenerator[TaskResponse | str, None]:
         """As `ModelReplica.run`; there is no sign of life before the model is loaded."""
         async with aclosing(self._relayed("run", task, images)) as items:
             async for item in items:
                 yield item
 
-    async def stream(self, task: Task, images: ImageInputs | None) -> AsyncIterator[StreamChunk]:
+    async def stream(
+        self, task: Task, images: ImageInputs | None
+    ) -> AsyncGenerator[StreamChunk | str, None]:
         """As `ModelReplica.stream`; there is no sign of life before the model is loaded."""
         async with aclosing(self._relayed("stream", task, images)) as chunks:
             async for chunk in chunks:

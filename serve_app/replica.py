@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from engine.engine import Engine
 from engine.images import ImageInputs
@@ -20,7 +23,8 @@ from serve_app.config import ModelArgs
 logger = logging.getLogger("ray.serve")
 
 HEARTBEAT_S = 2.0
-"""A call that has nothing to tell says this often that its process still runs."""
+"""A call that has nothing to tell says this often that its process still runs: it yields its
+replica's name, a string, which is also the first thing that it yields."""
 
 
 def _log_loading() -> None:
@@ -34,6 +38,14 @@ def _log_loading() -> None:
     elif not engine.handlers:
         engine.addHandler(logging.StreamHandler())
         engine.setLevel(logging.INFO)
+
+
+def _own_name() -> str:
+    """By which routers know this replica; a process of the pool has no name that they know."""
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return ""
 
 
 class ModelReplica:
@@ -60,12 +72,13 @@ class ModelReplica:
             logger.exception("%s cannot be loaded", args.deployment)
             self._loaded = error
         self._configured_dtype = args.dtype
+        self._name = _own_name()
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
 
     async def run(
         self, task: Task, images: ImageInputs | None
-    ) -> AsyncIterator[TaskResponse | None]:
-        """None as a sign of life, any number of times, and then the whole answer.
+    ) -> AsyncGenerator[TaskResponse | str, None]:
+        """The whole answer, after any number of signs of life (`HEARTBEAT_S`).
 
         An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
 
@@ -73,29 +86,31 @@ class ModelReplica:
             TaskError: see `schema.errors`.
         """
         told: list[StreamChunk] = []
-        async with aclosing(self.stream(task, images)) as chunks:
-            async for chunk in chunks:
-                told.append(chunk)
-                if not chunk["choices"]:
-                    yield None
+        async with aclosing(self.stream(task, images)) as items:
+            async for item in items:
+                if isinstance(item, str):
+                    yield item
+                else:
+                    told.append(item)
         yield collect(told)
 
     async def stream(
         self, task: Task, images: ImageInputs | None
-    ) -> AsyncGenerator[StreamChunk, None]:
-        """The answer as it is made, each chunk a JSON-ready dictionary.
+    ) -> AsyncGenerator[StreamChunk | str, None]:
+        """The answer as it is made, each chunk a JSON-ready dictionary; strings are signs of life.
 
-        A chunk without choices is a sign of life. Closing the iterator cancels the task.
+        Closing the iterator cancels the task.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.
         """
         with self._counted():
             self._check_dtype(task)
+            yield self._name
             # Closed here and not by the garbage collector: that is what cancels the task.
             async with aclosing(self._engine.stream(task, images, HEARTBEAT_S)) as chunks:
                 async for chunk in chunks:
-                    yield chunk
+                    yield chunk if chunk["choices"] else self._name
 
     @property
     def _engine(self) -> Engine:

@@ -31,8 +31,8 @@ def chunk(text: str, finish_reason: Any = None) -> StreamChunk:
 class ScriptedReplica:
     """Does what the task's first message says."""
 
-    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | None]:
-        yield None
+    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | str]:
+        yield "replica"
         await self._act(str(task.messages[0].content))
         message: Any = {"role": "assistant", "content": "é ok"}
         yield {

@@ -123,12 +123,11 @@ _runs: dict[str, int] = {}
 class LosingReplica:
     """Says what the task's script has for this run: a list of texts for every run."""
 
-    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk | str]:
         script = str(task.messages[0].content)
         run = _runs[script] = _runs.get(script, -1) + 1
         runs: list[Texts] = json.loads(script)
-        sign_of_life: Any = {**chunk(""), "choices": []}
-        yield sign_of_life
+        yield "replica"
         *texts, last = runs[min(run, len(runs) - 1)]
         for text in texts:
             yield chunk(text)
@@ -138,9 +137,10 @@ class LosingReplica:
             await asyncio.Event().wait()
         yield chunk(last, "stop")
 
-    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | None]:
-        yield None
-        yield collect([made async for made in self.stream(task, images)])
+    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | str]:
+        yield "replica"
+        made = [item async for item in self.stream(task, images)]
+        yield collect([item for item in made if not isinstance(item, str)])
 
 
 @pytest.fixture(scope="module")

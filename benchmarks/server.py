@@ -1,0 +1,114 @@
+"""A real server for a measurement: ``serve run`` in processes of its own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from serve_app.config import REPOSITORY
+
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs. ``log`` is what it and its replicas wrote."""
+
+    address: str
+    process: psutil.Process
+    log: Path
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The processes of a deployment's replicas, as far as they live."""
+        return [child for child in self._children() if self._is_replica(child, deployment)]
+
+    def _children(self) -> list[psutil.Process]:
+        return self.process.children(recursive=True)
+
+    @staticmethod
+    def _is_replica(process: psutil.Process, deployment: str) -> bool:
+        try:
+            title = "".join(process.cmdline()[:1])
+        except psutil.Error:  # it has gone meanwhile
+            return False
+        name = title.removeprefix("ray::ServeReplica:default:")
+        # What follows the deployment's name is the method that runs.
+        return name != title and (name == deployment or name.startswith(f"{deployment}."))
+
+
+@contextmanager
+def serving(
+    args: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Serve an application with these ``args`` (see `serve_app.config`) until the body ends.
+
+    Args:
+        args: of the application.
+        folder: where the configuration and the log are written.
+        environment: variables beside those of this process.
+
+    Raises:
+        RuntimeError: it did not start, with the end of its log.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    application = {
+        "name": "default",
+        "route_prefix": "/",
+        "import_path": "serve_app.app:build",
+        "args": dict(args),
+    }
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [application],
+    }
+    file, log = folder / "config.yaml", folder / "server.log"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", file],
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | dict(environment or {}),
+        )
+    server = Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid), log)
+    try:
+        _wait_until_ready(process, server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{server.address}/health", timeout=10).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # nobody listens yet
+        time.sleep(0.5)
+    tail = server.log.read_text(encoding="utf-8", errors="replace")[-10_000:]
+    raise RuntimeError(f"the server did not become ready; its log ends with:\n{tail}")
