@@ -274,6 +274,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
     options = _arguments(arguments)
+    # So that the server ends with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     args = {
         "models": [
             {

@@ -33,21 +33,17 @@ class Server:
     log: Path
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
-        """The processes of a deployment's replicas, as far as they live."""
-        return [child for child in self._children() if self._is_replica(child, deployment)]
+        """The processes of a deployment's replicas that have started."""
+        title = f"ray::ServeReplica:default:{deployment}"
+        return [child for child in self.process.children(recursive=True) if _title(child) == title]
 
-    def _children(self) -> list[psutil.Process]:
-        return self.process.children(recursive=True)
 
-    @staticmethod
-    def _is_replica(process: psutil.Process, deployment: str) -> bool:
-        try:
-            title = "".join(process.cmdline()[:1])
-        except psutil.Error:  # it has gone meanwhile
-            return False
-        name = title.removeprefix("ray::ServeReplica:default:")
-        # What follows the deployment's name is the method that runs.
-        return name != title and (name == deployment or name.startswith(f"{deployment}."))
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself; a replica that starts or is asked something adds the method."""
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.Error:  # it has gone meanwhile
+        return ""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -23,11 +24,8 @@ def beginning_of(task: Task) -> str:
     parts: list[Any] = [task.tools]
     for message in task.messages:
         content = message.content
-        if isinstance(content, list):
-            content = [
-                _mark(block) if isinstance(block, ImageBlock) else block.text for block in content
-            ]
-        parts.append([message.role, content])
+        blocks: Sequence[Any] = content if isinstance(content, list) else [content]
+        parts += [message.role, *map(_mark, blocks)]
         if message.role != "system":
             break
     text = json.dumps(parts, ensure_ascii=False)
