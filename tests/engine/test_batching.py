@@ -86,11 +86,14 @@ async def leave_after(engine: Engine, task: Task, chunks: int) -> None:
                 return
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-async def test_two_hundred_tasks(options: str, tiny_engine: TinyEngine) -> None:
+# bitsandbytes' layers are slow on a CPU; what they are asked is the same.
+@pytest.mark.parametrize(
+    ("options", "count"), [("fp32", 200), ("bf16", 200), ("int8", 100), ("nf4", 50)]
+)
+async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> None:
     """One at a time; all at once in other orders, with clients that leave; after a restart."""
     engine = tiny_engine("internvl", **OPTIONS[options])
-    wanted = tasks(200, images=True)
+    wanted = tasks(count, images=True)
     alone = [engine.run_blocking(task) for task in wanted]
     restarted = Engine(engine.config)
     for seed, served_by in ((0, engine), (1, restarted)):

@@ -31,7 +31,7 @@ from schema import Task
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.tiny_models import Kind
 
-KINDS: tuple[Kind, ...] = ("qwen2", "gpt2", "gemma3", "llama")
+KINDS: tuple[Kind, ...] = ("qwen2", "gpt2", "gemma3")
 TEXTS = ("Hi", "The engine must write what generate writes, for a prompt of several chunks too.")
 
 MANY_ENDS = list(range(0, 250, 12))
@@ -128,7 +128,7 @@ def seen_moves(monkeypatch: pytest.MonkeyPatch) -> list[Moves]:
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 @pytest.mark.parametrize("own", OWN)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gemma3"])
 async def test_the_models_own_settings(
     kind: Kind,
     own: str,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import Engine, EngineConfig
 from schema import Task, TaskResponse
-from schema.errors import Overloaded, TaskArgsInvalid, TaskError, TaskExecutionError
+from schema.errors import EngineStopped, Overloaded, TaskArgsInvalid, TaskError, TaskExecutionError
 from tests.engine.conftest import TinyModel
 
 LONG = 100_000
@@ -296,12 +296,12 @@ async def test_closing_ends_what_runs_and_what_waits(
     await until(lambda: engine.stats()["waiting"] == 3)
     await asyncio.to_thread(engine.close)
     results = await asyncio.gather(running, *waiting, return_exceptions=True)
-    assert [type(result) for result in results] == [TaskExecutionError] * 4
+    assert [type(result) for result in results] == [EngineStopped] * 4
     await idle(engine)
     engine.close()
-    with pytest.raises(TaskExecutionError, match="stopped"):
+    with pytest.raises(EngineStopped, match="stopped"):
         engine.check_health()
-    with pytest.raises(TaskExecutionError, match="stopped"):
+    with pytest.raises(EngineStopped, match="stopped"):
         await engine.run(task())
 
 
