@@ -51,36 +51,41 @@ class Dispatcher:
             TaskError: and no other exception but cancellation.
         """
         call: Any = None  # a DeploymentResponse while it runs
+        pixels: Any = None  # another one
         try:
             async with self._guarded(self._deadline()):
                 route = self._routes.choose(task)
-                text, images = self._split(task, route)
-                call = self._handle(route).run.remote(text, images)
+                text, pixels = self._split(task, route)
+                call = self._handle(route).run.remote(text, pixels)
                 response: TaskResponse = await call
-            call = None
+            call = pixels = None
             return response
         finally:
             _cancel(call)
+            _cancel(pixels)
 
     async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them. Raises as `run` does."""
         calls: Any = None  # a DeploymentResponseGenerator while it runs
+        pixels: Any = None  # a DeploymentResponse until the first chunk
         deadline = self._deadline()
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
-                text, images = self._split(task, route)
-                calls = self._handle(route).options(stream=True).stream.remote(text, images)
+                text, pixels = self._split(task, route)
+                calls = self._handle(route).options(stream=True).stream.remote(text, pixels)
             while True:
                 # Not around the `yield`: a deadline must not strike in the consumer's code.
                 async with self._guarded(deadline):
                     chunk: StreamChunk | None = await anext(calls, None)
+                pixels = None
                 if chunk is None:
                     calls = None
                     return
                 yield chunk
         finally:
             _cancel(calls)
+            _cancel(pixels)
 
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:
         """What the running replicas of each deployment say of themselves.
