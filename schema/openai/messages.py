@@ -32,7 +32,7 @@ def _check_address(url: str, info: ValidationInfo) -> str:
         return url
     scheme = url.partition(":")[0].lower()
     if scheme in ("http", "https", "file"):
-        if scheme not in (info.context or ()):
+        if scheme not in (info.context or ()):  # see `OpenAIRequest.parse`
             raise rule(
                 f"{scheme}: addresses are not opened by configuration; send the picture itself: "
                 '"data:image/png;base64,..."'
@@ -69,10 +69,7 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where a picture is: right here, or at an address that the operator has opened.
-
-    The schemes that are opened are the context of the validation.
-    """
+    """Where a picture is: right here, or at an address that the operator has opened."""
 
     url: Annotated[str, AfterValidator(_check_address)] = Field(
         description='The picture as a data URL: "data:image/png;base64,...". Addresses (https:, '
