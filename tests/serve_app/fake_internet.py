@@ -105,9 +105,10 @@ async def _packed(hosts: Hosts, request: web.Request) -> web.StreamResponse:
 
 
 async def _huge(hosts: Hosts, request: web.Request) -> web.StreamResponse:
+    # Announced, and never sent: who does not read the length waits for the deadline.
     response = web.StreamResponse(headers={"Content-Length": "10000000000"})
     await response.prepare(request)
-    return await _pour(hosts, response, bytes(65536))
+    return await _silence(hosts, request)
 
 
 async def _endless(hosts: Hosts, request: web.Request) -> web.StreamResponse:
