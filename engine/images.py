@@ -195,8 +195,10 @@ class ImagePreprocessor:
         self._cache = ImageCache[_Known](config.image_cache_bytes)
         self.num_prepared = 0
 
-    def __call__(self, images: Sequence[str], params: Sequence[str]) -> ImageInputs:
-        """Prepare base64 ``images``; ``params`` are their paths in the task, for error messages.
+    def __call__(self, images: Sequence[str | bytes], params: Sequence[str]) -> ImageInputs:
+        """Prepare ``images``, each base64 or the file itself.
+
+        ``params`` are their paths in the task, for error messages.
 
         Raises:
             TaskArgsInvalid: a picture cannot be read, or the model takes none.
@@ -208,7 +210,10 @@ class ImagePreprocessor:
             )
         among_others = len(images) > 1
         variant = among_others and self._processor.treats_several_otherwise
-        files = [decode_base64(data, param) for data, param in zip(images, params, strict=True)]
+        files = [
+            image if isinstance(image, bytes) else decode_base64(image, param)
+            for image, param in zip(images, params, strict=True)
+        ]
         keys = [_digest(file, variant) for file in files]
         known = [self._cache.get(key) for key in keys]
         pixels_of = partial(self._processor.pixels, among_others=among_others)

@@ -12,6 +12,7 @@
     ├── ModelNotDownloaded   404  a known model whose files are not on this machine
     │   └── ModelIncomplete  404  some of its files are, others are missing: half a download
     ├── ModelDownloadError   502  the hub did not deliver the model
+    ├── ImageDownloadError   502  the host of a picture's address did not deliver it
     ├── OutOfMemory          507  this task does not fit on this machine, now or later
     ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
     │   ├── EngineStopped    503  what ran the task has gone; run again, it gives the same answer
@@ -25,7 +26,7 @@ Why these codes, where a choice was open:
 
 * `ModelNotDownloaded` is a 404 and no 503, because asking again does not help: an operator has to
   fetch the files first. Its `code` tells it from an unknown model.
-* `ModelDownloadError` is a 502: the server asked another server, which failed.
+* `ModelDownloadError` and `ImageDownloadError` are 502s: the server asked another, which failed.
 * `OutOfMemory` is a 507 and no 503. Memory for the worst case is reserved before a task starts, so
   a task that runs out of memory will do so again; a client that repeats every 503 must not.
 * 499 is nginx's code for a client that closed the connection; no standard code says it.
@@ -155,6 +156,13 @@ class ModelDownloadError(TaskError):
 
     http_status = 502
     code = "model_download_failed"
+
+
+class ImageDownloadError(TaskError):
+    """The host of a picture's address did not deliver it, or not in time."""
+
+    http_status = 502
+    code = "image_download_failed"
 
 
 class OutOfMemory(TaskError):

@@ -26,6 +26,8 @@ MAX_TOOL_CALLS = 128
 MAX_TEXT_CHARS = 8_000_000
 """Of one text: more than two million tokens. Long before that a model's context is full."""
 MAX_TOOL_CALL_ID_CHARS = 256
+MAX_URL_CHARS = 8192
+"""Of a picture's address, where a request may have one; `data:` URLs are not addresses."""
 
 # Pydantic puts these into the paths of errors; `schema.problems` takes them out again. No field is
 # called like this.
@@ -94,6 +96,19 @@ class ImageBlock(_Part):
         description="An image file, such as PNG or JPEG, in standard base64 with padding.",
         json_schema_extra={"pattern": _BASE64_PATTERN, "contentEncoding": "base64"},
     )
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """An image that is still to be fetched from ``url``, which stands in the place of base64.
+
+        Made without validation: no task from outside can have such a block. See `is_address`.
+        """
+        return cls.model_construct(base64=url)
+
+
+def is_address(source: str) -> bool:
+    """Whether an image block holds an address (`ImageBlock.at`): base64 has no colon."""
+    return ":" in source
 
 
 def _block_tag(value: Any) -> str | None:

@@ -169,7 +169,7 @@ class Task(BaseModel):
             raise explain(error, cls) from None
 
     def split_images(self) -> tuple[Self, list[str]]:
-        """This task without its pixels, and the pixels: each image's base64, in order.
+        """This task without its pixels, and the pixels: each image's base64 (or address), in order.
 
         The copy is the form in which a task travels inside the cluster, where the pixels go their
         own way. Its image blocks say where the images stand and have an empty `base64`, which no

@@ -82,7 +82,9 @@ def graph(args: AppArgs, gpus: float) -> Application:
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **HEALTH,
     )(serve.ingress()(Ingress))
-    return ingress.bind(args, preprocessor.bind(list(args.models), args.pool), models)
+    return ingress.bind(
+        args, preprocessor.bind(list(args.models), args.pool, args.image_urls), models
+    )
 
 
 def place(models: Sequence[DeploymentArgs], gpus: float) -> list[Device]:

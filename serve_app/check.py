@@ -104,6 +104,9 @@ def _check_application(
         root = Path(resolve_source(args.pool.root))
         if not root.is_dir():
             faults.append(f"{where}.args.pool.root: no directory {root}")
+    for index, name in enumerate(args.image_urls.file_roots if args.image_urls else []):
+        if not Path(name).is_dir():
+            faults.append(f"{where}.args.image_urls.file_roots.{index}: no directory {name}")
     known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
     for index, override in enumerate(application.get("deployments", [])):
         if override.get("name") not in known:
@@ -167,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(plan(model))
         if args.pool is not None:
             print(plan_pool(args.pool))
+        if args.image_urls is not None:
+            print(args.image_urls.plan())
     return 0
 
 

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
+from serve_app.image_urls import ImageUrlArgs
 from serve_app.strict import (
     ModelId,
     NonNegativeInt,
@@ -277,6 +278,7 @@ class AppArgs(Strict):
 
     models: list[ModelArgs] = Field(default_factory=list)
     pool: PoolArgs | None = None
+    image_urls: ImageUrlArgs | None = None
     limits: LimitArgs = LimitArgs()
     ingress_replicas: PositiveInt = 1
     preprocessor_replicas: PositiveInt = 1

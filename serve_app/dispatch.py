@@ -99,20 +99,22 @@ class Dispatcher:
 
     async def _attempt(self, task: Task, method: str, deadline: float) -> AsyncGenerator[Any, None]:
         calls: Any = None  # a DeploymentResponseGenerator while it runs
+        pixels: Any = None  # a DeploymentResponse until the replica has begun
         replica: str | None = None  # once it has begun
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
                 beginning = beginning_of(task)
-                text, images = self._split(task, route)
+                text, pixels = self._split(task, route)
                 handle = self._replicas[route.deployment].options(
                     stream=True, session_id=route.session or beginning
                 )
-                calls = getattr(handle, method).remote(text, images)
+                calls = getattr(handle, method).remote(text, pixels)
             while True:
                 # Not around the `yield`: a deadline must not strike in the consumer's code.
                 async with self._guarded(deadline, replica):
                     item = await anext(calls, _END)
+                pixels = None
                 if item is _END:
                     calls = None
                     return
@@ -122,6 +124,7 @@ class Dispatcher:
                     yield item
         finally:
             _cancel(calls)
+            _cancel(pixels)
 
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:
         """What the running replicas of each deployment say of themselves.

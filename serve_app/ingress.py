@@ -30,6 +30,7 @@ from serve_app.bodies import BYTES_PER_MB, json_response, read_body, refuse_quer
 from serve_app.config import AppArgs
 from serve_app.dispatch import Dispatcher
 from serve_app.failures import headers_of
+from serve_app.image_urls import opened_schemes
 from serve_app.openai_routes import OpenAIRoutes
 from serve_app.sse import event, relay
 
@@ -61,7 +62,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
     """The ASGI application: routes and error handlers around a dispatcher."""
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
-    openai = OpenAIRoutes(dispatcher, max_body)
+    openai = OpenAIRoutes(dispatcher, max_body, opened_schemes(args.image_urls))
     app = Starlette(
         routes=[
             Route("/v1/tasks", routes.create_task, methods=["POST"]),

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Collection
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,14 +27,18 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 class OpenAIRoutes:
     """The handlers. Errors leave them as `TaskError` that name the fields of the request."""
 
-    def __init__(self, dispatcher: Dispatcher, max_body: int) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, max_body: int, image_schemes: Collection[str] = ()
+    ) -> None:
         self._dispatcher = dispatcher
         self._max_body = max_body
+        self._image_schemes = image_schemes
 
     async def chat_completions(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         refuse_query(request)
-        asked = ChatCompletionRequest.parse(await read_body(request, self._max_body))
+        body = await read_body(request, self._max_body)
+        asked = ChatCompletionRequest.parse(body, self._image_schemes)
         return await self._answer(request, asked, ChatAnswer)
 
     async def completions(self, request: Request) -> Response:

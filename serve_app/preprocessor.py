@@ -1,4 +1,4 @@
-"""The deployment that turns base64 pictures into pixel tensors, on CPU."""
+"""The deployment that turns pictures, in base64 or at an address, into pixel tensors, on CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from engine.images import ImageInputs, ImagePreprocessor, image_params
 from schema.task import Task
 from serve_app.config import POOL, ModelArgs, PoolArgs
+from serve_app.fetch import Fetcher
+from serve_app.image_sources import load_images
+from serve_app.image_urls import ImageUrlArgs
 
 MAX_PROCESSORS = 32
 """Processors of models that are loaded on demand; then the least recently used is dropped."""
@@ -23,9 +26,15 @@ class PreprocessorReplica:
     (``preprocessor_replicas``), not more threads.
     """
 
-    def __init__(self, models: list[ModelArgs], pool: PoolArgs | None = None) -> None:
+    def __init__(
+        self,
+        models: list[ModelArgs],
+        pool: PoolArgs | None = None,
+        image_urls: ImageUrlArgs | None = None,
+    ) -> None:
         self._models = {model.deployment: model for model in models}
         self._pool = pool
+        self._fetcher = None if image_urls is None else Fetcher(image_urls)
         self._processors: dict[str, ImagePreprocessor] = {}
         self._on_demand: OrderedDict[str, ImagePreprocessor] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
@@ -37,12 +46,15 @@ class PreprocessorReplica:
         by reference: it goes through the object store, never through the ingress.
 
         Raises:
-            TaskArgsInvalid: not base64, not a picture, or a model that reads no pictures.
+            TaskArgsInvalid: not base64, not a picture, an address that is refused, or a model that
+                reads no pictures.
+            ImageDownloadError: the host of an address did not deliver.
         """
+        files = await load_images(images, image_params(task), self._fetcher)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, self._prepare, deployment, task, images)
+        return await loop.run_in_executor(self._worker, self._prepare, deployment, task, files)
 
-    def _prepare(self, deployment: str, task: Task, images: list[str]) -> ImageInputs:
+    def _prepare(self, deployment: str, task: Task, images: list[str | bytes]) -> ImageInputs:
         # Runs on the one worker thread, which therefore owns the processors.
         if deployment == POOL:
             processor = self._pooled(task.model)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from schema.message import (
     BLOCKS_TAG,
@@ -14,8 +14,10 @@ from schema.message import (
     MAX_TEXT_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
     MAX_TOOL_CALLS,
+    MAX_URL_CHARS,
     TEXT_BLOCK_TAG,
     TEXT_TAG,
+    ImageBlock,
     JsonObject,
     rule,
 )
@@ -24,16 +26,20 @@ from schema.openai.fields import Only, Strict, not_yet
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
-def _check_address(url: str) -> str:
+def _check_address(url: str, info: ValidationInfo) -> str:
     # What follows the comma is checked when the task is made.
     if _DATA_URL.match(url):
         return url
     scheme = url.partition(":")[0].lower()
     if scheme in ("http", "https", "file"):
-        raise rule(
-            f"{scheme}: addresses are not opened by configuration; send the picture itself: "
-            '"data:image/png;base64,..."'
-        )
+        if scheme not in (info.context or ()):  # see `OpenAIRequest.parse`
+            raise rule(
+                f"{scheme}: addresses are not opened by configuration; send the picture itself: "
+                '"data:image/png;base64,..."'
+            )
+        if len(url) > MAX_URL_CHARS:
+            raise rule(f"must have at most {MAX_URL_CHARS} characters, and has {len(url)}")
+        return url  # where it leads is checked by whoever fetches it
     raise rule('must be a picture as a data URL: "data:image/png;base64,..."')
 
 
@@ -63,11 +69,14 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where a picture is; for now it has to be right here."""
+    """Where a picture is: right here, or at an address that the operator has opened."""
 
     url: Annotated[str, AfterValidator(_check_address)] = Field(
-        description='The picture as a data URL: "data:image/png;base64,...".',
-        json_schema_extra={"pattern": r"^[Dd][Aa][Tt][Aa]:"},
+        description='The picture as a data URL: "data:image/png;base64,...". Addresses (https:, '
+        "http:, file:) are refused unless the server's configuration opens them.",
+        json_schema_extra={
+            "pattern": "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
+        },
     )
     detail: Annotated[
         Any,
@@ -138,7 +147,10 @@ class ChatMessage(Strict):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def _block(part: TextPart | ImagePart) -> dict[str, str]:
+def _block(part: TextPart | ImagePart) -> dict[str, str] | ImageBlock:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    return {"type": "image", "base64": part.image_url.url.partition(",")[2]}
+    url = part.image_url.url
+    if not _DATA_URL.match(url):
+        return ImageBlock.at(url)
+    return {"type": "image", "base64": url.partition(",")[2]}

@@ -1,7 +1,7 @@
 """What chat completions and completions have in common."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Self
 
@@ -135,10 +135,13 @@ class OpenAIRequest(Strict):
         return self
 
     @classmethod
-    def parse(cls, body: bytes | str) -> Self:
-        """The request in ``body``, which is JSON. Raises `TaskArgsInvalid`, and nothing else."""
+    def parse(cls, body: bytes | str, image_schemes: Collection[str] = ()) -> Self:
+        """The request in ``body``, which is JSON. Raises `TaskArgsInvalid`, and nothing else.
+
+        ``image_schemes`` are those of the addresses that pictures may have, beside ``data``.
+        """
         try:
-            return cls.model_validate(parse_json(body))
+            return cls.model_validate(parse_json(body), context=image_schemes)
         except ValidationError as error:
             raise explain(error, cls, dialect(cls, cls.inner)) from None
 

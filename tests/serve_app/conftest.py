@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from serve_app.config import REPOSITORY
+from tests.serve_app.picture_host import PICTURES, PictureHost
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
@@ -87,9 +88,23 @@ def running_server(
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that runs the committed configuration."""
+def pictures() -> Iterator[PictureHost]:
+    """A host of pictures that the server may fetch from."""
+    with PictureHost() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory, pictures: PictureHost) -> Iterator[str]:
+    """The address of a server that runs the committed configuration, with pictures' addresses."""
     config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
+    config["applications"][0]["args"]["image_urls"] = {
+        "allow_hosts": [f"localhost:{pictures.port}"],
+        "allow_http": True,
+        "allow_networks": ["127.0.0.0/8", "::1/128"],
+        "file_roots": [str(PICTURES)],
+        "timeout_s": 300.0,  # the tests leave before
+    }
     with running_server(config, tmp_path_factory.mktemp("server")) as (address, _):
         yield address
 

@@ -239,8 +239,9 @@ def test_a_bad_request_names_the_field(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://127.0.0.1/a.png", "not opened by configuration"),
-        ("file:///etc/passwd", "not opened by configuration"),
+        ("https://images.example.org/a.png", "not one of those"),
+        ("http://127.0.0.1/a.png", "by its name"),
+        ("file:///etc/passwd", "none that this server opens"),
         ("data:image/png;base64,%%%", "base64"),
         (picture("red_circle.png")[:60], ""),  # no picture: the preprocessor says so
     ],
