@@ -82,17 +82,20 @@ class LoadedModel:
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``config.device`` means on this machine.
+    """The device that ``config.device`` means on this machine; torch can compute on it.
 
     Raises:
         ModelInvalid: CUDA is asked for and there is none.
+        TaskExecutionError: see `engine.device_check`.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         why = device_problem(device_facts(torch.device("cuda")))
         raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_device(device)
+    return device
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -106,7 +109,6 @@ def load_model(config: EngineConfig) -> LoadedModel:
         TaskExecutionError: this build of torch cannot compute on the device.
     """
     device = resolve_device(config)
-    check_device(device)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
     source = locate(config)
