@@ -119,10 +119,11 @@ def find_gpu(name: str, own: tuple[GpuType, ...] = ()) -> GpuType:
     if (plain := _plain(name)) in known:
         return known[plain]
     near = difflib.get_close_matches(plain, known, n=1)
-    names = known[near[0]].name if near else ", ".join(gpu.name for gpu in GPU_TYPES)
+    names = ", ".join(gpu.name for gpu in GPU_TYPES)
+    hint = f"did you mean {known[near[0]].name}?" if near else f"known are {names}."
     raise ValueError(
-        f"GPU type {name!r} is not known; {'did you mean ' if near else 'known are '}{names}"
-        f"{'?' if near else ''} Others: --gpu {_plain(name).upper()}=MEMORY_GIB:BANDWIDTH_GB_S"
+        f"GPU type {name!r} is not known; {hint} "
+        f"Others: --gpu {name.replace(' ', '-')}=MEMORY_GIB:BANDWIDTH_GB_S"
     )
 
 

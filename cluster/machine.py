@@ -156,5 +156,5 @@ def _ray(address: str | None) -> RayFacts:
         return RayFacts(gpus, kind)
     try:
         return RayFacts(gpus, kind, tuple(running_nodes(address)))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
         return RayFacts(gpus, kind, str(error).splitlines()[0])

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nodes = parse_nodes(options.nodes, own)
         else:
             nodes = from_ray(running_nodes(options.address), own)
-    except (ValueError, ConnectionError, RuntimeError) as error:
+    except (ValueError, ConnectionError) as error:
         parser.error(str(error))
     configured = {model.id for args in checked for model in args.models}
     if unknown := sorted(set(parameters) - configured):

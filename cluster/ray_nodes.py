@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+CONNECT_S = 5.0
 _TYPE = "accelerator_type:"
 
 
@@ -28,11 +31,20 @@ def running_nodes(address: str) -> list[RayNode]:
     Connects for a moment and starts nothing.
 
     Raises:
-        ConnectionError: there is no cluster.
-        RuntimeError: it does not let us in; the message says why.
+        ConnectionError: there is no cluster, or it does not let us in; the message says why.
     """
-    with _connected(address):
-        return nodes_of(ray.nodes())
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        # Ray itself waits for minutes for a cluster that is not there.
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from error
+    try:
+        with _connected(address):
+            return nodes_of(ray.nodes())
+    except (RayError, RuntimeError, ValueError) as error:
+        raise ConnectionError(f"Ray cluster {address}: {error}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cluster.doctor import main, report
 from cluster.gpus import GIB
 from cluster.kernels import ProbeResult, attempt, paged_attention_problem
 from cluster.machine import GpuFacts, MachineFacts, RayFacts, pinned_versions
-from cluster.ray_nodes import RayNode, nodes_of
+from cluster.ray_nodes import RayNode, nodes_of, running_nodes
 from engine.device_check import DeviceFacts
 from tests.engine.test_device_check import CU126, CU130, RTX_5090
 from tests.engine.test_paged_kernel import PAGE, plain_varlen_attn
@@ -145,6 +146,14 @@ def test_the_nodes_of_a_cluster() -> None:
     text = report(judge(machine(CARD, ray=RayFacts(1, "H100", tuple(nodes)))))
     assert "10.0.0.2: 2 GPUs of H100" in text
     assert text.endswith("nothing failed")
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens on it
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+            running_nodes(address)
 
 
 def test_pins(tmp_path: Path) -> None:

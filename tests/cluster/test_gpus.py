@@ -19,7 +19,7 @@ def test_nodes() -> None:
     ("text", "says"),
     [
         ("4xRTX5099", "did you mean RTX5090"),
-        ("2xQuux", "known are .*H100.*--gpu QUUX="),
+        ("2xQuux", "known are .*H100.*--gpu Quux="),
         ("4x", "is no node: write 4xRTX5090"),
         ("", "is no node"),
         ("0xH100", "1 to 10000"),
