@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _BATCH_ROPE_TYPES = ("dynamic", "longrope")
 
 _CPU_KV_BYTES = 1 << 30
-_CUDA_FREE_SHARE = 0.85  # of what the weights leave; the rest is for activations and the towers
+CUDA_FREE_SHARE = 0.85  # of what the weights leave; the rest is for activations and the towers
 
 
 AttentionKind = Literal["paged kernel", "per sequence"]
@@ -159,7 +159,7 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
     tokens = config.kv_cache_tokens
     if tokens is None:
         if loaded.device.type == "cuda":
-            budget = int(torch.cuda.mem_get_info(loaded.device)[0] * _CUDA_FREE_SHARE)
+            budget = int(torch.cuda.mem_get_info(loaded.device)[0] * CUDA_FREE_SHARE)
             budget -= config.image_cache_bytes if loaded.takes_images else 0
             budget = min(budget, config.max_kv_cache_bytes or budget)
         else:

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from engine import internvl
 from engine.config import EngineConfig
+from engine.device_check import check_device, device_facts, device_problem
 from engine.host_memory import large_blocks_given_back
 from engine.internvl_weights import OriginalInternVL
 from engine.load_errors import load_errors
@@ -81,16 +82,20 @@ class LoadedModel:
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``config.device`` means on this machine.
+    """The device that ``config.device`` means on this machine; torch can compute on it.
 
     Raises:
         ModelInvalid: CUDA is asked for and there is none.
+        TaskExecutionError: see `engine.device_check`.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelInvalid("device is 'cuda', but torch sees no CUDA device: use 'auto' or 'cpu'")
+        why = device_problem(device_facts(torch.device("cuda")))
+        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_device(device)
+    return device
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -101,6 +106,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         ModelNotDownloaded: offline, and not in the cache or only in part.
         ModelDownloadError: the hub could not be reached.
         OutOfMemory: the weights do not fit into the device's memory.
+        TaskExecutionError: this build of torch cannot compute on the device.
     """
     device = resolve_device(config)
     start = time.monotonic()

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from engine import internvl
 from engine.config import EngineConfig
 from engine.load_errors import load_errors
 from engine.prepack import PackedLinear
@@ -21,12 +30,17 @@ from engine.source import Source, locate, read_json, weight_files, with_weights
 
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
 # Bytes of a quantized weight: NF4 has a float32 scale for each 64 weights, INT8 one for each row.
 _QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
 # Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
-_UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", "vision", "visual", "projector", "mlp1")
+_VISION = ("vision", "visual", "projector", "mlp1")
+_UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", *_VISION)
 # The embedding of tokens, as most architectures call it.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
+
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and safetensors' name of the dtype of each tensor."""
 
 
 def weight_bytes(model: Any) -> int:
@@ -61,7 +75,42 @@ def _scales(weight: Any) -> Iterator[torch.Tensor]:
 def estimate_bytes(config: EngineConfig) -> int:
     """What an engine will take, before anything but small files is downloaded. Blocking.
 
+    Raises:
+        TaskError: as `engine.source` does.
+    """
+    estimate = estimate_memory(config)
+    return estimate.weights + estimate.kv_cache
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a model that is not loaded will take, in bytes.
+
     An estimate: which tensors are quantized is read from their names.
+
+    Attributes:
+        weights: of the whole model.
+        decode_weights: of them, what decoding a token reads: without the vision tower and its
+            projector, and without an embedding of tokens that is not the head as well.
+        kv_per_token: of the KV cache.
+        context_length: of the configuration or the model, in tokens; None where neither says it.
+        kv_cache: what the configuration allows, or less where the model can use less.
+    """
+
+    weights: int
+    decode_weights: int
+    kv_per_token: int
+    context_length: int | None
+    kv_cache: int
+
+
+def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> MemoryEstimate:
+    """What a model will take, from the headers of its files. Blocking.
+
+    Args:
+        config: which model, and how it is to be loaded.
+        from_config: count the parameters of the architecture that ``config.json`` describes, for a
+            model whose weights are not here.
 
     Raises:
         TaskError: as `engine.source` does.
@@ -71,18 +120,35 @@ def estimate_bytes(config: EngineConfig) -> int:
         description = read_json(config, source.directory / "config.json")
         text = description.get("text_config") or description.get("llm_config") or description
         dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
-        tensors = {
-            name: tensor
-            for file in _headers(config, source).files_metadata.values()
-            for name, tensor in file.tensors.items()
-        }
+        tensors = _described(source.config(config)) if from_config else _stored(config, source)
         sizes = {
-            name: math.prod(tensor.shape)
-            * _bytes_of(name, len(tensor.shape), tensor.dtype, dtype, config.quantize_bits)
-            for name, tensor in tensors.items()
+            name: math.prod(shape)
+            * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
+            for name, (shape, stored) in tensors.items()
         }
-        weights = sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
-        return int(weights) + _kv_bytes(config, text, _DTYPE_BYTES.get(dtype or "", 4))
+        kv_per_token = _kv_bytes_per_token(text, _DTYPE_BYTES.get(dtype or "", 4))
+        context = (
+            config.context_length or text.get("max_position_embeddings") or text.get("n_positions")
+        )
+        return MemoryEstimate(
+            weights=int(
+                sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
+            ),
+            decode_weights=int(sum(sizes.values()) - _not_decoded(sizes)),
+            kv_per_token=kv_per_token,
+            context_length=context,
+            kv_cache=_kv_bytes(config, context, kv_per_token),
+        )
+
+
+def _not_decoded(sizes: dict[str, float]) -> float:
+    """Bytes that decoding a token does not read, but for a row of the embedding."""
+    has_head = any("lm_head" in name for name in sizes)
+    return sum(
+        size
+        for name, size in sizes.items()
+        if any(part in name for part in _VISION) or (has_head and name.endswith(_EMBEDDINGS))
+    )
 
 
 def _tied_head(sizes: dict[str, float]) -> float:
@@ -90,6 +156,34 @@ def _tied_head(sizes: dict[str, float]) -> float:
     if any("lm_head" in name for name in sizes):
         return 0
     return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
+
+
+def _stored(config: EngineConfig, source: Source) -> Tensors:
+    return {
+        name: (tuple(tensor.shape), tensor.dtype)
+        for file in _headers(config, source).files_metadata.values()
+        for name, tensor in file.tensors.items()
+    }
+
+
+def _described(config: EngineConfig) -> Tensors:
+    """The tensors that the model would have, shared ones once, by making it without memory."""
+    found, _ = PreTrainedConfig.get_config_dict(config.model, local_files_only=True)
+    hf_config: Any = (
+        internvl.native_config(found, config.name)
+        if internvl.is_original(found)
+        else AutoConfig.from_pretrained(config.model, local_files_only=True)
+    )
+    is_vision = type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_class.from_config(hf_config)
+    names: dict[int, str] = {}
+    return {
+        name: (tuple(tensor.shape), _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if names.setdefault(id(tensor), name) == name
+    }
 
 
 def _headers(config: EngineConfig, source: Source) -> SafetensorsRepoMetadata:
@@ -115,21 +209,21 @@ def _own_dtype(*descriptions: dict[str, Any]) -> str | None:
     return None
 
 
-def _kv_bytes(config: EngineConfig, text: dict[str, Any], item: int) -> int:
-    """The KV cache: what the operator allows, or less where the model can use less."""
+def _kv_bytes_per_token(text: dict[str, Any], item: int) -> int:
     heads = text.get("num_attention_heads") or text.get("n_head") or 1
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
-    per_token = (
+    return int(
         2
         * (text.get("num_hidden_layers") or text.get("n_layer") or 0)
         * (text.get("num_key_value_heads") or heads)
         * (text.get("head_dim") or hidden // heads)
         * item
     )
+
+
+def _kv_bytes(config: EngineConfig, context: int | None, per_token: int) -> int:
+    """The KV cache: what the operator allows, or less where the model can use less."""
     if config.kv_cache_tokens is not None:
-        return int(config.kv_cache_tokens * per_token)
-    context = (
-        config.context_length or text.get("max_position_embeddings") or text.get("n_positions")
-    )
+        return config.kv_cache_tokens * per_token
     allowed = config.max_kv_cache_bytes or 0
-    return min(allowed, int(config.max_sequences * (context or 0) * per_token) or allowed)
+    return min(allowed, config.max_sequences * (context or 0) * per_token or allowed)

@@ -114,6 +114,8 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
     actor: dict[str, Any] = {"num_cpus": NUM_CPUS}
     if device == "cuda":
         actor["num_gpus"] = model.gpus_per_replica
+        if model.accelerator_type is not None:
+            actor["accelerator_type"] = model.accelerator_type
     else:
         actor["runtime_env"] = NO_GPU
     options: dict[str, Any] = {

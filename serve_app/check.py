@@ -136,7 +136,7 @@ def plan_pool(pool: PoolArgs) -> str:
 
 def _where(owner: DeploymentArgs) -> str:
     """How many replicas, and on what."""
-    gpus = f"{owner.gpus_per_replica:g} GPU for each replica"
+    gpus = f"{owner.gpus_per_replica:g} {owner.accelerator_type or 'GPU'} for each replica"
     device = {
         "cpu": "CPU",
         "cuda": gpus,

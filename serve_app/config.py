@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
+from serve_app.accelerators import AcceleratorType
 from serve_app.image_urls import ImageUrlArgs
 from serve_app.strict import (
     ModelId,
@@ -62,6 +63,8 @@ class DeploymentArgs(Strict):
         device: "auto" takes GPUs where the cluster has enough of them free for this deployment.
         num_gpus: GPUs of each replica when it runs on GPUs; "auto" is one. A share lets several
             small models live on one GPU.
+        accelerator_type: the type of GPU that its replicas wait for, as Ray names it; None takes
+            any. Only with device "cuda", so that no replica ends up elsewhere.
         min_replicas: 0 starts the first replica with the first task.
         target_ongoing_requests: tasks per replica above which another replica is started.
         max_ongoing_requests: tasks that Ray sends to one replica. More than the engine can hold, so
@@ -70,6 +73,7 @@ class DeploymentArgs(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_gpus: NumGpus = "auto"
+    accelerator_type: AcceleratorType | None = None
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveInt = 16
@@ -85,6 +89,8 @@ class DeploymentArgs(Strict):
             )
         if self.device == "cpu" and self.num_gpus != "auto":
             raise ValueError("num_gpus has no meaning with device: cpu; leave one of them out")
+        if self.accelerator_type is not None and self.device != "cuda":
+            raise ValueError("accelerator_type needs device: cuda, which waits for such a GPU")
         return self
 
     @property

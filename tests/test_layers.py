@@ -17,6 +17,7 @@ FORBIDDEN = {
     "schema": {"engine", "serve_app", "torch", "transformers"} | TRANSPORT | LEAVES,
     "engine": {"serve_app"} | TRANSPORT | LEAVES,
     "serve_app": LEAVES,
+    "cluster": LEAVES - {"cluster"},
     "gpt_task": {"serve_app"} | TRANSPORT | (LEAVES - {"gpt_task"}),
     "demo": {"serve_app", "cluster", "gpt_task", "tests", "benchmarks"} | TRANSPORT,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from engine import Engine, EngineConfig
 from engine.loader import load_model
-from engine.memory import estimate_bytes, weight_bytes
+from engine.memory import estimate_bytes, estimate_memory, weight_bytes
 from engine.prepack import prepack
 from engine.runner import Runner
 from tests.engine.conftest import TinyModel
@@ -73,6 +75,32 @@ def test_the_estimate_is_near(kind: Kind, bits: Any, tiny_model: TinyModel) -> N
     engine.close()
     counted = memory["weights_bytes"] + memory["kv_cache_bytes"]
     assert estimate_bytes(config) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_description_is_enough(
+    kind: Kind, bits: Any, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """Without its weights, a model is counted as it is with them."""
+    shutil.copytree(tiny_model(kind), tmp_path / kind, ignore=shutil.ignore_patterns("*.safe*"))
+    options: dict[str, Any] = {"device": "cuda", "quantize_bits": bits, "kv_cache_tokens": 64}
+    described = estimate_memory(
+        EngineConfig(model=str(tmp_path / kind), **options), from_config=True
+    )
+    assert described == estimate_memory(EngineConfig(model=str(tiny_model(kind)), **options))
+
+
+def test_what_decoding_reads(tiny_model: TinyModel) -> None:
+    """Neither the vision tower nor a table of embeddings, of which it needs a row."""
+    config = EngineConfig(model=str(tiny_model("internvl")), dtype="float32", device="cpu")
+    model = load_model(config).model
+    unread = [model.model.vision_tower, model.model.multi_modal_projector]
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        unread.append(model.get_input_embeddings())
+    bytes_unread = 4 * sum(p.numel() for module in unread for p in module.parameters())
+    estimate = estimate_memory(replace(config, device="cuda"))
+    assert estimate.decode_weights == estimate.weights - bytes_unread
 
 
 def test_the_limit_of_the_cache_is_kept(tiny_model: TinyModel) -> None:

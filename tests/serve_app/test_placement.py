@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
-from serve_app.app import build, graph, place
+from serve_app.accelerators import ACCELERATOR_TYPES
+from serve_app.app import _model_options, build, graph, place
 from serve_app.config import AppArgs, ModelArgs
 
 
@@ -42,3 +45,50 @@ def test_the_builder_says_how_it_is_run() -> None:
     args = AppArgs.model_validate({"models": [{"id": "a"}]})
     with pytest.raises(RuntimeError, match=r"serve run serve_config\.yaml"):
         build(args)
+
+
+def test_replicas_of_an_accelerator_type_ask_ray_for_it() -> None:
+    fields = {"id": "a", "device": "cuda", "num_gpus": 0.5, "accelerator_type": "GeForce-RTX-5090"}
+    args = AppArgs.model_validate({"models": [fields, {"id": "b", "device": "cuda"}]})
+    graph(args, gpus=1)
+    typed, untyped = (_model_options(model, "cuda")["ray_actor_options"] for model in args.models)
+    assert typed == {"num_cpus": 0.1, "num_gpus": 0.5, "accelerator_type": "GeForce-RTX-5090"}
+    assert "accelerator_type" not in untyped
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("RTX5090", "did you mean 'GeForce-RTX-5090'"),
+        ("GeForce RTX 5070 Ti", "did you mean 'GeForce-RTX-5070-Ti'"),
+        ("h100", "did you mean 'H100'"),
+        ("B-200", "did you mean 'B200'"),
+        ("abacus", "the types are A10, A100,"),
+    ],
+)
+def test_accelerator_types_are_those_that_ray_gives(name: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        _models({"device": "cuda", "accelerator_type": name})
+
+
+@pytest.mark.parametrize(
+    ("card", "known"),
+    [
+        ("NVIDIA GeForce RTX 5090", True),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", True),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", True),
+        ("NVIDIA RTX 6000 Ada Generation", True),
+        ("NVIDIA RTX A6000", True),
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA A10", True),
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", False),
+    ],
+)
+def test_names_are_what_ray_makes_of_the_drivers(card: str, known: bool) -> None:
+    name = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(card)
+    assert (name in ACCELERATOR_TYPES) == known
+
+
+def test_an_accelerator_type_never_falls_back_to_the_cpu() -> None:
+    with pytest.raises(ValidationError, match="needs device: cuda"):
+        _models({"accelerator_type": "H100"})

