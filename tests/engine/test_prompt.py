@@ -154,6 +154,12 @@ def test_a_task_may_do_without_the_template() -> None:
     assert error.param == "tools"
 
 
+def test_reasoning_that_comes_back_reaches_the_template() -> None:
+    template = "{{ messages[0].reasoning_content }}|{{ messages[1].reasoning_content is defined }}"
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    assert text_of(renderer(template).render(task([answer, *user("Hi")]))) == "Hm.|False"
+
+
 @pytest.mark.parametrize("settings", [{"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])
 def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any]) -> None:
     error = refused(lambda: renderer(None).render(task(user("Hi"), **settings)))

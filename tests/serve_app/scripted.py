@@ -81,9 +81,9 @@ def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
     return handle
 
 
-def app_maker() -> Callable[..., ASGIApp]:
+def app_maker(replica_type: type = ScriptedReplica) -> Callable[..., ASGIApp]:
     """Makes applications with the limits that it is called with."""
-    replica, preprocessor = _local(ScriptedReplica, "replica"), _local(NoPictures, "pictures")
+    replica, preprocessor = _local(replica_type, "replica"), _local(NoPictures, "pictures")
 
     def make(**limits: float) -> ASGIApp:
         args = AppArgs.model_validate({"models": [{"id": "demo"}], "limits": limits})
