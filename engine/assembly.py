@@ -37,6 +37,6 @@ def assemble(config: EngineConfig) -> Assembly:
     loaded = load_model(config)
     runner = Runner(loaded, config.image_cache_bytes)
     lane = build_batched_lane(runner, loaded, config)
-    formats = detect(loaded.chat_template, loaded.tokenizer)
+    formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
     card = model_card(config, loaded, lane, formats)
     return Assembly(loaded, runner, lane, PromptRenderer(loaded), formats, card)

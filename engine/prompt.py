@@ -161,7 +161,8 @@ class PromptRenderer:
             text = self._tokenizer.apply_chat_template(
                 conversation,
                 tools=list(task.tools) if task.tools is not None else None,
-                chat_template=self._loaded.chat_template,
+                chat_template=(task.tools and self._loaded.tool_template)
+                or self._loaded.chat_template,
                 tokenize=False,
                 **arguments,
             )

@@ -18,7 +18,7 @@ def save_scripted_model(
     directory: Path,
     scripts: dict[int, str],
     *,
-    template: str,
+    template: str | dict[str, str],
     plain: tuple[str, ...] = (),
     special: tuple[str, ...] = (),
 ) -> None:
@@ -27,7 +27,7 @@ def save_scripted_model(
     Args:
         directory: where.
         scripts: the texts, under the lengths of the prompts; they must not overlap.
-        template: its chat template.
+        template: its chat template, or several by name.
         plain: tokens beside bytes and the tests' special tokens.
         special: those of them that are special.
     """

@@ -24,7 +24,9 @@ QWEN_TEMPLATE = (
     "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
     "{%- if think is defined %}<think>\n{% endif -%}"
 )
+# As some have it: another template for tasks with tools.
 PLAIN_TEMPLATE = "{%- for m in messages -%}<|{{ m.role }}|>{{ m.content }}{%- endfor -%}"
+PLUGIN_TEMPLATE = "<|plugin|>{{ tools | length }} tools" + PLAIN_TEMPLATE
 
 Ask = Callable[..., tuple[TaskResponse, list[Any]]]
 
@@ -69,7 +71,8 @@ def internlm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     directory = tmp_path_factory.mktemp("internlm")
     scripts = {100: f"I <img>look.{PLUGIN}"}
     markers = ("<|action_start|>", "<|action_end|>", "<|plugin|>", "<|interpreter|>")
-    save_scripted_model(directory, scripts, template=PLAIN_TEMPLATE, special=markers)
+    templates = {"default": PLAIN_TEMPLATE, "tool_use": PLUGIN_TEMPLATE}
+    save_scripted_model(directory, scripts, template=templates, special=markers)
     engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
     assert (engine.card()["tool_format"], engine.card()["reasoning_format"]) == ("internlm", None)
     yield _asker(engine)
