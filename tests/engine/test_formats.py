@@ -179,6 +179,7 @@ BROKEN: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
     (LLAMA, '{"name": "time", "parameters": {}}; {"name": "rain"}', '; {"name": "rain"}',
      [("time", "{}")]),
     (LLAMA, ' {"na', None, []),
+    (LLAMA, " \n", None, []),
     (MISTRAL, '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"name": "rain"}]',
      ', {"name": "rain"}]', [("time", "{}")]),
     (MISTRAL, "[TOOL_CALLS][]", None, []),
