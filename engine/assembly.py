@@ -8,6 +8,7 @@ from typing import Any
 from engine.card import model_card
 from engine.config import EngineConfig
 from engine.determinism import make_deterministic
+from engine.formats.detect import MessageFormats, detect
 from engine.lanes import BatchedLane, build_batched_lane
 from engine.loader import LoadedModel, load_model
 from engine.prompt import PromptRenderer
@@ -22,6 +23,7 @@ class Assembly:
     runner: Runner
     lane: BatchedLane
     renderer: PromptRenderer
+    formats: MessageFormats
     card: dict[str, Any]
 
 
@@ -35,4 +37,6 @@ def assemble(config: EngineConfig) -> Assembly:
     loaded = load_model(config)
     runner = Runner(loaded, config.image_cache_bytes)
     lane = build_batched_lane(runner, loaded, config)
-    return Assembly(loaded, runner, lane, PromptRenderer(loaded), model_card(config, loaded, lane))
+    formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
+    card = model_card(config, loaded, lane, formats)
+    return Assembly(loaded, runner, lane, PromptRenderer(loaded), formats, card)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.config import EngineConfig
+from engine.formats.detect import MessageFormats
 from engine.lanes import BatchedLane
 from engine.loader import LoadedModel
 from engine.memory import weight_bytes
@@ -45,6 +46,7 @@ def model_card(
     config: EngineConfig,
     loaded: LoadedModel,
     lane: BatchedLane,
+    formats: MessageFormats,
 ) -> dict[str, Any]:
     """A JSON-able description of the engine.
 
@@ -72,6 +74,8 @@ def model_card(
         "revision": loaded.revision,
         "system_fingerprint": f"fp_{digest[:12]}",
         "takes_images": loaded.takes_images,
+        "tool_format": formats.tools.name if formats.tools else None,
+        "reasoning_format": formats.reasoning.name if formats.reasoning else None,
         "context_length": loaded.context_length,
         "max_sequences": config.max_sequences,
         "kv_cache_tokens": lane.cache.capacity_tokens,

@@ -20,8 +20,15 @@ class Detokenizer:
     ends in an incomplete UTF-8 sequence; `flush` gives out what is left at the end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_strings: Sequence[str],
+        hidden: frozenset[int] | None = None,
+    ) -> None:
+        """``hidden`` are tokens that are no part of the text; None for all special tokens."""
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._stop_strings = tuple(stop_strings)
         self._tail_length = max((len(s) for s in stop_strings), default=1) - 1
         self._ids: list[int] = []
@@ -53,7 +60,7 @@ class Detokenizer:
         if stop - self._emitted < _LONG_RUN:
             return ""
         emitted, head, everything = (
-            self._decode(self._ids[self._context_start : end])
+            self.decode(self._ids[self._context_start : end])
             for end in (self._emitted, stop, len(self._ids))
         )
         if not everything.startswith(head):  # it ends within a character
@@ -72,8 +79,8 @@ class Detokenizer:
         return self._emit(self._pending_text(), len(self._ids))
 
     def _pending_text(self) -> str:
-        emitted = self._decode(self._ids[self._context_start : self._emitted])
-        everything = self._decode(self._ids[self._context_start :])
+        emitted = self.decode(self._ids[self._context_start : self._emitted])
+        everything = self.decode(self._ids[self._context_start :])
         return everything[len(emitted) :]
 
     def _emit(self, text: str, stop: int) -> str:
@@ -87,15 +94,17 @@ class Detokenizer:
         window = self._tail + text
         self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
 
-    def _decode(self, ids: list[int]) -> str:
-        return decode(self._tokenizer, ids)
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, as answers have it: without hidden tokens and without clean-up.
 
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of tokens, as answers have it: without special tokens and without clean-up.
-
-    Clean-up would change text that has been given out ("hello ." -> "hello.").
-    """
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
+        Clean-up would change text that has been given out ("hello ." -> "hello.").
+        """
+        if self._hidden is not None:
+            ids = [id for id in ids if id not in self._hidden]
+        text = self._tokenizer.decode(
+            ids,
+            skip_special_tokens=self._hidden is None,
+            clean_up_tokenization_spaces=False,
+        )
+        assert isinstance(text, str)
+        return text

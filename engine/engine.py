@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
+from engine.formats.message import MessageReader, message_readers
 from engine.generation import resolve_settings
 from engine.images import ImageInputs, ImagePreprocessor, image_params
 from engine.loop import EngineLoop
@@ -141,14 +142,21 @@ class Engine:
                 cut_to_context=self.config.cut_to_context,
                 batched_lane=self._loop.assembly.lane.row_counts is not None,
             )
+        formats = self._loop.assembly.formats
+        hidden = None
+        readers: Sequence[MessageReader] = ()
+        if task.answer_format == "message":
+            readers = message_readers(formats, task, prompt, settings)
+            if task.use_chat_template:
+                hidden = formats.hidden_tokens(with_tools=bool(task.tools))
         answers = [
-            Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings))
+            Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         request = Request(prompt, settings, task.seed, answers, sink)
         self._loop.scheduler.check_fits(request)
         response = ResponseFormat(
-            task.model, self._card["system_fingerprint"], request.prompt_tokens
+            task.model, self._card["system_fingerprint"], request.prompt_tokens, readers
         )
         return request, response
 

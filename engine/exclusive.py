@@ -13,12 +13,10 @@ import torch
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from engine.detokenizer import decode
 from engine.loader import LoadedModel
 from engine.sampler import check_numbers
 from engine.sequence import Request
@@ -32,11 +30,8 @@ class _Watch(StoppingCriteria):
     takes the bytes of byte-level tokenizers for letters.
     """
 
-    def __init__(
-        self, request: Request, tokenizer: PreTrainedTokenizerBase, *, stream: bool
-    ) -> None:
+    def __init__(self, request: Request, *, stream: bool) -> None:
         self._request = request
-        self._tokenizer = tokenizer
         self._stream = stream
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -62,7 +57,7 @@ class _Watch(StoppingCriteria):
         stop_strings = self._request.settings.stop_strings
         if not stop_strings:
             return [False] * len(beams)
-        texts = (decode(self._tokenizer, beam) for beam in beams)
+        texts = map(self._request.sequences[0].detokenizer.decode, beams)
         return [any(stop in text for stop in stop_strings) for text in texts]
 
 
@@ -81,7 +76,7 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     """
     settings = request.settings
     beams = settings.num_beams > 1
-    watch = _Watch(request, loaded.tokenizer, stream=not beams)
+    watch = _Watch(request, stream=not beams)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
         **images,

@@ -21,7 +21,6 @@ import torch
 
 from engine.assembly import Assembly
 from engine.beams import BeamSearch
-from engine.detokenizer import Detokenizer
 from engine.exclusive import run_exclusive
 from engine.outputs import ChoiceDelta
 from engine.packing import Download, upload
@@ -105,8 +104,8 @@ class Execution:
                 self._loaded.device,
             )
             if request.settings.num_beams > 1:
-                stop_strings = request.settings.stop_strings
-                text = Detokenizer(self._loaded.tokenizer, stop_strings) if stop_strings else None
+                fresh = request.sequences[0].detokenizer
+                text = fresh.fork() if request.settings.stop_strings else None
                 request.beams = BeamSearch(*task, text)
             else:
                 request.sampler = Sampler(*task)

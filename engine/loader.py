@@ -73,6 +73,7 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     whole_image_tokens: int = 0  # see `engine.vision.whole_image_tokens`
+    tool_template: str | None = None  # for tasks with tools, where that is another one
     image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
 
     @property
@@ -154,6 +155,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model=model,
         tokenizer=tokenizer,
         chat_template=chat_template,
+        tool_template=_chat_template(config, processor, tokenizer, "tool_use"),
         image_token=processor.image_token if processor else None,
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
@@ -191,12 +193,17 @@ def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> 
 
 
 def _chat_template(
-    config: EngineConfig, processor: PictureProcessor | None, tokenizer: PreTrainedTokenizerBase
+    config: EngineConfig,
+    processor: PictureProcessor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "default",
 ) -> str | None:
-    """The template of the repository; of several named ones, the default."""
+    """The template of the repository; of several named ones, this or the default."""
     template = (processor and processor.chat_template) or tokenizer.chat_template
     if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()), None)
+        template = (
+            template.get(name) or template.get("default") or next(iter(template.values()), None)
+        )
     if template is not None and not isinstance(template, str):
         raise ModelInvalid(
             f"model {config.name!r} has a chat_template that is no text but a "

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.formats.message import MessageReader, joined
 from schema.errors import TaskError
-from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
+from schema.response import Delta, FinishReason, StreamChoice, StreamChunk, TaskResponse, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,51 +62,55 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 
 
 class ResponseFormat(NamedTuple):
-    """What all chunks and the response of one task have in common."""
+    """What all chunks and the response of one task have in common.
+
+    ``readers`` make the messages of its choices; none if the answer is to be text.
+    """
 
     model: str
     system_fingerprint: str
     prompt_tokens: int
+    readers: Sequence[MessageReader] = ()
 
     def chunk(self, progress: Progress) -> StreamChunk:
-        """One stream chunk."""
+        """One stream chunk. Call once for each piece of news, in order."""
         return {
             "model": self.model,
-            "choices": [
-                {
-                    "index": delta.index,
-                    "delta": {"role": "assistant", "content": delta.text},
-                    "finish_reason": delta.finish_reason,
-                }
-                for delta in progress.deltas
-            ],
+            "choices": [self._choice(delta) for delta in progress.deltas],
             "usage": usage(self.prompt_tokens, progress.completion_tokens),
             "system_fingerprint": self.system_fingerprint,
         }
 
+    def _choice(self, news: ChoiceDelta) -> StreamChoice:
+        delta: Delta = {"role": "assistant", "content": news.text}
+        reason = news.finish_reason
+        if self.readers:
+            delta, reason = self.readers[news.index].push(news.text, reason)
+        return {"index": news.index, "delta": delta, "finish_reason": reason}
+
 
 def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     """The response that a task's chunks add up to: there is one text path, and this is its end."""
-    texts: dict[int, list[str]] = {}
+    deltas: dict[int, list[Delta]] = {}
     reasons: dict[int, FinishReason] = {}
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
         for choice in chunk["choices"]:
-            texts.setdefault(choice["index"], []).append(choice["delta"]["content"])
+            deltas.setdefault(choice["index"], []).append(choice["delta"])
             if (reason := choice["finish_reason"]) is not None:
                 reasons[choice["index"]] = reason
-    if last is None or set(texts) != set(reasons):
+    if last is None or set(deltas) != set(reasons):
         raise ValueError("the stream ended before every choice was finished")
     return {
         "model": chunk["model"],
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(texts[index])},
+                "message": joined(deltas[index]),
                 "finish_reason": reasons[index],
             }
-            for index in sorted(texts)
+            for index in sorted(deltas)
         ],
         "usage": chunk["usage"],
         "system_fingerprint": chunk["system_fingerprint"],

@@ -22,6 +22,8 @@ from schema.task import ImageBlock, Message, Task
 # is not an argument is a variable of the template, and free.
 _ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message")
 
+_TEXT_END = 64  # characters; a marker of reasoning and white space behind it
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -32,12 +34,14 @@ class Prompt:
         images: its pictures.
         image_starts: position of each picture's first token.
         whole: runs (start, stop) of tokens that see each other and are not split between chunks.
+        text_end: the last characters of its text, where a template may begin the reasoning.
     """
 
     token_ids: tuple[int, ...]
     images: ImageInputs = ()
     image_starts: tuple[int, ...] = ()
     whole: tuple[tuple[int, int], ...] = ()
+    text_end: str = ""
 
     def chunk_stop(self, start: int, size: int) -> int:
         """Where the chunk ends that begins at ``start``; a function of the prompt alone.
@@ -72,14 +76,14 @@ class PromptRenderer:
             TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
                 the model's own image placeholder, or other than one ``<image>`` an image.
         """
-        self._check_length(sum(len(_text_of(message)) for message in task.messages))
+        self._check_length(sum(len(message.text) for message in task.messages))
         loaded = self._loaded
         messages: Sequence[Message] = task.messages
         if loaded.image_tag is not None and loaded.image_token is not None:
             messages = fill_image_tags(messages, loaded.image_tag, loaded.image_token)
         if loaded.chat_template is None or not task.use_chat_template:
             self._refuse_template_settings(task)
-            text = "\n".join(_text_of(message) for message in messages)
+            text = "\n".join(message.text for message in messages)
             special_tokens = True
         else:
             text = self._apply_template(task, messages)
@@ -97,6 +101,7 @@ class PromptRenderer:
             images,
             self._image_starts(places, images),
             self._whole(places),
+            text[-_TEXT_END:],
         )
 
     def _template_lacks_special_tokens(self, text: str) -> bool:
@@ -156,7 +161,8 @@ class PromptRenderer:
             text = self._tokenizer.apply_chat_template(
                 conversation,
                 tools=list(task.tools) if task.tools is not None else None,
-                chat_template=self._loaded.chat_template,
+                chat_template=(task.tools and self._loaded.tool_template)
+                or self._loaded.chat_template,
                 tokenize=False,
                 **arguments,
             )
@@ -208,13 +214,6 @@ class PromptRenderer:
         return "".join(pieces)
 
 
-def _text_of(message: Message) -> str:
-    """The text of a message; image blocks have none."""
-    if message.content is None or isinstance(message.content, str):
-        return message.content or ""
-    return "".join(b.text for b in message.content if not isinstance(b, ImageBlock))
-
-
 def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
     """A message as chat templates read it: blocks for vision models, a string for text models."""
     rendered: dict[str, Any] = {"role": message.role}
@@ -226,7 +225,9 @@ def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
     elif takes_images:
         rendered["content"] = [{"type": "text", "text": message.content or ""}]
     else:
-        rendered["content"] = _text_of(message)
+        rendered["content"] = message.text
+    if message.reasoning_content is not None:
+        rendered["reasoning_content"] = message.reasoning_content
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls is not None:

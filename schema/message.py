@@ -172,6 +172,7 @@ def _only_for(role: str, field: str) -> dict[str, Any]:
 _SCHEMA_RULES: dict[str, Any] = {
     "allOf": [
         _only_for("assistant", "tool_calls"),
+        _only_for("assistant", "reasoning_content"),
         _only_for("tool", "tool_call_id"),
         {
             "$comment": "Only an assistant's message that calls tools can do without content.",
@@ -216,8 +217,22 @@ class Message(_Part):
         '"arguments"}}. They are given to it as they are.',
     )
 
+    reasoning_content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
+        default=None,
+        description="The reasoning of an assistant's message, for chat templates that read it.",
+    )
+
+    @property
+    def text(self) -> str:
+        """The text of the content; image blocks have none."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(b.text for b in self.content if not isinstance(b, ImageBlock))
+
     @model_validator(mode="after")
     def _fits_its_role(self) -> Self:
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise rule(f"is for assistant messages only, not for {self.role}", "reasoning_content")
         if self.tool_calls is not None and self.role != "assistant":
             raise rule(f"is for assistant messages only, not for {self.role}", "tool_calls")
         if self.tool_call_id is not None and self.role != "tool":

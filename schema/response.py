@@ -9,9 +9,9 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 """`stop`: the model ended its answer, or a stop string was met. `length`: `max_new_tokens` or the
-model's context was reached."""
+model's context was reached. `tool_calls`: as `stop`, of a message that calls tools."""
 
 _Count = Annotated[int, Field(ge=0)]
 _Model = Annotated[str, Field(min_length=1, description="The model that answered.")]
@@ -38,12 +38,47 @@ class Usage(TypedDict):
     total_tokens: _Count
 
 
+_Reasoning = Annotated[
+    str, Field(description="What the model wrote between its marks of reasoning.")
+]
+_Arguments = Annotated[
+    str,
+    Field(description="As the model wrote them: mostly a JSON object, which may be cut or wrong."),
+]
+_CallId = Annotated[
+    str, Field(min_length=1, description="A function of the task and the call's place.")
+]
+
+
+@with_config(extra="forbid", strict=True)
+class FunctionCall(TypedDict):
+    """A function of the task's tools, and what it is called with."""
+
+    name: str
+    arguments: _Arguments
+
+
+@with_config(extra="forbid", strict=True)
+class ToolCall(TypedDict):
+    """A call of a tool."""
+
+    id: _CallId
+    type: Literal["function"]
+    function: FunctionCall
+
+
 @with_config(extra="forbid", strict=True)
 class ResponseMessage(TypedDict):
-    """The message that the model generated. Tool calls are in its text, in the model's own form."""
+    """The message that the model generated.
+
+    With the task's `answer_format` "text" all of it is `content`, tool calls and reasoning in the
+    model's own form. With "message" they have fields of their own, which are absent where empty.
+    """
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: NotRequired[_Reasoning]
+    tool_calls: NotRequired[Annotated[list[ToolCall], Field(min_length=1)]]
 
 
 @with_config(extra="forbid", strict=True)
@@ -66,11 +101,31 @@ class TaskResponse(TypedDict):
 
 
 @with_config(extra="forbid", strict=True)
+class FunctionCallDelta(TypedDict):
+    """`name` is there when the call begins; `arguments` grow."""
+
+    name: NotRequired[str]
+    arguments: _Arguments
+
+
+@with_config(extra="forbid", strict=True)
+class ToolCallDelta(TypedDict):
+    """What was added to the call of that `index`; `id` and `type` are there when it begins."""
+
+    index: _Count
+    id: NotRequired[_CallId]
+    type: NotRequired[Literal["function"]]
+    function: FunctionCallDelta
+
+
+@with_config(extra="forbid", strict=True)
 class Delta(TypedDict):
-    """What was added to a choice's message. `content` is empty where only the end is told."""
+    """What was added to a choice's message. `content` is empty where only others are told."""
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: NotRequired[_Reasoning]
+    tool_calls: NotRequired[Annotated[list[ToolCallDelta], Field(min_length=1)]]
 
 
 @with_config(extra="forbid", strict=True)

@@ -26,6 +26,7 @@ from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.problems import explain
 
 __all__ = [
+    "AnswerFormat",
     "Dtype",
     "GenerationConfig",
     "ImageBlock",
@@ -37,6 +38,7 @@ __all__ = [
 
 Dtype = Literal["float16", "bfloat16", "float32", "auto"]
 QuantizeBits = Literal[4, 8]
+AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
@@ -125,6 +127,12 @@ class Task(BaseModel):
         default=True,
         description="false: the contents are joined as they are, as for a model without a chat "
         "template, and the model goes on with that text.",
+    )
+    answer_format: AnswerFormat = Field(
+        default="text",
+        description="text: the answer is the text that the model writes. message: its reasoning "
+        "and its calls of the tools are taken out of that text, where the model's form is known, "
+        "and a stop string is not part of it.",
     )
     seed: int = Field(
         default=0, ge=0, le=MAX_SEED, description="Where the task's random numbers start."

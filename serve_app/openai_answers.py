@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, ClassVar
 
-from schema.openai import OpenAIRequest
-from schema.response import FinishReason, StreamChoice, StreamChunk, TaskResponse
+from schema.openai import ChatCompletionRequest, OpenAIRequest
+from schema.response import Choice, Delta, FinishReason, StreamChoice, StreamChunk, TaskResponse
 from serve_app.sse import event
-from serve_app.stop_strings import StopCut
 
 
 class Answer(ABC):
@@ -28,15 +27,10 @@ class Answer(ABC):
         self._id = f"{self.prefix}-{request_id}"
         self._created = created
         self._seed = seed
-        self._cuts = [StopCut(asked.stop or ()) for _ in range(asked.n or 1)]
 
     def whole(self, response: TaskResponse) -> dict[str, Any]:
         """The answer that is not streamed."""
-        choices = []
-        for choice in response["choices"]:
-            cut = self._cuts[choice["index"]]
-            text = cut.push(choice["message"]["content"]) + cut.flush()
-            choices.append(self._choice(choice["index"], text, choice["finish_reason"]))
+        choices = [self._choice(choice) for choice in response["choices"]]
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
     async def events(
@@ -47,7 +41,7 @@ class Answer(ABC):
         with self._asked.own_terms():
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    choices = [] if last is not None else self._begin(len(self._cuts))
+                    choices = [] if last is not None else self._begin(self._asked.n or 1)
                     for choice in chunk["choices"]:
                         choices += self._grown(choice)
                     last = chunk
@@ -57,16 +51,12 @@ class Answer(ABC):
             yield event(self._chunk(last, []) | {"usage": last["usage"]})
 
     def _grown(self, choice: StreamChoice) -> Iterator[dict[str, Any]]:
-        """Text and end of a choice come one after the other, as OpenAI sends them."""
-        index, reason = choice["index"], choice["finish_reason"]
-        cut = self._cuts[index]
-        text = cut.push(choice["delta"]["content"])
+        """What a choice grew by and its end come one after the other, as OpenAI sends them."""
+        index, delta, reason = choice["index"], choice["delta"], choice["finish_reason"]
+        if any(value for name, value in delta.items() if name != "role"):
+            yield self._delta(index, delta, None)
         if reason is not None:
-            text += cut.flush()
-        if text:
-            yield self._delta(index, text, None)
-        if reason is not None:
-            yield self._delta(index, "", reason)
+            yield self._delta(index, {"role": "assistant", "content": ""}, reason)
 
     def _chunk(self, chunk: StreamChunk, choices: list[dict[str, Any]]) -> dict[str, Any]:
         made = self._object(self.chunk_kind, chunk, choices)
@@ -86,7 +76,7 @@ class Answer(ABC):
         }
 
     @abstractmethod
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+    def _choice(self, choice: Choice) -> dict[str, Any]:
         """A whole choice."""
 
     @abstractmethod
@@ -94,8 +84,8 @@ class Answer(ABC):
         """What a stream tells of its choices before their text."""
 
     @abstractmethod
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        """What was added to a choice: text, or its end."""
+    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+        """What was added to a choice, or its end."""
 
 
 class ChatAnswer(Answer):
@@ -105,24 +95,31 @@ class ChatAnswer(Answer):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {**choice["message"], "refusal": None}
         return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "index": choice["index"],
+            "message": message | {"content": message["content"] or self._no_content},
             "logprobs": None,
-            "finish_reason": reason,
+            "finish_reason": choice["finish_reason"],
         }
 
     def _begin(self, count: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": self._no_content}
         return [
             {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
             for index in range(count)
         ]
 
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        delta = {"content": text} if text else {}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+        told = {name: value for name, value in delta.items() if value and name != "role"}
+        return {"index": index, "delta": told, "logprobs": None, "finish_reason": reason}
+
+    @property
+    def _no_content(self) -> str | None:
+        """As with OpenAI, null where calls may stand in the text's place."""
+        assert isinstance(self._asked, ChatCompletionRequest)
+        return None if self._asked.tools else ""
 
 
 class CompletionAnswer(Answer):
@@ -131,11 +128,16 @@ class CompletionAnswer(Answer):
     prefix = "cmpl"
     whole_kind = chunk_kind = "text_completion"
 
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
-        return self._delta(index, text, reason)
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        text = choice["message"]["content"]
+        return self._text(choice["index"], text, choice["finish_reason"])
 
     def _begin(self, count: int) -> list[dict[str, Any]]:
         return []
 
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
+    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+        return self._text(index, delta["content"], reason)
+
+    @staticmethod
+    def _text(index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}

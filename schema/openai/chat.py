@@ -52,8 +52,8 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     )
     tools: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         default=None,
-        description="Given to the model's chat template. Calls are in the answer's text, in the "
-        "model's own form.",
+        description="Given to the model's chat template. Calls in a form that is not known stay "
+        "in the answer's text.",
     )
     tool_choice: Annotated[
         Any, Only('must be "auto" or "none"; others are not supported yet', ("auto", "none"))

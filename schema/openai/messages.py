@@ -126,6 +126,9 @@ class ChatMessage(Strict):
     tool_calls: (
         Annotated[list[Function], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None
     ) = None
+    reasoning_content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
+        default=None, description="Of an answer that comes back; for chat templates that read it."
+    )
     # Answers come back as messages of the next request, with everything that clients put there.
     name: Annotated[Any, not_yet("is not supported: chat templates do not read it")] = None
     refusal: Annotated[Any, not_yet()] = None
@@ -143,6 +146,7 @@ class ChatMessage(Strict):
             "content": content,
             "tool_call_id": self.tool_call_id,
             "tool_calls": self.tool_calls,
+            "reasoning_content": self.reasoning_content,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

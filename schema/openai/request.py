@@ -195,5 +195,6 @@ class OpenAIRequest(Strict):
                 dtype=self.dtype or "auto",
                 quantize_bits=self.quantize_bits,
                 generation_config=self._generation_config(),
+                answer_format="message",
                 **fields,
             )

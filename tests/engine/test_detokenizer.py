@@ -95,8 +95,8 @@ def decoded(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def deltas(tokenizer: Any, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, [])
+def deltas(tokenizer: Any, ids: list[int], hidden: frozenset[int] | None = None) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, [], hidden)
     return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
 
 
@@ -123,6 +123,22 @@ def spelled_ids() -> st.SearchStrategy[list[int]]:
 def test_deltas_add_up_to_the_decoded_text(name: str, data: st.DataObject) -> None:
     ids = data.draw(spelled_ids() if name == "fallback" else random_ids(name))
     assert "".join(deltas(family(name), ids)) == decoded(family(name), ids)
+
+
+@few
+@given(st.data())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hidden_tokens_are_left_out(name: str, data: st.DataObject) -> None:
+    tokenizer = family(name)
+    ids = data.draw(spelled_ids() if name == "fallback" else random_ids(name))
+    special = frozenset(id for id, t in tokenizer.added_tokens_decoder.items() if t.special)
+    assert "".join(deltas(tokenizer, ids, special)) == decoded(tokenizer, ids)
+    # One of them is shown, as transformers decodes what is left.
+    hidden = special - {tokenizer.convert_tokens_to_ids("<tool>")}
+    shown = tokenizer.decode(
+        [id for id in ids if id not in hidden], clean_up_tokenization_spaces=False
+    )
+    assert "".join(deltas(tokenizer, ids, hidden)) == shown
 
 
 @few

@@ -31,13 +31,20 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 PNG = "AAAA"  # never decoded here
 
 
-def renderer(template: str | None, *, images: bool = False, context: int = 512) -> PromptRenderer:
+def renderer(
+    template: str | None,
+    *,
+    images: bool = False,
+    context: int = 512,
+    tool_template: str | None = None,
+) -> PromptRenderer:
     tokenizer = byte_tokenizer()
     return PromptRenderer(
         LoadedModel(
             model=None,
             tokenizer=tokenizer,
             chat_template=template,
+            tool_template=tool_template,
             image_token=IMAGE if images else None,
             image_token_id=tokenizer.convert_tokens_to_ids(IMAGE) if images else None,
             context_length=context,
@@ -152,6 +159,19 @@ def test_a_task_may_do_without_the_template() -> None:
     assert with_template.render(asked) == without.render(asked) == without.render(task(messages))
     error = refused(lambda: with_template.render(asked.model_copy(update={"tools": [TOOL]})))
     assert error.param == "tools"
+
+
+def test_a_template_for_tools_is_for_tasks_with_tools() -> None:
+    render = renderer("plain", tool_template="{{ tools[0].function.name }}").render
+    assert text_of(render(task(user("Hi")))) == "plain"
+    assert text_of(render(task(user("Hi"), tools=[]))) == "plain"
+    assert text_of(render(task(user("Hi"), tools=[TOOL]))) == "weather"
+
+
+def test_reasoning_that_comes_back_reaches_the_template() -> None:
+    template = "{{ messages[0].reasoning_content }}|{{ messages[1].reasoning_content is defined }}"
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    assert text_of(renderer(template).render(task([answer, *user("Hi")]))) == "Hm.|False"
 
 
 @pytest.mark.parametrize("settings", [{"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])

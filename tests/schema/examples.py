@@ -111,6 +111,10 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
     "tool calls in any form": _says(
         {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": "{}"}]}
     ),
+    "a message as the answer, and one that comes back": {
+        **_says({"role": "assistant", "content": "", "reasoning_content": "Hm."}),
+        "answer_format": "message",
+    },
     "no tool calls": _says({"role": "assistant", "content": "x", "tool_calls": []}),
     "64 images": _says({"role": "user", "content": [_LOOK[0]["content"][1]] * 64}),
     "paddings": _says(

@@ -27,7 +27,7 @@ same_each_time = settings(
 NAMES = [
     "model", "messages", "tools", "generation_config", "template_args", "use_chat_template",
     "seed", "dtype", "quantize_bits", "role", "content", "tool_call_id", "tool_calls", "type",
-    "text", "base64",
+    "text", "base64", "answer_format", "reasoning_content",
     "max_new_tokens", "stop_strings", "do_sample", "num_beams", "temperature", "typical_p", "top_k",
     "top_p", "min_p", "repetition_penalty", "num_return_sequences", "image", "<text>", "",
 ]  # fmt: skip

@@ -38,7 +38,8 @@ def refused(**fields: Any) -> TaskArgsInvalid:
 
 
 def task(**fields: Any) -> Task:
-    return Task.from_fields(**{"model": "m", "messages": ASK} | fields)
+    common = {"model": "m", "messages": ASK, "answer_format": "message"}
+    return Task.from_fields(**common | fields)
 
 
 def test_every_field_of_the_client_is_known() -> None:
@@ -119,7 +120,13 @@ GREEDY = DEFAULTS | {"do_sample": False, "temperature": 0.0}
                             {"type": "image_url", "image_url": {"url": URL, "detail": "auto"}},
                         ],
                     },
-                    {"role": "assistant", "content": None, "tool_calls": [TOOL], **SDK_MESSAGE},
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "reasoning_content": "It wants the time.",
+                        "tool_calls": [TOOL],
+                        **SDK_MESSAGE,
+                    },
                     {"role": "tool", "tool_call_id": "a", "content": "12:00"},
                 ]
             },
@@ -133,7 +140,11 @@ GREEDY = DEFAULTS | {"do_sample": False, "temperature": 0.0}
                             {"type": "image", "base64": PNG},
                         ],
                     },
-                    {"role": "assistant", "tool_calls": [TOOL]},
+                    {
+                        "role": "assistant",
+                        "reasoning_content": "It wants the time.",
+                        "tool_calls": [TOOL],
+                    },
                     {"role": "tool", "tool_call_id": "a", "content": "12:00"},
                 ],
                 "generation_config": DEFAULTS,

@@ -19,6 +19,7 @@ def test_what_a_request_means() -> None:
         model="m",
         messages=[{"role": "user", "content": "Once"}],
         use_chat_template=False,
+        answer_format="message",
         generation_config={
             "max_new_tokens": 16,
             "num_return_sequences": 2,

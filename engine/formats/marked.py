@@ -1,0 +1,64 @@
+"""Calls between markers: those of Hermes and Qwen, and of InternLM.
+
+Hermes (https://huggingface.co/NousResearch/Hermes-2-Pro-Llama-3-8B), also Qwen 2.5 and 3::
+
+    <tool_call>
+    {"name": "f", "arguments": {"a": 1}}
+    </tool_call>
+
+InternLM 2 (https://github.com/InternLM/InternLM/blob/main/chat/chat_format.md)::
+
+    <|action_start|><|plugin|>
+    {"name": "f", "parameters": {"a": 1}}<|action_end|>
+"""
+
+from __future__ import annotations
+
+from engine.formats.events import CallLayout, CallReader, Functions, Out, ToolFormat
+from engine.formats.json_calls import after_call, json_call
+from engine.formats.source import Reading, Source
+
+
+def _reader(begin: tuple[str, ...], end: str) -> CallReader:
+    """The reader of calls between ``begin``, which is one or more markers, and ``end``."""
+
+    def read(source: Source, out: Out, functions: Functions) -> Reading[None]:
+        spaces: str | None = ""
+        while spaces is not None:
+            spaces = yield from source.until(begin[0], out.content, before=spaces)
+            if spaces is None:
+                return
+            source.hold(spaces + begin[0])
+            if (yield from _call(source, out, functions)):
+                source.release()
+            spaces = yield from after_call(source, out)
+
+    def _call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+        yield from source.space()
+        for marker in begin[1:]:
+            if not (yield from source.accept(marker)):
+                return False
+            yield from source.space()
+        if not (yield from json_call(source, out, functions)):
+            return False
+        source.hold()
+        yield from source.space()
+        # A model may end its answer instead.
+        return (yield from source.accept(end))
+
+    return read
+
+
+HERMES = ToolFormat(
+    "hermes",
+    ("<tool_call>", "</tool_call>"),
+    _reader(("<tool_call>",), "</tool_call>"),
+    CallLayout('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+)
+
+INTERNLM = ToolFormat(
+    "internlm",
+    ("<|action_start|>", "<|plugin|>", "<|interpreter|>", "<|action_end|>"),
+    _reader(("<|action_start|>", "<|plugin|>"), "<|action_end|>"),
+    CallLayout('<|action_start|><|plugin|>\n{"name": "', '", "parameters": ', "}<|action_end|>"),
+)

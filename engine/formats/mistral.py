@@ -1,0 +1,77 @@
+"""Calls of Mistral's models, in both of their forms.
+
+https://github.com/mistralai/mistral-common: tokenizers up to version 7 write a list, later ones a
+marker before each call::
+
+    [TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]
+    [TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]XYZ123abc[ARGS]{}
+"""
+
+from __future__ import annotations
+
+import re
+
+from engine.formats.events import CallLayout, Functions, Out, ToolFormat
+from engine.formats.json_calls import after_call, call_with, json_call
+from engine.formats.source import Reading, Source
+
+_BEGIN, _ARGS, _ID = _MARKERS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+_NAME = re.compile(r"[^\s\[{]*")
+_ID_TEXT = re.compile(r"[0-9A-Za-z_-]*")
+
+
+def _read(source: Source, out: Out, functions: Functions) -> Reading[None]:
+    spaces: str | None = ""
+    while spaces is not None:
+        spaces = yield from source.until(_BEGIN, out.content, before=spaces)
+        if spaces is None:
+            return
+        source.hold(spaces + _BEGIN)
+        yield from source.space()
+        kind = yield from source.peek()
+        if kind == "[":
+            complete = yield from _list(source, out, functions)
+        elif kind == "{":
+            complete = yield from json_call(source, out, functions)
+        else:
+            complete = yield from _named(source, out, functions)
+        if complete:
+            source.release()
+        spaces = yield from after_call(source, out)
+
+
+def _list(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+    yield from source.accept("[")
+    while True:
+        yield from source.space()
+        if not (yield from json_call(source, out, functions)):
+            return False
+        source.hold()
+        yield from source.space()
+        if not (yield from source.accept(",")):
+            return (yield from source.accept("]"))
+
+
+def _named(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+    pieces: list[str] = []
+    yield from source.run(_NAME, pieces.append)
+    name = "".join(pieces)
+    if name not in functions:
+        return False
+    if (yield from source.accept(_ID)):
+        yield from source.run(_ID_TEXT, pieces.append)
+    yield from source.accept(_ARGS)
+    yield from source.space()
+    if (yield from source.peek()) != "{":
+        return False
+    return (yield from call_with(source, out, name))
+
+
+MISTRAL = ToolFormat(
+    "mistral",
+    _MARKERS,
+    _read,
+    CallLayout('[TOOL_CALLS][{"name": "', '", "arguments": ', "}]"),
+)
+
+MISTRAL_NAMED = ToolFormat("mistral", _MARKERS, _read, CallLayout(_BEGIN, _ARGS, ""))
