@@ -30,6 +30,8 @@ from schema.response import (
     StreamChoice,
     StreamChunk,
     TaskResponse,
+    TokenLogprob,
+    TopLogprob,
     Usage,
 )
 from schema.task import (
@@ -77,6 +79,8 @@ __all__ = [
     "TaskExecutionError",
     "TaskResponse",
     "TextBlock",
+    "TokenLogprob",
+    "TopLogprob",
     "Usage",
     "schemas",
 ]
