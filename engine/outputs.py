@@ -10,16 +10,28 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from schema.errors import TaskError
-from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
+from schema.response import (
+    Choice,
+    FinishReason,
+    StreamChoice,
+    StreamChunk,
+    TaskResponse,
+    TokenLogprob,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """New text of one choice; ``finish_reason`` is None until the choice's last delta."""
+    """New text of one choice; ``finish_reason`` is None until the choice's last delta.
+
+    ``logprobs`` are of the tokens that have come since the last delta; None if nobody asks.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Progress(NamedTuple):
@@ -39,10 +51,16 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
     """One delta for each choice, its texts joined; in order of index."""
     texts: dict[int, list[str]] = {}
     reasons: dict[int, FinishReason | None] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
     for delta in deltas:
         texts.setdefault(delta.index, []).append(delta.text)
         reasons[delta.index] = delta.finish_reason
-    return [ChoiceDelta(i, "".join(texts[i]), reasons[i]) for i in sorted(texts)]
+        if delta.logprobs is not None:
+            logprobs.setdefault(delta.index, []).extend(delta.logprobs)
+    return [
+        ChoiceDelta(i, "".join(texts[i]), reasons[i], tuple(logprobs[i]) if i in logprobs else None)
+        for i in sorted(texts)
+    ]
 
 
 def merge(news: Sequence[Progress]) -> Progress:
@@ -71,23 +89,28 @@ class ResponseFormat(NamedTuple):
         """One stream chunk."""
         return {
             "model": self.model,
-            "choices": [
-                {
-                    "index": delta.index,
-                    "delta": {"role": "assistant", "content": delta.text},
-                    "finish_reason": delta.finish_reason,
-                }
-                for delta in progress.deltas
-            ],
+            "choices": [_stream_choice(delta) for delta in progress.deltas],
             "usage": usage(self.prompt_tokens, progress.completion_tokens),
             "system_fingerprint": self.system_fingerprint,
         }
+
+
+def _stream_choice(delta: ChoiceDelta) -> StreamChoice:
+    choice: StreamChoice = {
+        "index": delta.index,
+        "delta": {"role": "assistant", "content": delta.text},
+        "finish_reason": delta.finish_reason,
+    }
+    if delta.logprobs is not None:
+        choice["logprobs"] = list(delta.logprobs)
+    return choice
 
 
 def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     """The response that a task's chunks add up to: there is one text path, and this is its end."""
     texts: dict[int, list[str]] = {}
     reasons: dict[int, FinishReason] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
@@ -95,18 +118,24 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
             texts.setdefault(choice["index"], []).append(choice["delta"]["content"])
             if (reason := choice["finish_reason"]) is not None:
                 reasons[choice["index"]] = reason
+            if "logprobs" in choice:
+                logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
     if last is None or set(texts) != set(reasons):
         raise ValueError("the stream ended before every choice was finished")
+    choices: list[Choice] = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(texts[index])},
+            "finish_reason": reasons[index],
+        }
+        for index in sorted(texts)
+    ]
+    for whole in choices:
+        if whole["index"] in logprobs:
+            whole["logprobs"] = logprobs[whole["index"]]
     return {
         "model": chunk["model"],
-        "choices": [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(texts[index])},
-                "finish_reason": reasons[index],
-            }
-            for index in sorted(texts)
-        ],
+        "choices": choices,
         "usage": chunk["usage"],
         "system_fingerprint": chunk["system_fingerprint"],
     }

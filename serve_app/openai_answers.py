@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
 from schema.openai import OpenAIRequest
-from schema.response import FinishReason, StreamChoice, StreamChunk, TaskResponse
+from schema.response import FinishReason, StreamChoice, StreamChunk, TaskResponse, TokenLogprob
+from serve_app.openai_logprobs import CompletionLogprobs, chat_logprobs
 from serve_app.sse import event
 from serve_app.stop_strings import StopCut
 
@@ -36,7 +37,9 @@ class Answer(ABC):
         for choice in response["choices"]:
             cut = self._cuts[choice["index"]]
             text = cut.push(choice["message"]["content"]) + cut.flush()
-            choices.append(self._choice(choice["index"], text, choice["finish_reason"]))
+            listed = choice.get("logprobs")
+            logprobs = None if listed is None else self._logprobs(choice["index"], listed)
+            choices.append(self._choice(choice["index"], text, choice["finish_reason"], logprobs))
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
     async def events(
@@ -63,10 +66,11 @@ class Answer(ABC):
         text = cut.push(choice["delta"]["content"])
         if reason is not None:
             text += cut.flush()
-        if text:
-            yield self._delta(index, text, None)
+        listed = choice.get("logprobs")
+        if text or listed:
+            yield self._delta(index, text, None, self._logprobs(index, listed) if listed else None)
         if reason is not None:
-            yield self._delta(index, "", reason)
+            yield self._delta(index, "", reason, None)
 
     def _chunk(self, chunk: StreamChunk, choices: list[dict[str, Any]]) -> dict[str, Any]:
         made = self._object(self.chunk_kind, chunk, choices)
@@ -86,7 +90,9 @@ class Answer(ABC):
         }
 
     @abstractmethod
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+    def _choice(
+        self, index: int, text: str, reason: FinishReason, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """A whole choice."""
 
     @abstractmethod
@@ -94,8 +100,14 @@ class Answer(ABC):
         """What a stream tells of its choices before their text."""
 
     @abstractmethod
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        """What was added to a choice: text, or its end."""
+    def _delta(
+        self, index: int, text: str, reason: FinishReason | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """What was added to a choice: text and log probabilities, or its end."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """The next log probabilities of a choice. Of its text a stop string is cut, here not."""
 
 
 class ChatAnswer(Answer):
@@ -105,11 +117,13 @@ class ChatAnswer(Answer):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
+    def _choice(
+        self, index: int, text: str, reason: FinishReason, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": reason,
         }
 
@@ -120,9 +134,14 @@ class ChatAnswer(Answer):
             for index in range(count)
         ]
 
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        delta = {"content": text} if text else {}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _delta(
+        self, index: int, text: str, reason: FinishReason | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        delta = {"content": text} if reason is None else {}
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return chat_logprobs(listed)
 
 
 class CompletionAnswer(Answer):
@@ -131,11 +150,22 @@ class CompletionAnswer(Answer):
     prefix = "cmpl"
     whole_kind = chunk_kind = "text_completion"
 
-    def _choice(self, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
-        return self._delta(index, text, reason)
+    def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
+        super().__init__(asked, request_id, created, seed)
+        self._forms = [CompletionLogprobs() for _ in self._cuts]
+
+    def _choice(
+        self, index: int, text: str, reason: FinishReason, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return self._delta(index, text, reason, logprobs)
 
     def _begin(self, count: int) -> list[dict[str, Any]]:
         return []
 
-    def _delta(self, index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _delta(
+        self, index: int, text: str, reason: FinishReason | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return self._forms[index].push(listed)
