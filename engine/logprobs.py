@@ -45,7 +45,7 @@ class Logprobs:
         # A row that begins at another alignment may be summed in another order.
         padding = -logits.shape[1] % _ALIGNMENT
         self.rows = torch.log_softmax(pad(logits, (0, padding), value=-torch.inf), dim=-1)
-        self._num_top = num_top
+        self._num_top = min(num_top, logits.shape[1])
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """The report on the tokens [sequences] that were picked: float64 [sequences, 1 + 2 * top].

@@ -166,7 +166,7 @@ def test_rows_are_computed_by_themselves_and_ties_go_by_id(vocab: int) -> None:
     logits[3, 1:] = -torch.inf
     tokens = torch.randint(vocab, (9,), generator=generator)
     top = min(20, vocab)
-    together = Logprobs(logits, top).of(tokens)
+    together = Logprobs(logits, 20).of(tokens)
     for i in range(9):
         assert torch.equal(Logprobs(logits[i : i + 1], top).of(tokens[i : i + 1])[0], together[i])
         ids = together[i, 1 : 1 + top].long().tolist()
