@@ -17,6 +17,7 @@ from engine.detokenizer import Detokenizer
 from engine.formats.message import MessageReader, message_readers
 from engine.generation import resolve_settings
 from engine.images import ImageInputs, ImagePreprocessor, image_params
+from engine.logprobs import TokenTexts
 from engine.loop import EngineLoop
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
@@ -39,6 +40,7 @@ class Engine:
         self._loaded = self._loop.assembly.loaded
         self._card = self._loop.assembly.card
         self._renderer = self._loop.assembly.renderer
+        self._token_texts = TokenTexts(self._loaded.tokenizer)
         self._preprocessor: ImagePreprocessor | None = None
         self._prepare_lock = threading.Lock()  # tokenizers are not safe to share between threads
 
@@ -153,7 +155,7 @@ class Engine:
             Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
-        request = Request(prompt, settings, task.seed, answers, sink)
+        request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
         self._loop.scheduler.check_fits(request)
         response = ResponseFormat(
             task.model, self._card["system_fingerprint"], request.prompt_tokens, readers

@@ -7,6 +7,7 @@ the task alone.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers import (
 )
 
 from engine.loader import LoadedModel
+from engine.logprobs import LastLogits, Logprobs
+from engine.penalties import own_processors
 from engine.sampler import check_numbers
 from engine.sequence import Request
 from schema.errors import TaskExecutionError
@@ -30,19 +33,21 @@ class _Watch(StoppingCriteria):
     takes the bytes of byte-level tokenizers for letters.
     """
 
-    def __init__(self, request: Request, *, stream: bool) -> None:
+    def __init__(self, request: Request, logits: LastLogits, *, stream: bool) -> None:
         self._request = request
+        self._logits = logits
         self._stream = stream
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         request = self._request
         if self._stream and not request.cancel_requested:
+            tokens = input_ids[:, -1]
             deltas = [
                 delta
-                for sequence, token_id in zip(
-                    request.sequences, input_ids[:, -1].tolist(), strict=True
+                for sequence, token_id, report in zip(
+                    request.sequences, tokens.tolist(), self._reports(tokens), strict=True
                 )
-                if not sequence.finished and (delta := request.accept(sequence, token_id))
+                if not sequence.finished and (delta := request.accept(sequence, token_id, report))
             ]
             request.tell(deltas)
         if request.cancel_requested:
@@ -52,6 +57,14 @@ class _Watch(StoppingCriteria):
         else:
             stop = self._beams_stopped(input_ids[:, request.prompt_tokens :].tolist())
         return torch.tensor(stop, device=input_ids.device)
+
+    def _reports(self, tokens: torch.Tensor) -> list[Any]:
+        """What `Request.accept` is told of the log probabilities of tokens [sequences]."""
+        num_top = self._request.settings.logprobs
+        if num_top is None:
+            return [None] * len(tokens)
+        reports: list[Any] = Logprobs(self._logits.take(), num_top).of(tokens).tolist()
+        return reports
 
     def _beams_stopped(self, beams: list[list[int]]) -> list[bool]:
         stop_strings = self._request.settings.stop_strings
@@ -76,20 +89,24 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     """
     settings = request.settings
     beams = settings.num_beams > 1
-    watch = _Watch(request, stream=not beams)
+    logits = LastLogits()
+    watch = _Watch(request, logits, stream=not beams)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
         **images,
     }
+    own = own_processors(settings.penalties, request.prompt_tokens)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     # `generate` draws from the global generator; give it the task's seed, then put it back.
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), ExitStack() as hooks:
+        if settings.logprobs is not None:
+            hooks.callback(loaded.model.register_forward_hook(logits).remove)
         torch.manual_seed(request.seed)
         output = loaded.model.generate(
             **inputs,
             generation_config=settings.hf,
-            logits_processor=LogitsProcessorList([_NumbersOnly()]),
+            logits_processor=LogitsProcessorList([_NumbersOnly(), *own]),
             stopping_criteria=StoppingCriteriaList([watch]),
             return_dict_in_generate=beams,
         )

@@ -12,7 +12,7 @@ dropped, and its keys and values went to pages that its task had reserved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,10 +39,11 @@ Item = TypeVar("Item", PrefillChunk, Request)
 
 @dataclass(frozen=True)
 class Picked:
-    """Tokens that the device has been told to pick, in the owners' order."""
+    """Picked tokens, in the owners' order; log probabilities by the id of who asks for them."""
 
     owners: Sequence[tuple[Request, Sequence[Answer]]]
     tokens: Download
+    reports: Mapping[int, Download]
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,19 @@ class Execution:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
                 with self._blame([request]):
-                    self._append(request, news)
+                    self._append(request, news, launched.reports.get(request.id))
 
-    def _append(self, request: Request, news: Sequence[tuple[Answer, int]]) -> None:
+    def _append(
+        self, request: Request, news: Sequence[tuple[Answer, int]], reports: Download | None
+    ) -> None:
         deltas: list[ChoiceDelta] = []
-        for answer, token in news:
+        rows = [None] * len(news) if reports is None else reports.wait().tolist()
+        for (answer, token), report in zip(news, rows, strict=True):
             if answer.finished:
                 continue
             if token == NOT_NUMBERS:
                 raise not_numbers()
-            if delta := request.accept(answer, token):
+            if delta := request.accept(answer, token, report):
                 deltas.append(delta)
         request.tell(deltas)
 
@@ -224,15 +228,18 @@ class Execution:
 
     def _advance(self, asked: Sequence[Asked], tokens: torch.Tensor) -> Picked:
         """Make the picked tokens [sequences of all] the last ones of their sequences."""
+        reports: dict[int, Download] = {}
         parts = tokens.split([len(one.answers) for one in asked])
         for one, part in zip(asked, parts, strict=True):
             with self._blame([one.request]):
                 assert one.request.sampler is not None
                 one.request.sampler.advance(part, [answer.index for answer in one.answers])
+                if one.candidates.logprobs is not None:
+                    reports[one.request.id] = Download(one.candidates.logprobs.of(part))
                 for answer, token in zip(one.answers, part.unbind(), strict=True):
                     answer.last_token = token
                     answer.num_picked += 1
-        return Picked([(one.request, one.answers) for one in asked], Download(tokens))
+        return Picked([(one.request, one.answers) for one in asked], Download(tokens), reports)
 
     # --- Faults ----------------------------------------------------------------------------------
 

@@ -1,17 +1,19 @@
 """The effective generation settings of a task.
 
 Order of precedence, as in transformers' ``generate``: the task's own settings, then the model's
-``generation_config.json``, then transformers' defaults.
+``generation_config.json``, then transformers' defaults. What transformers has no setting for is the
+task's alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import GenerationConfig as HFGenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from engine.penalties import Penalties, resolve_penalties
 from schema.errors import TaskArgsInvalid
 from schema.generation import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -25,6 +27,7 @@ _BATCHED_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
+_NOT_OF_TRANSFORMERS = {"frequency_penalty", "presence_penalty", "logit_bias", "logprobs"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class GenerationSettings:
         eos_token_ids: tokens that end a sequence.
         stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
         batched: whether the batch loop covers these settings; else they run through ``generate``.
+        penalties: what transformers has no settings for (`engine.penalties`).
+        logprobs: alternatives to report with each token; None to report no log probabilities.
     """
 
     hf: HFGenerationConfig
@@ -46,6 +51,8 @@ class GenerationSettings:
     eos_token_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     batched: bool
+    penalties: Penalties = field(default_factory=Penalties)
+    logprobs: int | None = None
 
     @property
     def num_beams(self) -> int:
@@ -73,7 +80,9 @@ def resolve_settings(
         TaskArgsInvalid: the prompt and the answer do not fit the context, or transformers refuses
             the combination of settings.
     """
-    overrides: dict[str, Any] = asked.model_dump(exclude_none=True, exclude={"stop_strings"})
+    overrides: dict[str, Any] = asked.model_dump(
+        exclude_none=True, exclude={"stop_strings", *_NOT_OF_TRANSFORMERS}
+    )
     own = model.generation_config
     overrides["max_new_tokens"] = _max_new_tokens(
         asked.max_new_tokens,
@@ -106,6 +115,7 @@ def resolve_settings(
                 raise ValueError(f"{name} is {getattr(hf, name)!r} in the model's own settings")
         mode = hf.get_generation_mode()
         _refuse_equal_answers(hf, mode)
+        _refuse_logprobs_of_beams(hf, asked.logprobs)
         hf.validate(strict=False)
         stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
     except (ValueError, TypeError) as error:  # a TypeError is of the model's own settings
@@ -117,6 +127,8 @@ def resolve_settings(
         eos_token_ids=_eos_token_ids(hf),
         stop_strings=stop_strings,
         batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+        penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
+        logprobs=asked.logprobs,
     )
 
 
@@ -127,6 +139,15 @@ def _refuse_equal_answers(hf: HFGenerationConfig, mode: GenerationMode) -> None:
             "search has one answer: set do_sample to true (and temperature above 0), or num_beams "
             "to at least that",
             param="generation_config.num_return_sequences",
+        )
+
+
+def _refuse_logprobs_of_beams(hf: HFGenerationConfig, logprobs: int | None) -> None:
+    if logprobs is not None and (hf.num_beams or 1) > 1:
+        raise TaskArgsInvalid(
+            "generation_config.logprobs are not reported for beams, and num_beams is "
+            f"{hf.num_beams} in the model's own settings: leave it out, or set num_beams to 1",
+            param="generation_config.logprobs",
         )
 
 

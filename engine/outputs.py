@@ -11,16 +11,29 @@ from typing import NamedTuple
 
 from engine.formats.message import MessageReader, joined
 from schema.errors import TaskError
-from schema.response import Delta, FinishReason, StreamChoice, StreamChunk, TaskResponse, Usage
+from schema.response import (
+    Choice,
+    Delta,
+    FinishReason,
+    StreamChoice,
+    StreamChunk,
+    TaskResponse,
+    TokenLogprob,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """New text of one choice; ``finish_reason`` is None until the choice's last delta."""
+    """New text of one choice; ``finish_reason`` is None until the choice's last delta.
+
+    ``logprobs`` are of the tokens that have come since the last delta; None if nobody asks.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Progress(NamedTuple):
@@ -40,10 +53,16 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
     """One delta for each choice, its texts joined; in order of index."""
     texts: dict[int, list[str]] = {}
     reasons: dict[int, FinishReason | None] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
     for delta in deltas:
         texts.setdefault(delta.index, []).append(delta.text)
         reasons[delta.index] = delta.finish_reason
-    return [ChoiceDelta(i, "".join(texts[i]), reasons[i]) for i in sorted(texts)]
+        if delta.logprobs is not None:
+            logprobs.setdefault(delta.index, []).extend(delta.logprobs)
+    return [
+        ChoiceDelta(i, "".join(texts[i]), reasons[i], tuple(logprobs[i]) if i in logprobs else None)
+        for i in sorted(texts)
+    ]
 
 
 def merge(news: Sequence[Progress]) -> Progress:
@@ -86,13 +105,17 @@ class ResponseFormat(NamedTuple):
         reason = news.finish_reason
         if self.readers:
             delta, reason = self.readers[news.index].push(news.text, reason)
-        return {"index": news.index, "delta": delta, "finish_reason": reason}
+        choice: StreamChoice = {"index": news.index, "delta": delta, "finish_reason": reason}
+        if news.logprobs is not None:
+            choice["logprobs"] = list(news.logprobs)
+        return choice
 
 
 def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     """The response that a task's chunks add up to: there is one text path, and this is its end."""
     deltas: dict[int, list[Delta]] = {}
     reasons: dict[int, FinishReason] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
@@ -100,18 +123,24 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
             deltas.setdefault(choice["index"], []).append(choice["delta"])
             if (reason := choice["finish_reason"]) is not None:
                 reasons[choice["index"]] = reason
+            if "logprobs" in choice:
+                logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
     if last is None or set(deltas) != set(reasons):
         raise ValueError("the stream ended before every choice was finished")
+    choices: list[Choice] = [
+        {
+            "index": index,
+            "message": joined(deltas[index]),
+            "finish_reason": reasons[index],
+        }
+        for index in sorted(deltas)
+    ]
+    for whole in choices:
+        if whole["index"] in logprobs:
+            whole["logprobs"] = logprobs[whole["index"]]
     return {
         "model": chunk["model"],
-        "choices": [
-            {
-                "index": index,
-                "message": joined(deltas[index]),
-                "finish_reason": reasons[index],
-            }
-            for index in sorted(deltas)
-        ],
+        "choices": choices,
         "usage": chunk["usage"],
         "system_fingerprint": chunk["system_fingerprint"],
     }

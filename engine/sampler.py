@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.generation import GenerationSettings
+from engine.logprobs import Logprobs
 from engine.packing import upload
+from engine.penalties import own_processors
 from schema.errors import TaskArgsInvalid, TaskExecutionError
 
 NOT_NUMBERS = -1
@@ -30,10 +32,12 @@ class Candidates(NamedTuple):
     Attributes:
         scores: float32 [sequences, vocab].
         noise: Exp(1) in the same shape to sample, None to take the largest.
+        logprobs: of the model's own logits, where the task asks for them.
     """
 
     scores: torch.Tensor
     noise: torch.Tensor | None
+    logprobs: Logprobs | None = None
 
 
 class Sampler:
@@ -49,6 +53,7 @@ class Sampler:
     ) -> None:
         self._do_sample = bool(settings.hf.do_sample)
         self._num_sequences = settings.num_sequences
+        self._num_top = settings.logprobs
         self._generator = torch.Generator(device).manual_seed(seed)
         prompt = upload(prompt_ids, device)[None]
         self._processors = logits_processors(model, settings, prompt)
@@ -63,20 +68,22 @@ class Sampler:
             alive: indices of the running sequences, ascending.
         """
         scores = logits
+        logprobs = None if self._num_top is None else Logprobs(logits, self._num_top)
         if self._processors:
             scores = self._processors(self._ids, self._spread(logits, alive))
             scores = self._only(scores, alive)
         if not self._do_sample:
-            return Candidates(scores, None)
+            return Candidates(scores, None, logprobs)
         # `generate` goes on drawing for sequences that are finished, so we do.
         noise = logits.new_empty(self._num_sequences, logits.shape[1])
         noise.exponential_(1, generator=self._generator)
-        return Candidates(scores, self._only(noise, alive))
+        return Candidates(scores, self._only(noise, alive), logprobs)
 
     def advance(self, tokens: torch.Tensor, alive: Sequence[int]) -> None:
         """Append the tokens [len(alive)] that were picked, for the processors that look back."""
         if self._processors:
-            column = self._spread(tokens, alive)[:, None]
+            # `NOT_NUMBERS` ends the task, but later: until then it must not be an index.
+            column = self._spread(tokens, alive)[:, None].clamp(min=0)
             self._ids = torch.cat([self._ids, column], dim=1)
 
     def _spread(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
@@ -151,7 +158,9 @@ def not_numbers() -> TaskExecutionError:
 def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Tensor) -> Any:
     """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
 
-    Completes ``settings.hf`` by what `generate` derives from the prompt and the model.
+    First transformers' own, such as the repetition penalty, then those of `engine.penalties`, then
+    what prepares for sampling: temperature, top_k and so on. Completes ``settings.hf`` by what
+    `generate` derives from the prompt and the model.
 
     Raises:
         TaskArgsInvalid: a setting has a value that transformers' processors refuse. The task's own
@@ -168,6 +177,7 @@ def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Te
             generation_config=hf,
             input_ids_seq_length=num_tokens,
             encoder_input_ids=prompt,
+            logits_processor=own_processors(settings.penalties, num_tokens),
             device=str(device),
             model_kwargs={},
         )

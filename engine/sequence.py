@@ -6,18 +6,20 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
+from math import isnan
 
 import torch
 
 from engine.beams import BeamSearch
 from engine.detokenizer import Detokenizer
 from engine.generation import GenerationSettings
+from engine.logprobs import TokenTexts
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
-from engine.sampler import Sampler
+from engine.sampler import Sampler, not_numbers
 from engine.vision import Features, Rotary
 from schema.errors import Cancelled, TaskError
-from schema.response import FinishReason
+from schema.response import FinishReason, TokenLogprob
 
 _ids = count()
 
@@ -42,6 +44,7 @@ class Sequence:
         token_ids: the tokens so far.
         num_picked: the same tokens and those that the device has been told to pick since.
         last_token: the last one picked, a scalar on the device.
+        logprobs: of tokens that no delta has told yet, where the task asks for them.
     """
 
     index: int
@@ -51,6 +54,7 @@ class Sequence:
     num_picked: int = 0
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -80,6 +84,7 @@ class Request:
     rotary: Rotary | None = None  # where positions are not simply where tokens stand
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
+    token_texts: TokenTexts | None = None  # for log probabilities
     cancel_requested: bool = False
 
     @property
@@ -113,16 +118,32 @@ class Request:
         """Tokens generated so far, over all sequences, end-of-sequence tokens included."""
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
-    def accept(self, sequence: Sequence, token_id: int) -> ChoiceDelta | None:
-        """Append a token to a sequence; returns the news, if there is any to tell."""
+    def accept(
+        self, sequence: Sequence, token_id: int, report: Seq[float] | None = None
+    ) -> ChoiceDelta | None:
+        """Append a token to a sequence; returns the news, if there is any to tell.
+
+        ``report`` has its log probabilities (`engine.logprobs.Logprobs.of`) if the task wants them.
+
+        Raises:
+            TaskExecutionError: these are not numbers.
+        """
         sequence.token_ids.append(token_id)
+        if report is not None and token_id not in self.settings.eos_token_ids:
+            assert self.token_texts is not None
+            if isnan(report[0]):  # processors may have hidden it from the pick
+                raise not_numbers()
+            sequence.logprobs.append(self.token_texts.entry(token_id, report))
         text = sequence.detokenizer.push(token_id)
         sequence.finish_reason = self._reason(sequence)
         if sequence.finished:
             text += sequence.detokenizer.flush()
         if not text and not sequence.finished:
             return None
-        return ChoiceDelta(sequence.index, text, sequence.finish_reason)
+        told = None
+        if self.settings.logprobs is not None:
+            told, sequence.logprobs = tuple(sequence.logprobs), []
+        return ChoiceDelta(sequence.index, text, sequence.finish_reason, told)
 
     def answer(self, answers: Seq[Seq[int]]) -> None:
         """End the task with whole answers, as a beam search has them: their tokens, best first.

@@ -32,6 +32,8 @@ from schema.response import (
     StreamChoice,
     StreamChunk,
     TaskResponse,
+    TokenLogprob,
+    TopLogprob,
     Usage,
 )
 from schema.task import (
@@ -81,6 +83,8 @@ __all__ = [
     "TaskExecutionError",
     "TaskResponse",
     "TextBlock",
+    "TokenLogprob",
+    "TopLogprob",
     "Usage",
     "schemas",
 ]

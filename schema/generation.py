@@ -1,9 +1,12 @@
 """How a task wants its text generated."""
 
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from schema.json_values import quoted
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """What the engine takes if neither the task nor the model's own generation_config says."""
@@ -22,6 +25,17 @@ MIN_TEMPERATURE = 1e-6
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
 """Scores are divided or multiplied by the penalty: beyond these they overflow and become NaN."""
+MAX_COUNT_PENALTY = 2.0
+"""Of frequency_penalty and presence_penalty, in both directions; OpenAI's."""
+MAX_LOGIT_BIAS = 100.0
+"""In both directions; OpenAI's."""
+MAX_BIASED_TOKENS = 1024
+MAX_LOGPROBS = 20
+"""Alternatives reported with each token; OpenAI's."""
+
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+# The same for JSON Schema. Python's `$` also matches before a last newline, hence the look-ahead.
+_ID_PATTERN = r"^(?:0|[1-9][0-9]{0,9})$(?!\n)"
 
 
 def _zero_or_enough(temperature: float) -> float:
@@ -34,6 +48,16 @@ def _zero_or_enough(temperature: float) -> float:
     return temperature
 
 
+def _token_ids(bias: dict[str, float]) -> dict[str, float]:
+    for key in bias:
+        if not _ID.fullmatch(key):
+            problem = f"must be the id of a token, as decimal digits, not {quoted(key)}"
+            raise PydanticCustomError(
+                "task_rule", "{problem}", {"problem": problem, "path": (key,)}
+            )
+    return bias
+
+
 MaxNewTokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 NumBeams = Annotated[int, Field(ge=1, le=MAX_BEAMS)]
@@ -43,6 +67,16 @@ TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+CountPenalty = Annotated[float, Field(ge=-MAX_COUNT_PENALTY, le=MAX_COUNT_PENALTY)]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
+    Field(
+        max_length=MAX_BIASED_TOKENS,
+        json_schema_extra={"propertyNames": {"pattern": _ID_PATTERN}},
+    ),
+    AfterValidator(_token_ids),
+]
+NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 NumReturnSequences = Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)]
 
 NOT_TOO_COLD: dict[str, Any] = {
@@ -52,6 +86,10 @@ NOT_TOO_COLD: dict[str, Any] = {
 
 # "More than one answer without chance or beams" in JSON Schema. Absent and null are the same.
 _NO_BEAMS = {"properties": {"num_beams": {"enum": [1, None]}}}
+_BEAMS = {
+    "properties": {"num_beams": {"type": "integer", "minimum": 2}},
+    "required": ["num_beams"],
+}
 _GREEDY = {
     "anyOf": [
         {"properties": {"do_sample": {"const": False}}, "required": ["do_sample"]},
@@ -65,7 +103,12 @@ _SCHEMA_RULES: dict[str, Any] = {
             "least as many beams as answers JSON Schema cannot say; the server does.",
             "if": {"allOf": [_NO_BEAMS, _GREEDY]},
             "then": {"properties": {"num_return_sequences": {"enum": [1, None]}}},
-        }
+        },
+        {
+            "$comment": "No log probabilities of beams.",
+            "if": _BEAMS,
+            "then": {"properties": {"logprobs": {"const": None}}},
+        },
     ],
     "examples": [{"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_p": 0.9}],
 }
@@ -73,7 +116,9 @@ _SCHEMA_RULES: dict[str, Any] = {
 
 class GenerationConfig(BaseModel):
     """How to generate. A setting that is absent or null is left to the model's own
-    `generation_config.json`. Meanings are those of transformers' settings of the same names.
+    `generation_config.json`. Meanings are those of transformers' settings of the same names;
+    `frequency_penalty`, `presence_penalty`, `logit_bias` and `logprobs`, which transformers does
+    not have, are OpenAI's, and off where they are absent.
     """
 
     model_config = ConfigDict(
@@ -129,6 +174,25 @@ class GenerationConfig(BaseModel):
         default=None,
         description="Above 1, tokens that were there already become less probable; 1 is off.",
     )
+    frequency_penalty: CountPenalty | None = Field(
+        default=None,
+        description="Subtracted from a token's score for each time that the choice, without the "
+        "prompt, has it already; 0 is off.",
+    )
+    presence_penalty: CountPenalty | None = Field(
+        default=None,
+        description="Subtracted once from the score of every token that the choice, without the "
+        "prompt, has already; 0 is off.",
+    )
+    logit_bias: LogitBias | None = Field(
+        default=None,
+        description="Added to the scores of tokens: by token id, as decimal digits.",
+    )
+    logprobs: NumLogprobs | None = Field(
+        default=None,
+        description="Report the log probability of every token, and of this many of the most "
+        "probable ones in its place. Not of beams. Absent: none are computed.",
+    )
     num_return_sequences: NumReturnSequences | None = Field(
         default=None,
         description="How many choices to generate. "
@@ -151,5 +215,14 @@ class GenerationConfig(BaseModel):
         if problem is not None:
             raise PydanticCustomError(
                 "task_rule", "{problem}", {"problem": problem, "path": ("num_return_sequences",)}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_logprobs_of_beams(self) -> Self:
+        if self.logprobs is not None and (self.num_beams or 1) > 1:
+            problem = "are not reported for beams; leave it out, or num_beams"
+            raise PydanticCustomError(
+                "task_rule", "{problem}", {"problem": problem, "path": ("logprobs",)}
             )
         return self

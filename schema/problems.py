@@ -46,6 +46,7 @@ _ELSEWHERE = {
     "max_length": "generation_config.max_new_tokens",
     "stop": "generation_config.stop_strings",
     "n": "generation_config.num_return_sequences",
+    "top_logprobs": "generation_config.logprobs",
     "torch_dtype": "dtype",
     "image_url": "base64",
     "url": "base64",

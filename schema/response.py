@@ -81,12 +81,66 @@ class ResponseMessage(TypedDict):
     tool_calls: NotRequired[Annotated[list[ToolCall], Field(min_length=1)]]
 
 
+_Token = Annotated[
+    str, Field(description="Its text. U+FFFD stands for bytes that are no whole character.")
+]
+_Bytes = Annotated[
+    list[Annotated[int, Field(ge=0, le=255)]] | None,
+    Field(
+        description="Its UTF-8 bytes, to be joined where a character is spread over several "
+        "tokens. null for a token that leaves nothing in the text, as special tokens do."
+    ),
+]
+_Logprob = Annotated[
+    float,
+    Field(
+        description="Natural logarithm of its probability by the model's own logits, before "
+        "temperature, penalties, bias and the like. -9999.0 stands for all that is lower."
+    ),
+]
+
+
+@with_config(extra="forbid", strict=True, allow_inf_nan=False)
+class TopLogprob(TypedDict):
+    """A token that might have been chosen."""
+
+    token: _Token
+    token_id: _Count
+    bytes: _Bytes
+    logprob: _Logprob
+
+
+@with_config(extra="forbid", strict=True, allow_inf_nan=False)
+class TokenLogprob(TypedDict):
+    """A token of the answer, with the most probable ones in its place, the most probable first.
+
+    The fields are those of OpenAI's `logprobs.content`, and `token_id`.
+    """
+
+    token: _Token
+    token_id: _Count
+    bytes: _Bytes
+    logprob: _Logprob
+    top_logprobs: list[TopLogprob]
+
+
+_Logprobs = Annotated[
+    list[TokenLogprob],
+    Field(
+        description="The tokens in order, where `generation_config.logprobs` asks for them. An "
+        "end-of-sequence token is not among them. In a stream, those of the text so far that no "
+        "chunk has told yet."
+    ),
+]
+
+
 @with_config(extra="forbid", strict=True)
 class Choice(TypedDict):
     """One of the `num_return_sequences` answers, complete."""
 
     index: _Count
     message: ResponseMessage
+    logprobs: NotRequired[_Logprobs]
     finish_reason: FinishReason
 
 
@@ -134,6 +188,7 @@ class StreamChoice(TypedDict):
 
     index: _Count
     delta: Delta
+    logprobs: NotRequired[_Logprobs]
     finish_reason: FinishReason | None
 
 

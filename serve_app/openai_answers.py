@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
 from schema.openai import ChatCompletionRequest, OpenAIRequest
-from schema.response import Choice, Delta, FinishReason, StreamChoice, StreamChunk, TaskResponse
+from schema.response import (
+    Choice,
+    Delta,
+    FinishReason,
+    StreamChoice,
+    StreamChunk,
+    TaskResponse,
+    TokenLogprob,
+)
+from serve_app.openai_logprobs import CompletionLogprobs, chat_logprobs
 from serve_app.sse import event
 
 
@@ -30,7 +39,11 @@ class Answer(ABC):
 
     def whole(self, response: TaskResponse) -> dict[str, Any]:
         """The answer that is not streamed."""
-        choices = [self._choice(choice) for choice in response["choices"]]
+        choices = []
+        for choice in response["choices"]:
+            listed = choice.get("logprobs")
+            logprobs = None if listed is None else self._logprobs(choice["index"], listed)
+            choices.append(self._choice(choice, logprobs))
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
     async def events(
@@ -53,10 +66,11 @@ class Answer(ABC):
     def _grown(self, choice: StreamChoice) -> Iterator[dict[str, Any]]:
         """What a choice grew by and its end come one after the other, as OpenAI sends them."""
         index, delta, reason = choice["index"], choice["delta"], choice["finish_reason"]
-        if any(value for name, value in delta.items() if name != "role"):
-            yield self._delta(index, delta, None)
+        listed = choice.get("logprobs")
+        if listed or any(value for name, value in delta.items() if name != "role"):
+            yield self._delta(index, delta, None, self._logprobs(index, listed) if listed else None)
         if reason is not None:
-            yield self._delta(index, {"role": "assistant", "content": ""}, reason)
+            yield self._delta(index, {"role": "assistant", "content": ""}, reason, None)
 
     def _chunk(self, chunk: StreamChunk, choices: list[dict[str, Any]]) -> dict[str, Any]:
         made = self._object(self.chunk_kind, chunk, choices)
@@ -76,7 +90,7 @@ class Answer(ABC):
         }
 
     @abstractmethod
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         """A whole choice."""
 
     @abstractmethod
@@ -84,8 +98,18 @@ class Answer(ABC):
         """What a stream tells of its choices before their text."""
 
     @abstractmethod
-    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+    def _delta(
+        self,
+        index: int,
+        delta: Delta,
+        reason: FinishReason | None,
+        logprobs: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """What was added to a choice, or its end."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """The next log probabilities of a choice. Of its text a stop string is cut, here not."""
 
 
 class ChatAnswer(Answer):
@@ -95,12 +119,12 @@ class ChatAnswer(Answer):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         message: dict[str, Any] = {**choice["message"], "refusal": None}
         return {
             "index": choice["index"],
             "message": message | {"content": message["content"] or self._no_content},
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": choice["finish_reason"],
         }
 
@@ -111,9 +135,20 @@ class ChatAnswer(Answer):
             for index in range(count)
         ]
 
-    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
+    def _delta(
+        self,
+        index: int,
+        delta: Delta,
+        reason: FinishReason | None,
+        logprobs: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         told = {name: value for name, value in delta.items() if value and name != "role"}
-        return {"index": index, "delta": told, "logprobs": None, "finish_reason": reason}
+        if reason is None and not told:  # only log probabilities, of text that is held back
+            told = {"content": self._no_content}
+        return {"index": index, "delta": told, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return chat_logprobs(listed)
 
     @property
     def _no_content(self) -> str | None:
@@ -128,16 +163,31 @@ class CompletionAnswer(Answer):
     prefix = "cmpl"
     whole_kind = chunk_kind = "text_completion"
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
+        super().__init__(asked, request_id, created, seed)
+        self._forms = [CompletionLogprobs() for _ in range(asked.n or 1)]
+
+    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         text = choice["message"]["content"]
-        return self._text(choice["index"], text, choice["finish_reason"])
+        return self._text(choice["index"], text, choice["finish_reason"], logprobs)
 
     def _begin(self, count: int) -> list[dict[str, Any]]:
         return []
 
-    def _delta(self, index: int, delta: Delta, reason: FinishReason | None) -> dict[str, Any]:
-        return self._text(index, delta["content"], reason)
+    def _delta(
+        self,
+        index: int,
+        delta: Delta,
+        reason: FinishReason | None,
+        logprobs: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        return self._text(index, delta["content"], reason, logprobs)
+
+    def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return self._forms[index].push(listed)
 
     @staticmethod
-    def _text(index: int, text: str, reason: FinishReason | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _text(
+        index: int, text: str, reason: FinishReason | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

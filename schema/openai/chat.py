@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from schema.generation import MaxNewTokens
+from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
 from schema.openai.fields import Only, not_yet
 from schema.openai.messages import ChatMessage, Function
@@ -67,8 +67,13 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     response_format: Annotated[
         Any, Only('must be {"type": "text"}; others are not supported yet', ({"type": "text"},))
     ] = None
-    logprobs: Annotated[Any, Only("is not supported yet; leave it out", (False,))] = None
-    top_logprobs: Annotated[Any, not_yet()] = None
+    logprobs: bool | None = Field(
+        default=None, description="Report the log probability of every token."
+    )
+    top_logprobs: NumLogprobs | None = Field(
+        default=None,
+        description="With logprobs: true, report this many of the most probable tokens too.",
+    )
     parallel_tool_calls: Annotated[
         Any, Only("cannot be ruled out; leave it out, or true", (True,))
     ] = None
@@ -97,6 +102,17 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise rule("means the same as max_completion_tokens; leave it out", "max_tokens")
         return self
+
+    @model_validator(mode="after")
+    def _logprobs_that_are_wanted(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise rule("has a meaning with logprobs: true only; leave it out", "top_logprobs")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with each token; None to report no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> tuple[str, int | None]:

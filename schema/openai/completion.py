@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
+from schema.generation import NumLogprobs
 from schema.message import MAX_TEXT_CHARS, rule
 from schema.openai.fields import Only
 from schema.openai.request import OpenAIRequest
@@ -40,8 +41,17 @@ class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}
     echo: Annotated[
         Any, Only("is not supported: the answer is what follows the prompt", (False,))
     ] = None
-    logprobs: Annotated[Any, Only("is not supported yet; leave it out")] = None
+    logprobs: NumLogprobs | None = Field(
+        default=None,
+        description="Report the log probabilities of every token and of this many of the most "
+        "probable ones in its place.",
+    )
     suffix: Annotated[Any, Only("is not supported; leave it out")] = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with each token; None to report no log probabilities."""
+        return self.logprobs
 
     @property
     def limit(self) -> tuple[str, int | None]:

@@ -20,6 +20,8 @@ from schema.generation import (
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     NOT_TOO_COLD,
+    CountPenalty,
+    LogitBias,
     MaxNewTokens,
     MinP,
     NumBeams,
@@ -97,6 +99,9 @@ class OpenAIRequest(Strict):
     min_p: MinP | None = None
     typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    frequency_penalty: CountPenalty | None = None
+    presence_penalty: CountPenalty | None = None
+    logit_bias: LogitBias | None = None
     num_beams: NumBeams | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -105,13 +110,6 @@ class OpenAIRequest(Strict):
     )
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
-    frequency_penalty: Annotated[
-        Any, Only("is not supported yet, other than 0; repetition_penalty is", (0,))
-    ] = None
-    presence_penalty: Annotated[
-        Any, Only("is not supported yet, other than 0; repetition_penalty is", (0,))
-    ] = None
-    logit_bias: Annotated[Any, Only("is not supported yet; leave it out", ({},))] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +157,11 @@ class OpenAIRequest(Strict):
         return "max_tokens", self.max_tokens
 
     @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with each token; None to report no log probabilities."""
+
+    @property
     def wants_usage(self) -> bool:
         """Whether the end of a stream tells the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -183,6 +186,10 @@ class OpenAIRequest(Strict):
             "min_p": self.min_p,
             "typical_p": self.typical_p,
             "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": self.logit_bias or None,
+            "logprobs": self.num_logprobs,
             "num_beams": self.num_beams,
             "num_return_sequences": self.n or 1,
         }

@@ -14,6 +14,7 @@ from engine import Engine, EngineConfig
 from schema import Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine
 from tests.engine.test_beams import Reference, outcome, stopped_search
+from tests.engine.test_generate_oracle import plainly
 from tests.engine.tiny_models import byte_tokenizer
 
 TEXT = "The engine must write what generate writes, for a prompt of several chunks too."
@@ -73,7 +74,9 @@ def generated(directory: Path, text: str, settings: dict[str, Any]) -> list[str]
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     set_seed(5)
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), **plainly(settings, ids.shape[1])
+    )
     return [tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in output]
 
 
@@ -100,6 +103,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 40},
     {"max_new_tokens": 40, "do_sample": True, "num_return_sequences": 2},
     {"max_new_tokens": 10, "num_beams": 2},
+    {"max_new_tokens": 10, "frequency_penalty": 2, "logit_bias": {"70": 3}},
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GotOcr2ImageProcessorPil,
+    LogitsProcessor,
+    LogitsProcessorList,
     set_seed,
 )
 
@@ -45,9 +48,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "repetition_penalty": 1.2,
         "num_return_sequences": 3,
     },
+    "penalties of several": {
+        "do_sample": True,
+        "temperature": 1.5,
+        "top_k": 60,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.7,
+        "presence_penalty": 1.1,
+        "logit_bias": {str(token): 2.5 for token in range(64, 90)},
+        "num_return_sequences": 3,
+    },
     "beams": {"num_beams": 3},
     "all beams": {"num_beams": 4, "num_return_sequences": 4},
     "penalized beams": {"num_beams": 3, "repetition_penalty": 1.5, "num_return_sequences": 2},
+    "biased beams": {
+        "num_beams": 3,
+        "frequency_penalty": 2,
+        "presence_penalty": 0.5,
+        "logit_bias": {"70": 4},
+        "num_return_sequences": 2,
+    },
     "beam sampling": {"num_beams": 3, "do_sample": True, "num_return_sequences": 2},
     "beam sampling with everything": {
         "num_beams": 3,
@@ -63,15 +83,44 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+class PlainPenalties(LogitsProcessor):
+    """What transformers has no settings for, token by token, by the formula of OpenAI's pages."""
+
+    def __init__(self, start: int, settings: dict[str, Any]) -> None:
+        self.start = start
+        self.frequency = settings.get("frequency_penalty", 0)
+        self.presence = settings.get("presence_penalty", 0)
+        self.bias = settings.get("logit_bias", {})
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        scores = scores.clone()
+        for row, tokens in zip(scores, input_ids[:, self.start :].tolist(), strict=True):
+            for token, count in Counter(tokens).items():
+                row[token] -= self.frequency * count
+                row[token] -= self.presence
+            for name, value in self.bias.items():
+                row[int(name)] += value
+        return scores
+
+
+def plainly(settings: dict[str, Any], start: int) -> dict[str, Any]:
+    """Arguments of `generate` that mean these settings, for a prompt of ``start`` tokens."""
+    ours = {"frequency_penalty", "presence_penalty", "logit_bias"}
+    theirs = {name: value for name, value in settings.items() if name not in ours}
+    if len(theirs) < len(settings):
+        theirs["logits_processor"] = LogitsProcessorList([PlainPenalties(start, settings)])
+    return theirs
+
+
 def expected(model: Any, tokenizer: Any, inputs: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The texts of plain transformers."""
+    start = inputs["input_ids"].shape[1]
     set_seed(11)
     with torch.no_grad():
         output = model.generate(
             **inputs,
-            **({"max_new_tokens": 24} | settings),
+            **({"max_new_tokens": 24} | plainly(settings, start)),
         )
-    start = inputs["input_ids"].shape[1]
     return [tokenizer.decode(row[start:], skip_special_tokens=True) for row in output]
 
 

@@ -200,10 +200,31 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
         bool(torch.ones(1) > 0)
     monkeypatch.setattr("engine.varlen.varlen_attn", kernel)
     monkeypatch.setattr(Execution, "launch", watched)
-    settings = [{}, *SETTINGS.values()]
+    settings = [{}, {"do_sample": True, "logprobs": 3}, *SETTINGS.values()]
     texts = [[{"role": "user", "content": text}] for text in TEXTS]
     await asyncio.gather(*(paged.run(task(text, one)) for text in texts for one in settings))
     assert sum(launches) > 0
+
+
+@pytest.mark.parametrize("paged", ["qwen2"], indirect=True)
+async def test_log_probabilities_with_a_step_in_flight(paged: Engine) -> None:
+    """They are of the token that they stand beside, and the same in a crowd."""
+    several = {"do_sample": True, "num_return_sequences": 3, "logprobs": 2, "presence_penalty": 1}
+    wanted = [
+        task([{"role": "user", "content": text}], settings)
+        for text in TEXTS
+        for settings in ({"logprobs": 0}, several, {"do_sample": True})
+    ]
+    alone = [paged.run_blocking(one) for one in wanted]
+    assert await asyncio.gather(*map(paged.run, wanted)) == alone
+    for one, response in zip(wanted, alone, strict=True):
+        asked = one.generation_config.logprobs is not None
+        for choice in response["choices"]:
+            assert ("logprobs" in choice) == asked
+            spelled = b"".join(bytes(token["bytes"] or ()) for token in choice.get("logprobs", ()))
+            assert spelled.decode(errors="replace") == (
+                choice["message"]["content"] if asked else ""
+            )
 
 
 @pytest.mark.parametrize("paged", ["qwen2"], indirect=True)

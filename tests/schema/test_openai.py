@@ -106,8 +106,29 @@ GREEDY = DEFAULTS | {"do_sample": False, "temperature": 0.0}
         ({"tools": [TOOL]}, {"tools": [TOOL], "generation_config": DEFAULTS}),
         ({"tools": [TOOL], "tool_choice": "none"}, {"generation_config": DEFAULTS}),
         (
-            {"stop": [], "tools": [], "frequency_penalty": 0.0, "logit_bias": {}, "n": None},
+            {"stop": [], "tools": [], "logprobs": False, "logit_bias": {}, "n": None},
             {"generation_config": DEFAULTS},
+        ),
+        (
+            {
+                "frequency_penalty": 0.5,
+                "presence_penalty": -2,
+                "logit_bias": {"50256": -100, "0": 1.5},
+                "logprobs": True,
+            },
+            {
+                "generation_config": DEFAULTS
+                | {
+                    "frequency_penalty": 0.5,
+                    "presence_penalty": -2,
+                    "logit_bias": {"50256": -100, "0": 1.5},
+                    "logprobs": 0,
+                }
+            },
+        ),
+        (
+            {"logprobs": True, "top_logprobs": 5},
+            {"generation_config": DEFAULTS | {"logprobs": 5}},
         ),
         (
             {
@@ -172,13 +193,19 @@ ADDRESS = "messages.0.content.0.image_url.url"
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"frequency_penalty": 0.1}, "frequency_penalty"),
-        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
         ({"frequency_penalty": False}, "frequency_penalty"),
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {"1": None}}, "logit_bias.1"),
+        ({"logit_bias": {"fox": 1}}, "logit_bias.fox"),
+        ({"logit_bias": [1]}, "logit_bias"),
         ({"logprobs": 0}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 0, "logprobs": False}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": True, "logprobs": True}, "top_logprobs"),
+        ({"logprobs": True, "num_beams": 2}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -280,6 +307,7 @@ def test_a_million_parts_are_counted_first() -> None:
         ({"max_completion_tokens": 5}, "generation_config.max_new_tokens", "max_completion_tokens"),
         ({}, "generation_config.num_return_sequences", "n"),
         ({}, "generation_config.top_p", "top_p"),
+        ({}, "generation_config.logit_bias.7", "logit_bias.7"),
         ({}, "generation_config", None),
         ({}, "template_args.tools", "chat_template_kwargs.tools"),
         ({}, "messages.3.content.1.base64", "messages.3.content.1.image_url.url"),

@@ -15,6 +15,7 @@ def completion(**fields: Any) -> CompletionRequest:
 
 def test_what_a_request_means() -> None:
     fields = {"n": 2, "stop": "a", "best_of": 1, "echo": False, "temperature": 0.5, "top_k": 3}
+    fields |= {"presence_penalty": 0.5, "logprobs": 2}
     assert completion(**fields).task(seed=5) == Task.from_fields(
         model="m",
         messages=[{"role": "user", "content": "Once"}],
@@ -28,6 +29,8 @@ def test_what_a_request_means() -> None:
             "temperature": 0.5,
             "top_p": 1.0,
             "top_k": 3,
+            "presence_penalty": 0.5,
+            "logprobs": 2,
         },
         seed=5,
     )
@@ -46,7 +49,9 @@ def test_what_a_request_means() -> None:
         ({"best_of": 2}, "best_of"),
         ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
-        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
         ({"max_completion_tokens": 1}, "max_completion_tokens"),
         ({"tools": []}, "tools"),
         ({"top_p": 2}, "top_p"),

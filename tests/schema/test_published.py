@@ -81,6 +81,14 @@ CHUNK: dict[str, Any] = {
     ],
     "usage": USAGE,
 }
+TOP: dict[str, Any] = {"token": "é", "token_id": 7, "bytes": [195, 169], "logprob": -0.5}
+TOKEN: dict[str, Any] = TOP | {"top_logprobs": [TOP, TOP | {"bytes": None, "logprob": -9999.0}]}
+
+
+def with_logprobs(value: dict[str, Any], *logprobs: Any) -> dict[str, Any]:
+    return value | {"choices": [value["choices"][0] | {"logprobs": list(logprobs)}]}
+
+
 ERROR: dict[str, Any] = {
     "error": {"message": "m", "type": "server_error", "param": None, "code": "c"}
 }
@@ -108,6 +116,8 @@ def takes(name: str, value: Any) -> bool:
     [
         ("response", RESPONSE),
         ("response", RESPONSE | {"system_fingerprint": "f"}),
+        ("response", with_logprobs(RESPONSE, TOKEN, TOKEN)),
+        ("stream_chunk", with_logprobs(CHUNK)),
         ("stream_chunk", CHUNK),
         ("stream_chunk", CHUNK | {"system_fingerprint": "f"}),
         ("error", ERROR),
@@ -127,6 +137,10 @@ def test_responses_are_taken(name: str, value: dict[str, Any]) -> None:
         ("response", RESPONSE | {"usage": USAGE | {"total_tokens": -1}}),
         ("response", RESPONSE | {"choices": [RESPONSE["choices"][0] | {"finish_reason": None}]}),
         ("response", RESPONSE | {"system_fingerprint": None}),
+        ("response", with_logprobs(RESPONSE, TOP)),
+        ("response", with_logprobs(RESPONSE, TOKEN | {"bytes": [256]})),
+        ("response", with_logprobs(RESPONSE, TOKEN | {"rank": 1})),
+        ("stream_chunk", with_logprobs(CHUNK, TOKEN | {"logprob": "-0.5"})),
         ("stream_chunk", RESPONSE),
         ("stream_chunk", {"model": "m", "choices": CHUNK["choices"]}),
         ("stream_chunk", CHUNK | {"choices": [CHUNK["choices"][0] | {"finish_reason": "eos"}]}),

@@ -1,0 +1,57 @@
+"""Log probabilities as OpenAI's clients read them, made from those of a task's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from schema.response import TokenLogprob, TopLogprob
+
+
+def chat_logprobs(listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """``logprobs`` of chat completions: the engine's entries are in OpenAI's form already."""
+    return {"content": list(listed), "refusal": None}
+
+
+class CompletionLogprobs:
+    """``logprobs`` of the completions of one choice: lists side by side.
+
+    ``text_offset`` says where in the choice's text a token begins. A token that leaves nothing in
+    the text takes no room there, and a token that goes on within a character begins behind it.
+    """
+
+    def __init__(self) -> None:
+        self._offset = 0
+
+    def push(self, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """The lists for the next tokens of the choice."""
+        offsets = []
+        for token in listed:
+            offsets.append(self._offset)
+            # The bytes that begin a character.
+            self._offset += sum(byte & 0xC0 != 0x80 for byte in token["bytes"] or ())
+        return {
+            "tokens": [_name(token) for token in listed],
+            "token_logprobs": [token["logprob"] for token in listed],
+            "top_logprobs": [_by_name(token) for token in listed],
+            "text_offset": offsets,
+        }
+
+
+def _by_name(token: TokenLogprob) -> dict[str, float]:
+    """The most probable tokens and the chosen one; of equal names the most probable one counts."""
+    names: dict[str, float] = {}
+    for other in token["top_logprobs"]:
+        names.setdefault(_name(other), other["logprob"])
+    names.setdefault(_name(token), token["logprob"])
+    return names
+
+
+def _name(token: TokenLogprob | TopLogprob) -> str:
+    """The text of a token; of one that is no text its bytes, as OpenAI writes them."""
+    data = bytes(token["bytes"] or ())
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return token["token"]
