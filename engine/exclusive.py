@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from engine.detokenizer import decode
+from engine.grammar_mask import GrammarMask
 from engine.loader import LoadedModel
 from engine.sampler import check_numbers
 from engine.sequence import Request
@@ -82,6 +83,8 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     settings = request.settings
     beams = settings.num_beams > 1
     watch = _Watch(request, loaded.tokenizer, stream=not beams)
+    constrained = request.sequences[0].matcher is not None
+    mask = [GrammarMask(request.sequences)] if constrained else []
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
         **images,
@@ -94,7 +97,7 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
         output = loaded.model.generate(
             **inputs,
             generation_config=settings.hf,
-            logits_processor=LogitsProcessorList([_NumbersOnly()]),
+            logits_processor=LogitsProcessorList([*mask, _NumbersOnly()]),
             stopping_criteria=StoppingCriteriaList([watch]),
             return_dict_in_generate=beams,
         )

@@ -23,6 +23,7 @@ from engine.assembly import Assembly
 from engine.beams import BeamSearch
 from engine.detokenizer import Detokenizer
 from engine.exclusive import run_exclusive
+from engine.grammar_mask import GrammarMask
 from engine.outputs import ChoiceDelta
 from engine.packing import Download, upload
 from engine.probe import plain_attention
@@ -109,7 +110,9 @@ class Execution:
                 text = Detokenizer(self._loaded.tokenizer, stop_strings) if stop_strings else None
                 request.beams = BeamSearch(*task, text)
             else:
-                request.sampler = Sampler(*task)
+                constrained = request.sequences[0].matcher is not None
+                mask = GrammarMask(request.sequences) if constrained else None
+                request.sampler = Sampler(*task, mask)
 
     # --- A step ----------------------------------------------------------------------------------
 

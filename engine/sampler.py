@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from engine.generation import GenerationSettings
 from engine.packing import upload
@@ -46,12 +47,14 @@ class Sampler:
         prompt_ids: Sequence[int],
         seed: int,
         device: torch.device,
+        mask: LogitsProcessor | None = None,
     ) -> None:
+        """``mask`` comes before everything that chooses among the tokens, such as top_k."""
         self._do_sample = bool(settings.hf.do_sample)
         self._num_sequences = settings.num_sequences
         self._generator = torch.Generator(device).manual_seed(seed)
         prompt = upload(prompt_ids, device)[None]
-        self._processors = logits_processors(model, settings, prompt)
+        self._processors = logits_processors(model, settings, prompt, mask)
         # [num_sequences, tokens so far], as `generate` passes to processors.
         self._ids = prompt.repeat(self._num_sequences, 1)
 
@@ -148,9 +151,15 @@ def not_numbers() -> TaskExecutionError:
     return TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
-def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Tensor) -> Any:
+def logits_processors(
+    model: Any,
+    settings: GenerationSettings,
+    prompt: torch.Tensor,
+    mask: LogitsProcessor | None = None,
+) -> Any:
     """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
 
+    ``mask`` is one of ours, which comes before those that choose among the tokens.
     Completes ``settings.hf`` by what `generate` derives from the prompt and the model.
 
     Raises:
@@ -170,6 +179,7 @@ def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Te
             encoder_input_ids=prompt,
             device=str(device),
             model_kwargs={},
+            logits_processor=LogitsProcessorList([] if mask is None else [mask]),
         )
     except (ValueError, TypeError, IndexError) as error:
         raise TaskArgsInvalid(

@@ -12,6 +12,7 @@ import torch
 from engine.beams import BeamSearch
 from engine.detokenizer import Detokenizer
 from engine.generation import GenerationSettings
+from engine.grammar import Matcher
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
 from engine.sampler import Sampler
@@ -42,6 +43,7 @@ class Sequence:
         token_ids: the tokens so far.
         num_picked: the same tokens and those that the device has been told to pick since.
         last_token: the last one picked, a scalar on the device.
+        matcher: how far it has come in the grammar it has to keep to, if there is one.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Sequence:
     num_picked: int = 0
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
+    matcher: Matcher | None = None
 
     @property
     def finished(self) -> bool:
@@ -101,9 +104,12 @@ class Request:
     def to_decode(self) -> list[Sequence]:
         """Of those, the ones that may have more tokens than have been picked.
 
-        Beams go on only when it is known from where: none of them, or all.
+        Beams go on only when it is known from where: none of them, or all. What a grammar allows
+        is known only when the last token is.
         """
         if self.beams is not None and self.beams.in_flight:
+            return []
+        if any(s.matcher and s.num_picked > len(s.token_ids) for s in self.running):
             return []
         limit = self.settings.max_new_tokens
         return [sequence for sequence in self.running if sequence.num_picked < limit]
@@ -117,6 +123,8 @@ class Request:
         """Append a token to a sequence; returns the news, if there is any to tell."""
         sequence.token_ids.append(token_id)
         text = sequence.detokenizer.push(token_id)
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token_id)
         sequence.finish_reason = self._reason(sequence)
         if sequence.finished:
             text += sequence.detokenizer.flush()
@@ -144,6 +152,8 @@ class Request:
         """Why a sequence ends with its last token, if it does."""
         last = sequence.token_ids[-1:]
         if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
+            return "stop"
+        if sequence.matcher is not None and sequence.matcher.done:
             return "stop"
         return "length" if len(sequence.token_ids) >= self.settings.max_new_tokens else None
 
