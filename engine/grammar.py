@@ -8,6 +8,7 @@ none is a time, so whether a grammar is too much for them depends on the task al
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from schema.structured import ChoiceForm, JsonSchemaForm, RegexForm, StructuredO
 
 # JSON as people and programs write it: a space, or a line break and an indentation. White space
 # without end would be valid JSON too, and is what models lose themselves in.
-_WHITE_SPACE = r" |\n[ \t]{0,32}"
+_WHITE_SPACE = r" |\n[ \t]{0,20}"
 _JSON_OPTIONS: Any = {
     "whitespace_flexible": True,
     "whitespace_pattern": _WHITE_SPACE,
@@ -42,6 +43,10 @@ _LIMITS = LLParserLimits(
 )
 _SILENT = 0
 _MAX_REASON_CHARS = 300
+
+_ERROR_LINE = re.compile(r"^error: (.*)$", re.MULTILINE)
+_PLACE = re.compile(r"^at \d+\(\d+\): ")  # in a grammar that nobody has seen
+_OPTION_HINT = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,12 @@ class Matcher:
 
 
 def _reason(inner: LLMatcher) -> str:
-    """The first lines of an error: what follows is for developers of llguidance."""
-    return clipped(inner.get_error().partition("\n<")[0].strip(), _MAX_REASON_CHARS)
+    """What is wrong, without what is said to developers of llguidance."""
+    text = inner.get_error()
+    if inside := _ERROR_LINE.search(text):  # of a regular expression, below a drawing of it
+        text = inside[1]
+    text = _PLACE.sub("", text.partition("\n")[0])
+    return clipped(text.replace(_OPTION_HINT, "Use anyOf"), _MAX_REASON_CHARS)
 
 
 def _unfit(why: str) -> TaskArgsInvalid:
