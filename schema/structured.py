@@ -53,7 +53,9 @@ AnswerSchema = Annotated[
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class JsonSchemaForm(_Form):

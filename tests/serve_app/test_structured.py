@@ -1,0 +1,90 @@
+"""Structured output, as OpenAI's client and the task route ask for it."""
+
+import json
+from typing import Any, Literal
+
+import httpx
+import openai
+import pytest
+from jsonschema import Draft202012Validator
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+from tests.serve_app.tasks import text_task
+from tests.serve_app.test_openai import api, joined, texts  # noqa: F401 - api is a fixture
+
+ASK: list[Any] = [{"role": "user", "content": "Describe a red circle as JSON."}]
+
+
+class Shape(BaseModel):
+    """What a client wants to have."""
+
+    name: str = Field(max_length=10)
+    color: Literal["red", "green"]
+    corners: list[int] = Field(max_length=2)
+
+
+SCHEMA: dict[str, Any] = Shape.model_json_schema() | {"additionalProperties": False}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "shape", "schema": SCHEMA}}
+
+
+def test_a_schema(api: OpenAI) -> None:  # noqa: F811 - the fixture
+    """Whole, streamed and again the same; every choice is valid, strict or not."""
+    fields: dict[str, Any] = {"model": "demo", "messages": ASK, "seed": 3, "n": 2}
+    answer = api.chat.completions.create(**fields, response_format=FORMAT)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        Draft202012Validator(SCHEMA).validate(json.loads(choice.message.content or ""))
+    strict = {"type": "json_schema", "json_schema": FORMAT["json_schema"] | {"strict": True}}
+    stream = api.chat.completions.create(**fields, response_format=strict, stream=True)
+    assert joined(list(stream)) == (texts(answer), ["stop", "stop"])
+
+
+def test_a_json_object(api: OpenAI) -> None:  # noqa: F811 - the fixture
+    answer = api.chat.completions.create(
+        model="demo",
+        messages=ASK,
+        seed=1,
+        n=8,
+        max_tokens=100,
+        response_format={"type": "json_object"},
+    )
+    ended = [choice for choice in answer.choices if choice.finish_reason == "stop"]
+    assert ended
+    for choice in ended:
+        assert isinstance(json.loads(choice.message.content or ""), dict)
+
+
+def test_the_clients_own_models(api: OpenAI) -> None:  # noqa: F811 - the fixture
+    answer = api.chat.completions.parse(
+        model="demo", messages=ASK, temperature=0, response_format=Shape
+    )
+    shape = answer.choices[0].message.parsed
+    assert isinstance(shape, Shape)
+    # The task route has the same answer: it is the same task.
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"not": {}}, "response_format.json_schema.schema"),
+        ({"$ref": "#"}, "response_format.json_schema.schema"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    api: OpenAI,  # noqa: F811 - the fixture
+    form: dict[str, Any],
+    param: str,
+) -> None:
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": form}}
+    with pytest.raises(openai.BadRequestError, match=param) as caught:
+        api.chat.completions.create(model="demo", messages=ASK, response_format=asked)
+    assert caught.value.param == param
+
+
+def test_a_task_with_choices(client: httpx.Client) -> None:
+    task = text_task("Is it red?") | {
+        "structured_output": {"type": "choice", "choices": ["maybe", "may"]}
+    }
+    response = client.post("/v1/tasks", json=task)
+    assert response.json()["choices"][0]["message"]["content"] in ("maybe", "may")
