@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -85,6 +86,8 @@ def test_what_is_refused(name: str, tiny_engine: TinyEngine) -> None:
     assert error.message.startswith(error.param or "?")
 
 
+HOT: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "top_k": 0}
+
 # Those that llguidance gives up on in the middle end their own task; all end soon.
 HEAVY: dict[str, dict[str, Any]] = {
     "deep": under(nested(14)),
@@ -120,8 +123,7 @@ HEAVY: dict[str, dict[str, Any]] = {
 def test_heavy_grammars_end_and_hurt_nobody(name: str, tiny_engine: TinyEngine) -> None:
     """One after the other on the same engine, which serves on; each twice with the same end."""
     engine = tiny_engine("llama")
-    hot = {"do_sample": True, "temperature": 3.0, "top_k": 0, "max_new_tokens": 16}
-    one = task(HEAVY[name], **hot)
+    one = task(HEAVY[name], max_new_tokens=16, **HOT)
     ends: list[Any] = []
     for _ in range(2):
         try:
@@ -130,6 +132,19 @@ def test_heavy_grammars_end_and_hurt_nobody(name: str, tiny_engine: TinyEngine) 
             ends.append((type(error), error.message, error.param))
     assert ends[0] == ends[1]
     assert engine.run_blocking(task(None, max_new_tokens=4))["choices"]
+
+
+async def test_a_fault_in_a_grammar_ends_only_its_task(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("llama")
+    guilty = task(HEAVY["optional and not"], num_return_sequences=2, **HOT)
+    others = [task(form, 4, max_new_tokens=24, **HOT) for form in (None, {"type": "json_object"})]
+    alone = [engine.run_blocking(one) for one in others]
+    first, error, second = await asyncio.gather(
+        engine.run(others[0]), engine.run(guilty), engine.run(others[1]), return_exceptions=True
+    )
+    assert isinstance(error, TaskExecutionError)
+    assert error.param == "structured_output.pattern"
+    assert [first, second] == alone
 
 
 def test_a_grammar_that_is_none(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
