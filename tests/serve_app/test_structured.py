@@ -28,7 +28,7 @@ class Shape(BaseModel):
 
     name: str = Field(max_length=10)
     color: Literal["red", "green"]
-    corners: list[int] = Field(max_length=2)
+    corners: list[Literal[0, 1]] = Field(max_length=2)
 
 
 SCHEMA: dict[str, Any] = Shape.model_json_schema() | {"additionalProperties": False}
@@ -38,12 +38,13 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "shape", "schema":
 def test_a_schema(api: OpenAI) -> None:
     """Whole, streamed and again the same; every choice is valid, strict or not."""
     fields: dict[str, Any] = {"model": "demo", "messages": ASK, "seed": 3, "n": 2}
-    answer = api.chat.completions.create(**fields, response_format=FORMAT)
+    create: Any = api.chat.completions.create
+    answer = create(**fields, response_format=FORMAT)
     for choice in answer.choices:
         assert choice.finish_reason == "stop"
         Draft202012Validator(SCHEMA).validate(json.loads(choice.message.content or ""))
     strict = {"type": "json_schema", "json_schema": FORMAT["json_schema"] | {"strict": True}}
-    stream = api.chat.completions.create(**fields, response_format=strict, stream=True)
+    stream = create(**fields, response_format=strict, stream=True)
     assert joined(list(stream)) == (texts(answer), ["stop", "stop"])
 
 
