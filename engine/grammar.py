@@ -43,6 +43,7 @@ _LIMITS = LLParserLimits(
 )
 _SILENT = 0
 _MAX_REASON_CHARS = 300
+_NOTHING_FITS = "no token of the model can come next"
 
 _ERROR_LINE = re.compile(r"^error: (.*)$", re.MULTILINE)
 _PLACE = re.compile(r"^at \d+\(\d+\): ")  # in a grammar that nobody has seen
@@ -144,7 +145,7 @@ class GrammarCompiler:
             inner.compute_bitmask()  # finds out whether there is a first token
         if inner.is_error():
             reason = _reason(inner)
-            if "NoExtension" in reason:
+            if reason == _NOTHING_FITS:
                 reason = "it allows no answer"
             raise TaskArgsInvalid(f"{grammar.param} cannot be used: {reason}", param=grammar.param)
         return Matcher(inner, self._tokenizer.vocab_size, frozenset(self._eos), grammar.param)
@@ -208,6 +209,8 @@ class Matcher:
 
 def _reason(inner: LLMatcher) -> str:
     """What is wrong, without what is said to developers of llguidance."""
+    if inner.get_error().startswith("NoExtension"):
+        return _NOTHING_FITS
     text = inner.get_error()
     if inside := _ERROR_LINE.search(text):  # of a regular expression, below a drawing of it
         text = inside[1]
