@@ -18,7 +18,7 @@ from engine.loader import LoadedModel
 from engine.memory import weight_bytes
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-_LIBRARIES = ("torch", "transformers", "bitsandbytes")
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance")
 
 
 def device_name(device: torch.device) -> str:

@@ -15,13 +15,15 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.detokenizer import Detokenizer
 from engine.formats.message import MessageReader, message_readers
-from engine.generation import resolve_settings
+from engine.generation import GenerationSettings, resolve_settings
+from engine.grammar import Grammar, GrammarCompiler
 from engine.images import ImageInputs, ImagePreprocessor, image_params
 from engine.logprobs import TokenTexts
 from engine.loop import EngineLoop
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
+from schema.errors import TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
@@ -42,6 +44,7 @@ class Engine:
         self._renderer = self._loop.assembly.renderer
         self._token_texts = TokenTexts(self._loaded.tokenizer)
         self._preprocessor: ImagePreprocessor | None = None
+        self._grammars: GrammarCompiler | None = None
         self._prepare_lock = threading.Lock()  # tokenizers are not safe to share between threads
 
     # --- The ways in -----------------------------------------------------------------------------
@@ -157,13 +160,41 @@ class Engine:
         ]
         request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
         self._loop.scheduler.check_fits(request)
+        if (grammar := _grammar(task)) is not None:
+            self._constrain(request, grammar)
         response = ResponseFormat(
             task.model, self._card["system_fingerprint"], request.prompt_tokens, readers
         )
         return request, response
+
+    def _constrain(self, request: Request, grammar: Grammar) -> None:
+        """Have all answers of a request keep to a grammar."""
+        _refuse_beams(request.settings, grammar)
+        with self._prepare_lock:
+            if self._grammars is None:
+                eos = request.settings.eos_token_ids
+                self._grammars = GrammarCompiler(self._loaded.tokenizer, eos)
+        matcher = self._grammars.compile(grammar)
+        for answer in request.sequences:
+            answer.matcher = matcher.fork()
 
     def _prepare_images(self, task: Task, params: Sequence[str]) -> ImageInputs:
         with self._prepare_lock:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self.config)
             return self._preprocessor(task.split_images()[1], params)
+
+
+def _grammar(task: Task) -> Grammar | None:
+    """The grammar that a task's answers have to keep to, if there is one."""
+    return None if task.structured_output is None else Grammar.of(task.structured_output)
+
+
+def _refuse_beams(settings: GenerationSettings, grammar: Grammar) -> None:
+    """The task has no beams, or it would have been refused; a model's own settings may."""
+    if settings.num_beams > 1:
+        raise TaskArgsInvalid(
+            f"{grammar.param} cannot be kept to by a beam search, which this model's own settings "
+            "ask for: set generation_config.num_beams to 1",
+            param=grammar.param,
+        )

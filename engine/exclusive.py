@@ -18,6 +18,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from engine.grammar_mask import GrammarMask
 from engine.loader import LoadedModel
 from engine.logprobs import LastLogits, Logprobs
 from engine.penalties import own_processors
@@ -91,6 +92,8 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     beams = settings.num_beams > 1
     logits = LastLogits()
     watch = _Watch(request, logits, stream=not beams)
+    constrained = request.sequences[0].matcher is not None
+    mask = [GrammarMask(request.sequences)] if constrained else []
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
         **images,
@@ -106,7 +109,7 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
         output = loaded.model.generate(
             **inputs,
             generation_config=settings.hf,
-            logits_processor=LogitsProcessorList([_NumbersOnly(), *own]),
+            logits_processor=LogitsProcessorList([*mask, _NumbersOnly(), *own]),
             stopping_criteria=StoppingCriteriaList([watch]),
             return_dict_in_generate=beams,
         )

@@ -22,6 +22,7 @@ import torch
 from engine.assembly import Assembly
 from engine.beams import BeamSearch
 from engine.exclusive import run_exclusive
+from engine.grammar_mask import GrammarMask
 from engine.outputs import ChoiceDelta
 from engine.packing import Download, upload
 from engine.probe import plain_attention
@@ -109,7 +110,9 @@ class Execution:
                 text = fresh.fork() if request.settings.stop_strings else None
                 request.beams = BeamSearch(*task, text)
             else:
-                request.sampler = Sampler(*task)
+                constrained = request.sequences[0].matcher is not None
+                mask = GrammarMask(request.sequences) if constrained else None
+                request.sampler = Sampler(*task, mask)
 
     # --- A step ----------------------------------------------------------------------------------
 

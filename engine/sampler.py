@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from engine.generation import GenerationSettings
 from engine.logprobs import Logprobs
@@ -50,13 +51,15 @@ class Sampler:
         prompt_ids: Sequence[int],
         seed: int,
         device: torch.device,
+        mask: LogitsProcessor | None = None,
     ) -> None:
+        """``mask`` comes before everything that chooses among the tokens, such as top_k."""
         self._do_sample = bool(settings.hf.do_sample)
         self._num_sequences = settings.num_sequences
         self._num_top = settings.logprobs
         self._generator = torch.Generator(device).manual_seed(seed)
         prompt = upload(prompt_ids, device)[None]
-        self._processors = logits_processors(model, settings, prompt)
+        self._processors = logits_processors(model, settings, prompt, mask)
         # [num_sequences, tokens so far], as `generate` passes to processors.
         self._ids = prompt.repeat(self._num_sequences, 1)
 
@@ -155,12 +158,17 @@ def not_numbers() -> TaskExecutionError:
     return TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
-def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Tensor) -> Any:
+def logits_processors(
+    model: Any,
+    settings: GenerationSettings,
+    prompt: torch.Tensor,
+    mask: LogitsProcessor | None = None,
+) -> Any:
     """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
 
-    First transformers' own, such as the repetition penalty, then those of `engine.penalties`, then
-    what prepares for sampling: temperature, top_k and so on. Completes ``settings.hf`` by what
-    `generate` derives from the prompt and the model.
+    First transformers' own, such as the repetition penalty, then ``mask`` and those of
+    `engine.penalties`, then what chooses among the tokens: temperature, top_k and so on. Completes
+    ``settings.hf`` by what `generate` derives from the prompt and the model.
 
     Raises:
         TaskArgsInvalid: a setting has a value that transformers' processors refuse. The task's own
@@ -171,15 +179,17 @@ def logits_processors(model: Any, settings: GenerationSettings, prompt: torch.Te
     if hf.min_new_tokens is not None:
         hf.min_length = num_tokens + hf.min_new_tokens
     model._prepare_special_tokens(hf, kwargs_has_attention_mask=True, device=device)
+    masks = [] if mask is None else [mask]
+    own = own_processors(settings.penalties, num_tokens)
     try:
         # transformers' own factory: which processors, with which defaults, in which order.
         return model._get_logits_processor(
             generation_config=hf,
             input_ids_seq_length=num_tokens,
             encoder_input_ids=prompt,
-            logits_processor=own_processors(settings.penalties, num_tokens),
             device=str(device),
             model_kwargs={},
+            logits_processor=LogitsProcessorList([*masks, *own]),
         )
     except (ValueError, TypeError, IndexError) as error:
         raise TaskArgsInvalid(

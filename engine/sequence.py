@@ -13,6 +13,7 @@ import torch
 from engine.beams import BeamSearch
 from engine.detokenizer import Detokenizer
 from engine.generation import GenerationSettings
+from engine.grammar import Matcher
 from engine.logprobs import TokenTexts
 from engine.outputs import ChoiceDelta, Progress, Sink
 from engine.prompt import Prompt
@@ -45,6 +46,7 @@ class Sequence:
         num_picked: the same tokens and those that the device has been told to pick since.
         last_token: the last one picked, a scalar on the device.
         logprobs: of tokens that no delta has told yet, where the task asks for them.
+        matcher: how far it has come in the grammar it has to keep to, if there is one.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Sequence:
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    matcher: Matcher | None = None
 
     @property
     def finished(self) -> bool:
@@ -106,9 +109,12 @@ class Request:
     def to_decode(self) -> list[Sequence]:
         """Of those, the ones that may have more tokens than have been picked.
 
-        Beams go on only when it is known from where: none of them, or all.
+        Beams go on only when it is known from where: none of them, or all. What a grammar allows
+        is known only when the last token is.
         """
         if self.beams is not None and self.beams.in_flight:
+            return []
+        if any(s.matcher and s.num_picked > len(s.token_ids) for s in self.running):
             return []
         limit = self.settings.max_new_tokens
         return [sequence for sequence in self.running if sequence.num_picked < limit]
@@ -135,6 +141,8 @@ class Request:
                 raise not_numbers()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
         text = sequence.detokenizer.push(token_id)
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token_id)
         sequence.finish_reason = self._reason(sequence)
         if sequence.finished:
             text += sequence.detokenizer.flush()
@@ -165,6 +173,8 @@ class Request:
         """Why a sequence ends with its last token, if it does."""
         last = sequence.token_ids[-1:]
         if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
+            return "stop"
+        if sequence.matcher is not None and sequence.matcher.done:
             return "stop"
         return "length" if len(sequence.token_ids) >= self.settings.max_new_tokens else None
 

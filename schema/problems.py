@@ -13,7 +13,9 @@ from schema.errors import TaskArgsInvalid
 from schema.generation import GenerationConfig
 from schema.json_values import clipped, quoted
 from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
+from schema.structured import FORM_TAGS, FORMS
 
+_TAGS = (*TAGS, *FORM_TAGS)
 MAX_PROBLEMS = 5
 """How many problems a message lists; the rest is counted."""
 
@@ -48,6 +50,7 @@ _ELSEWHERE = {
     "n": "generation_config.num_return_sequences",
     "top_logprobs": "generation_config.logprobs",
     "torch_dtype": "dtype",
+    "response_format": "structured_output",
     "image_url": "base64",
     "url": "base64",
 }
@@ -60,6 +63,7 @@ _TASK = Dialect(
         "generation_config": GenerationConfig,
         TEXT_BLOCK_TAG: TextBlock,
         IMAGE_BLOCK_TAG: ImageBlock,
+        **FORMS,
     },
     message=Message,
 )
@@ -88,8 +92,8 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
     context = detail.get("ctx", {})
     unknown = kind == "extra_forbidden"
     # An unknown field is called as the client likes, even like a tag.
-    path = tuple(part for part in loc[:-1] if part not in TAGS)
-    if loc and (unknown or loc[-1] not in TAGS):
+    path = tuple(part for part in loc[:-1] if part not in _TAGS)
+    if loc and (unknown or loc[-1] not in _TAGS):
         path += (loc[-1],)
     path += tuple(context.get("path", ()))
     if kind == "block_type" and isinstance(value, Mapping):
@@ -163,7 +167,8 @@ def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dia
     if top and name in dialect.hints:
         return dialect.hints[name]
     model = root if top else dialect.inner.get(loc[-2], dialect.message)
-    here = [field for field in model.model_fields if field not in dialect.never]
+    fields = (info.alias or name for name, info in model.model_fields.items())
+    here = [field for field in fields if field not in dialect.never]
     wanted = dialect.elsewhere.get(name)
     if wanted is not None and not top:
         wanted = wanted.removeprefix("generation_config.")

@@ -24,6 +24,7 @@ from schema.message import (
 )
 from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.problems import explain
+from schema.structured import StructuredOutput
 
 __all__ = [
     "AnswerFormat",
@@ -75,7 +76,35 @@ _EXAMPLES: list[Any] = [
         "dtype": "bfloat16",
         "quantize_bits": 8,
     },
+    {
+        "model": "Qwen/Qwen3-8B",
+        "messages": [{"role": "user", "content": "Name a city and its country."}],
+        "structured_output": {
+            "type": "json_schema",
+            "schema": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+                "required": ["city", "country"],
+                "additionalProperties": False,
+            },
+        },
+    },
 ]
+
+_NO_FORM_WITH_BEAMS: dict[str, Any] = {
+    "$comment": "A beam search cannot keep to a form.",
+    "not": {
+        "properties": {
+            "structured_output": {"type": "object"},
+            "generation_config": {
+                "type": "object",
+                "properties": {"num_beams": {"type": "integer", "minimum": 2}},
+                "required": ["num_beams"],
+            },
+        },
+        "required": ["structured_output", "generation_config"],
+    },
+}
 
 
 def _absent_if_null(value: Any) -> Any:
@@ -95,7 +124,7 @@ class Task(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        json_schema_extra={"examples": _EXAMPLES},
+        json_schema_extra={"examples": _EXAMPLES, "allOf": [_NO_FORM_WITH_BEAMS]},
     )
 
     model: ModelName = Field(
@@ -119,6 +148,11 @@ class Task(BaseModel):
         default=GenerationConfig(),
         description="How to generate. null is the same as {}.",
         json_schema_extra=_or_null,
+    )
+    structured_output: StructuredOutput | None = Field(
+        default=None,
+        description="The form that every choice has to have: what would break it is never chosen. "
+        'A choice that reaches max_new_tokens is cut there, with finish_reason "length".',
     )
     template_args: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
@@ -149,7 +183,7 @@ class Task(BaseModel):
     @classmethod
     def _refuse_bulk(cls, fields: Any) -> Any:
         """Counts first what is cheap to count: a million blocks cost seconds to validate."""
-        refuse_bulk(fields, "tools", "template_args")
+        refuse_bulk(fields, "tools", "template_args", "structured_output")
         return fields
 
     @model_validator(mode="after")
@@ -157,6 +191,15 @@ class Task(BaseModel):
         count = sum(isinstance(block, ImageBlock) for block in self._blocks())
         if count > MAX_IMAGES:
             raise rule(f"have {count} images; at most {MAX_IMAGES} are allowed", "messages")
+        return self
+
+    @model_validator(mode="after")
+    def _no_form_with_beams(self) -> Self:
+        if self.structured_output is not None and (self.generation_config.num_beams or 1) > 1:
+            raise rule(
+                "cannot be kept to by a beam search; leave it out, or num_beams",
+                "structured_output",
+            )
         return self
 
     @classmethod

@@ -7,13 +7,14 @@ name.
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
 from schema.openai.fields import Only, not_yet
 from schema.openai.messages import ChatMessage, Function
 from schema.openai.request import MAX_USER_CHARS, OpenAIRequest
+from schema.openai.response_format import INNER, ResponseFormat, structured_output
 from schema.task import MAX_MESSAGES, MAX_TOOLS, Task
 
 _EXAMPLES: list[Any] = [
@@ -42,7 +43,8 @@ _EXAMPLES: list[Any] = [
 class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
     """A conversation to go on with, as OpenAI's clients send it."""
 
-    free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs")
+    inner: ClassVar[dict[str | int, type[BaseModel]]] = {**OpenAIRequest.inner, **INNER}
+    free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs", "response_format")
 
     messages: Annotated[
         list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
@@ -64,15 +66,15 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     safety_identifier: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
         default=None, description="OpenAI's newer name for user."
     )
-    response_format: Annotated[
-        Any, Only('must be {"type": "text"}; others are not supported yet', ({"type": "text"},))
-    ] = None
     logprobs: bool | None = Field(
         default=None, description="Report the log probability of every token."
     )
     top_logprobs: NumLogprobs | None = Field(
         default=None,
         description="With logprobs: true, report this many of the most probable tokens too.",
+    )
+    response_format: ResponseFormat | None = Field(
+        default=None, description="The form that every choice has to have."
     )
     parallel_tool_calls: Annotated[
         Any, Only("cannot be ruled out; leave it out, or true", (True,))
@@ -128,4 +130,5 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
             messages=[message.task_fields() for message in self.messages],
             tools=None if self.tool_choice == "none" else self.tools or None,
             template_args=self.chat_template_kwargs,
+            structured_output=structured_output(self.response_format),
         )

@@ -19,6 +19,7 @@ _ELSEWHERE = {
     "num_return_sequences": "n",
     "best_of": "n",
     "template_args": "chat_template_kwargs",
+    "structured_output": "response_format",
 }
 _PATHS = (
     (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
@@ -27,6 +28,8 @@ _PATHS = (
     (re.compile(r"\bgeneration_config\.(?=\w)"), ""),
     (re.compile(r"^generation_config: "), ""),
     (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
+    (re.compile(r"\bstructured_output\.schema\b"), "response_format.json_schema.schema"),
+    (re.compile(r"\bstructured_output\b"), "response_format"),
 )
 _MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
 _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")

@@ -20,6 +20,10 @@ def _with(**settings: Any) -> dict[str, Any]:
     return {"model": "m", "messages": _ASK, "generation_config": settings}
 
 
+def _asks_for(form: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": _ASK, "structured_output": form}
+
+
 def _says(*messages: dict[str, Any]) -> dict[str, Any]:
     return {"model": "m", "messages": list(messages)}
 
@@ -96,6 +100,15 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
         "template_args": None,
         "quantize_bits": None,
     },
+    "an answer with a form": _asks_for(
+        {"type": "json_schema", "schema": {"type": "object", "properties": {"schema": {}}}}
+    ),
+    "any object": _asks_for({"type": "json_object"}),
+    "a pattern": _asks_for({"type": "regex", "pattern": "[0-9]+"}),
+    "choices": _asks_for({"type": "choice", "choices": ["a", "b"]}),
+    "no form, several beams": _asks_for(None) | {"generation_config": {"num_beams": 2}},
+    "a form, one beam": _asks_for({"type": "json_object"})
+    | {"generation_config": {"num_beams": 1}},
     "null settings": _with(
         max_new_tokens=None, stop_strings=None, temperature=None, num_beams=None
     ),

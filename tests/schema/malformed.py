@@ -105,6 +105,13 @@ def _nested(levels: int) -> dict[str, Any]:
     return value
 
 
+_SCHEMA = "structured_output.schema"
+
+
+def _form(param: str, beyond: str | None = None, **form: Any) -> Malformed:
+    return _case("structured_output", form, param, beyond)
+
+
 _BODIES = [
     Malformed("empty body", b"", None, NOT_JSON),
     Malformed("white space", b" \n", None, NOT_JSON),
@@ -181,6 +188,37 @@ _TASK = [
     _case("template_args", "x"),
     _case("template_args", [1]),
     _case("use_chat_template", "no"),
+    _case("response_format", {"type": "json_object"}),
+    _case("structured_output", "json"),
+    _case("structured_output", {}, "structured_output.type"),
+    _case("structured_output", {"type": "lark"}, "structured_output.type"),
+    _case("structured_output", {"type": ["regex"]}, "structured_output.type"),
+    _case("structured_output", {"type": "json_schema"}, _SCHEMA),
+    _case("structured_output", {"type": "json_schema", "schema": True}, _SCHEMA),
+    _case("structured_output", {"type": "json_schema", "schema": "{}"}, _SCHEMA),
+    _form(_SCHEMA, NO_RECURSION, type="json_schema", schema={"enum": ["x" * 70_000]}),
+    _form(f"{_SCHEMA}.x-guidance", type="json_schema", schema={"x-guidance": {}}),
+    _form(f"{_SCHEMA}.const", NO_RECURSION, type="json_schema", schema={"const": 2**70}),
+    _form(f"{_SCHEMA}.a", NO_RECURSION, type="json_schema", schema=_nested(40)),
+    _form("structured_output.json_schema", type="json_schema", schema={}, json_schema={}),
+    _form("structured_output.strict", type="json_schema", schema={}, strict=True),
+    _form("structured_output.schema", type="json_object", schema={}),
+    _form("structured_output.pattern", type="regex"),
+    _form("structured_output.pattern", type="regex", pattern=""),
+    _form("structured_output.pattern", type="regex", pattern="a" * 4097),
+    _form("structured_output.choices", type="choice", choices=[]),
+    _form("structured_output.choices", type="choice", choices="a"),
+    _form("structured_output.choices", type="choice", choices=["a"] * 1001),
+    _form("structured_output.choices.1", type="choice", choices=["a", ""]),
+    _form("structured_output.choices.0", type="choice", choices=["a" * 1025]),
+    Malformed(
+        "a form and beams",
+        json.dumps(
+            GOOD
+            | {"structured_output": {"type": "json_object"}, "generation_config": {"num_beams": 2}}
+        ).encode(),
+        "structured_output",
+    ),
     _case("template_args", {"n": 2**70}, "template_args.n", NO_RECURSION),
     _case("template_args", {"s": "\ud800"}, "template_args.s", NO_RECURSION),
     Malformed("brackets", b"[" + b"[]," * 1_000_000 + b"[]]", None, NOT_JSON),

@@ -26,6 +26,7 @@ same_each_time = settings(
 
 NAMES = [
     "model", "messages", "tools", "generation_config", "template_args", "use_chat_template",
+    "structured_output", "schema", "pattern", "choices",
     "seed", "dtype", "quantize_bits", "role", "content", "tool_call_id", "tool_calls", "type",
     "text", "base64", "answer_format", "reasoning_content",
     "max_new_tokens", "stop_strings", "do_sample", "num_beams", "temperature", "typical_p", "top_k",
@@ -40,6 +41,10 @@ WORDS = [
     "text",
     "image",
     "auto",
+    "json_schema",
+    "json_object",
+    "regex",
+    "choice",
     "float16",
     PNG,
     "AA==",

@@ -1,0 +1,129 @@
+"""What form an answer has to have: a task's ``structured_output``."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+)
+
+from schema.json_values import check_json
+from schema.message import rule
+
+MAX_SCHEMA_CHARS = 65_536
+"""Of a JSON Schema, written without spaces: the work of compiling one grows with its length. JSON
+Schema itself cannot say this."""
+MAX_PATTERN_CHARS = 4_096
+MAX_CHOICES = 1_000
+MAX_CHOICE_CHARS = 1_024
+
+# Pydantic puts these into the paths of errors; `schema.problems` takes them out again.
+JSON_SCHEMA_TAG, JSON_OBJECT_TAG, REGEX_TAG, CHOICE_TAG = FORM_TAGS = (
+    "<json schema>",
+    "<json object>",
+    "<regex>",
+    "<choice>",
+)
+_OPTIONS = "x-guidance"  # where llguidance would take options from; they are ours
+
+
+def _check_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    check_json(schema)
+    if _OPTIONS in schema:
+        raise rule("is not supported; leave it out", _OPTIONS)
+    length = len(json.dumps(schema, separators=(",", ":"), ensure_ascii=False))
+    if length > MAX_SCHEMA_CHARS:
+        raise rule(f"has {length} characters as JSON; at most {MAX_SCHEMA_CHARS} are allowed")
+    return schema
+
+
+AnswerSchema = Annotated[
+    dict[str, Any],
+    AfterValidator(_check_schema),
+    WithJsonSchema({"type": "object", "not": {"required": [_OPTIONS]}}),
+]
+"""A JSON Schema for answers. Which keywords are supported is for the engine to say."""
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+
+class JsonSchemaForm(_Form):
+    """The answer is JSON that is valid under a JSON Schema."""
+
+    type: Literal["json_schema"]
+    json_schema: AnswerSchema = Field(
+        alias="schema",
+        description="Keywords that constrain and are not supported are refused; properties come "
+        "in the order in which the schema has them.",
+    )
+
+
+class JsonObjectForm(_Form):
+    """The answer is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class RegexForm(_Form):
+    """The whole answer matches a regular expression."""
+
+    type: Literal["regex"]
+    pattern: Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_CHARS)] = Field(
+        description="In the syntax of Rust's regex library: no look-around, no back-references."
+    )
+
+
+class ChoiceForm(_Form):
+    """The answer is one of some texts."""
+
+    type: Literal["choice"]
+    choices: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARS)]],
+        Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),
+    ]
+
+
+FORMS: dict[str | int, type[BaseModel]] = {
+    JSON_SCHEMA_TAG: JsonSchemaForm,
+    JSON_OBJECT_TAG: JsonObjectForm,
+    REGEX_TAG: RegexForm,
+    CHOICE_TAG: ChoiceForm,
+}
+_TAG_OF = {
+    "json_schema": JSON_SCHEMA_TAG,
+    "json_object": JSON_OBJECT_TAG,
+    "regex": REGEX_TAG,
+    "choice": CHOICE_TAG,
+}
+
+
+def _form_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return _TAG_OF.get(kind) if isinstance(kind, str) else None
+
+
+StructuredOutput = Annotated[
+    Annotated[JsonSchemaForm, Tag(JSON_SCHEMA_TAG)]
+    | Annotated[JsonObjectForm, Tag(JSON_OBJECT_TAG)]
+    | Annotated[RegexForm, Tag(REGEX_TAG)]
+    | Annotated[ChoiceForm, Tag(CHOICE_TAG)],
+    Discriminator(
+        _form_tag,
+        custom_error_type="block_type",
+        custom_error_message='must be {"type": "json_schema", "schema": ...}, '
+        '{"type": "json_object"}, {"type": "regex", "pattern": ...} or '
+        '{"type": "choice", "choices": [...]}',
+    ),
+]
+"""One form that the answer of a task has to have."""
