@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
+from serve_app.gate_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.strict import (
     ModelId,
     NonNegativeInt,
@@ -254,25 +255,14 @@ class PoolArgs(DeploymentArgs):
         raise ModelInvalid(f"model {model!r} is not in the pool's root", param="model")
 
 
-class LimitArgs(Strict):
-    """What one request may cost.
-
-    Attributes:
-        max_body_mb: largest request body, in MB (10**6 bytes); a larger one is answered 413.
-        request_timeout_s: a task that has not ended by then ends with an error. It includes the
-            wait for a replica that is still loading.
-    """
-
-    max_body_mb: PositiveFloat = 32.0
-    request_timeout_s: PositiveFloat = 600.0
-
-
 class AppArgs(Strict):
     """Everything under ``args:``."""
 
     models: list[ModelArgs] = Field(default_factory=list)
     pool: PoolArgs | None = None
     limits: LimitArgs = LimitArgs()
+    auth: AuthArgs | None = None
+    cors: CorsArgs | None = None
     ingress_replicas: PositiveInt = 1
     preprocessor_replicas: PositiveInt = 1
 

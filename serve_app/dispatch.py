@@ -17,6 +17,7 @@ from schema.task import Task
 from serve_app.config import AppArgs
 from serve_app.failures import as_task_error
 from serve_app.listing import listing
+from serve_app.log_entry import entry
 from serve_app.routing import Route, Routes
 
 STATUS_TIMEOUT_S = 2.0
@@ -51,6 +52,8 @@ class Dispatcher:
             TaskError: and no other exception but cancellation.
         """
         call: Any = None  # a DeploymentResponse while it runs
+        logged = entry()
+        logged.model = task.model
         try:
             async with self._guarded(self._deadline()):
                 route = self._routes.choose(task)
@@ -58,6 +61,7 @@ class Dispatcher:
                 call = self._handle(route).run.remote(text, images)
                 response: TaskResponse = await call
             call = None
+            logged.usage = response["usage"]
             return response
         finally:
             _cancel(call)
@@ -66,6 +70,8 @@ class Dispatcher:
         """The answer in chunks, just as the engine made them. Raises as `run` does."""
         calls: Any = None  # a DeploymentResponseGenerator while it runs
         deadline = self._deadline()
+        logged = entry()
+        logged.model = task.model
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
@@ -78,6 +84,7 @@ class Dispatcher:
                 if chunk is None:
                     calls = None
                     return
+                logged.usage = chunk["usage"]
                 yield chunk
         finally:
             _cancel(calls)

@@ -82,11 +82,15 @@ def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
 
 
 def app_maker() -> Callable[..., ASGIApp]:
-    """Makes applications with the limits that it is called with."""
+    """Makes applications with the limits (and other arguments) that it is called with."""
     replica, preprocessor = _local(ScriptedReplica, "replica"), _local(NoPictures, "pictures")
 
-    def make(**limits: float) -> ASGIApp:
-        args = AppArgs.model_validate({"models": [{"id": "demo"}], "limits": limits})
+    def make(
+        auth: dict[str, Any] | None = None, cors: dict[str, Any] | None = None, **limits: float
+    ) -> ASGIApp:
+        args = AppArgs.model_validate(
+            {"models": [{"id": "demo"}], "limits": limits, "auth": auth, "cors": cors}
+        )
         return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))
 
     return make
