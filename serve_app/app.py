@@ -35,8 +35,8 @@ AUTOSCALING: dict[str, Any] = {
     "look_back_period_s": 5.0,
     "upscale_delay_s": 5.0,
 }
-# Places beyond `limits.max_in_flight`, for those that are refused, and for health checks. What finds
-# none waits in Ray's proxy, and beyond that number is refused by Ray, in plain text.
+# Places beyond `limits.max_in_flight`, for those that are refused, and for health checks. What
+# finds none waits in Ray's proxy, so many at most; the next is refused by Ray, in plain text.
 INGRESS_SPARE = 1024
 INGRESS_MAX_QUEUED = 4096
 # Each holds the base64 of one task's pictures.

@@ -52,7 +52,11 @@ def read_keys(auth: AuthArgs) -> Keys:
     Raises:
         ValueError: the file or the variable is missing or faulty. Says the line, never its text.
     """
-    keys = parse_keys(_text(auth))
+    source = "keys_env" if auth.keys_file is None else "keys_file"
+    try:
+        keys = parse_keys(_text(auth))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     if unknown := [name for name in auth.keys if name not in keys.names]:
         raise ValueError(f"keys.{unknown[0]}: there is no key of this name")
     return keys
@@ -65,8 +69,8 @@ def parse_keys(text: str) -> Keys:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        name, _, key = (part.strip() for part in line.partition(":"))
-        if not KEY_NAME.fullmatch(name):
+        name, colon, key = (part.strip() for part in line.partition(":"))
+        if not colon or not KEY_NAME.fullmatch(name):
             # It may be a key without a name: it is not shown.
             raise ValueError(f"line {number} does not begin with a name and a colon")
         if hashed := _DIGEST.fullmatch(key):
@@ -100,16 +104,16 @@ def _text(auth: AuthArgs) -> str:
     if auth.keys_env is not None:
         value = os.environ.get(auth.keys_env)
         if value is None:
-            raise ValueError(f"keys_env: the environment variable {auth.keys_env} is not set")
+            raise ValueError(f"the environment variable {auth.keys_env} is not set")
         return value.replace(",", "\n")
     assert auth.keys_file is not None
     path = _path(auth.keys_file)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"keys_file: {path}: {error.strerror}") from None
+        raise ValueError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"keys_file: {path} is not UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8") from None
 
 
 def _path(file: str) -> Path:
@@ -117,4 +121,4 @@ def _path(file: str) -> Path:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -32,8 +32,10 @@ class ScriptedReplica:
     """Does what the task's first message says."""
 
     async def run(self, task: Task, images: Any) -> TaskResponse:
-        await self._act(str(task.messages[0].content))
-        message: Any = {"role": "assistant", "content": "é ok"}
+        act = str(task.messages[0].content)
+        await self._act(act)
+        said = act.removeprefix("say ") if act.startswith("say ") else "é ok"
+        message: Any = {"role": "assistant", "content": said}
         return {
             "model": "demo",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
@@ -45,6 +47,9 @@ class ScriptedReplica:
         if not act.startswith("later "):
             await self._act(act)
         if act == "nothing":
+            return
+        if act.startswith("say "):
+            yield chunk(act.removeprefix("say "), "stop")
             return
         yield chunk("é ")
         await self._act(act.removeprefix("later "))
