@@ -121,34 +121,34 @@ async def test_a_key_that_asks_too_often(app: Callable[..., ASGIApp]) -> None:
     assert 1 <= int(alice[-1].headers["retry-after"]) <= 30
 
 
-def _scope(path: str, headers: dict[str, str]) -> dict[str, Any]:
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+def _scope(path: str) -> dict[str, Any]:
     return {
         "type": "http",
         "method": "POST",
         "path": path,
         "query_string": b"",
-        "headers": raw,
+        "headers": [(name.encode(), value.encode()) for name, value in BEARER.items()],
         "asgi": {"spec_version": "2.4"},
     }
 
 
 class Client:
-    """Speaks ASGI to one application: sends a body, and reads or does not read the answer."""
+    """Alice, who speaks ASGI: sends a body, and reads or does not read the answer."""
 
-    def __init__(self, app: ASGIApp, act: str, reads: bool = True, **headers: str) -> None:
+    def __init__(self, app: ASGIApp, act: str, reads: bool = True) -> None:
         body = json.dumps(task(act) | {"stream": True}).encode()
         self._body = [{"type": "http.request", "body": body, "more_body": False}]
         self._reads = reads
         self.messages: list[Message] = []
         self.begun = asyncio.Event()
-        call = app(_scope("/v1/chat/completions", headers), self._receive, self._send)
+        call = app(_scope("/v1/chat/completions"), self._receive, self._send)
         self.call = asyncio.ensure_future(call)
 
     async def _receive(self) -> Message:
         if self._body:
             return self._body.pop()
-        return await asyncio.get_running_loop().create_future()  # stays, and says nothing
+        await asyncio.get_running_loop().create_future()  # stays, and says nothing
+        raise AssertionError
 
     async def _send(self, message: Message) -> None:
         self.messages.append(message)
@@ -166,23 +166,23 @@ async def test_a_stream_keeps_its_place_until_its_end(
     app: Callable[..., ASGIApp], per_key: bool
 ) -> None:
     made = app(max_concurrent=1) if per_key else app(limits={"max_in_flight": 1})
-    streaming = Client(made, "later hang", **BEARER)
+    streaming = Client(made, "later hang")
     await streaming.begun.wait()
-    refused = Client(made, "go", **BEARER)
+    refused = Client(made, "go")
     await refused.call
     headers = dict(refused.messages[0]["headers"])
     assert refused.status == (429 if per_key else 503)
     assert headers[b"retry-after"] == b"1"
     streaming.call.cancel()
     await asyncio.wait([streaming.call])
-    after = Client(made, "go", **BEARER)
+    after = Client(made, "go")
     await after.call
     assert after.status == 200
 
 
 async def test_health_needs_no_place(app: Callable[..., ASGIApp]) -> None:
     made = app(limits={"max_in_flight": 1})
-    streaming = Client(made, "later hang", **BEARER)
+    streaming = Client(made, "later hang")
     await streaming.begun.wait()
     async with client(made) as http:
         assert (await http.get("/health")).status_code == 200
@@ -196,11 +196,11 @@ async def test_a_client_that_never_reads_loses_its_place(
     monkeypatch.setattr("serve_app.gate.SENDING_S", 0.1)
     cancelled.clear()
     made = app(max_concurrent=1, limits={"request_timeout_s": 0.1, "body_timeout_s": 0.1})
-    silent = Client(made, "later hang", reads=False, **BEARER)
+    silent = Client(made, "later hang", reads=False)
     await silent.call  # ends by itself, in the middle of the answer
     assert len(silent.messages) == 1
     assert await asyncio.to_thread(cancelled.wait, 30)
-    after = Client(made, "go", **BEARER)
+    after = Client(made, "go")
     await after.call
     assert after.status == 200
 
@@ -254,7 +254,7 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
 @pytest.mark.parametrize("given", ["", "no good", "x" * 129, "é", "a\tb", 'a"b'])
 async def test_a_request_id_that_is_none(given: str) -> None:
     async with client(MAKE()) as http:
-        response = await http.get("/v1/models", headers=[("x-request-id", given.encode())])
+        response = await http.get("/v1/models", headers=[(b"x-request-id", given.encode())])
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "x-request-id"
 
