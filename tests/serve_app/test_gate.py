@@ -128,7 +128,7 @@ def _scope(path: str) -> dict[str, Any]:
         "path": path,
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in BEARER.items()],
-        "asgi": {"spec_version": "2.4"},
+        "asgi": {"spec_version": "2.3"},  # as uvicorn says
     }
 
 
