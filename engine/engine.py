@@ -44,7 +44,7 @@ class Engine:
     # --- The ways in -----------------------------------------------------------------------------
 
     async def stream(
-        self, task: Task, images: ImageInputs | None = None
+        self, task: Task, images: ImageInputs | None = None, heartbeat_s: float | None = None
     ) -> AsyncGenerator[StreamChunk, None]:
         """Run a task and yield its chunks; closing the iterator cancels the task.
 
@@ -53,6 +53,8 @@ class Engine:
         Args:
             task: the task; that its model is this one has been checked already.
             images: its prepared images; None to prepare them here.
+            heartbeat_s: after this many seconds without news of a task that has been accepted, a
+                chunk without choices says that this process still runs. None: no such chunks.
 
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
@@ -63,7 +65,7 @@ class Engine:
             self._loop.submit(request)
         try:
             while True:
-                progress = await mailbox.get()
+                progress = await mailbox.get(heartbeat_s)
                 if progress.error is not None:
                     raise progress.error
                 yield response.chunk(progress)

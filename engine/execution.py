@@ -31,7 +31,7 @@ from engine.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
 from engine.scheduler import Scheduler
 from engine.sequence import Request, Status
 from engine.sequence import Sequence as Answer
-from schema.errors import OutOfMemory, TaskError, TaskExecutionError
+from schema.errors import EngineStopped, OutOfMemory, TaskError, TaskExecutionError
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Execution:
             _fail(requests, OutOfMemory(f"the device ran out of memory: {error}"))
         except torch.AcceleratorError as error:
             # The CUDA context is lost, and with it the process: let the replica be replaced.
-            _fail(requests, TaskExecutionError(f"the device failed: {error}"))
+            _fail(requests, EngineStopped(f"the device failed: {error}"))
             raise
         except Exception as error:
             logger.exception("a task failed")

@@ -20,7 +20,7 @@ from engine.execution import Execution, InFlight
 from engine.lanes import BatchedLane
 from engine.scheduler import Scheduler, overloaded
 from engine.sequence import Request
-from schema.errors import TaskExecutionError
+from schema.errors import EngineStopped
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class EngineLoop:
 
         Raises:
             Overloaded: as many tasks are here as may run and wait.
-            TaskExecutionError: the loop has ended.
+            EngineStopped: the loop has ended.
         """
         with self._submit_lock:
             self.check_health()
@@ -79,7 +79,7 @@ class EngineLoop:
         """Hand over a request that has a `place`.
 
         Raises:
-            TaskExecutionError: the loop has ended.
+            EngineStopped: the loop has ended.
         """
         with self._submit_lock:
             self.check_health()
@@ -104,7 +104,7 @@ class EngineLoop:
     def check_health(self) -> None:
         """Raise if the loop has ended."""
         if self._death is not None:
-            raise TaskExecutionError(f"the engine has stopped: {self._death}")
+            raise EngineStopped(f"the engine has stopped: {self._death}")
 
     def close(self) -> None:
         """Stop the thread; what is running ends with an error. Idempotent."""
@@ -202,7 +202,7 @@ class EngineLoop:
             if (request := self._submissions.get()) is not None:
                 self.scheduler.waiting.append(request)
         for request in (*self.scheduler.waiting, *self.scheduler.running):
-            request.fail(TaskExecutionError(f"the engine has stopped: {self._death}"))
+            request.fail(EngineStopped(f"the engine has stopped: {self._death}"))
         self.scheduler.drop_finished()
 
 

@@ -134,10 +134,20 @@ class Mailbox:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def get(self) -> Progress:
-        """Everything since the last call; waits for something."""
-        await self._arrived.wait()
+    async def get(self, patience_s: float | None = None) -> Progress:
+        """Everything since the last call; waits for something.
+
+        With ``patience_s`` it waits no longer than this, and returns that there is no news.
+        """
+        timer = None
+        if patience_s is not None and not self._arrived.is_set():
+            timer = self._loop.call_later(patience_s, self._arrived.set)
+        try:
+            await self._arrived.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         self._arrived.clear()
         with self._lock:
             news, self._news = self._news, []
-        return merge(news)
+        return merge(news) if news else Progress()

@@ -2,6 +2,7 @@
 
 from schema.errors import (
     Cancelled,
+    EngineStopped,
     ErrorDetail,
     ErrorResponse,
     ModelCorrupt,
@@ -14,6 +15,7 @@ from schema.errors import (
     ModelUnsafe,
     OutOfMemory,
     Overloaded,
+    ReplayDiffers,
     RequestTimeout,
     RequestTooLarge,
     TaskArgsInvalid,
@@ -49,6 +51,7 @@ __all__ = [
     "Choice",
     "Delta",
     "Dtype",
+    "EngineStopped",
     "ErrorDetail",
     "ErrorResponse",
     "FinishReason",
@@ -66,6 +69,7 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "QuantizeBits",
+    "ReplayDiffers",
     "RequestTimeout",
     "RequestTooLarge",
     "ResponseMessage",

@@ -14,6 +14,8 @@
     ├── ModelDownloadError   502  the hub did not deliver the model
     ├── OutOfMemory          507  this task does not fit on this machine, now or later
     ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
+    │   ├── EngineStopped    503  what ran the task has gone; run again, it gives the same answer
+    │   └── ReplayDiffers    500  run again after such a loss, the task began differently
     ├── Overloaded           503  no room now; try again after `retry_after_s` seconds
     ├── Cancelled            499  whoever asked went away
     ├── InvalidApiKey        401  the server wants a key, and this is none of its keys
@@ -178,6 +180,23 @@ class TaskExecutionError(TaskError):
 
     http_status = 500
     code = "task_execution_failed"
+
+
+class EngineStopped(TaskExecutionError):
+    """The process, the device or the machine that ran the task has gone. The task did not fail."""
+
+    http_status = 503
+    type = "overloaded_error"
+    code = "engine_stopped"
+
+
+class ReplayDiffers(TaskExecutionError):
+    """The task was run again after a loss, and does not begin as the client was told already.
+
+    Its stream ends with this error and is never continued with another answer's text.
+    """
+
+    code = "replay_differs"
 
 
 class Overloaded(TaskError):

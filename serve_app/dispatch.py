@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, cast
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from schema.errors import RequestTimeout, TaskError
+from schema.errors import EngineStopped, RequestTimeout, TaskError, TaskExecutionError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config import AppArgs
 from serve_app.failures import as_task_error
 from serve_app.listing import listing
 from serve_app.log_entry import entry
+from serve_app.replay import Delivered
 from serve_app.routing import Route, Routes
 
+logger = logging.getLogger("ray.serve")
+
 STATUS_TIMEOUT_S = 2.0
+REPLAY_PAUSE_S = 1.0
+
+_END = object()
 
 
 class Dispatcher:
@@ -37,6 +44,7 @@ class Dispatcher:
     ) -> None:
         self._args = args
         self._routes = Routes(args.models, args.pool)
+        self._stall_s = args.limits.stall_timeout_s
         self._created = int(time.time())
         # By reference: the preprocessor's result is handed on as a pointer into the object store
         # and never enters this process. Both ends of the hand-over must say so.
@@ -46,46 +54,70 @@ class Dispatcher:
         }
 
     async def run(self, task: Task) -> TaskResponse:
-        """The whole answer, as one call.
+        """The whole answer.
 
         Raises:
             TaskError: and no other exception but cancellation.
         """
-        call: Any = None  # a DeploymentResponse while it runs
-        logged = entry()
-        logged.model = task.model
-        try:
-            async with self._guarded(self._deadline()):
-                route = self._routes.choose(task)
-                text, images = self._split(task, route)
-                call = self._handle(route).run.remote(text, images)
-                response: TaskResponse = await call
-            call = None
-            logged.usage = response["usage"]
-            return response
-        finally:
-            _cancel(call)
+        async with aclosing(self._follow(task, "run", _nothing)) as items:
+            async for response in items:
+                if response is not None:
+                    entry().usage = response["usage"]
+                    return cast(TaskResponse, response)
+        raise TaskExecutionError("the engine ended the task without an answer")
 
     async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them. Raises as `run` does."""
+        delivered, logged = Delivered(), entry()
+        async with aclosing(self._follow(task, "stream", delivered.again)) as chunks:
+            async for chunk in chunks:
+                if chunk["choices"] and (news := delivered.take(chunk)) is not None:
+                    logged.usage = news["usage"]
+                    yield news
+
+    async def _follow(
+        self, task: Task, method: str, again: Callable[[], None]
+    ) -> AsyncGenerator[Any, None]:
+        """What a replica's method yields for a task.
+
+        When the replica is lost another one begins the task anew, after ``again`` was called. The
+        client's deadline stays.
+        """
+        entry().model = task.model
+        deadline = asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
+        for losses in range(self._args.limits.max_replays + 1):
+            try:
+                async with aclosing(self._attempt(task, method, deadline)) as items:
+                    async for item in items:
+                        yield item
+                return
+            except EngineStopped as error:
+                if losses == self._args.limits.max_replays:
+                    raise
+                logger.warning("a task for %s runs again: %s", task.model, error)
+            again()
+            # At first at once: Ray knows already which replica has died. A replica whose process
+            # lives while its engine has stopped is found out by the next health check.
+            await asyncio.sleep(REPLAY_PAUSE_S * losses)
+
+    async def _attempt(self, task: Task, method: str, deadline: float) -> AsyncGenerator[Any, None]:
         calls: Any = None  # a DeploymentResponseGenerator while it runs
-        deadline = self._deadline()
-        logged = entry()
-        logged.model = task.model
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
                 text, images = self._split(task, route)
-                calls = self._handle(route).options(stream=True).stream.remote(text, images)
+                handle = self._handle(route).options(stream=True)
+                calls = getattr(handle, method).remote(text, images)
+            began = False
             while True:
                 # Not around the `yield`: a deadline must not strike in the consumer's code.
-                async with self._guarded(deadline):
-                    chunk: StreamChunk | None = await anext(calls, None)
-                if chunk is None:
+                async with self._guarded(deadline, self._stall_s if began else None):
+                    item = await anext(calls, _END)
+                if item is _END:
                     calls = None
                     return
-                logged.usage = chunk["usage"]
-                yield chunk
+                began = True
+                yield item
         finally:
             _cancel(calls)
 
@@ -122,13 +154,17 @@ class Dispatcher:
             return text, None
         return text, self._preprocessor.prepare.remote(route.deployment, text, images)
 
-    def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
-
     @asynccontextmanager
-    async def _guarded(self, deadline: float) -> AsyncIterator[None]:
-        """Whatever goes wrong in the body leaves it as a `TaskError`."""
-        timeout = asyncio.timeout_at(deadline)
+    async def _guarded(self, deadline: float, stall_s: float | None = None) -> AsyncIterator[None]:
+        """Whatever goes wrong in the body leaves it as a `TaskError`.
+
+        Raises:
+            RequestTimeout: the deadline has passed.
+            EngineStopped: the body took longer than ``stall_s``.
+        """
+        stalls = None if stall_s is None else asyncio.get_running_loop().time() + stall_s
+        stalls = None if stalls is not None and stalls >= deadline else stalls
+        timeout = asyncio.timeout_at(deadline if stalls is None else stalls)
         try:
             async with timeout:
                 yield
@@ -140,9 +176,18 @@ class Dispatcher:
         except Exception as error:
             # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
             if timeout.expired():
-                limit = self._args.limits.request_timeout_s
-                raise RequestTimeout(f"the task did not end within {limit:g} seconds") from None
+                raise self._too_late(stalls is not None) from None
             raise as_task_error(error) from error
+
+    def _too_late(self, stalled: bool) -> TaskError:
+        if stalled:
+            return EngineStopped(f"the replica gave no sign of life for {self._stall_s:g} seconds")
+        limit = self._args.limits.request_timeout_s
+        return RequestTimeout(f"the task did not end within {limit:g} seconds")
+
+
+def _nothing() -> None:
+    """A task that has told nobody anything begins anew."""
 
 
 def _cancel(call: Any) -> None:

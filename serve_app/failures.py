@@ -6,7 +6,14 @@ import asyncio
 import logging
 import math
 
-from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -17,6 +24,7 @@ from ray.serve.exceptions import (
 from schema.errors import (
     BodyTimeout,
     Cancelled,
+    EngineStopped,
     InvalidApiKey,
     Overloaded,
     TaskError,
@@ -24,6 +32,9 @@ from schema.errors import (
 )
 
 logger = logging.getLogger("ray.serve")
+
+LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
+"""What Ray raises when a process, a machine, or an object of one of them has gone."""
 
 RETRY_AFTER_S = 1.0
 """When a client should try again if whoever refused did not say."""
@@ -37,7 +48,7 @@ def as_task_error(error: Exception) -> TaskError:
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
         cause = cause.cause
-    if isinstance(cause, RayServeException) and isinstance(cause.__cause__, RayActorError):
+    if isinstance(cause, RayServeException) and isinstance(cause.__cause__, LOST):
         cause = cause.__cause__  # the preprocessor died, and with it what the replica waits for
     match cause:
         case TaskError():
@@ -46,8 +57,8 @@ def as_task_error(error: Exception) -> TaskError:
             return Overloaded(
                 "every replica's queue is full", retry_after_s=cause.retry_after_s or RETRY_AFTER_S
             )
-        case RayActorError():
-            return Overloaded(
+        case _ if isinstance(cause, LOST):
+            return EngineStopped(
                 "a process that worked on the task has died; send the task again",
                 retry_after_s=RETRY_AFTER_S,
             )

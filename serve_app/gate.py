@@ -42,16 +42,16 @@ class Gate:
 
     def __init__(self, app: ASGIApp, args: AppArgs) -> None:
         self._app = app
-        self._args_limits = args.limits
+        self._request_limits = args.limits
         self._in_flight = 0
         self._open: tuple[str, ...] = OPEN_PATHS
         self._keys: Keys | None = None
-        self._limits: dict[str, KeyLimits] = {}
+        self._key_limits: dict[str, KeyLimits] = {}
         if args.auth is not None:
             if warning := readable_by_others(args.auth):
                 logger.warning("%s", warning)
             self._keys = read_keys(args.auth)
-            self._limits = {
+            self._key_limits = {
                 name: KeyLimits(name, args.auth.limits_of(name)) for name in self._keys.names
             }
             if args.auth.public_docs:
@@ -67,7 +67,7 @@ class Gate:
         except TaskError as error:
             await error_response(error)(scope, receive, send)
             return
-        limits = self._args_limits
+        limits = self._request_limits
         timeout = asyncio.timeout(limits.body_timeout_s + limits.request_timeout_s + SENDING_S)
         with place:
             try:
@@ -91,13 +91,13 @@ class Gate:
             if self._keys is not None:
                 name = _authenticated(scope, self._keys)
                 entry().key = name
-                stack.enter_context(self._limits[name].place())
+                stack.enter_context(self._key_limits[name].place())
             stack.enter_context(self._place())
             return stack.pop_all()
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        if self._in_flight >= self._args_limits.max_in_flight:
+        if self._in_flight >= self._request_limits.max_in_flight:
             raise Overloaded("the server works on as many requests as it may", None, RETRY_AFTER_S)
         self._in_flight += 1
         try:

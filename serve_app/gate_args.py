@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from serve_app.strict import PositiveFloat, PositiveInt, Strict
+from serve_app.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 KEY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -35,6 +35,9 @@ class LimitArgs(Strict):
         body_timeout_s: longest time for a body to arrive; then 408, and the connection is closed.
         request_timeout_s: a task that has not ended by then ends with an error. It includes the
             wait for a replica that is still loading.
+        stall_timeout_s: a replica that has begun a task and then gives no sign of life for this
+            long counts as lost.
+        max_replays: how often a task is run again when what ran it has been lost.
         max_in_flight: requests that one ingress replica works on at the same time, open streams
             included; the next one is refused (503).
     """
@@ -42,6 +45,8 @@ class LimitArgs(Strict):
     max_body_mb: PositiveFloat = 32.0
     body_timeout_s: PositiveFloat = 60.0
     request_timeout_s: PositiveFloat = 600.0
+    stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas give a sign every 2 s
+    max_replays: NonNegativeInt = 3
     max_in_flight: PositiveInt = 2048
 
 

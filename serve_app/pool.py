@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,34 +57,36 @@ class PoolReplica:
             max_wait_s=args.max_wait_s,
         )
 
-    async def run(self, task: Task, images: ImageInputs | None) -> TaskResponse:
-        """The whole answer. Cancelling the call cancels the task.
-
-        Raises:
-            TaskError: see `schema.errors`.
-        """
-        async with self._child(task) as child:
-            call = child.actor.run.remote(task, images)
-            try:
-                response: TaskResponse = await call
-            except asyncio.CancelledError:
-                ray.cancel(call)
-                raise
-            return response
+    async def run(
+        self, task: Task, images: ImageInputs | None
+    ) -> AsyncIterator[TaskResponse | None]:
+        """As `ModelReplica.run`; there is no sign of life before the model is loaded."""
+        async with aclosing(self._relayed("run", task, images)) as items:
+            async for item in items:
+                yield item
 
     async def stream(self, task: Task, images: ImageInputs | None) -> AsyncIterator[StreamChunk]:
-        """The answer as it is made; closing the iterator cancels the task. Raises as `run`."""
+        """As `ModelReplica.stream`; there is no sign of life before the model is loaded."""
+        async with aclosing(self._relayed("stream", task, images)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _relayed(
+        self, method: Literal["run", "stream"], task: Task, images: ImageInputs | None
+    ) -> AsyncGenerator[Any, None]:
+        """What the model's process yields; closing this cancels the task there."""
         async with self._child(task) as child:
-            calls = child.actor.stream.options(num_returns="streaming").remote(task, images)
+            method_of_child = getattr(child.actor, method)
+            items = method_of_child.options(num_returns="streaming").remote(task, images)
             ended = False
             try:
-                async for chunk in calls:
-                    yield await chunk
+                async for item in items:
+                    yield await item
                 ended = True
             finally:
                 if not ended:
                     with suppress(Exception):  # what it has failed with already
-                        ray.cancel(calls)
+                        ray.cancel(items)
 
     async def status(self) -> dict[str, Any]:
         """The memory, and what each engine says of itself, for ``GET /v1/models``."""

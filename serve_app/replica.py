@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 from engine.engine import Engine
 from engine.images import ImageInputs
+from engine.outputs import collect
 from schema.errors import TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config import ModelArgs
 
 logger = logging.getLogger("ray.serve")
+
+HEARTBEAT_S = 2.0
+"""A call that has nothing to tell says this often that its process still runs."""
 
 
 def _log_loading() -> None:
@@ -58,20 +62,30 @@ class ModelReplica:
         self._configured_dtype = args.dtype
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
 
-    async def run(self, task: Task, images: ImageInputs | None) -> TaskResponse:
-        """The whole answer. Cancelling the call cancels the task.
+    async def run(
+        self, task: Task, images: ImageInputs | None
+    ) -> AsyncIterator[TaskResponse | None]:
+        """None as a sign of life, any number of times, and then the whole answer.
+
+        An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
 
         Raises:
             TaskError: see `schema.errors`.
         """
-        with self._counted():
-            self._check_dtype(task)
-            return await self._engine.run(task, images)
+        told: list[StreamChunk] = []
+        async with aclosing(self.stream(task, images)) as chunks:
+            async for chunk in chunks:
+                told.append(chunk)
+                if not chunk["choices"]:
+                    yield None
+        yield collect(told)
 
-    async def stream(self, task: Task, images: ImageInputs | None) -> AsyncIterator[StreamChunk]:
+    async def stream(
+        self, task: Task, images: ImageInputs | None
+    ) -> AsyncGenerator[StreamChunk, None]:
         """The answer as it is made, each chunk a JSON-ready dictionary.
 
-        An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
+        A chunk without choices is a sign of life. Closing the iterator cancels the task.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.
@@ -79,8 +93,7 @@ class ModelReplica:
         with self._counted():
             self._check_dtype(task)
             # Closed here and not by the garbage collector: that is what cancels the task.
-            chunks: Any = self._engine.stream(task, images)
-            async with aclosing(chunks):
+            async with aclosing(self._engine.stream(task, images, HEARTBEAT_S)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 

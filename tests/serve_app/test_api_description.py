@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from benchmarks.fuzz import configured, fuzz
-from schema import schemas
+from schema import TaskError, schemas
 from serve_app.openapi import openapi
 from tests.serve_app.scripted import app_maker, client
 
@@ -36,6 +36,16 @@ def test_the_document_is_openapi_3_1(with_keys: bool) -> None:
     broken["paths"]["/health"]["get"]["responses"]["200"].pop("description")
     with pytest.raises(Exception, match="description"):
         schemathesis.openapi.from_dict(broken).validate()
+
+
+def _below(kind: type[TaskError]) -> set[int]:
+    return {kind.http_status}.union(*map(_below, kind.__subclasses__()))
+
+
+def test_every_error_is_described() -> None:
+    for path in ("/v1/tasks", "/v1/chat/completions", "/v1/completions"):
+        described = set(map(int, openapi(True)["paths"][path]["post"]["responses"]))
+        assert described == _below(TaskError) | {200}
 
 
 def test_every_route_is_described() -> None:

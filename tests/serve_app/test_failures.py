@@ -3,11 +3,12 @@
 import pickle
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
 from schema import (
     Cancelled,
+    EngineStopped,
     ModelDownloadError,
     Overloaded,
     TaskArgsInvalid,
@@ -39,10 +40,11 @@ def test_a_task_error_survives_two_hops() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (ActorDiedError(), Overloaded),
-        (ActorUnavailableError("gone", b"0" * 16), Overloaded),
+        (ActorDiedError(), EngineStopped),
+        (ActorUnavailableError("gone", b"0" * 16), EngineStopped),
         (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded),
-        (_caused(RayServeException("upstream actor died"), ActorDiedError()), Overloaded),
+        (_caused(RayServeException("upstream actor died"), ActorDiedError()), EngineStopped),
+        (_remote(ObjectLostError("0" * 56, None, "call site")), EngineStopped),
         (_caused(RayServeException("something else"), ValueError()), TaskExecutionError),
         (RequestCancelledError("id"), Cancelled),
         (_remote(ValueError("secret")), TaskExecutionError),

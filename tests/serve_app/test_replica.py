@@ -20,11 +20,10 @@ async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
     """Its client would otherwise wait for as long as Ray tries to start it."""
     replica = ModelReplica(model(tmp_path, min_replicas=0), "cpu")
     task = Task.from_fields(model="broken", messages=[{"role": "user", "content": "hi"}])
-    with pytest.raises(ModelInvalid, match="broken"):
-        await replica.run(task, None)
-    with pytest.raises(ModelInvalid, match="broken"):
-        async for _ in replica.stream(task, None):
-            pass
+    for call in (replica.run, replica.stream):
+        with pytest.raises(ModelInvalid, match="broken"):
+            async for _ in call(task, None):
+                pass
     status = await replica.status()
     assert status["tasks"]["failed"] == 2
     assert status["error"]["code"] == "model_not_found"

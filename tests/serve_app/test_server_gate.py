@@ -53,6 +53,7 @@ def test_all_logs_have_the_id_that_the_client_saw(client: httpx.Client, given: s
     (request_id,) = response.headers.get_list("x-request-id")
     assert given in (None, request_id)
     deadline = time.monotonic() + 30
+    lines: list[str] = []
     wanted = {"proxy", "Ingress", "ImagePreprocessor", "Model:demo:float32"}
     while wanted and time.monotonic() < deadline:
         # Of all lines with the id, who wrote them.

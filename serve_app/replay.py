@@ -1,0 +1,125 @@
+"""Going on with a stream whose replica was lost.
+
+The answer is a function of the task alone. So the task is run again, the part that the client has
+already is compared and dropped, and the rest follows: nothing is lost, doubled or changed. If the
+second run differs, the stream ends with an error; answers are never spliced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from schema.errors import ReplayDiffers
+from schema.response import StreamChunk
+
+Path = tuple[str | int, ...]
+"""Where a text stands in a chunk: the choice's index, then keys, and the index of list items that
+have one, such as ``(0, "delta", "content")``."""
+
+_CONSTANT = ("index", "role")
+"""Said with every chunk, and no part of what adds up."""
+
+
+class Delivered:
+    """What a client has been told in the chunks of one task.
+
+    Whatever a chunk carries adds up over the stream: texts are continued, lists get longer. So two
+    runs are compared text by text, however each was cut into chunks.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[Path, list[Any]] = {}  # as pieces: joined when they are compared
+        self._lengths: dict[Path, int] = {}  # of what was sent
+        self._seen: dict[Path, int] = {}  # how much of it this run has said
+        self._finished: set[int] = set()
+        self._fingerprint: str | None = None
+        self._first_run = True
+
+    def again(self) -> None:
+        """The task begins anew."""
+        self._first_run = False
+        self._seen.clear()
+
+    def take(self, chunk: StreamChunk) -> StreamChunk | None:
+        """What is new in a chunk of the current run; None if nothing is.
+
+        Raises:
+            ReplayDiffers: it is not how the task went before.
+        """
+        fingerprint = chunk.get("system_fingerprint")
+        if not self._sent:
+            self._fingerprint = fingerprint
+        elif fingerprint != self._fingerprint:
+            raise ReplayDiffers(
+                "the replica that ran the task was lost, and the one that took over is of another "
+                f"kind ({fingerprint} instead of {self._fingerprint}): send the task again"
+            )
+        choices = [new for choice in chunk["choices"] if (new := self._new_choice(choice))]
+        if self._first_run:
+            return chunk
+        return cast(StreamChunk, {**chunk, "choices": choices}) if choices else None
+
+    def _new_choice(self, choice: Any) -> dict[str, Any] | None:
+        index, reason = choice["index"], choice["finish_reason"]
+        known = index in self._finished
+        news = self._new((index,), {k: v for k, v in choice.items() if k not in _CONSTANT})
+        if reason is not None:
+            self._check_complete(index)
+            self._finished.add(index)
+        elif not news:
+            return None
+        if known:
+            if news:
+                raise _differs()
+            return None
+        # Every delta has these two.
+        delta = {"role": choice["delta"]["role"], "content": "", **news.pop("delta", {})}
+        return {"index": index, **news, "delta": delta, "finish_reason": reason}
+
+    def _new(self, path: Path, value: Any) -> Any:
+        """The part of a value that has not been sent; empty if there is none."""
+        if isinstance(value, dict):
+            parts = {k: self._new((*path, k), v) for k, v in value.items() if k not in _CONSTANT}
+            news = {k: part for k, part in parts.items() if part}
+            return {"index": value["index"], **news} if news and "index" in value else news
+        if isinstance(value, list) and all(isinstance(v, dict) and "index" in v for v in value):
+            items = [self._new((*path, item["index"]), item) for item in value]
+            return [item for item in items if item]
+        if isinstance(value, str | list):
+            return self._rest(path, value)
+        if value is None:
+            return None
+        raise TypeError(f"{path} is of a kind that does not add up: {type(value).__name__}")
+
+    def _rest(self, path: Path, value: Any) -> Any:
+        start, sent = self._seen.get(path, 0), self._lengths.get(path, 0)
+        self._seen[path] = start + len(value)
+        if start < sent:
+            known = self._joined(path)[start : start + len(value)]
+            if value[: len(known)] != known:
+                raise _differs()
+            value = value[len(known) :]
+        if value:
+            self._sent.setdefault(path, []).append(value)
+            self._lengths[path] = sent + len(value)
+        return value
+
+    def _joined(self, path: Path) -> Any:
+        pieces = self._sent[path]
+        if len(pieces) > 1:
+            texts = isinstance(pieces[0], str)
+            pieces[:] = ["".join(pieces) if texts else [item for piece in pieces for item in piece]]
+        return pieces[0]
+
+    def _check_complete(self, index: int) -> None:
+        """A choice that ends must have said all that was said of it before."""
+        for path, length in self._lengths.items():
+            if path[0] == index and self._seen.get(path, 0) < length:
+                raise _differs()
+
+
+def _differs() -> ReplayDiffers:
+    return ReplayDiffers(
+        "the replica that ran the task was lost, and run again the task began differently; this "
+        "is a fault of the server"
+    )
