@@ -26,6 +26,7 @@ OPEN_PATHS = ("/health",)
 """What needs no key and no place."""
 DOCS_PATHS = ("/docs", "/openapi.json", "/schemas")
 """What needs none either with ``auth.public_docs``: the same on every server."""
+MAX_QUERY = 4096
 SENDING_S = 60.0
 """Time for a client to read the end of an answer that was complete at the last moment."""
 
@@ -108,6 +109,8 @@ class Gate:
     def _refuse_keys_in_query(self, query: str) -> None:
         if not query:
             return
+        if len(query) > MAX_QUERY:
+            raise TaskArgsInvalid(f"the query is longer than {MAX_QUERY} characters")
         for name, value in parse_qsl(query, keep_blank_values=True):
             plain = re.sub(r"[^a-z]", "", name.lower())
             known = self._keys and (self._keys.name_of(name) or self._keys.name_of(value))

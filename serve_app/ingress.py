@@ -177,7 +177,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     code = entry().error = status.name.lower()
     body: ErrorResponse = {
         "error": {
-            "message": f"{error.detail}: {request.method} {request.url.path}",
+            "message": f"{error.detail}: {request.method} {clipped(request.url.path)}",
             "type": "not_found_error" if not_found else "invalid_request_error",
             "param": None,
             "code": code,

@@ -131,7 +131,15 @@ async def test_a_path_leads_nowhere_else(path: str) -> None:
         response = await http.get(httpx.URL("http://test").copy_with(raw_path=path.encode()))
     assert response.status_code == 404
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert len(response.content) < 1000
     assert "x-evil" not in response.headers
+
+
+async def test_a_long_query_is_refused() -> None:
+    async with client(APP) as http:
+        response = await http.get(f"/v1/models?{'a=b&' * 10_000}")
+    assert response.status_code == 400
+    assert "longer than 4096" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/tasks"), ("POST", "/v1/models")])
