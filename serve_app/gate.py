@@ -17,7 +17,7 @@ from serve_app.config import AppArgs
 from serve_app.failures import RETRY_AFTER_S
 from serve_app.gate_args import LimitArgs
 from serve_app.key_limits import KeyLimits
-from serve_app.keys import Keys, read_keys, readable_by_others
+from serve_app.keys import Keys
 from serve_app.log_entry import entry
 
 logger = logging.getLogger("ray.serve")
@@ -39,32 +39,33 @@ _BEARER = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
 
 
 class Gate:
-    """ASGI middleware. Every request has a place here until its answer has been sent."""
+    """ASGI middleware. Every request has a place here until its answer has been sent.
 
-    def __init__(self, app: ASGIApp, args: AppArgs) -> None:
+    ``keys`` are those of ``args.auth``; they are read before the first request comes.
+    """
+
+    def __init__(self, app: ASGIApp, args: AppArgs, keys: Keys | None) -> None:
         self._app = app
         self._request_limits = args.limits
         self._in_flight = 0
         self._open: tuple[str, ...] = OPEN_PATHS
-        self._keys: Keys | None = None
+        self._keys = keys
         self._key_limits: dict[str, KeyLimits] = {}
-        if args.auth is not None:
-            if warning := readable_by_others(args.auth):
-                logger.warning("%s", warning)
-            self._keys = read_keys(args.auth)
+        if args.auth is not None and keys is not None:
             self._key_limits = {
-                name: KeyLimits(name, args.auth.limits_of(name)) for name in self._keys.names
+                name: KeyLimits(name, args.auth.limits_of(name)) for name in keys.names
             }
             if args.auth.public_docs:
                 self._open += DOCS_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it at once."""
-        if scope["type"] != "http" or self._is_open(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            place = self._admit(scope)
+            self._refuse_keys_in_query(scope["query_string"].decode("latin-1"))
+            place = ExitStack() if self._is_open(scope) else self._admit(scope)
         except TaskError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -87,7 +88,6 @@ class Gate:
 
     def _admit(self, scope: Scope) -> ExitStack:
         """A place, which closing gives back; raises `TaskError`."""
-        self._refuse_keys_in_query(scope["query_string"].decode("latin-1"))
         with ExitStack() as stack:
             if self._keys is not None:
                 name = _authenticated(scope, self._keys)

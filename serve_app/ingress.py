@@ -39,6 +39,7 @@ from serve_app.cors import Cors
 from serve_app.dispatch import Dispatcher
 from serve_app.docs import docs_routes
 from serve_app.gate import Gate
+from serve_app.keys import keys_at_start
 from serve_app.log_entry import entry
 from serve_app.openai_routes import OpenAIRoutes
 from serve_app.request_log import RequestLog
@@ -74,6 +75,8 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
     Raises:
         ValueError: the keys cannot be read.
     """
+    # Now, because Starlette makes the middlewares with the first request.
+    keys = None if args.auth is None else keys_at_start(args.auth)
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
     openai = OpenAIRoutes(dispatcher, max_body)
@@ -97,7 +100,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
             Middleware(RequestLog),
             # In front of the gate: a browser asks without a key, and must be able to read a 401.
             *([Middleware(Cors, args=args.cors)] if args.cors else []),
-            Middleware(Gate, args=args),
+            Middleware(Gate, args=args, keys=keys),
         ],
     )
     # `/v1/tasks/` is another path, and gets the JSON of one that does not exist.

@@ -62,6 +62,14 @@ def read_keys(auth: AuthArgs) -> Keys:
     return keys
 
 
+def keys_at_start(auth: AuthArgs) -> Keys:
+    """As `read_keys`, with a warning in the log if others can read them too."""
+    keys = read_keys(auth)
+    if warning := readable_by_others(auth):
+        logger.warning("%s", warning)
+    return keys
+
+
 def parse_keys(text: str) -> Keys:
     """Keys from lines; raises as `read_keys`."""
     digests: dict[str, bytes] = {}

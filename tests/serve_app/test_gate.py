@@ -87,6 +87,11 @@ async def test_with_a_key_all_is_answered(app: Callable[..., ASGIApp], lines: li
     assert not any(KEY in line for line in lines)
 
 
+def test_a_server_without_its_keys_does_not_start() -> None:
+    with pytest.raises(ValueError, match="NO_SUCH_KEYS is not set"):
+        MAKE(auth={"keys_env": "NO_SUCH_KEYS"})
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -104,7 +109,8 @@ async def test_a_key_in_the_address_is_refused_and_not_repeated(
 ) -> None:
     async with client(app()) as http:
         response = await http.post(f"/v1/tasks?{query}", json=task("go"), headers=headers)
-    assert response.status_code == 400
+        health = await http.get(f"/health?{query}")
+    assert response.status_code == health.status_code == 400
     assert "must not stand in the address" in response.json()["error"]["message"]
     assert not any(KEY in text for text in [response.text, *lines])
 
