@@ -21,7 +21,6 @@ ODD = {
     "negative length": b"POST /v1/tasks HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     "control character": b"GET /health HTTP/1.1\r\nX-A: a\x01b\r\n\r\n",
     "folded header": b"GET /health HTTP/1.1\r\nX-A: a\r\n b\r\n\r\n",
-    "line break in the path": b"GET /none\nX-A: b HTTP/1.1\r\n\r\n",
 }
 
 
