@@ -13,11 +13,12 @@ ADDRESS := http://127.0.0.1:8000
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format clean
+.PHONY: help serve test fuzz lint format clean
 
 help:
 	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
+	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
 	@echo 'make clean   remove the environment and all caches'
@@ -54,6 +55,9 @@ test: export HF_HUB_OFFLINE := 1
 # Two processes: one starts servers and mostly waits for them, the other computes.
 test: lint
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+fuzz: $(READY)
+	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -1,10 +1,12 @@
 """The task contract: tasks, responses, errors, and the JSON Schemas of all of them."""
 
 from schema.errors import (
+    BodyTimeout,
     Cancelled,
     EngineStopped,
     ErrorDetail,
     ErrorResponse,
+    InvalidApiKey,
     ModelCorrupt,
     ModelDownloadError,
     ModelGated,
@@ -15,6 +17,7 @@ from schema.errors import (
     ModelUnsafe,
     OutOfMemory,
     Overloaded,
+    RateLimited,
     ReplayDiffers,
     RequestTimeout,
     RequestTooLarge,
@@ -49,6 +52,7 @@ from schema.task import (
 __all__ = [
     "DEFAULT_MAX_NEW_TOKENS",
     "DEFAULT_NUM_RETURN_SEQUENCES",
+    "BodyTimeout",
     "Cancelled",
     "Choice",
     "Delta",
@@ -59,6 +63,7 @@ __all__ = [
     "FinishReason",
     "GenerationConfig",
     "ImageBlock",
+    "InvalidApiKey",
     "Message",
     "ModelCorrupt",
     "ModelDownloadError",
@@ -71,6 +76,7 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "QuantizeBits",
+    "RateLimited",
     "ReplayDiffers",
     "RequestTimeout",
     "RequestTooLarge",

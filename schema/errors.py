@@ -19,6 +19,9 @@
     │   └── ReplayDiffers    500  run again after such a loss, the task began differently
     ├── Overloaded           503  no room now; try again after `retry_after_s` seconds
     ├── Cancelled            499  whoever asked went away
+    ├── InvalidApiKey        401  the server wants a key, and this is none of its keys
+    ├── RateLimited          429  this key asks too often; try again after `retry_after_s` seconds
+    ├── BodyTimeout          408  the body did not arrive in time
     ├── RequestTooLarge      413  the body is larger than the server reads
     └── RequestTimeout       504  the task took longer than the server waits
 
@@ -29,6 +32,7 @@ Why these codes, where a choice was open:
 * `ModelDownloadError` and `ImageDownloadError` are 502s: the server asked another, which failed.
 * `OutOfMemory` is a 507 and no 503. Memory for the worst case is reserved before a task starts, so
   a task that runs out of memory will do so again; a client that repeats every 503 must not.
+* `RateLimited` is the client's own making and `Overloaded` is not, so that it can tell them apart.
 * 499 is nginx's code for a client that closed the connection; no standard code says it.
 
 All arguments reach `Exception.__init__`, so that errors survive pickling between Ray's processes.
@@ -41,7 +45,14 @@ from typing import ClassVar, Literal
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-ErrorType = Literal["invalid_request_error", "not_found_error", "server_error", "overloaded_error"]
+ErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "not_found_error",
+    "rate_limit_error",
+    "server_error",
+    "overloaded_error",
+]
 
 
 @with_config(extra="forbid", strict=True)
@@ -210,6 +221,30 @@ class Cancelled(TaskError):
     http_status = 499
     type = "invalid_request_error"
     code = "cancelled"
+
+
+class InvalidApiKey(TaskError):
+    """The server wants a key. What was sent is none of its keys; it is never repeated here."""
+
+    http_status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class RateLimited(TaskError):
+    """This key has too many requests open, or sends them too fast."""
+
+    http_status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class BodyTimeout(TaskError):
+    """The request's body did not arrive in time. The server closes the connection."""
+
+    http_status = 408
+    type = "invalid_request_error"
+    code = "body_timeout"
 
 
 class RequestTooLarge(TaskError):

@@ -36,8 +36,10 @@ AUTOSCALING: dict[str, Any] = {
     "look_back_period_s": 5.0,
     "upscale_delay_s": 5.0,
 }
-# Ray's default of 5 is far below what one asyncio process relays.
-INGRESS_MAX_ONGOING = 4096
+# Places beyond `limits.max_in_flight`, for those that are refused, and for health checks. What
+# finds none waits in Ray's proxy, so many at most; the next is refused by Ray, in plain text.
+INGRESS_SPARE = 1024
+INGRESS_MAX_QUEUED = 4096
 # Each holds the base64 of one task's pictures.
 PREPROCESSOR_MAX_ONGOING = 64
 BY_BEGINNING = "serve_app.prefix_router:PrefixRouter"
@@ -78,7 +80,8 @@ def graph(args: AppArgs, gpus: float) -> Application:
     ingress = serve.deployment(
         name="Ingress",
         num_replicas=args.ingress_replicas,
-        max_ongoing_requests=INGRESS_MAX_ONGOING,
+        max_ongoing_requests=args.limits.max_in_flight + INGRESS_SPARE,
+        max_queued_requests=INGRESS_MAX_QUEUED,
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **HEALTH,
     )(serve.ingress()(Ingress))

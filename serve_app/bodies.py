@@ -8,11 +8,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.errors import RequestTooLarge, TaskArgsInvalid
+from schema.errors import RequestTooLarge, TaskArgsInvalid, TaskError
 from schema.json_values import clipped
+from serve_app.failures import headers_of
+from serve_app.log_entry import entry
 from serve_app.sse import encode
 
 BYTES_PER_MB = 1_000_000
+MAX_DIGITS = 18
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -20,12 +23,19 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises:
         RequestTooLarge: it has more than ``limit`` bytes.
+        TaskArgsInvalid: it is compressed.
     """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise TaskArgsInvalid(
+            f"the body is compressed ({clipped(encoding)}); send it as it is",
+            param="content-encoding",
+        )
     too_large = RequestTooLarge(
         f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer pictures"
     )
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    # A number of thousands of digits is one that `int` refuses to read.
+    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise too_large
     body = bytearray()
     async for piece in request.stream():
@@ -56,3 +66,9 @@ def json_response(
 ) -> Response:
     """An answer that carries ``value`` as JSON."""
     return Response(encode(value), status, headers, media_type)
+
+
+def error_response(error: TaskError) -> Response:
+    """The answer that tells a client about an error."""
+    entry().error = error.code
+    return json_response(error.to_dict(), error.http_status, headers_of(error))

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
+from serve_app.keys import read_keys, readable_by_others
 from serve_app.strict import explain, unknown_key
 
 BUILDER = "serve_app.app:build"
@@ -107,6 +108,11 @@ def _check_application(
     for index, name in enumerate(args.image_urls.file_roots if args.image_urls else []):
         if not Path(name).is_dir():
             faults.append(f"{where}.args.image_urls.file_roots.{index}: no directory {name}")
+    if args.auth is not None:
+        try:
+            read_keys(args.auth)
+        except ValueError as error:
+            faults.append(f"{where}.args.auth.{error}")
     known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
     for index, override in enumerate(application.get("deployments", [])):
         if override.get("name") not in known:
@@ -132,6 +138,33 @@ def plan_pool(pool: PoolArgs) -> str:
         f"{pool.deployment}: models {', '.join(pool.allow)} on demand from {source}, "
         f"{pool.max_memory_gb:g} GB for weights and KV caches of each replica; {_where(pool)}"
     )
+
+
+def plan_gate(args: AppArgs) -> list[str]:
+    """Lines that say who may ask, how much at once, and from where."""
+    limits, auth, cors = args.limits, args.auth, args.cors
+    each = "for each ingress replica"
+    lines = [f"Limits: {limits.max_in_flight} requests at the same time {each}"]
+    if auth is None:
+        lines.append("Keys: none, everybody may ask")
+    else:
+        own = {
+            name: auth.limits_of(name).model_dump(exclude_none=True)
+            for name in read_keys(auth).names
+        }
+        lines += [
+            f"Key {name}: "
+            + (
+                ", ".join(f"{limit} {most} {each}" for limit, most in own[name].items())
+                or "no limit"
+            )
+            for name in own
+        ]
+        if warning := readable_by_others(auth):
+            lines.append(f"Warning: {warning}")
+    if cors is not None:
+        lines.append(f"CORS: {', '.join(cors.allow_origins)}")
+    return lines
 
 
 def _where(owner: DeploymentArgs) -> str:
@@ -172,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(plan_pool(args.pool))
         if args.image_urls is not None:
             print(args.image_urls.plan())
+        print(*plan_gate(args), sep="\n")
     return 0
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
 from serve_app.accelerators import AcceleratorType
+from serve_app.gate_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.image_urls import ImageUrlArgs
 from serve_app.strict import (
     ModelId,
@@ -261,24 +262,6 @@ class PoolArgs(DeploymentArgs):
         raise ModelInvalid(f"model {model!r} is not in the pool's root", param="model")
 
 
-class LimitArgs(Strict):
-    """What one request may cost.
-
-    Attributes:
-        max_body_mb: largest request body, in MB (10**6 bytes); a larger one is answered 413.
-        request_timeout_s: a task that has not ended by then ends with an error. It includes the
-            wait for a replica that is still loading.
-        stall_timeout_s: a replica that has begun a task and then gives no sign of life for this
-            long counts as lost.
-        max_replays: how often a task is run again when what ran it has been lost.
-    """
-
-    max_body_mb: PositiveFloat = 32.0
-    request_timeout_s: PositiveFloat = 600.0
-    stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas give a sign every 2 s
-    max_replays: NonNegativeInt = 3
-
-
 class AppArgs(Strict):
     """Everything under ``args:``."""
 
@@ -286,6 +269,8 @@ class AppArgs(Strict):
     pool: PoolArgs | None = None
     image_urls: ImageUrlArgs | None = None
     limits: LimitArgs = LimitArgs()
+    auth: AuthArgs | None = None
+    cors: CorsArgs | None = None
     ingress_replicas: PositiveInt = 1
     preprocessor_replicas: PositiveInt = 1
 

@@ -19,6 +19,7 @@ from serve_app.beginning import beginning_of
 from serve_app.config import AppArgs
 from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
+from serve_app.log_entry import entry
 from serve_app.replay import Delivered
 from serve_app.routing import Route, Routes
 from serve_app.suspects import SUSPECTS
@@ -62,15 +63,17 @@ class Dispatcher:
         """
         async with aclosing(self._follow(task, "run", _nothing)) as items:
             async for response in items:
+                entry().usage = response["usage"]
                 return cast(TaskResponse, response)
         raise TaskExecutionError("the engine ended the task without an answer")
 
     async def stream(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them. Raises as `run` does."""
-        delivered = Delivered()
+        delivered, logged = Delivered(), entry()
         async with aclosing(self._follow(task, "stream", delivered.again)) as chunks:
             async for chunk in chunks:
                 if (news := delivered.take(chunk)) is not None:
+                    logged.usage = news["usage"]
                     yield news
 
     async def _follow(
@@ -81,6 +84,7 @@ class Dispatcher:
         When the replica is lost another one begins the task anew, after ``again`` was called. The
         client's deadline stays.
         """
+        entry().model = task.model
         deadline = asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
         for losses in range(self._args.limits.max_replays + 1):
             try:

@@ -21,7 +21,15 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
-from schema.errors import Cancelled, EngineStopped, Overloaded, TaskError, TaskExecutionError
+from schema.errors import (
+    BodyTimeout,
+    Cancelled,
+    EngineStopped,
+    InvalidApiKey,
+    Overloaded,
+    TaskError,
+    TaskExecutionError,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -66,8 +74,14 @@ def as_task_error(error: Exception) -> TaskError:
 
 
 def headers_of(error: TaskError) -> dict[str, str]:
-    """The HTTP headers that belong to an error: when to try again, in whole seconds."""
-    if error.retry_after_s is None:
-        # A 503 always says when to come back.
-        return {"retry-after": "1"} if error.http_status == Overloaded.http_status else {}
-    return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    """The HTTP headers of an error: when to try again (in whole seconds), how to ask."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif error.http_status == Overloaded.http_status:
+        headers["retry-after"] = "1"  # a 503 always says when to come back
+    if isinstance(error, InvalidApiKey):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTimeout):
+        headers["connection"] = "close"  # the rest of the body may never come
+    return headers

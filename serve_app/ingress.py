@@ -10,6 +10,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,12 +27,23 @@ from schema.json_values import clipped
 from schema.published import schemas
 from schema.response import StreamChunk
 from schema.task import Task
-from serve_app.bodies import BYTES_PER_MB, json_response, read_body, refuse_query
+from serve_app.bodies import (
+    BYTES_PER_MB,
+    error_response,
+    json_response,
+    read_body,
+    refuse_query,
+)
 from serve_app.config import AppArgs
+from serve_app.cors import Cors
 from serve_app.dispatch import Dispatcher
-from serve_app.failures import headers_of
+from serve_app.docs import docs_routes
+from serve_app.gate import Gate
 from serve_app.image_urls import opened_schemes
+from serve_app.keys import keys_at_start
+from serve_app.log_entry import entry
 from serve_app.openai_routes import OpenAIRoutes
+from serve_app.request_log import RequestLog
 from serve_app.sse import event, relay
 
 
@@ -58,8 +70,14 @@ class Ingress:
         return asgi_app(self._args, self._dispatcher)
 
 
-def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
-    """The ASGI application: routes and error handlers around a dispatcher."""
+def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
+    """The ASGI application: middlewares, routes and error handlers around a dispatcher.
+
+    Raises:
+        ValueError: the keys cannot be read.
+    """
+    # Now, because Starlette makes the middlewares with the first request.
+    keys = None if args.auth is None else keys_at_start(args.auth)
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
     openai = OpenAIRoutes(dispatcher, max_body, opened_schemes(args.image_urls))
@@ -72,12 +90,19 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> ASGIApp:
             Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),
             Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
+            *docs_routes(with_keys=args.auth is not None),
         ],
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
             Exception: _on_bug,
         },
+        middleware=[
+            Middleware(RequestLog),
+            # In front of the gate: a browser asks without a key, and must be able to read a 401.
+            *([Middleware(Cors, args=args.cors)] if args.cors else []),
+            Middleware(Gate, args=args, keys=keys),
+        ],
     )
     # `/v1/tasks/` is another path, and gets the JSON of one that does not exist.
     app.router.redirect_slashes = False
@@ -145,7 +170,7 @@ async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[b
 
 def _on_task_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskError)
-    return json_response(error.to_dict(), error.http_status, headers_of(error))
+    return error_response(error)
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -153,12 +178,13 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     not_found = status is HTTPStatus.NOT_FOUND
+    code = entry().error = status.name.lower()
     body: ErrorResponse = {
         "error": {
-            "message": f"{error.detail}: {request.method} {request.url.path}",
+            "message": f"{error.detail}: {request.method} {clipped(request.url.path)}",
             "type": "not_found_error" if not_found else "invalid_request_error",
             "param": None,
-            "code": status.name.lower(),
+            "code": code,
         }
     }
     return json_response(body, error.status_code, error.headers)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-import uuid
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -17,11 +15,11 @@ from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIReques
 from schema.task import MAX_SEED
 from serve_app.bodies import json_response, read_body, refuse_query
 from serve_app.dispatch import Dispatcher
+from serve_app.log_entry import entry
 from serve_app.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from serve_app.sse import relay
 
 SEED_HEADER = "x-seed"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class OpenAIRoutes:
@@ -58,16 +56,10 @@ class OpenAIRoutes:
     async def _answer(self, request: Request, asked: OpenAIRequest, form: type[Answer]) -> Response:
         seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
         task = asked.task(seed)
-        answer = form(asked, _id(request), int(time.time()), seed)
+        answer = form(asked, entry().request_id, int(time.time()), seed)
         headers = {SEED_HEADER: str(seed)}
         if asked.stream:
             return await relay(answer.events(self._dispatcher.stream(task)), headers)
         with asked.own_terms():
             response = await self._dispatcher.run(task)
         return json_response(answer.whole(response), headers=headers)
-
-
-def _id(request: Request) -> str:
-    """The request's id, by which Ray Serve's logs call it too; its own if it came without."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())

@@ -11,18 +11,31 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from schema.errors import TaskError, TaskExecutionError
+from serve_app.log_entry import entry
 
 DONE = b"data: [DONE]\n\n"
 
 
 def encode(value: Any) -> bytes:
     """JSON as it goes over the wire: compact, UTF-8, and an error for NaN, which is not JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _json(value).encode()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+# Line breaks to Unicode, and so to clients that split a stream as text, but not to JSON.
+_LINE_BREAKS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 
 
 def event(value: Any) -> bytes:
-    """One event that carries ``value`` as JSON (which has no line breaks)."""
-    return b"data: " + encode(value) + b"\n\n"
+    """One event that carries ``value`` as JSON, in one line whoever counts lines."""
+    text = _json(value)
+    if not text.isascii():
+        for character, escaped in _LINE_BREAKS:
+            text = text.replace(character, escaped)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -77,5 +90,6 @@ async def _to_the_end(
             async for following in events:
                 yield following
     except TaskError as error:
+        entry().error = error.code
         yield event(error.to_dict())
     yield DONE

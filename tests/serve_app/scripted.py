@@ -33,8 +33,10 @@ class ScriptedReplica:
 
     async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | str]:
         yield "replica"
-        await self._act(str(task.messages[0].content))
-        message: Any = {"role": "assistant", "content": "é ok"}
+        act = str(task.messages[0].content)
+        await self._act(act)
+        said = act.removeprefix("say ") if act.startswith("say ") else "é ok"
+        message: Any = {"role": "assistant", "content": said}
         yield {
             "model": "demo",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
@@ -46,6 +48,9 @@ class ScriptedReplica:
         if not act.startswith("later "):
             await self._act(act)
         if act == "nothing":
+            return
+        if act.startswith("say "):
+            yield chunk(act.removeprefix("say "), "stop")
             return
         yield chunk("é ")
         await self._act(act.removeprefix("later "))
@@ -83,12 +88,17 @@ def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
 
 
 def app_maker(scripted: type = ScriptedReplica) -> Callable[..., ASGIApp]:
-    """Makes applications with the limits that it is called with, in front of such a replica."""
+    """Makes applications with the limits (and other arguments) that it is called with.
+
+    In front of such a replica.
+    """
     replica = _local(scripted, scripted.__name__)
     preprocessor = _local(NoPictures, "pictures")
 
-    def make(**limits: float) -> ASGIApp:
-        args = AppArgs.model_validate({"models": [{"id": "demo"}]})
+    def make(
+        auth: dict[str, Any] | None = None, cors: dict[str, Any] | None = None, **limits: float
+    ) -> ASGIApp:
+        args = AppArgs.model_validate({"models": [{"id": "demo"}], "auth": auth, "cors": cors})
         # Not validated: tests do not wait for as long as operators must.
         args = args.model_copy(update={"limits": args.limits.model_copy(update=limits)})
         return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))

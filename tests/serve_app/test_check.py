@@ -46,6 +46,30 @@ def test_the_commented_example_is_right_too(
     assert "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4; 1 to 4" in capsys.readouterr().out
 
 
+def test_the_commented_keys_are_right_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice: 0123456789abcdef\nbob: fedcba9876543210\n")
+    keys.chmod(0o644)
+    text = COMMITTED.read_text(encoding="utf-8").replace("/etc/gpt-task-serve/keys", str(keys))
+    before, after = text.split("      # auth:")
+    fields = re.sub(r"^ {6}# ", " " * 6, f"      # auth:{after}", flags=re.MULTILINE)
+    path = tmp_path / "config.yaml"
+    path.write_text(before + fields.replace("      Web pages", "      # Web pages"))
+    assert main([str(path)]) == 0, capsys.readouterr().err
+    plan = capsys.readouterr().out
+    each = "for each ingress replica"
+    assert f"Key alice: max_concurrent 64 {each}, requests_per_minute 6000 {each}" in plan
+    assert f"Key bob: max_concurrent 16 {each}, requests_per_minute 600 {each}" in plan
+    assert f"Warning: other users of this machine can read the keys in {keys}" in plan
+    assert "CORS: https://app.example.org" in plan
+    assert "0123456789abcdef" not in plan
+    keys.unlink()
+    assert main([str(path)]) == 1
+    assert f"applications.0.args.auth.keys_file: {keys}: No such file" in capsys.readouterr().err
+
+
 def test_faults_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = _document()
     document["applications"][0]["args"]["models"][1]["quantise_bits"] = 4

@@ -1,0 +1,93 @@
+"""The outermost middleware: a request's id, and the one line that the ingress logs about it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from schema.errors import Cancelled, TaskArgsInvalid, TaskExecutionError
+from serve_app.bodies import error_response
+from serve_app.log_entry import Entry, current
+
+logger = logging.getLogger("ray.serve")
+
+REQUEST_ID_HEADER = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
+MAX_PATH = 200
+"""Characters of a path in the log."""
+
+
+class RequestLog:
+    """ASGI middleware.
+
+    Ray's proxy gives an id to a request that has none, writes it into its own log lines and those
+    of all deployments, and sends it back. It does so with whatever a client sends; what is no
+    plain id is therefore refused here. Where no proxy stands in front, the id is made here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, and log it however it ends."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = [value for name, value in scope["headers"] if name == REQUEST_ID_HEADER.encode()]
+        request_id = given[0].decode("latin-1") if given else str(uuid.uuid4())
+        made = Entry(request_id)
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                made.status = message["status"]
+                if not given:
+                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        begun, token = time.monotonic(), current.set(made)
+        try:
+            if len(given) > 1 or not _REQUEST_ID.fullmatch(request_id):
+                await error_response(_bad_id())(scope, receive, observed)
+            else:
+                await self._app(scope, receive, observed)
+        except Exception:
+            made.error = TaskExecutionError.code
+            made.status = made.status or TaskExecutionError.http_status
+            raise
+        finally:
+            current.reset(token)
+            # No status: nothing was sent, because whoever asked has gone.
+            made.status = made.status or Cancelled.http_status
+            _log(scope, made, time.monotonic() - begun)
+
+
+def _bad_id() -> TaskArgsInvalid:
+    return TaskArgsInvalid(
+        f"{REQUEST_ID_HEADER} must be one id of 1 to 128 letters, digits and any of ._:@+/=~-; "
+        "leave it out, and the request gets one",
+        param=REQUEST_ID_HEADER,
+    )
+
+
+def _log(scope: Scope, made: Entry, seconds: float) -> None:
+    # As JSON a string has no line breaks and no control characters: it cannot forge a line.
+    # Ray's formatter writes the request's id in front.
+    usage = made.usage
+    tokens = "-" if usage is None else f"{usage['prompt_tokens']}+{usage['completion_tokens']}"
+    logger.info(
+        "%s %s %s %.1fms key=%s model=%s tokens=%s error=%s",
+        json.dumps(scope["method"])[1:-1],
+        json.dumps(scope["path"][:MAX_PATH]),
+        made.status,
+        seconds * 1000,
+        made.key or "-",
+        json.dumps(made.model),
+        tokens,
+        made.error or "-",
+    )
