@@ -16,13 +16,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.app import HEALTH, NO_GPU, NUM_CPUS
-from serve_app.ui.config import ChatArgs, missing
+from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
 
-DEPLOYMENT = "WebChat"
 # Every open tab holds one connection, and another one while it waits for an answer.
 MAX_ONGOING = 4096
 # What is open when the server stops are tabs, which never end by themselves.
-SHUTDOWN: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": 1.0}
+SHUTDOWN: dict[str, Any] = {
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 1.0,
+}
 # Nothing comes from elsewhere, also if a model's answer names a picture there. Gradio's page has
 # scripts and styles in it and makes functions out of text.
 HEADERS = [

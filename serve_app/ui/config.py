@@ -9,6 +9,8 @@ from pydantic import Field
 
 from serve_app.strict import PositiveFloat, PositiveInt, Strict
 
+BUILDER = "serve_app.ui.app:build"
+DEPLOYMENT = "WebChat"
 NEEDED = ("gradio", "openai")
 HOW_TO_INSTALL = "pip install 'gpt-task-serve[ui]'"
 

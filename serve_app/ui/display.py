@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from serve_app.ui.answer import parts
@@ -24,7 +25,7 @@ def messages(turns: Sequence[Turn], growing: bool = False) -> list[dict[str, Any
 
 
 def _asked(turn: Turn) -> dict[str, Any]:
-    content: list[Any] = [{"path": file} for file in turn.pictures]
+    content: list[Any] = [{"path": file, "alt_text": Path(file).name} for file in turn.pictures]
     if turn.text:
         content.append(escaped(turn.text))
     return {"role": "user", "content": content}

@@ -75,6 +75,7 @@ class Page:
             elem_id="chatbot",
             height="58dvh",
             buttons=["copy"],
+            allow_file_downloads=False,
             sanitize_html=True,
             latex_delimiters=[],
         )
@@ -100,8 +101,8 @@ class Page:
         )
         self._top_p = gr.Slider(label="Top p", minimum=0.05, maximum=1, value=1, step=0.05)
         with gr.Row():
-            self._top_k = _whole_number("Top k", "the model's own")
-            self._max_tokens = _whole_number("Max tokens", "the model's own")
+            self._top_k = _whole_number("Top k", "auto")
+            self._max_tokens = _whole_number("Max tokens", "auto")
         self._new_seed = gr.Checkbox(label="New seed each time", value=True)
         self._seed = _whole_number("Seed", "drawn by the server", "The last one that was used")
         self._key = gr.Textbox(
