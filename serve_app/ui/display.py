@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from serve_app.ui.answer import parts
@@ -25,9 +24,9 @@ def messages(turns: Sequence[Turn], growing: bool = False) -> list[dict[str, Any
 
 
 def _asked(turn: Turn) -> dict[str, Any]:
-    content: list[Any] = [{"path": file, "alt_text": Path(file).name} for file in turn.pictures]
+    content: list[dict[str, Any]] = [{"path": file} for file in turn.pictures]
     if turn.text:
-        content.append(escaped(turn.text))
+        content.append(_text(escaped(turn.text)))
     return {"role": "user", "content": content}
 
 
@@ -67,7 +66,12 @@ def _facts(turn: Turn) -> str:
 
 
 def _said(content: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
+    return {"role": "assistant", "content": [_text(content)]}
+
+
+def _text(markdown: str) -> dict[str, Any]:
+    # As a plain string it would lose its indentation.
+    return {"type": "text", "text": markdown}
 
 
 def _small(text: str) -> str:

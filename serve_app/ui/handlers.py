@@ -110,8 +110,9 @@ class Handlers:
         request: gr.Request,
     ) -> AsyncGenerator[View, None]:
         """Send a message and stream its answer. A message that fails is given back."""
+        session = str(request.session_hash)
         try:
-            self._check(message, model)
+            self._check(session, message, model)
             settings = Settings(
                 variant=_chosen(served, model or "", variant),
                 system=system,
@@ -128,7 +129,7 @@ class Handlers:
         turn = Turn(message["text"], tuple(message["files"]), settings)
         turns = [*(turn for turn in turns if turn.answered), turn]
         asking = self._ask(turn.answer, turns, key)
-        async with self._runs.running(str(request.session_hash), asking) as run:
+        async with self._runs.running(session, asking) as run:
             yield _busy(turns, chatbot=messages(turns, growing=True), message=NO_MESSAGE)
             shown = 0
             async for _ in run.progress():
@@ -175,8 +176,10 @@ class Handlers:
         request = await asyncio.to_thread(request_for, turns, seed)
         await self._server.fill(answer, request, key.strip())
 
-    def _check(self, message: dict[str, Any], model: str | None) -> None:
-        """Raises `ChatError` for what cannot be sent at all."""
+    def _check(self, session: str, message: dict[str, Any], model: str | None) -> None:
+        """Raises `ChatError` for what cannot be sent now, or at all."""
+        if self._runs.busy(session):
+            raise ChatError("Wait for the end of the answer, or stop it first.")
         if not model:
             raise ChatError("Choose a model first.")
         if not (message["text"].strip() or message["files"]):

@@ -17,7 +17,12 @@ CSS = """
 #chatbot small {opacity: .75}
 /* It empties the display and not the conversation; "New chat" does both. */
 #chatbot button[aria-label="Clear"] {display: none}
-@media (max-width: 640px) {.gradio-container {padding: 8px !important}}
+@media (max-width: 640px) {
+  main {padding: 12px !important}
+  #chatbot {height: 46dvh !important}
+  #actions {flex-wrap: nowrap; gap: 8px}
+  #actions button {min-width: 0 !important; padding: 8px; font-size: 14px}
+}
 """
 
 
@@ -69,7 +74,7 @@ class Page:
     def _conversation(self) -> None:
         with gr.Row():
             self._model = gr.Dropdown(label="Model", allow_custom_value=True, min_width=140)
-            self._variant = gr.Dropdown(label="Dtype and quantization", min_width=140)
+            self._variant = gr.Dropdown(label="Variant", min_width=140)
         self._chatbot = gr.Chatbot(
             label="Conversation",
             elem_id="chatbot",
@@ -82,12 +87,12 @@ class Page:
         self._message = gr.MultimodalTextbox(
             label="Message",
             show_label=False,
-            placeholder="Write a message; pictures can be attached",
+            placeholder="Write a message, attach pictures",
             file_types=["image"],
             file_count="multiple",
             sources=["upload"],
         )
-        with gr.Row():
+        with gr.Row(elem_id="actions"):
             self._stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90)
             self._again = gr.Button(
                 "Run again and compare", interactive=False, scale=2, min_width=230
@@ -146,7 +151,8 @@ class Page:
             self._seed,
             self._key,
         ]
-        self._message.submit(handlers.send, asked, view, **quietly)
+        # "multiple": what is sent while an answer grows reaches the handler, which says so.
+        self._message.submit(handlers.send, asked, view, trigger_mode="multiple", **quietly)
         self._again.click(handlers.again, [self._turns, self._key], view, **quietly)
         self._stop.click(handlers.stop, None, None, queue=False, **quietly)
         self._clear.click(handlers.clear, None, view, **quietly)

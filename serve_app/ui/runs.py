@@ -55,7 +55,7 @@ class Run:
 
 
 class Runs:
-    """The runs of all sessions, at most one each."""
+    """The runs of all sessions; a session that begins one has ended the one before."""
 
     def __init__(self) -> None:
         self._of: dict[str, Run] = {}
@@ -71,6 +71,10 @@ class Runs:
             if self._of.get(session) is run:
                 del self._of[session]
             await run.end()
+
+    def busy(self, session: str) -> bool:
+        """Whether a run of the session goes on."""
+        return session in self._of
 
     def stop(self, session: str) -> None:
         """Stop the session's run, if there is one."""

@@ -56,14 +56,11 @@ class Chat:
         self.message.press("Enter")
 
     def ask(self, text: str) -> None:
-        """Send, and wait for the end of the answer."""
+        """Send, and wait for the whole answer: the facts stand under it then."""
+        facts = self.log.get_by_text(re.compile(r"seed \d+ · \d+ \+ \d+ tokens · fp_"))
+        answers = facts.count()
         self.send(text)
-        self.until_idle()
-
-    def until_idle(self) -> None:
-        expect(self.message).not_to_be_disabled()
-        expect(self.button("New chat")).to_be_enabled()
-        expect(self.button("Stop")).to_be_disabled()
+        expect(facts).to_have_count(answers + 1)
 
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name)
@@ -143,10 +140,11 @@ def test_pictures_and_what_was_said_before(open_chat: Callable[..., Chat]) -> No
     chat.page.locator("input[type=file]").set_input_files(
         [PICTURES / "red_circle.png", PICTURES / "blue_star.png"]
     )
-    expect(chat.page.get_by_role("button", name="Remove image")).to_have_count(2)
+    expect(chat.page.get_by_role("button", name="Remove file")).to_have_count(2)
     chat.ask("What is in these images?")
     expect(chat.log).to_contain_text("The first image shows a red circle, the second a blue star.")
-    expect(chat.log.get_by_role("img", name="blue_star.png")).to_be_visible()
+    for picture in ("red_circle.png", "blue_star.png"):
+        expect(chat.log.locator(f'img[src$="/{picture}"]')).to_be_visible()
     chat.screenshot("two-pictures")
     chat.button("New chat").click()
     expect(chat.log).not_to_contain_text("red circle")
@@ -165,7 +163,6 @@ def test_stopping_frees_the_server(open_chat: Callable[..., Chat], served: str) 
     expect(chat.log).to_contain_text("stopped by you")
     chat.screenshot("stopped")
     _wait_for(lambda: _tasks(served)["cancelled"] == before["cancelled"] + 1)
-    chat.until_idle()
     expect(chat.button("Run again and compare")).to_be_disabled()
     chat.send(ENDLESS)
     _wait_for(lambda: _tasks(served)["ongoing"] == 1)
@@ -176,7 +173,7 @@ def test_stopping_frees_the_server(open_chat: Callable[..., Chat], served: str) 
 def test_another_variant_of_the_model(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat()
     chat.ask("What is 7 + 8?")
-    chat.page.get_by_role("combobox", name="Dtype and quantization").click()
+    chat.page.get_by_role("combobox", name="Variant").click()
     chat.page.get_by_role("option", name="float32, INT8").click()
     chat.ask("What is 7 + 8?")
     fingerprints = re.findall(r"fp_\w+", chat.log.inner_text())
@@ -188,7 +185,7 @@ def test_errors_are_the_servers_words(open_chat: Callable[..., Chat], served: st
     chat = open_chat()
     tokens = chat.page.get_by_role("textbox", name="Max tokens")
     tokens.fill("9999")
-    chat.ask("Count from 3 to 9.")
+    chat.send("Count from 3 to 9.")
     refused = httpx.post(
         f"{served}/v1/chat/completions",
         json={
@@ -206,8 +203,9 @@ def test_errors_are_the_servers_words(open_chat: Callable[..., Chat], served: st
     tokens.fill("")
     chat.page.get_by_role("combobox", name="Model").fill("no/such-model")
     chat.page.get_by_role("combobox", name="Model").press("Enter")
-    chat.ask("Count from 3 to 9.")
+    chat.send("Count from 3 to 9.")
     expect(chat.log).to_contain_text("no/such-model")
+    expect(chat.message).to_have_value("Count from 3 to 9.")
     chat.page.get_by_role("combobox", name="Model").fill("demo")
     chat.page.get_by_role("combobox", name="Model").press("Enter")
     chat.greedy()
@@ -220,7 +218,6 @@ def test_a_phone(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat(width=390, height=844)
     chat.ask("Repeat: <b>moon</b> <img src=x onerror=alert(1)> <script>alert(2)</script>")
     expect(chat.log).to_contain_text("<b>moon</b> <img src=x onerror=alert(1)> <script>")
-    expect(chat.log).to_contain_text("tokens")
     chat.screenshot("phone")
     for control in (chat.message, chat.button("Stop"), chat.button("Run again and compare")):
         expect(control).to_be_in_viewport()

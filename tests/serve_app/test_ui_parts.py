@@ -40,9 +40,9 @@ def test_thinking_is_split_from_text(
 def test_thinking_is_folded() -> None:
     turn = Turn("?", (), DEMO, Answer(content="<think>hm</think>yes", finish_reason="stop"))
     _, thought, said = messages([turn])
-    assert thought["content"] == "hm"
+    assert thought["content"] == [{"type": "text", "text": "hm"}]
     assert thought["metadata"] == {"title": "Thinking", "status": "done"}
-    assert said["content"] == "yes"
+    assert said["content"] == [{"type": "text", "text": "yes"}]
 
 
 @given(st.text(), st.text(), st.text())
