@@ -17,6 +17,8 @@ CSS = """
 #chatbot small {opacity: .75}
 /* It empties the display and not the conversation; "New chat" does both. */
 #chatbot button[aria-label="Clear"] {display: none}
+/* To somebody else's site. */
+#chatbot button[aria-label="Share"] {display: none}
 @media (max-width: 640px) {
   main {padding: 12px !important}
   #chatbot {height: 46dvh !important}
