@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.app import HEALTH, NO_GPU, NUM_CPUS
+from serve_app.app import HEALTH, MAX_QUEUED, NO_GPU, NUM_CPUS
 from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
 
 # Every open tab holds one connection, and another one while it waits for an answer.
@@ -45,6 +45,7 @@ def build(args: ChatArgs) -> Application:
         name=DEPLOYMENT,
         num_replicas=1,  # it keeps the conversations of its tabs
         max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **SHUTDOWN,
         **HEALTH,

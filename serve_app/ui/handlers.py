@@ -12,7 +12,7 @@ from serve_app.ui.answer import Answer, comparison
 from serve_app.ui.client import ChatError, Server, Variant, variants_of
 from serve_app.ui.config import ChatArgs
 from serve_app.ui.conversation import Settings, Turn, request_for
-from serve_app.ui.display import messages
+from serve_app.ui.display import escaped, messages
 from serve_app.ui.runs import Runs
 
 UNCHANGED: Any = gr.skip()
@@ -77,7 +77,7 @@ class Handlers:
         try:
             served = await self._server.variants(key.strip())
         except ChatError as error:
-            return Models(notice=gr.Markdown(f"**Error:** {error}", visible=True))
+            return Models(notice=gr.Markdown(f"**Error:** {escaped(str(error))}", visible=True))
         names = list(dict.fromkeys(variant.model for variant in served))
         chosen = model or (names[0] if names else None)
         return Models(
