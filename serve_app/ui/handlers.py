@@ -189,9 +189,11 @@ class Handlers:
 
 
 def _chosen(served: Sequence[Variant], model: str, label: str | None) -> Variant:
-    """The variant with this label; without one, whatever the operator has chosen."""
-    named = [variant for variant in variants_of(served, model) if variant.label == label]
-    return named[0] if named else Variant(model)
+    """The variant with this label. Raises `ChatError`: the model has none such."""
+    variants = {variant.label: variant for variant in variants_of(served, model)}
+    if label not in variants:
+        raise ChatError(f"{model} has no variant {label!r}; choose one of {', '.join(variants)}.")
+    return variants[label]
 
 
 def _whole(text: str, name: str) -> int | None:

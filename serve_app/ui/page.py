@@ -76,7 +76,9 @@ class Page:
     def _conversation(self) -> None:
         with gr.Row():
             self._model = gr.Dropdown(label="Model", allow_custom_value=True, min_width=140)
-            self._variant = gr.Dropdown(label="Variant", min_width=140)
+            # Custom values too, because gradio refuses one that the browser has not heard of yet
+            # as changed; the handler checks it.
+            self._variant = gr.Dropdown(label="Variant", allow_custom_value=True, min_width=140)
         self._chatbot = gr.Chatbot(
             label="Conversation",
             elem_id="chatbot",

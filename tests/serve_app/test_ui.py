@@ -65,6 +65,13 @@ class Chat:
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name)
 
+    def choose(self, model: str, variant: str) -> None:
+        """Type a model's name, and wait until the page says its first variant."""
+        field = self.page.get_by_role("combobox", name="Model")
+        field.fill(model)
+        field.press("Enter")
+        expect(self.page.get_by_role("combobox", name="Variant")).to_have_value(variant)
+
     def greedy(self) -> None:
         self.page.get_by_role("slider", name="Temperature").fill("0")
 
@@ -164,6 +171,8 @@ def test_stopping_frees_the_server(open_chat: Callable[..., Chat], served: str) 
     chat.screenshot("stopped")
     _wait_for(lambda: _tasks(served)["cancelled"] == before["cancelled"] + 1)
     expect(chat.button("Run again and compare")).to_be_disabled()
+    chat.button("New chat").click()  # or the beginning of the answer takes of the context
+    expect(chat.log).not_to_contain_text("stopped by you")
     chat.send(ENDLESS)
     _wait_for(lambda: _tasks(served)["ongoing"] == 1)
     chat.page.close()
@@ -201,13 +210,11 @@ def test_errors_are_the_servers_words(open_chat: Callable[..., Chat], served: st
     chat.message.press("Enter")
     expect(chat.page.get_by_text("Max tokens must be a whole number, or empty.")).to_be_visible()
     tokens.fill("")
-    chat.page.get_by_role("combobox", name="Model").fill("no/such-model")
-    chat.page.get_by_role("combobox", name="Model").press("Enter")
+    chat.choose("no/such-model", "the model's own dtype")
     chat.send("Count from 3 to 9.")
     expect(chat.log).to_contain_text("no/such-model")
     expect(chat.message).to_have_value("Count from 3 to 9.")
-    chat.page.get_by_role("combobox", name="Model").fill("demo")
-    chat.page.get_by_role("combobox", name="Model").press("Enter")
+    chat.choose("demo", "float32")
     chat.greedy()
     chat.message.press("Enter")
     expect(chat.log).to_contain_text("3, 4, 5, 6, 7, 8, 9.")
