@@ -81,9 +81,10 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
 
     from serve_app.ui.page import CSS, Page, theme  # noqa: PLC0415
 
+    blocks = Page(args).blocks
     app: FastAPI = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        Page(args).blocks,
+        blocks,
         path="/",
         footer_links=[],
         # It would keep what was typed, the API key too, in the browser's storage.
@@ -95,6 +96,9 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
         theme=theme(),
         css=CSS,
     )
+    # Gradio checks that a message's files are uploads only of what was launched, and this was
+    # mounted: without it a message could name any picture on the server's disk.
+    blocks.has_launched = True
     app.state.uploads = uploads  # deleted with it
     return app
 

@@ -246,8 +246,9 @@ def test_only_uploads_are_pictures(served: str) -> None:
         each for each in config["dependencies"] if "Message" in map(names.get, each["inputs"])
     ]
     values: dict[Any, Any] = {
-        "Message": {"text": "", "files": [{"path": str(REPOSITORY / "LICENSE")}]},
+        "Message": {"text": "", "files": [{"path": str(PICTURES / "red_circle.png")}]},
         "Model": "demo",
+        "Variant": "the model's own dtype",
         "Temperature": 1,
         "Top p": 1,
         "New seed each time": True,
@@ -268,4 +269,4 @@ def test_only_uploads_are_pictures(served: str) -> None:
                 if heard[-1]["msg"] == "process_completed":
                     break
     assert heard[-1]["success"] is False
-    assert "allowed" in json.dumps(heard[-1]) or "upload" in json.dumps(heard[-1])
+    assert "was not uploaded by a user" in json.dumps(heard[-1])
