@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
 from serve_app.keys import read_keys, readable_by_others
 from serve_app.strict import explain, unknown_key
+from serve_app.ui import config as chat
 
 BUILDER = "serve_app.app:build"
 MAX_PORT = 65_535
@@ -47,6 +49,8 @@ def check(path: Path) -> tuple[list[AppArgs], list[str]]:
     for index, application in enumerate(document.get("applications", [])):
         if application.get("import_path") == BUILDER:
             _check_application(application, f"applications.{index}", checked, faults)
+        elif application.get("import_path") == chat.BUILDER:
+            faults += _check_chat(application, f"applications.{index}")
     if not checked and not faults:
         faults.append(f"applications: none has import_path: {BUILDER}")
     return checked, faults
@@ -114,12 +118,23 @@ def _check_application(
         except ValueError as error:
             faults.append(f"{where}.args.auth.{error}")
     known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
-    for index, override in enumerate(application.get("deployments", [])):
-        if override.get("name") not in known:
-            faults.append(
-                f"{where}.deployments.{index}.name: {override.get('name')!r} is none of "
-                f"{', '.join(known)}"
-            )
+    faults.extend(_check_overrides(application, where, known))
+
+
+def _check_chat(application: dict[str, Any], where: str) -> list[str]:
+    try:
+        chat.ChatArgs.model_validate(application.get("args") or {})
+    except ValidationError as error:
+        return explain(error, f"{where}.args")
+    return _check_overrides(application, where, [chat.DEPLOYMENT])
+
+
+def _check_overrides(application: dict[str, Any], where: str, known: Sequence[str]) -> list[str]:
+    return [
+        f"{where}.deployments.{index}.name: {override.get('name')!r} is none of {', '.join(known)}"
+        for index, override in enumerate(application.get("deployments", []))
+        if override.get("name") not in known
+    ]
 
 
 def plan(model: ModelArgs) -> str:
@@ -167,6 +182,19 @@ def plan_gate(args: AppArgs) -> list[str]:
     return lines
 
 
+def plan_chats(path: Path) -> list[str]:
+    """A line for each web chat of a file that is right, and what it lacks."""
+    applications = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
+    lines = []
+    for application in applications:
+        if application.get("import_path") == chat.BUILDER:
+            args = chat.ChatArgs.model_validate(application.get("args") or {})
+            prefix = application.get("route_prefix", "/")
+            lines.append(f"{chat.DEPLOYMENT}: a page at {prefix} to chat with {args.server}")
+            lines += [advice] if (advice := chat.missing()) else []
+    return lines
+
+
 def _where(owner: DeploymentArgs) -> str:
     """How many replicas, and on what."""
     gpus = f"{owner.gpus_per_replica:g} {owner.accelerator_type or 'GPU'} for each replica"
@@ -206,6 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.image_urls is not None:
             print(args.image_urls.plan())
         print(*plan_gate(args), sep="\n")
+    for line in plan_chats(options.config):
+        print(line)
     return 0
 
 

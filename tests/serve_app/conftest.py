@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from serve_app.config import REPOSITORY
+from serve_app.ui import config as chat
 from tests.serve_app.picture_host import PICTURES, PictureHost
 
 START_TIMEOUT_S = 180.0
@@ -66,6 +67,9 @@ def running_server(
     """
     port = _free_port()
     config = config | {"http_options": {"host": "127.0.0.1", "port": port}}
+    for application in config["applications"]:
+        if application["import_path"] == chat.BUILDER:
+            application["args"]["server"] = f"http://127.0.0.1:{port}"
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     log = folder / "server.log"
     address = f"http://127.0.0.1:{port}"

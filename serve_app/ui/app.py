@@ -1,0 +1,122 @@
+"""The web chat as a Ray Serve application of its own."""
+
+# No `from __future__ import annotations` here: see serve_app/app.py.
+
+import os
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.app import HEALTH, MAX_QUEUED, NO_GPU, NUM_CPUS
+from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
+
+# Every open tab holds one connection, and another one while it waits for an answer.
+MAX_ONGOING = 4096
+# What is open when the server stops are tabs, which never end by themselves.
+SHUTDOWN: dict[str, Any] = {
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 1.0,
+}
+# Nothing comes from elsewhere, also if a model's answer names a picture there. Gradio's page has
+# scripts and styles in it and makes functions out of text.
+HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        b"object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+def build(args: ChatArgs) -> Application:
+    """The application builder that ``serve_config.yaml`` names."""
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=1,  # it keeps the conversations of its tabs
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
+        **SHUTDOWN,
+        **HEALTH,
+    )(serve.ingress()(WebChat))
+    return deployment.bind(args)
+
+
+class WebChat:
+    """The deployment: gradio's application, or a page that says what to install."""
+
+    def __init__(self, args: ChatArgs) -> None:
+        self._args = args
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Ray Serve after the constructor."""
+        return chat_app(self._args)
+
+
+def chat_app(args: ChatArgs) -> ASGIApp:
+    """The ASGI application, which may be served below any prefix."""
+    advice = missing()
+    return _with_headers(_unavailable(advice) if advice else _gradio_app(args))
+
+
+def _gradio_app(args: ChatArgs) -> ASGIApp:
+    uploads = TemporaryDirectory(prefix="gpt-task-serve-chat-")
+    # Read while gradio is imported. Without them it reports its use, and all users of a machine
+    # share one directory of uploads, which belongs to who came first.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+
+    import gradio as gr  # noqa: PLC0415 - an optional package, and seconds to import
+
+    from serve_app.ui.page import CSS, Page, theme  # noqa: PLC0415
+
+    blocks = Page(args).blocks
+    app: FastAPI = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        blocks,
+        path="/",
+        footer_links=[],
+        # It would keep what was typed, the API key too, in the browser's storage.
+        run_history=False,
+        max_file_size=int(args.max_picture_mb * 10**6),
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=theme(),
+        css=CSS,
+    )
+    # Gradio checks that a message's files are uploads only of what was launched, and this was
+    # mounted: without it a message could name any picture on the server's disk.
+    blocks.has_launched = True
+    app.state.uploads = uploads  # deleted with it
+    return app
+
+
+def _unavailable(advice: str) -> ASGIApp:
+    async def say(request: Request) -> Response:
+        return PlainTextResponse(f"{advice}\n", status_code=503)
+
+    return Starlette(routes=[Route("/{path:path}", say)])
+
+
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+            await send(message)
+
+        await app(scope, receive, send_more)
+
+    return with_headers

@@ -1,0 +1,138 @@
+"""The server, as the web chat sees it: through OpenAI's client, like everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, NamedTuple, get_args
+
+from openai import (
+    APIConnectionError,
+    APIError,
+    AsyncOpenAI,
+    DefaultAsyncHttpxClient,
+    Omit,
+    OpenAIError,
+)
+from openai.types.chat import ChatCompletionChunk
+
+from schema.task import Dtype, QuantizeBits
+from serve_app.ui.answer import Answer
+
+
+class ChatError(Exception):
+    """Something that the user is told; its text is the message."""
+
+
+class Variant(NamedTuple):
+    """A model in one dtype and quantization, as ``GET /v1/models`` lists it."""
+
+    model: str
+    dtype: str = "auto"
+    quantize_bits: int | None = None
+
+    @property
+    def label(self) -> str:
+        """How it is called in the list of a model's variants."""
+        dtype = "the model's own dtype" if self.dtype == "auto" else self.dtype
+        return dtype if self.quantize_bits is None else f"{dtype}, INT{self.quantize_bits}"
+
+
+def variants_of(served: Sequence[Variant], model: str) -> list[Variant]:
+    """The variants of a model. One that is not listed may be loaded on demand, in any."""
+    if found := [variant for variant in served if variant.model == model]:
+        return found
+    dtypes = sorted(get_args(Dtype), key=lambda dtype: dtype != "auto")
+    return [
+        Variant(model, dtype, bits) for bits in (None, *get_args(QuantizeBits)) for dtype in dtypes
+    ]
+
+
+class Server:
+    """The server at one address. Used from one event loop.
+
+    A key belongs to a call and is kept nowhere; "" sends none.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        # Errors are shown and not tried again behind the user's back. The address is the
+        # operator's, often this machine's, so no proxy of the environment stands before it.
+        self._client = AsyncOpenAI(
+            base_url=f"{address}/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(trust_env=False),
+        )
+
+    async def variants(self, key: str) -> list[Variant]:
+        """What is served. Raises `ChatError`."""
+        try:
+            listed = await self._client.models.list(extra_headers=_authorization(key))
+        except OpenAIError as error:
+            raise ChatError(self._explained(error)) from None
+        return [
+            Variant(
+                entry.id,
+                getattr(entry, "dtype", "auto"),
+                getattr(entry, "quantize_bits", None),
+            )
+            for entry in listed.data
+        ]
+
+    async def fill(self, answer: Answer, request: dict[str, Any], key: str) -> None:
+        """Stream a chat completion into ``answer``; when cancelled, the connection is closed.
+
+        Args:
+            request: the body, without what makes it a stream. Fields that OpenAI does not have are
+                allowed.
+
+        Raises:
+            ChatError: with the server's own message. What came before is in ``answer``.
+        """
+        body = {"stream": True, "stream_options": {"include_usage": True}, **request}
+        try:
+            async for chunk in self._chunks(body, key):
+                _add(answer, chunk)
+        except OpenAIError as error:
+            raise ChatError(self._explained(error)) from None
+        if answer.finish_reason is None:
+            raise ChatError("The server ended the answer before it was complete.")
+
+    async def _chunks(
+        self, body: dict[str, Any], key: str
+    ) -> AsyncGenerator[ChatCompletionChunk, None]:
+        fields = {name: body[name] for name in ("model", "messages", "stream")}
+        others = {name: value for name, value in body.items() if name not in fields}
+        stream = await self._client.chat.completions.create(
+            **fields, extra_body=others, extra_headers=_authorization(key)
+        )
+        async with stream:
+            async for chunk in stream:
+                yield chunk
+
+    def _explained(self, error: OpenAIError) -> str:
+        if isinstance(error, APIConnectionError):
+            return f"The server at {self._address} does not answer: {error}"
+        if isinstance(error, APIError) and isinstance(error.body, dict):
+            return str(error.body.get("message") or error)
+        return str(error)
+
+
+def _authorization(key: str) -> dict[str, Any]:
+    if not key:
+        return {"Authorization": Omit()}
+    if not (key.isascii() and key.isprintable()):
+        raise ChatError("The API key has characters that no key has.")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _add(answer: Answer, chunk: ChatCompletionChunk) -> None:
+    answer.seed = getattr(chunk, "seed", None)
+    answer.fingerprint = chunk.system_fingerprint
+    if chunk.usage is not None:
+        answer.prompt_tokens = chunk.usage.prompt_tokens
+        answer.completion_tokens = chunk.usage.completion_tokens
+    for choice in chunk.choices:
+        answer.reasoning += getattr(choice.delta, "reasoning_content", None) or ""
+        answer.content += choice.delta.content or ""
+        answer.finish_reason = choice.finish_reason or answer.finish_reason
