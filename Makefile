@@ -54,7 +54,7 @@ test: export TOKENIZERS_PARALLELISM := false
 test: export HF_HUB_OFFLINE := 1
 # Two processes: one starts servers and mostly waits for them, the other computes.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)

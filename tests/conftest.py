@@ -1,8 +1,10 @@
 """What every test needs: the environment of `make test`, also when pytest is started by hand."""
 
 import os
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Before torch or ray is imported anywhere: both read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,13 +15,21 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ADDRESS", "local")  # never somebody's running cluster
 
 
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """What shares servers or models runs in one process, so that no two servers run at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/serve_app" if file.startswith("tests/serve_app/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """pytest-xdist's own groups (``--dist loadgroup``) have no effect with pytest 9.2."""
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares servers or models; skip what needs a GPU where there is none."""
-    for item in items:
-        folder = item.path.parent.name
-        # With pytest-xdist: all tests with servers in one process, so that no two run at once.
-        name = folder if folder == "serve_app" else item.path.name
-        item.add_marker(pytest.mark.xdist_group(f"{folder}/{name}"))
+    """Skip what needs a GPU where there is none."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return
