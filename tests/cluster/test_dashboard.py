@@ -31,6 +31,7 @@ _GRID = {
         "y": {"type": "integer", "minimum": 0},
     },
 }
+_UNITS = ["none", "reqps", "s", "bytes", "percentunit"]
 _ROW = {
     "required": ["collapsed", "panels"],
     "properties": {"type": {"const": "row"}, "collapsed": {"const": False}},
@@ -46,9 +47,7 @@ _CHART = {
             "properties": {
                 "defaults": {
                     "type": "object",
-                    "properties": {
-                        "unit": {"enum": ["none", "reqps", "s", "bytes", "percentunit"]}
-                    },
+                    "properties": {"unit": {"enum": _UNITS}},
                 }
             },
         },

@@ -69,14 +69,15 @@ async def test_what_was_cancelled_counts_as_far_as_it_came(tiny_engine: TinyEngi
     engine = tiny_engine("qwen2")
     before, _ = counts(engine), engine.take_times()
     told = 0
-    wanted = task(max_new_tokens=1000, temperature=100.0, top_k=0)
+    wanted = task(max_new_tokens=500, temperature=100.0, top_k=0)
     async with aclosing(engine.stream(wanted)) as chunks:
         async for chunk in chunks:
             told = chunk["usage"]["completion_tokens"]
             break
-    while engine.stats()["running"]:
-        await asyncio.sleep(0.01)
-    assert told <= counts(engine)[1] - before[1] < 1000
+    async with asyncio.timeout(60):
+        while engine.stats()["running"]:  # noqa: ASYNC110 - nothing tells when it is dropped
+            await asyncio.sleep(0.01)
+    assert told <= counts(engine)[1] - before[1] < 500
     assert engine.take_times() == []
 
 

@@ -26,14 +26,16 @@ def _model(*replicas: Any, least: int = 1, **fields: Any) -> dict[str, Any]:
 
 
 def _running(name: str, **load: int) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        ("waiting", "running", "running_sequences", "kv_pages", "kv_pages_free", "kv_pages_kept")
-        + ("prefix_tokens_reused", "images_encoded", "images_reused", "prompt_tokens")
-        + ("generated_tokens",),
-        0,
-    )
+    names = ["waiting", "running", "running_sequences", "kv_pages", "kv_pages_free"]
+    names += ["kv_pages_kept", "prefix_tokens_reused", "images_encoded", "images_reused"]
+    names += ["prompt_tokens", "generated_tokens"]
     tasks = {"ongoing": 0, "finished": 1, "failed": 2, "cancelled": 3}
-    return {"replica": name, "load_seconds": 1.5, "tasks": tasks, "load": nothing | load}
+    return {
+        "replica": name,
+        "load_seconds": 1.5,
+        "tasks": tasks,
+        "load": dict.fromkeys(names, 0) | load,
+    }
 
 
 def _sample(at: float, *models: dict[str, Any], **ingress: Any) -> Sample:
@@ -117,7 +119,7 @@ def test_a_real_server(
     assert re.search(r" \d+\.\d ", said)  # tokens a second, the second time
     assert main(["--address", address, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [model["deployment"] for model in listed["data"]][0] == "Model:demo:float32"
+    assert listed["data"][0]["deployment"] == "Model:demo:float32"
 
 
 @pytest.fixture
