@@ -149,9 +149,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         str(total("load", "generated_tokens")),
         _share(held, pages),
         _share(total("load", "prefix_tokens_reused"), prompts),
-        f"{pictures} ({_share(total('load', 'images_reused'), pictures)} again)"
-        if pictures
-        else "0",
+        f"{pictures} ({again} again)",
         f"{max(replica['load_seconds'] for replica in replicas):.1f} s",
     )
 
