@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, TaskArgsInvalid, TaskExecutionError
 from serve_app.bodies import error_response
+from serve_app.gate import OPEN_PATHS
 from serve_app.log_entry import Entry, current
 from serve_app.request_metrics import RequestMetrics
 
@@ -71,7 +72,8 @@ class RequestLog:
             made.status = made.status or Cancelled.http_status
             if not complete:  # gone in the midst of the answer
                 made.error = made.error or Cancelled.code
-            self._metrics.ended(made)
+            if scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+                self._metrics.ended(made)  # probes are not
             _log(scope, made, made.seconds)
 
 

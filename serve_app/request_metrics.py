@@ -29,7 +29,7 @@ class RequestMetrics:
     def ended(self, entry: Entry) -> None:
         """Count a request that has come to its end.
 
-        One that ended well and never named a model (``GET /health``) is not counted.
+        One that ended well and never named a model (``GET /v1/models``) is not counted.
         """
         code = entry.error
         if code is None and not entry.deployment:

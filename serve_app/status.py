@@ -17,6 +17,10 @@ from typing import Any
 
 from serve_app.console import models_of, server_parser
 
+_HEADS = (
+    *("model", "deployment", "replicas", "running", "waiting", "finished", "failed", "cancelled"),
+    *("tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in"),
+)
 CLEAR = "\x1b[H\x1b[2J"
 _RIGHT = 2
 """Columns from this one on are numbers and stand at the right."""
@@ -99,9 +103,7 @@ class Sample:
 
 def report(now: Sample, before: Sample | None = None) -> str:
     """The table, what clients were answered, and what is wrong."""
-    heads = ("model", "deployment", "replicas", "running", "waiting", "finished", "failed")
-    heads += ("cancelled", "tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in")
-    rows = [heads, *(_row(model, now, before) for model in now.models)]
+    rows = [_HEADS, *(_row(model, now, before) for model in now.models)]
     parts = [_table(rows), _requests(now.listed["ingress"])]
     if wrong := problems(now.models):
         parts.append("\n".join(wrong))
@@ -131,7 +133,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
     most = model["max_replicas"]
     head = (_title(model), model["deployment"], f"{len(replicas)}/{most}")
     if not replicas:
-        return (*head, *[""] * 11)
+        return (*head, *[""] * (len(_HEADS) - len(head)))
 
     def total(part: str, name: str) -> int:
         return sum(replica[part][name] for replica in replicas)

@@ -129,6 +129,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     app = app_maker()(auth={"keys_env": "SERVE_KEYS"})
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     listening = server.config.bind_socket()
+    listening.listen()  # so that nobody who comes early is turned away
     serving = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     serving.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
