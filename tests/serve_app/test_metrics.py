@@ -91,9 +91,15 @@ def _series(client: httpx.Client) -> dict[str, list[Any]]:
 
 
 def _replica(client: httpx.Client) -> Any:
-    models = client.get("/v1/models").json()["data"]
-    (replica,) = next(model for model in models if model["deployment"] == DEMO)["replicas"]
-    return replica
+    """What the one replica says of itself when its tasks have ended."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        models = client.get("/v1/models").json()["data"]
+        replicas = next(model for model in models if model["deployment"] == DEMO)["replicas"]
+        if replicas and not replicas[0]["tasks"]["ongoing"]:
+            return replicas[0]
+        time.sleep(0.1)
+    raise AssertionError("its tasks never ended")
 
 
 def test_a_real_server_tells_prometheus_what_it_tells_in_its_status(client: httpx.Client) -> None:
