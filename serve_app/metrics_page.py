@@ -24,17 +24,18 @@ TIMEOUT_S = 5.0
 async def metrics_page() -> str:
     """The metrics of `serve_app.metrics`, in Prometheus' text format.
 
-    A machine that does not answer is left out, and the log says so.
+    A machine that does not answer is left out, and the log says so. Where Ray does not run there
+    are none.
 
     Raises:
-        Overloaded: none answers, or Ray does not run.
+        Overloaded: none answers.
     """
     addresses = await asyncio.to_thread(_agents) if ray.is_initialized() else []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         pages = await asyncio.gather(*(_page(session, address) for address in addresses))
     answered = [page for page in pages if page is not None]
-    if not answered:
+    if addresses and not answered:
         raise Overloaded("no agent of Ray tells its metrics", retry_after_s=TIMEOUT_S)
     return merged(answered)
 
