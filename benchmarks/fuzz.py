@@ -79,7 +79,8 @@ def _count(recorder: Any, report: Report) -> None:
         for check in checks:
             if check.status is not Status.SUCCESS:
                 curl = recorder.cases[case].value.as_curl_command()
-                report.failures.append(f"{check.name}: {check.failure}\n{curl}")
+                failure = check.failure_info and check.failure_info.failure
+                report.failures.append(f"{check.name}: {failure}\n{curl}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from engine.grammar import Grammar, GrammarCompiler
 from engine.images import ImageInputs, ImagePreprocessor, image_params
 from engine.logprobs import TokenTexts
 from engine.loop import EngineLoop
+from engine.meter import Meter, TaskTimes
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
@@ -29,7 +31,11 @@ from schema.task import Task
 
 
 class Engine:
-    """Serves one model. Construction loads it, and blocks; `close` stops the thread."""
+    """Serves one model. Construction loads it, and blocks; `close` stops the thread.
+
+    Attributes:
+        load_seconds: how long that took, downloads included.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the model and start the thread.
@@ -38,7 +44,10 @@ class Engine:
             TaskError: see `engine.loader.load_model`.
         """
         self.config = config
+        begun = time.monotonic()
         self._loop = EngineLoop(config)
+        self.load_seconds = round(time.monotonic() - begun, 3)
+        self._meter = Meter()
         self._loaded = self._loop.assembly.loaded
         self._card = self._loop.assembly.card
         self._renderer = self._loop.assembly.renderer
@@ -50,7 +59,11 @@ class Engine:
     # --- The ways in -----------------------------------------------------------------------------
 
     async def stream(
-        self, task: Task, images: ImageInputs | None = None, heartbeat_s: float | None = None
+        self,
+        task: Task,
+        images: ImageInputs | None = None,
+        heartbeat_s: float | None = None,
+        log_id: str | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """Run a task and yield its chunks; closing the iterator cancels the task.
 
@@ -61,6 +74,7 @@ class Engine:
             images: its prepared images; None to prepare them here.
             heartbeat_s: after this many seconds without news of a task that has been accepted, a
                 chunk without choices says that this process still runs. None: no such chunks.
+            log_id: what the task is called in the engine's log lines.
 
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
@@ -68,6 +82,7 @@ class Engine:
         mailbox = Mailbox()
         with self._loop.place():
             request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
+            request.log_id = log_id or request.log_id
             self._loop.submit(request)
         try:
             while True:
@@ -117,8 +132,19 @@ class Engine:
         return dict(self._card)
 
     def stats(self) -> dict[str, int]:
-        """What it is doing now. Read from any thread; the numbers may be a step old."""
-        return self._loop.stats()
+        """What it does now, and what it has done since it was loaded; tokens: see `engine.meter`.
+
+        Read from any thread; the numbers may be a step old.
+        """
+        return {
+            **self._loop.stats(),
+            "prompt_tokens": self._meter.prompt_tokens,
+            "generated_tokens": self._meter.generated_tokens,
+        }
+
+    def take_times(self) -> list[TaskTimes]:
+        """How long the tasks took that have ended since the last call; for one caller."""
+        return self._meter.take_times()
 
     def check_health(self) -> None:
         """Raise if the engine can serve no more and has to be replaced."""
@@ -134,6 +160,7 @@ class Engine:
         self, task: Task, images: ImageInputs | None, sink: Sink
     ) -> tuple[Request, ResponseFormat]:
         """Validate, render and tokenize a task."""
+        arrived = time.monotonic()
         params = image_params(task)
         if images is None:
             images = self._prepare_images(task, params) if params else ()
@@ -158,6 +185,12 @@ class Engine:
             Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
+        sink = self._meter.watch(
+            sink,
+            prompt_tokens=len(prompt.token_ids),
+            num_answers=settings.num_sequences,
+            arrived=arrived,
+        )
         request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
         self._loop.scheduler.check_fits(request)
         if (grammar := _grammar(task)) is not None:

@@ -29,7 +29,7 @@ from engine.probe import plain_attention
 from engine.runner import PrefillChunk, RowCounts
 from engine.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
 from engine.scheduler import Scheduler
-from engine.sequence import Request, Status
+from engine.sequence import Request, Status, log_ids
 from engine.sequence import Sequence as Answer
 from schema.errors import EngineStopped, OutOfMemory, TaskError, TaskExecutionError
 
@@ -279,14 +279,14 @@ class Execution:
         except TaskError as error:
             _fail(requests, error)
         except torch.OutOfMemoryError as error:
-            logger.warning("out of memory: %s", error)
+            logger.warning("out of memory, tasks %s: %s", log_ids(requests), error)
             _fail(requests, OutOfMemory(f"the device ran out of memory: {error}"))
         except torch.AcceleratorError as error:
             # The CUDA context is lost, and with it the process: let the replica be replaced.
             _fail(requests, EngineStopped(f"the device failed: {error}"))
             raise
         except Exception as error:
-            logger.exception("a task failed")
+            logger.exception("tasks failed: %s", log_ids(requests))
             _fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
 
 

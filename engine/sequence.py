@@ -88,6 +88,7 @@ class Request:
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
     token_texts: TokenTexts | None = None  # for log probabilities
+    log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
 
     @property
@@ -195,3 +196,8 @@ class Request:
     def cancel(self) -> None:
         """End the task because nobody wants its answer any more."""
         self.fail(Cancelled("the task was cancelled"))
+
+
+def log_ids(requests: Seq[Request]) -> str:
+    """What a log line calls some requests."""
+    return ", ".join(request.log_id for request in requests)

@@ -21,6 +21,7 @@ from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
 from serve_app.log_entry import entry
 from serve_app.replay import Delivered
+from serve_app.request_metrics import RequestMetrics
 from serve_app.routing import Route, Routes
 from serve_app.suspects import SUSPECTS
 
@@ -36,6 +37,9 @@ class Dispatcher:
     """Owns the handles to the graph. Every call ends: with an answer, an error or the deadline.
 
     Whichever way a call is left (also by cancellation), the work that it started is cancelled.
+
+    Attributes:
+        metrics: what this ingress counts of requests.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Dispatcher:
         replicas: Mapping[str, DeploymentHandle[Any]],
     ) -> None:
         self._args = args
+        self.metrics = RequestMetrics()
         self._routes = Routes(args.models, args.pool)
         self._stall_s = args.limits.stall_timeout_s
         self._created = int(time.time())
@@ -73,7 +78,7 @@ class Dispatcher:
         async with aclosing(self._follow(task, "stream", delivered.again)) as chunks:
             async for chunk in chunks:
                 if (news := delivered.take(chunk)) is not None:
-                    logged.usage = news["usage"]
+                    logged.streamed(news["usage"])
                     yield news
 
     async def _follow(
@@ -84,7 +89,9 @@ class Dispatcher:
         When the replica is lost another one begins the task anew, after ``again`` was called. The
         client's deadline stays.
         """
-        entry().model = task.model
+        logged = entry()
+        logged.model = task.model
+        logged.num_answers = task.generation_config.num_return_sequences or 1
         deadline = asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
         for losses in range(self._args.limits.max_replays + 1):
             try:
@@ -96,6 +103,7 @@ class Dispatcher:
                 if losses == self._args.limits.max_replays:
                     raise
                 logger.warning("a task for %s runs again: %s", task.model, error)
+                self.metrics.replayed(self._routes.choose(task).deployment)
             again()
             # At first at once: Ray knows already which replica has died. A replica whose process
             # lives while its engine has stopped is found out by the next health check.
@@ -108,6 +116,7 @@ class Dispatcher:
         try:
             async with self._guarded(deadline):
                 route = self._routes.choose(task)
+                entry().deployment = route.deployment
                 beginning = beginning_of(task)
                 text, pixels = self._split(task, route)
                 handle = self._replicas[route.deployment].options(

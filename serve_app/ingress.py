@@ -42,6 +42,8 @@ from serve_app.gate import Gate
 from serve_app.image_urls import opened_schemes
 from serve_app.keys import keys_at_start
 from serve_app.log_entry import entry
+from serve_app.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from serve_app.metrics_page import metrics_page
 from serve_app.openai_routes import OpenAIRoutes
 from serve_app.request_log import RequestLog
 from serve_app.sse import event, relay
@@ -89,6 +91,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
             Route("/v1/models", routes.list_models, methods=["GET"]),
             Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),
+            Route("/metrics", routes.metrics, methods=["GET"]),
             Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
             *docs_routes(with_keys=args.auth is not None),
         ],
@@ -98,7 +101,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
             Exception: _on_bug,
         },
         middleware=[
-            Middleware(RequestLog),
+            Middleware(RequestLog, metrics=dispatcher.metrics),
             # In front of the gate: a browser asks without a key, and must be able to read a 401.
             *([Middleware(Cors, args=args.cors)] if args.cors else []),
             Middleware(Gate, args=args, keys=keys),
@@ -127,7 +130,12 @@ class _Routes:
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""
-        return json_response({"object": "list", "data": await self._dispatcher.models()})
+        answer = {
+            "object": "list",
+            "data": await self._dispatcher.models(),
+            "ingress": self._dispatcher.metrics.counts(),
+        }
+        return json_response(answer)
 
     async def health(self, request: Request) -> Response:
         """``GET /health``: 200 when every model that is always on has a replica that answers.
@@ -141,6 +149,13 @@ class _Routes:
             raise NotReady(f"no replica of {', '.join(missing)} answers yet")
         running = {name: len(replicas) for name, replicas in statuses.items()}
         return json_response({"status": "ok", "replicas": running})
+
+    async def metrics(self, request: Request) -> Response:
+        """``GET /metrics``: for Prometheus."""
+        # Bytes, because Starlette would name the charset a second time.
+        return Response(
+            (await metrics_page()).encode(), headers={"content-type": METRICS_CONTENT_TYPE}
+        )
 
     async def json_schema(self, request: Request) -> Response:
         """``GET /schemas/{name}``: the published JSON Schemas, as they are in ``schema/``."""

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from serve_app.ready import address_of
+from serve_app.console import models_of, server_parser
 
-TIMEOUT_S = 30.0
 GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Ask the server and print; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.models", description=__doc__)
-    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    parser.add_argument("--address", help="such as http://127.0.0.1:8000; else from CONFIG")
-    parser.add_argument("--json", action="store_true", help="the answer of GET /v1/models itself")
-    options = parser.parse_args(arguments)
+    options = server_parser("serve_app.models", __doc__).parse_args(arguments)
     try:
-        address = options.address or address_of(options.config)
-        listed = fetch(address)
+        listed = models_of(options)
     except (OSError, http.client.HTTPException, ValueError) as error:
         print(f"no list of models: {error}", file=sys.stderr)
         return 1
     print(json.dumps(listed, indent=2) if options.json else table(listed["data"]))
     return 0
-
-
-def fetch(address: str) -> dict[str, Any]:
-    """The answer of ``GET /v1/models``.
-
-    Raises:
-        ValueError: the address is none, or something else answers there.
-        OSError, http.client.HTTPException: nobody answers.
-    """
-    url = urlsplit(address if "//" in address else f"//{address}")
-    if url.scheme not in ("", "http") or url.hostname is None:
-        raise ValueError(f"{address!r} is no address such as http://127.0.0.1:8000")
-    connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", f"{url.path.rstrip('/')}/v1/models")
-        response = connection.getresponse()
-        body = response.read()
-    finally:
-        connection.close()
-    try:
-        listed = json.loads(body) if response.status == http.HTTPStatus.OK else None
-    except ValueError:
-        listed = None
-    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
-        raise ValueError(f"{address} answers {response.status} and is not this server")
-    return listed
 
 
 def table(models: Sequence[dict[str, Any]]) -> str:

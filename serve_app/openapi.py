@@ -109,6 +109,7 @@ def _paths(with_keys: bool) -> dict[str, Any]:
         "/v1/models": _get("What is served, with the card of each replica", "models"),
         "/v1/models/{id}": _get("One model of that list", "model", [404], [model_id]),
         "/health": _get("Whether every model that is always on answers", "health"),
+        "/metrics": _get("The server's metrics, for Prometheus", None, media="text/plain"),
         "/schemas/{name}": _get("A JSON Schema", None, [404], [name], "application/schema+json"),
         "/openapi.json": _get("This document", None),
         "/docs": _get("This document as a page", None, media="text/html"),

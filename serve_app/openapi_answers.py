@@ -74,10 +74,16 @@ ANSWERS: dict[str, Any] = {
     "model": _MODEL,
     "models": {
         "type": "object",
-        "required": ["object", "data"],
+        "required": ["object", "data", "ingress"],
         "properties": {
             "object": {"const": "list"},
             "data": {"type": "array", "items": {"$ref": "#/components/schemas/model"}},
+            "ingress": {
+                "type": "object",
+                "description": "What the ingress replica that answers has counted of requests, by "
+                "deployment: `requests` by the code of their error (ok: none), `replays`",
+                "required": ["replica", "requests", "replays"],
+            },
         },
     },
     "health": {

@@ -18,8 +18,10 @@ from engine.images import ImageInputs
 from engine.memory import estimate_bytes
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
+from serve_app import metrics
 from serve_app.config import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.failures import as_task_error
+from serve_app.own_name import own_name, request_id
 from serve_app.replica import ModelReplica
 from serve_app.residency import Calls, Loaded, Residency
 
@@ -56,6 +58,7 @@ class PoolReplica:
             max_waiting=args.max_waiting,
             max_wait_s=args.max_wait_s,
         )
+        self._labels = {"deployment": args.deployment, "replica": own_name()}
 
     async def run(
         self, task: Task, images: ImageInputs | None
@@ -79,7 +82,9 @@ class PoolReplica:
         """What the model's process yields; closing this cancels the task there."""
         async with self._child(task) as child:
             method_of_child = getattr(child.actor, method)
-            items = method_of_child.options(num_returns="streaming").remote(task, images)
+            items = method_of_child.options(num_returns="streaming").remote(
+                task, images, request_id()
+            )
             ended = False
             try:
                 async for item in items:
@@ -107,7 +112,12 @@ class PoolReplica:
         }
 
     async def check_health(self) -> None:
-        """Called by Ray. An engine that has died is dropped; the next task loads it again."""
+        """Called by Ray once a second. An engine that has died is dropped.
+
+        The next task loads it again. Metrics are brought up to now here too.
+        """
+        metrics.POOL_BYTES.record(int(self._args.max_memory_gb * BYTES_PER_GB), self._labels)
+        metrics.POOL_USED.record(self._models.used_bytes, self._labels)
         loaded = self._models.loaded()
         await asyncio.gather(*(self._check(key, child) for key, child in loaded.items()))
 

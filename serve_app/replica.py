@@ -9,9 +9,6 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
-from ray import serve
-from ray.serve.exceptions import RayServeException
-
 from engine.engine import Engine
 from engine.images import ImageInputs
 from engine.outputs import collect
@@ -19,6 +16,8 @@ from schema.errors import TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config import ModelArgs
+from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
+from serve_app.own_name import own_name, request_id
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,14 +37,6 @@ def _log_loading() -> None:
     elif not engine.handlers:
         engine.addHandler(logging.StreamHandler())
         engine.setLevel(logging.INFO)
-
-
-def _own_name() -> str:
-    """By which routers know this replica; a process of the pool has no name that they know."""
-    try:
-        return serve.get_replica_context().replica_id.unique_id
-    except RayServeException:
-        return ""
 
 
 class ModelReplica:
@@ -72,21 +63,27 @@ class ModelReplica:
             logger.exception("%s cannot be loaded", args.deployment)
             self._loaded = error
         self._configured_dtype = args.dtype
-        self._name = _own_name()
+        self._name = own_name()
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
+        self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
+        self._ticker: Ticker | None = None
+        if isinstance(self._loaded, Engine):
+            metrics = EngineMetrics(self._loaded, self._counts, self._labels)
+            self._ticker = Ticker(metrics.record)
 
     async def run(
-        self, task: Task, images: ImageInputs | None
+        self, task: Task, images: ImageInputs | None, log_id: str | None = None
     ) -> AsyncGenerator[TaskResponse | str, None]:
         """The whole answer, after any number of signs of life (`HEARTBEAT_S`).
 
         An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
+        ``log_id`` is the request's id where Ray Serve does not know it: in a process of the pool.
 
         Raises:
             TaskError: see `schema.errors`.
         """
         told: list[StreamChunk] = []
-        async with aclosing(self.stream(task, images)) as items:
+        async with aclosing(self.stream(task, images, log_id)) as items:
             async for item in items:
                 if isinstance(item, str):
                     yield item
@@ -95,11 +92,11 @@ class ModelReplica:
         yield collect(told)
 
     async def stream(
-        self, task: Task, images: ImageInputs | None
+        self, task: Task, images: ImageInputs | None, log_id: str | None = None
     ) -> AsyncGenerator[StreamChunk | str, None]:
         """The answer as it is made, each chunk a JSON-ready dictionary; strings are signs of life.
 
-        Closing the iterator cancels the task.
+        Closing the iterator cancels the task. ``log_id``: see `run`.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.
@@ -108,7 +105,8 @@ class ModelReplica:
             self._check_dtype(task)
             yield self._name
             # Closed here and not by the garbage collector: that is what cancels the task.
-            async with aclosing(self._engine.stream(task, images, HEARTBEAT_S)) as chunks:
+            chunks = self._engine.stream(task, images, HEARTBEAT_S, log_id or request_id())
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk if chunk["choices"] else self._name
 
@@ -126,8 +124,14 @@ class ModelReplica:
     async def status(self) -> dict[str, Any]:
         """How its tasks ended, what it does now and what it is, for ``GET /v1/models``."""
         if isinstance(self._loaded, TaskError):
-            return {"tasks": dict(self._counts), **self._loaded.to_dict()}
+            return {
+                "replica": self._labels["replica"],
+                "tasks": dict(self._counts),
+                **self._loaded.to_dict(),
+            }
         return {
+            "replica": self._labels["replica"],
+            "load_seconds": self._engine.load_seconds,
             "tasks": dict(self._counts),
             "load": self._engine.stats(),
             "card": self._engine.card(),
@@ -143,6 +147,8 @@ class ModelReplica:
         loaded = getattr(self, "_loaded", None)
         if isinstance(loaded, Engine):
             loaded.close()
+        if ticker := getattr(self, "_ticker", None):
+            ticker.stop()
 
     def _check_dtype(self, task: Task) -> None:
         """The half of the routing that needs the loaded checkpoint: what "auto" came to."""

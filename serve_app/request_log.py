@@ -1,11 +1,10 @@
-"""The outermost middleware: a request's id, and the one line that the ingress logs about it."""
+"""The outermost middleware: a request's id, and what the ingress logs and counts of it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-import time
 import uuid
 
 from starlette.datastructures import MutableHeaders
@@ -13,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, TaskArgsInvalid, TaskExecutionError
 from serve_app.bodies import error_response
+from serve_app.gate import OPEN_PATHS
 from serve_app.log_entry import Entry, current
+from serve_app.request_metrics import RequestMetrics
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,8 +32,9 @@ class RequestLog:
     plain id is therefore refused here. Where no proxy stands in front, the id is made here.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, and log it however it ends."""
@@ -43,14 +45,18 @@ class RequestLog:
         request_id = given[0].decode("latin-1") if given else str(uuid.uuid4())
         made = Entry(request_id)
 
+        complete = False
+
         async def observed(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
                 made.status = message["status"]
                 if not given:
                     MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
 
-        begun, token = time.monotonic(), current.set(made)
+        token = current.set(made)
         try:
             if len(given) > 1 or not _REQUEST_ID.fullmatch(request_id):
                 await error_response(_bad_id())(scope, receive, observed)
@@ -64,7 +70,11 @@ class RequestLog:
             current.reset(token)
             # No status: nothing was sent, because whoever asked has gone.
             made.status = made.status or Cancelled.http_status
-            _log(scope, made, time.monotonic() - begun)
+            if not complete:  # gone in the midst of the answer
+                made.error = made.error or Cancelled.code
+            if scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+                self._metrics.ended(made)  # probes are not
+            _log(scope, made, made.seconds)
 
 
 def _bad_id() -> TaskArgsInvalid:

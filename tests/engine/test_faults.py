@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine import Engine
+from engine.outputs import collect
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
 from tests.engine.conftest import TinyEngine
 
@@ -27,7 +28,8 @@ def task(text: str, seed: int = 0, num_beams: int = 1) -> Task:
 
 async def outcome(engine: Engine, one: Task) -> Any:
     try:
-        return await engine.run(one)
+        name = str(one.messages[0].content).replace(" ", "-")
+        return collect([chunk async for chunk in engine.stream(one, log_id=name)])
     except Exception as error:  # noqa: BLE001 - it is compared
         return error
 
@@ -53,6 +55,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
     expected: type[Exception],
     tiny_engine: TinyEngine,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The forward of any batch with the guilty task fails; its batch mates run without it."""
     innocent = [task(f"innocent {n}", seed=n, num_beams=1 + n % 3) for n in range(7)]
@@ -73,6 +76,10 @@ async def test_a_failing_forward_ends_only_the_guilty(
     results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
     assert isinstance(results.pop(3), expected)
     assert results == alone
+    blamed = ("tasks failed: ", "out of memory, tasks ")
+    (line,) = [line for line in caplog.messages if line.startswith(blamed)]
+    assert "the-guilty-one" in line
+    assert "innocent" not in line
     engine.check_health()
     engine.close()
     engine._loop.scheduler.check_integrity()

@@ -109,7 +109,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, pictures: PictureHost) -> 
         "file_roots": [str(PICTURES)],
         "timeout_s": 300.0,  # the tests leave before
     }
-    with running_server(config, tmp_path_factory.mktemp("server")) as (address, _):
+    # Else Ray's agent hears of metrics every 10 seconds, and a test waits.
+    often = {"RAY_metrics_report_interval_ms": "1000"}
+    with running_server(config, tmp_path_factory.mktemp("server"), often) as (address, _):
         yield address
 
 

@@ -91,7 +91,8 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     }
     application = {"import_path": "serve_app.app:build", "route_prefix": "/", "args": args}
     config = {"applications": [{"name": "default", **application}]}
-    with running_server(config, tmp_path_factory.mktemp("pool-server")) as running:
+    often = {"RAY_metrics_report_interval_ms": "1000"}
+    with running_server(config, tmp_path_factory.mktemp("pool-server"), often) as running:
         yield running
 
 
@@ -316,3 +317,19 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.1)
+
+
+def test_metrics_of_a_process_of_the_pool(client: httpx.Client) -> None:
+    _post(client, _task("org/one"))
+    models = client.get("/v1/models").json()["data"]
+    (replica,) = next(model for model in models if model["id"] == "org/one")["replicas"]
+    labels = {"deployment": "Pool", "model": "org/one", "variant": "float32"}
+    wanted = {f'{k}="{v}"' for k, v in labels.items()} | {f'replica="{replica["replica"]}"'}
+
+    def has_come() -> bool:
+        lines = client.get("/metrics").text.splitlines()
+        counted = (x for x in lines if x.startswith("ray_gpt_task_generated_tokens_total{"))
+        pool = any(x.startswith("ray_gpt_task_pool_memory_used_bytes{") for x in lines)
+        return pool and any(all(label in x for label in wanted) for x in counted)
+
+    _wait_for(has_come)

@@ -1,0 +1,21 @@
+"""What a process is called in the graph, and what it works on."""
+
+from __future__ import annotations
+
+from ray import serve
+from ray.serve.context import _get_serve_request_context
+from ray.serve.exceptions import RayServeException
+
+
+def own_name() -> str:
+    """By which routers know this replica; a process of the pool has no name that they know."""
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return ""
+
+
+def request_id() -> str:
+    """The id of the request that is being answered, as Ray Serve has it; elsewhere empty."""
+    found: str = _get_serve_request_context().request_id
+    return found

@@ -1,0 +1,201 @@
+"""``python -m serve_app.status [serve_config.yaml]``: what a running server does now, as a table.
+
+It asks ``GET /v1/models`` and nothing else. Exit status: 0 if everything that is always on runs, 1
+if the server cannot be asked, 2 for wrong arguments, 3 if replicas are missing or cannot load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.console import models_of, server_parser
+
+_HEADS = (
+    *("model", "deployment", "replicas", "running", "waiting", "finished", "failed", "cancelled"),
+    *("tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in"),
+)
+CLEAR = "\x1b[H\x1b[2J"
+_RIGHT = 2
+"""Columns from this one on are numbers and stand at the right."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Ask the server and print, once or again and again; returns the last exit status."""
+    parser = server_parser("serve_app.status", __doc__)
+    parser.add_argument(
+        *("--watch", "-w"),
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="ask again every 2 or so many seconds, until Ctrl-C",
+    )
+    parser.add_argument("--times", type=int, help="with --watch: stop after so many times")
+    options = parser.parse_args(arguments)
+    status = 0
+    try:
+        for status, said in _answers(options):
+            print(said, file=sys.stderr if status == 1 else sys.stdout, flush=True)
+    except KeyboardInterrupt:
+        print()
+    return status
+
+
+def _seconds(text: str) -> float:
+    if not 0.1 <= (seconds := float(text)) <= 3600:
+        raise argparse.ArgumentTypeError("between 0.1 and 3600 seconds")
+    return seconds
+
+
+def _answers(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """An exit status and a text for each time that the server is asked."""
+    before: Sample | None = None
+    clear = CLEAR if options.watch and sys.stdout.isatty() and not options.json else ""
+    left = options.times or (-1 if options.watch else 1)
+    while True:
+        try:
+            now = Sample(models_of(options))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            yield 1, f"no status: {error}"
+            before = None
+        else:
+            status = 3 if problems(now.models) else 0
+            if options.json:
+                yield status, json.dumps(now.listed, indent=None if options.watch else 2)
+            else:
+                yield status, clear + report(now, before)
+            before = now
+        left -= 1
+        if not left:
+            return
+        time.sleep(options.watch or 2.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What ``GET /v1/models`` answered, and when."""
+
+    listed: dict[str, Any]
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """The models, each with its replicas."""
+        models: list[dict[str, Any]] = self.listed["data"]
+        return models
+
+    def counted(self, name: str) -> dict[tuple[str, str, str], int]:
+        """A count of each replica, by deployment, model and replica."""
+        return {
+            (model["deployment"], _title(model), replica["replica"]): replica["load"][name]
+            for model in self.models
+            for replica in model["replicas"]
+            if "load" in replica
+        }
+
+
+def report(now: Sample, before: Sample | None = None) -> str:
+    """The table, what clients were answered, and what is wrong."""
+    rows = [_HEADS, *(_row(model, now, before) for model in now.models)]
+    parts = [_table(rows), _requests(now.listed["ingress"])]
+    if wrong := problems(now.models):
+        parts.append("\n".join(wrong))
+    return "\n\n".join(parts)
+
+
+def problems(models: Sequence[dict[str, Any]]) -> list[str]:
+    """What is always on and does not run, and what cannot be loaded; a line for each."""
+    lines = []
+    for model in models:
+        name = f"{_title(model)}, {model['deployment']}"
+        running = [replica for replica in model["replicas"] if "load" in replica]
+        errors = [r["error"]["message"] for r in model["replicas"] if "error" in r]
+        lines += [f"{name}: cannot load: {message}" for message in dict.fromkeys(errors)]
+        if len(running) < model["min_replicas"]:
+            lines.append(f"{name}: {len(running)} of {model['min_replicas']} replicas answer")
+    return lines
+
+
+def _title(model: dict[str, Any]) -> str:
+    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
+    return f"{model['id']} ({model['dtype']}{bits})"
+
+
+def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str, ...]:
+    replicas = [replica for replica in model["replicas"] if "load" in replica]
+    most = model["max_replicas"]
+    head = (_title(model), model["deployment"], f"{len(replicas)}/{most}")
+    if not replicas:
+        return (*head, *[""] * (len(_HEADS) - len(head)))
+
+    def total(part: str, name: str) -> int:
+        return sum(replica[part][name] for replica in replicas)
+
+    pages, prompts = total("load", "kv_pages"), total("load", "prompt_tokens")
+    held = pages - total("load", "kv_pages_free") - total("load", "kv_pages_kept")
+    again = total("load", "images_reused")
+    pictures = total("load", "images_encoded") + again
+    return (
+        *head,
+        f"{total('load', 'running')} ({total('load', 'running_sequences')})",
+        str(total("load", "waiting")),
+        *(str(total("tasks", outcome)) for outcome in ("finished", "failed", "cancelled")),
+        _rate(model, now, before),
+        str(total("load", "generated_tokens")),
+        _share(held, pages),
+        _share(total("load", "prefix_tokens_reused"), prompts),
+        f"{pictures} ({again} again)",
+        f"{max(replica['load_seconds'] for replica in replicas):.1f} s",
+    )
+
+
+def _rate(model: dict[str, Any], now: Sample, before: Sample | None) -> str:
+    """Generated tokens a second since the last time, of the replicas that ran then and run now."""
+    if before is None:
+        return "-"
+    last = before.counted("generated_tokens")
+    grown = sum(
+        count - last.get(replica, count)
+        for replica, count in now.counted("generated_tokens").items()
+        if replica[:2] == (model["deployment"], _title(model))
+    )
+    return f"{grown / (now.at - before.at):.1f}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < _RIGHT else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _requests(ingress: dict[str, Any]) -> str:
+    """Answers by code and replays: what the ingress that answered has counted since its start."""
+    lines = [f"answered by ingress {ingress['replica']}:"]
+    for deployment, codes in ingress["requests"].items():
+        counts = [f"{code} {count}" for code, count in codes.items()]
+        counts.append(f"replays {ingress['replays'].get(deployment, 0)}")
+        lines.append(f"  {deployment or 'no model'}: {', '.join(counts)}")
+    if len(lines) == 1:
+        lines.append("  nothing yet")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
