@@ -11,6 +11,8 @@ ADDRESS := http://127.0.0.1:8000
 
 # Ray reports no usage from here.
 export RAY_USAGE_STATS_ENABLED := 0
+# A replica that hangs gives its place back at once, and not when its tasks' time is over.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test fuzz lint format clean

@@ -19,6 +19,7 @@ from schema.errors import TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config import ModelArgs
+from serve_app.scaling import KV_RESERVED
 
 logger = logging.getLogger("ray.serve")
 
@@ -132,6 +133,14 @@ class ModelReplica:
             "load": self._engine.stats(),
             "card": self._engine.card(),
         }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray every second, for `serve_app.scaling`."""
+        if isinstance(self._loaded, TaskError):
+            return {KV_RESERVED: 0.0}
+        stats = self._loaded.stats()
+        available = stats["kv_pages_free"] + stats["kv_pages_kept"]
+        return {KV_RESERVED: 1.0 - available / max(1, stats["kv_pages"])}
 
     async def check_health(self) -> None:
         """Called by Ray; raising has this replica replaced."""
