@@ -20,6 +20,16 @@ import yaml
 
 from serve_app.config import REPOSITORY
 
+DEMO: dict[str, Any] = {
+    "id": "demo",
+    "source": "./demo/model",
+    "dtype": "float32",
+    "device": "cpu",
+}
+"""How the demo model is served, to be extended."""
+DEPLOYMENT = "Model:demo:float32"
+"""Its deployment."""
+
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 
