@@ -15,11 +15,12 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz lint format clean
+.PHONY: help serve test test-cluster fuzz lint format clean
 
 help:
 	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
+	@echo 'make test-cluster  scale, lose nodes and update on simulated clusters, in minutes'
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
@@ -57,6 +58,14 @@ test: export HF_HUB_OFFLINE := 1
 # Two processes: one starts servers and mostly waits for them, the other computes.
 test: lint
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# Ray clusters of several nodes on this machine, with pretended GPUs; minutes, one process.
+test-cluster: export RAY_AUTH_MODE := disabled
+test-cluster: export OMP_NUM_THREADS := 1
+test-cluster: export TOKENIZERS_PARALLELISM := false
+test-cluster: export HF_HUB_OFFLINE := 1
+test-cluster: $(READY)
+	$(BIN)/pytest -m cluster
 
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)

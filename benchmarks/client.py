@@ -1,7 +1,8 @@
-"""Clients of a running server: tasks to send, and streams watched byte by byte."""
+"""Clients of a running server: tasks to send, streams watched byte by byte, its own numbers."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 
 from demo.shapes import HELD_OUT_SEED, draw_picture
+
+_IDLE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,23 @@ async def stream(http: httpx.AsyncClient, task: dict[str, Any], start: float) ->
     return Answer(
         None if error else text, began - start, time.monotonic() - began, stall, stalled_at, error
     )
+
+
+async def loads(http: httpx.AsyncClient, model: str = "demo") -> list[dict[str, int]]:
+    """What each replica of a model does now."""
+    (found,) = (m for m in (await http.get("/v1/models")).json()["data"] if m["id"] == model)
+    return [replica["load"] for replica in found["replicas"]]
+
+
+async def idle(http: httpx.AsyncClient) -> list[dict[str, int]]:
+    """The replicas' numbers, once none of them has anything to do.
+
+    Raises:
+        TimeoutError: something goes on though nobody asks for it.
+    """
+    async with asyncio.timeout(_IDLE_TIMEOUT_S):
+        while True:
+            found = await loads(http)
+            if not any(load["running"] or load["waiting"] for load in found):
+                return found
+            await asyncio.sleep(0.2)
