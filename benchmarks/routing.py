@@ -1,10 +1,10 @@
 """Our routing beside Ray's default one: ``python -m benchmarks.routing``.
 
-Serves the demo model twice by a real ``serve run``, with several replicas each: once with our router,
-which sends tasks that begin alike to the same replica, once with Ray's default one. Conversations
-with long system messages of their own go turn by turn through one and through the other, by turns,
-with other words each time. All system messages together are more than the KV cache of one replica
-holds. Prints which share of the prompts' tokens was known already, and how many turns a second were
+Serves the demo model twice by a real ``serve run``, with several replicas each: once with our
+router, which sends tasks that begin alike to the same replica, once with Ray's default one.
+Conversations with long system messages of their own go turn by turn through the one and the other,
+alternating, with other words in each round. All system messages together are more than the KV cache
+of one replica holds. Prints which share of the prompts' tokens was known already, and how many turns a second were
 answered; writes ``routing.json``.
 """
 
@@ -32,25 +32,7 @@ from benchmarks.server import DEMO, serving
 
 OURS, RAYS = "by-beginning", "by-load"
 RAYS_DEFAULT = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
-WORDS = [
-    "the",
-    "a",
-    "red",
-    "blue",
-    "green",
-    "square",
-    "circle",
-    "star",
-    "of",
-    "and",
-    "in",
-    "is",
-    "to",
-    "count",
-    "from",
-    "what",
-    "this",
-]
+WORDS = ("red", "blue", "green", "square", "circle", "star", "count", "from", "what", "this")
 
 
 @dataclass(frozen=True)
