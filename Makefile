@@ -65,7 +65,8 @@ test-cluster: export OMP_NUM_THREADS := 1
 test-cluster: export TOKENIZERS_PARALLELISM := false
 test-cluster: export HF_HUB_OFFLINE := 1
 test-cluster: $(READY)
-	$(BIN)/pytest -m cluster
+	@# Ray leaves sockets to the garbage collector, in this process too.
+	$(BIN)/pytest -m cluster -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)

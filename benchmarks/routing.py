@@ -4,8 +4,8 @@ Serves the demo model twice by a real ``serve run``, with several replicas each:
 router, which sends tasks that begin alike to the same replica, once with Ray's default one.
 Conversations with long system messages of their own go turn by turn through the one and the other,
 alternating, with other words in each round. All system messages together are more than the KV cache
-of one replica holds. Prints which share of the prompts' tokens was known already, and how many turns a second were
-answered; writes ``routing.json``.
+of one replica holds. Prints which share of the prompts' tokens was known already, and how many
+turns a second were answered; writes ``routing.json``.
 """
 
 from __future__ import annotations
