@@ -44,7 +44,6 @@ class Simulated:
     address: str
     cluster: Cluster
     nodes: dict[str, Any]
-    port: int
 
     def deploy(self, args: Mapping[str, Any]) -> None:
         """Serve an application with these arguments, in place of the one before; blocks."""
@@ -53,15 +52,19 @@ class Simulated:
 
     def replicas(self, model: str) -> list[str]:
         """The nodes of a model's replicas that run, by their names."""
+        names = {node.node_id: name for name, node in self.nodes.items()}
+        return [names.get(replica["node_id"], "?") for replica in self._running(model)]
+
+    def processes(self, model: str) -> set[int]:
+        """The processes of a model's replicas that run."""
+        return {replica["pid"] for replica in self._running(model)}
+
+    def _running(self, model: str) -> list[Any]:
         client = _get_global_client()
         assert client is not None
         deployments = client.get_serve_details()["applications"]["default"]["deployments"]
-        names = {node.node_id: name for name, node in self.nodes.items()}
-        return [
-            names.get(replica["node_id"], "?")
-            for replica in deployments[f"Model:{model}:float32"]["replicas"]
-            if replica["state"] == "RUNNING"
-        ]
+        replicas = deployments[f"Model:{model}:float32"]["replicas"]
+        return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     async def wait_for(self, what: str, reached: Callable[[], bool]) -> None:
         """Until something is so."""
@@ -102,7 +105,7 @@ def simulated(gpus: Mapping[str, str]) -> Iterator[Simulated]:
             ray.init(address=cluster.address, log_to_driver=False)
             # One proxy: those of other nodes would want the same port of the same machine.
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-            yield Simulated(f"http://127.0.0.1:{port}", cluster, nodes, port)
+            yield Simulated(f"http://127.0.0.1:{port}", cluster, nodes)
         finally:
             serve.shutdown()
             ray.shutdown()

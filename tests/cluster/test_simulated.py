@@ -34,9 +34,10 @@ def model(name: str, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def arguments(**limits: Any) -> dict[str, Any]:
+def arguments(**engine_of_h: Any) -> dict[str, Any]:
+    engine = {"threads": 1} | engine_of_h
     models = [
-        model("h", accelerator_type="H100", scale_to_zero_after_s=8.0),
+        model("h", accelerator_type="H100", scale_to_zero_after_s=8.0, engine=engine),
         *(
             model(name, accelerator_type="L4", num_gpus=0.3, scale_to_zero_after_s=8.0)
             for name in PACKED
@@ -50,7 +51,7 @@ def arguments(**limits: Any) -> dict[str, Any]:
             engine={"threads": 1, "kv_cache_tokens": 448},
         ),
     ]
-    return {"models": models, "limits": limits}
+    return {"models": models}
 
 
 def task(name: str) -> dict[str, Any]:
@@ -107,10 +108,18 @@ async def test_one_to_four_a_lost_node_and_none(server: Simulated, answers: dict
 
 
 async def test_an_update_drops_no_request(server: Simulated, answers: dict[str, str]) -> None:
-    """Ray replaces all replicas; those that stop end their streams first, new tasks wait."""
+    """Ray replaces all replicas; those that stop end their streams first, new tasks wait.
+
+    The update changes the model's fingerprint (and, of this task, no byte), so that a stream that
+    was cut off could not be gone on with.
+    """
     async with load(server.address, task("h"), clients=4) as found:
         await server.wait_for("answers", lambda: len(found.texts) > 4)
-        await asyncio.to_thread(server.deploy, arguments(max_in_flight=99))
+        old = server.processes("h")
+        await asyncio.to_thread(server.deploy, arguments(prefill_chunk=64))
+        await server.wait_for(
+            "a new process", lambda: bool(new := server.processes("h")) and new.isdisjoint(old)
+        )
         before = len(found.texts)
         await server.wait_for("answers after it", lambda: len(found.texts) > before + 8)
     assert not found.errors
