@@ -225,9 +225,11 @@ async def measure(address: str, options: argparse.Namespace) -> Found:
         await closed_loop(sender, 1, 3.0)  # whatever is slow the first time
         alone = await closed_loop(sender, 1, 5.0)
         usual = max(one.seconds for one in alone)
-        busy = await closed_loop(sender, options.clients, options.capacity_seconds)
+        until = options.capacity_seconds
+        busy = await closed_loop(sender, options.clients, until)
         ended = [one.at + one.seconds for one in busy if one.status == 200]
-        capacity = sum(end <= options.capacity_seconds for end in ended) / options.capacity_seconds
+        filled = until / 4  # until then there were fewer answers than places
+        capacity = sum(filled < end <= until for end in ended) / (until - filled)
         rate = options.times * capacity
         say(f"capacity {capacity:.1f} tasks/s; now {rate:.0f} tasks/s for {options.seconds:g} s")
         requests = await open_loop(sender, rate, options.seconds)
