@@ -11,13 +11,16 @@ ADDRESS := http://127.0.0.1:8000
 
 # Ray reports no usage from here.
 export RAY_USAGE_STATS_ENABLED := 0
+# A replica that hangs gives its place back at once, and not when its tasks' time is over.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz lint format clean
+.PHONY: help serve test test-cluster fuzz lint format clean
 
 help:
 	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
+	@echo 'make test-cluster  scale, lose nodes and update on simulated clusters, in minutes'
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
@@ -55,6 +58,15 @@ test: export HF_HUB_OFFLINE := 1
 # Two processes: one starts servers and mostly waits for them, the other computes.
 test: lint
 	$(BIN)/pytest -n 2
+
+# Ray clusters of several nodes on this machine, with pretended GPUs; minutes, one process.
+test-cluster: export RAY_AUTH_MODE := disabled
+test-cluster: export OMP_NUM_THREADS := 1
+test-cluster: export TOKENIZERS_PARALLELISM := false
+test-cluster: export HF_HUB_OFFLINE := 1
+test-cluster: $(READY)
+	@# Ray leaves sockets to the garbage collector, in this process too.
+	$(BIN)/pytest -m cluster -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import importlib
-import io
 import json
 import random
 import signal
@@ -31,32 +28,13 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.report import aligned, say
-from benchmarks.server import Server, serving
-from demo.shapes import HELD_OUT_SEED, draw_picture
+from benchmarks.client import Answer, make_tasks, stream
+from benchmarks.report import aligned, pyplot, say
+from benchmarks.server import DEMO, DEPLOYMENT, Server, serving
 
-DEPLOYMENT = "Model:demo:float32"
 FAULTS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "pictures": signal.SIGKILL}
 _SEED = 20260101
 _ATTEMPTS = 50  # a task may be hit often; what is measured is whether it comes through
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One streamed task. ``text`` is None if it ended with ``error``; times are in seconds.
-
-    Attributes:
-        began: since the beginning of the run.
-        longest_stall: the longest wait for bytes, the first ones included.
-        stalled_at: when that wait began, since the beginning of the run.
-    """
-
-    text: str | None
-    began: float
-    seconds: float
-    longest_stall: float
-    stalled_at: float
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,67 +44,6 @@ class Run:
     answers: list[Answer]
     seconds: float
     faults: list[tuple[float, str]] = field(default_factory=list)
-
-
-def make_tasks(count: int) -> list[dict[str, Any]]:
-    """Different tasks: numbers to count, free text at high temperature, pictures."""
-    return [_task(number) for number in range(count)]
-
-
-def _task(number: int) -> dict[str, Any]:
-    kind, content = number % 4, None
-    config: dict[str, Any] = {"max_new_tokens": 64}
-    if kind == 1:
-        picture = io.BytesIO()
-        draw_picture(HELD_OUT_SEED + number).image.save(picture, "PNG")
-        content = [
-            {"type": "image", "base64": base64.b64encode(picture.getvalue()).decode()},
-            {"type": "text", "text": "What is in this image?"},
-        ]
-    if kind >= 2:
-        # Draws from all tokens alike, so that answers are long and all of them different.
-        config |= {"do_sample": True, "temperature": 100.0, "top_k": 0, "max_new_tokens": 160}
-        config["num_return_sequences"] = 1 if kind == 2 else 2
-    return {
-        "model": "demo",
-        "messages": [{"role": "user", "content": content or f"Count from {number % 50} to 99."}],
-        "generation_config": config,
-        "seed": number,
-    }
-
-
-async def stream(http: httpx.AsyncClient, task: dict[str, Any], start: float) -> Answer:
-    """Run one task and watch its bytes arrive."""
-    began = last = time.monotonic()
-    stall, stalled_at, texts, error = 0.0, 0.0, Counter[int](), None
-    parts: dict[int, list[str]] = {}
-    finished = False
-    try:
-        async with http.stream("POST", "/v1/tasks?stream=true", json=task) as response:
-            async for line in response.aiter_lines():
-                now = time.monotonic()
-                if now - last > stall:
-                    stall, stalled_at = now - last, last - start
-                last = now
-                if line == "data: [DONE]":
-                    finished = True
-                elif line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        error = str(event["error"])
-                    for choice in event.get("choices", ()):
-                        parts.setdefault(choice["index"], []).append(choice["delta"]["content"])
-                        texts[choice["index"]] += choice["finish_reason"] is not None
-                elif line:
-                    error = line
-    except httpx.HTTPError as failure:
-        error = repr(failure)
-    if error is None and not (finished and parts and all(texts[index] == 1 for index in parts)):
-        error = "the stream ended early"
-    text = "\0".join("".join(parts[index]) for index in sorted(parts))
-    return Answer(
-        None if error else text, began - start, time.monotonic() - began, stall, stalled_at, error
-    )
 
 
 async def run_all(
@@ -232,13 +149,9 @@ def table(found: dict[str, Any]) -> str:
 
 def plot(quiet: Run, disturbed: Run, file: Path) -> bool:
     """Draw every task's longest wait over time; False where matplotlib is not installed."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ModuleNotFoundError:
+    if (plt := pyplot()) is None:
         return False
-    matplotlib.use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(figsize=(11, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 4.5), layout="constrained")
     for run, name, marker in ((quiet, "quiet run", "."), (disturbed, "with faults", "x")):
         points = [(answer.stalled_at, answer.longest_stall) for answer in run.answers]
         axes.scatter(*zip(*points, strict=True), label=name, marker=marker, alpha=0.6)
@@ -250,7 +163,7 @@ def plot(quiet: Run, disturbed: Run, file: Path) -> bool:
     axes.set(xlabel="seconds", ylabel="longest wait of a task for its next bytes, s", ylim=0)
     figure.legend(loc="outside upper center", ncols=5)
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    plt.close(figure)
     return True
 
 
@@ -278,14 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     args = {
         "models": [
-            {
-                "id": "demo",
-                "source": "./demo/model",
-                "dtype": "float32",
-                "device": "cpu",
-                "min_replicas": options.replicas,
-                "max_replicas": options.replicas,
-            }
+            DEMO | {"min_replicas": options.replicas, "max_replicas": options.replicas},
         ],
         "limits": {"max_replays": _ATTEMPTS},
     }

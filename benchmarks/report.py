@@ -158,18 +158,14 @@ class Report:
 
     def plot(self, file: Path) -> bool:
         """Draw speed, time to first token and memory; False where matplotlib is not installed."""
-        try:
-            matplotlib = importlib.import_module("matplotlib")
-        except ModuleNotFoundError:
+        if (plt := pyplot()) is None:
             return False
-        matplotlib.use("Agg")
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
         panels: list[tuple[str, Callable[[Row], float]]] = [
             ("tokens/s", lambda r: r.tokens_per_s),
             ("time to first token, median task, s", lambda r: r.first_token_p50_s),
             ("peak memory, MiB", lambda r: r.peak_memory_bytes / 2**20),
         ]
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
+        figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
         counts = self._counts()
         for axis, (title, value) in zip(axes, panels, strict=True):
             for peer in self._peers():
@@ -185,7 +181,7 @@ class Report:
         names = ("geometry", "dtype", "device", "threads")
         figure.suptitle(", ".join(f"{name} {self.about[name]}" for name in names))
         figure.savefig(file, dpi=110)
-        pyplot.close(figure)
+        plt.close(figure)
         return True
 
     def save(self, directory: Path) -> list[Path]:
@@ -227,3 +223,13 @@ def aligned(lines: Sequence[Sequence[str]], names: int | None = None) -> str:
 def say(text: str) -> None:
     """Tell how far a benchmark is, beside its output."""
     print(text, file=sys.stderr, flush=True)
+
+
+def pyplot() -> Any | None:
+    """matplotlib's, which draws into files; None where it is not installed."""
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        return None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")

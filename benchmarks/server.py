@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,16 @@ import psutil
 import yaml
 
 from serve_app.config import REPOSITORY
+
+DEMO: dict[str, Any] = {
+    "id": "demo",
+    "source": "./demo/model",
+    "dtype": "float32",
+    "device": "cpu",
+}
+"""How the demo model is served, to be extended."""
+DEPLOYMENT = "Model:demo:float32"
+"""Its deployment."""
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -48,7 +58,10 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def serving(
-    args: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
+    args: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    deployments: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Server]:
     """Serve an application with these ``args`` (see `serve_app.config`) until the body ends.
 
@@ -56,6 +69,7 @@ def serving(
         args: of the application.
         folder: where the configuration and the log are written.
         environment: variables beside those of this process.
+        deployments: Ray's own settings of deployments, over ours.
 
     Raises:
         RuntimeError: it did not start, with the end of its log.
@@ -68,6 +82,7 @@ def serving(
         "route_prefix": "/",
         "import_path": "serve_app.app:build",
         "args": dict(args),
+        "deployments": [dict(deployment) for deployment in deployments],
     }
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config import AppArgs, DeploymentArgs, PoolArgs
+from serve_app.gate import SENDING_S
 from serve_app.ingress import Ingress
 from serve_app.pool import PoolReplica
 from serve_app.preprocessor import PreprocessorReplica
@@ -34,8 +35,10 @@ HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s"
 AUTOSCALING: dict[str, Any] = {
     "metrics_interval_s": 1.0,
     "look_back_period_s": 5.0,
-    "upscale_delay_s": 5.0,
+    "policy": {"policy_function": "serve_app.scaling:wanted_replicas"},
 }
+# An update starts the new processes of what needs no GPU before it stops the old ones.
+SURGE: dict[str, Any] = {"max_surge_percent": 100}
 # Places beyond `limits.max_in_flight`, for those that are refused, and for health checks. What
 # finds none waits in Ray's proxy, so many at most; the next is refused by Ray, in plain text.
 INGRESS_SPARE = 1024
@@ -67,7 +70,8 @@ def graph(args: AppArgs, gpus: float) -> Application:
     for owner, device in zip(args.deployments, place(args.deployments, gpus), strict=True):
         logger.info("%s runs on %s", owner.deployment, device)
         replica = PoolReplica if isinstance(owner, PoolArgs) else ModelReplica
-        deployment = serve.deployment(**_model_options(owner, device))(replica)
+        options = _model_options(owner, device) | _draining(args.limits.request_timeout_s)
+        deployment = serve.deployment(**options)(replica)
         models[owner.deployment] = deployment.bind(owner, device)
     preprocessor = serve.deployment(
         name="ImagePreprocessor",
@@ -76,6 +80,7 @@ def graph(args: AppArgs, gpus: float) -> Application:
         max_queued_requests=MAX_QUEUED,
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **HEALTH,
+        **SURGE,
     )(PreprocessorReplica)
     ingress = serve.deployment(
         name="Ingress",
@@ -84,6 +89,8 @@ def graph(args: AppArgs, gpus: float) -> Application:
         max_queued_requests=INGRESS_MAX_QUEUED,
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},
         **HEALTH,
+        **SURGE,
+        **_draining(args.limits.body_timeout_s + args.limits.request_timeout_s + SENDING_S),
     )(serve.ingress()(Ingress))
     return ingress.bind(
         args, preprocessor.bind(list(args.models), args.pool, args.image_urls), models
@@ -111,6 +118,14 @@ def place(models: Sequence[DeploymentArgs], gpus: float) -> list[Device]:
             free -= need(model) if device == "cuda" else 0.0
         devices.append(device)
     return devices
+
+
+def _draining(longest_s: float) -> dict[str, Any]:
+    """A replica that is told to stop gets no more requests and ends those that it has.
+
+    Ray kills it after this time, which is therefore that of the longest one.
+    """
+    return {"graceful_shutdown_timeout_s": longest_s, "graceful_shutdown_wait_loop_s": 0.5}
 
 
 def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
@@ -144,6 +159,9 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
             "min_replicas": model.min_replicas,
             "max_replicas": model.max_replicas,
             "target_ongoing_requests": model.target_ongoing_requests,
+            "upscale_delay_s": model.scale_up_after_s,
+            "downscale_delay_s": model.scale_down_after_s,
+            "downscale_to_zero_delay_s": model.scale_to_zero_after_s,
             **AUTOSCALING,
         }
     return options

@@ -20,6 +20,7 @@ from schema.task import Dtype, QuantizeBits
 from serve_app.accelerators import AcceleratorType
 from serve_app.gate_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.image_urls import ImageUrlArgs
+from serve_app.scaling_args import ScalingArgs
 from serve_app.strict import (
     ModelId,
     NonNegativeInt,
@@ -57,7 +58,7 @@ class EngineArgs(Strict):
     local_files_only: bool | None = None
 
 
-class DeploymentArgs(Strict):
+class DeploymentArgs(ScalingArgs):
     """Where and how often the process runs that owns engines.
 
     Attributes:
@@ -66,28 +67,15 @@ class DeploymentArgs(Strict):
             small models live on one GPU.
         accelerator_type: the type of GPU that its replicas wait for, as Ray names it; None takes
             any. Only with device "cuda", so that no replica ends up elsewhere.
-        min_replicas: 0 starts the first replica with the first task.
-        target_ongoing_requests: tasks per replica above which another replica is started.
-        max_ongoing_requests: tasks that Ray sends to one replica. More than the engine can hold, so
-            that the engine's bounded queue decides when to refuse.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_gpus: NumGpus = "auto"
     accelerator_type: AcceleratorType | None = None
-    min_replicas: Annotated[int, Field(ge=0)] = 1
-    max_replicas: PositiveInt = 1
-    target_ongoing_requests: PositiveInt = 16
-    max_ongoing_requests: PositiveInt = 4096
     engine: EngineArgs = EngineArgs()
 
     @model_validator(mode="after")
     def _check_placement(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas ({self.max_replicas}) is less than "
-                f"min_replicas ({self.min_replicas})"
-            )
         if self.device == "cpu" and self.num_gpus != "auto":
             raise ValueError("num_gpus has no meaning with device: cpu; leave one of them out")
         if self.accelerator_type is not None and self.device != "cuda":

@@ -18,6 +18,7 @@ from schema.task import Task
 from serve_app.config import ModelArgs
 from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
 from serve_app.own_name import own_name, request_id
+from serve_app.scaling import KV_RESERVED
 
 logger = logging.getLogger("ray.serve")
 
@@ -136,6 +137,14 @@ class ModelReplica:
             "load": self._engine.stats(),
             "card": self._engine.card(),
         }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray every second, for `serve_app.scaling`."""
+        if isinstance(self._loaded, TaskError):
+            return {KV_RESERVED: 0.0}
+        stats = self._loaded.stats()
+        available = stats["kv_pages_free"] + stats["kv_pages_kept"]
+        return {KV_RESERVED: 1.0 - available / max(1, stats["kv_pages"])}
 
     async def check_health(self) -> None:
         """Called by Ray; raising has this replica replaced."""

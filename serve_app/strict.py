@@ -20,6 +20,7 @@ from schema.model_id import check_model_id
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 ModelId = Annotated[str, Field(max_length=200), AfterValidator(check_model_id)]
 
 

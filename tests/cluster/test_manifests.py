@@ -28,7 +28,11 @@ DOCKERFILE = CLUSTER / "Dockerfile"
 UNITS = sorted((CLUSTER / "systemd").glob("*.service"))
 SERVER_UNIT = CLUSTER / "systemd" / "gpt-task-serve.service"
 
-TUNED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+TUNED = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
 # HAProxy's statistics and metrics, which it opens on every interface.
 STATISTICS, METRICS = 8404, 9101
 

@@ -31,7 +31,7 @@ def _model_fault(**fields: Any) -> str:
     ("fields", "said"),
     [
         ({"quantise_bits": 4}, "unknown key 'quantise_bits'; did you mean 'quantize_bits'?"),
-        ({"gpu_memory": 4}, "unknown key 'gpu_memory'; the keys are device, num_gpus"),
+        ({"gpu_memory": 4}, "unknown key 'gpu_memory'; the keys are min_replicas, max_replicas"),
         ({"quantize_bits": 5}, "args.models.0.quantize_bits: Input should be 4 or 8"),
         ({"quantize_bits": "4"}, "args.models.0.quantize_bits: "),
         ({"dtype": "fp16"}, "args.models.0.dtype: "),
@@ -47,6 +47,8 @@ def _model_fault(**fields: Any) -> str:
         ({"min_replicas": -1}, "args.models.0.min_replicas: "),
         ({"max_replicas": 0}, "args.models.0.max_replicas: "),
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas (2) is less than min_replicas (3)"),
+        ({"scale_down_after_s": -1}, "args.models.0.scale_down_after_s: "),
+        ({"scale_to_zero_after_s": 9}, "set min_replicas: 0 or leave it out"),
         ({"min_replicas": "1"}, "args.models.0.min_replicas: Input should be a valid integer"),
         ({"max_ongoing_requests": 100}, "max_ongoing_requests (100) must be more than the engine"),
         ({"engine": {"max_sequence": 1}}, "did you mean 'max_sequences'?"),
