@@ -225,7 +225,7 @@ def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
 
 
 async def test_alone_in_a_crowd_and_streamed(engine: MakeEngine) -> None:
-    settings = {"max_new_tokens": 50, "num_return_sequences": 2, "logprobs": 1, **HOT}
+    settings = {"max_new_tokens": 30, "num_return_sequences": 2, "logprobs": 1, **HOT}
     tasks = [
         task(choice, seed=seed, answer_format=answer, generation_config=settings)
         for seed, choice in enumerate(["required", {"function": "go"}, "auto"])
