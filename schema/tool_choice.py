@@ -131,17 +131,16 @@ def check_calls(task: Task) -> None:
     functions = callable_functions(task)
     if isinstance(task.tool_choice, NamedFunction) and not functions:
         name = quoted(task.tool_choice.function)
-        raise rule(f"must be the name of one of the tools, and {name} is none", *_NAME)
+        raise rule(
+            f"must be the name of one of the tools, and {name} is none", "tool_choice", "function"
+        )
     length = sum(
-        len(json.dumps(parameters, separators=(",", ":"), ensure_ascii=False))
-        for parameters in functions.values()
+        len(name) + len(json.dumps(parameters, separators=(",", ":"), ensure_ascii=False))
+        for name, parameters in functions.items()
     )
     if length > MAX_SCHEMA_CHARS:
         raise rule(
-            f"have parameters of {length} characters as JSON; for a tool_choice other than auto at "
-            f"most {MAX_SCHEMA_CHARS} are allowed",
+            f"have names and parameters of {length} characters as JSON; for a tool_choice other "
+            f"than auto at most {MAX_SCHEMA_CHARS} are allowed",
             "tools",
         )
-
-
-_NAME = ("tool_choice", "function")

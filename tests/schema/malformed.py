@@ -205,6 +205,7 @@ _TASK = [
     _calls("tool_choice", tools=[{"type": "search"}], beyond=NO_RECURSION),
     _calls("tool_choice", structured_output={"type": "json_object"}),
     _calls("tool_choice", generation_config={"num_beams": 2}),
+    _calls("tools", tools=[{"name": "f" * 70_000}], beyond=NO_RECURSION),
     _calls(
         "tools",
         tools=[{"name": "f", "parameters": {"enum": ["x" * 70_000]}}],
