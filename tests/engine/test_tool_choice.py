@@ -187,7 +187,6 @@ def fits(text: str, compiler: GrammarCompiler, grammar: Grammar, tokenizer: Any)
 
 TEMPLATES = {
     "hermes": "tools <tool_call>",
-    "llama": "tools <|python_tag|>",
     "qwen_coder": "tools <tool_call> <function=f> <parameter=p>",
     "none": "x",
 }
@@ -219,17 +218,16 @@ def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
     """Where no layout of the model's is known, it is Hermes'."""
     card = engine(name).card()
     assert card["tool_format"] == (None if name == "none" else name)
-    (choice,) = engine(name).run_blocking(task(parallel_tool_calls=False, **SHORT))["choices"]
+    (choice,) = engine(name).run_blocking(task({"function": "now"}, **SHORT))["choices"]
     assert choice["finish_reason"] == "tool_calls"
-    assert len(names(choice["message"])) == 1
+    assert names(choice["message"]) == ["now"]
 
 
 async def test_alone_in_a_crowd_and_streamed(engine: MakeEngine) -> None:
     settings = {"max_new_tokens": 30, "num_return_sequences": 2, "logprobs": 1, **HOT}
     tasks = [
-        task(choice, seed=seed, answer_format=answer, generation_config=settings)
+        task(choice, seed=seed, generation_config=settings)
         for seed, choice in enumerate(["required", {"function": "go"}, "auto"])
-        for answer in ("message", "text")
     ]
     alone = [engine("hermes").run_blocking(one) for one in tasks]
     assert await asyncio.gather(*(engine("hermes").run(one) for one in tasks)) == alone
