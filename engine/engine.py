@@ -25,6 +25,7 @@ from engine.meter import Meter, TaskTimes
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
+from engine.task_grammar import task_grammar
 from schema.errors import TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
@@ -175,6 +176,8 @@ class Engine:
                 batched_lane=self._loop.assembly.lane.row_counts is not None,
             )
         formats = self._loop.assembly.formats
+        if task.forces_calls:
+            formats = formats.that_can_be_forced()
         hidden = None
         readers: Sequence[MessageReader] = ()
         if task.answer_format == "message":
@@ -193,7 +196,7 @@ class Engine:
         )
         request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
         self._loop.scheduler.check_fits(request)
-        if (grammar := _grammar(task)) is not None:
+        if (grammar := task_grammar(task, formats, prompt)) is not None:
             self._constrain(request, grammar)
         response = ResponseFormat(
             task.model, self._card["system_fingerprint"], request.prompt_tokens, readers
@@ -206,7 +209,7 @@ class Engine:
         with self._prepare_lock:
             if self._grammars is None:
                 eos = request.settings.eos_token_ids
-                self._grammars = GrammarCompiler(self._loaded.tokenizer, eos)
+                self._grammars = GrammarCompiler(self._loaded.tokenizer, eos, grammar.param)
         matcher = self._grammars.compile(grammar)
         for answer in request.sequences:
             answer.matcher = matcher.fork()
@@ -216,11 +219,6 @@ class Engine:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self.config)
             return self._preprocessor(task.split_images()[1], params)
-
-
-def _grammar(task: Task) -> Grammar | None:
-    """The grammar that a task's answers have to keep to, if there is one."""
-    return None if task.structured_output is None else Grammar.of(task.structured_output)
 
 
 def _refuse_beams(settings: GenerationSettings, grammar: Grammar) -> None:

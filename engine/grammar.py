@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,12 +55,15 @@ class Grammar:
     """What an answer may be; make one by one of the class methods.
 
     Attributes:
-        text: the grammar in llguidance's own form.
+        text: the grammar in llguidance's own form: JSON, a list of one or more.
         param: the field of the task that asks for it, which errors name.
+        parts: grammars in it, with fields of their own: where it cannot be used because one of
+            them cannot, that one is named.
     """
 
     text: str
     param: str
+    parts: tuple[Grammar, ...] = ()
 
     @classmethod
     def of(cls, form: StructuredOutput) -> Grammar:
@@ -82,7 +85,7 @@ class Grammar:
         return cls(text, param)
 
     @classmethod
-    def lark(cls, text: str, param: str) -> Grammar:
+    def lark(cls, text: str, param: str, parts: tuple[Grammar, ...] = ()) -> Grammar:
         """A grammar in llguidance's Lark dialect, for code of ours that builds one.
 
         https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md has the syntax. The rule
@@ -101,8 +104,18 @@ class Grammar:
         Args:
             text: the grammar.
             param: the field of the task that asks for it, which errors name.
+            parts: see the attribute.
         """
-        return cls(LLMatcher.grammar_from_lark(text), param)
+        return cls(json.dumps({"grammars": [{"lark_grammar": text}]}), param, parts)
+
+    def after(self, lark: str) -> Grammar:
+        """This grammar after something else.
+
+        ``lark`` is a grammar that says what comes before; ``@answer`` in it stands for this one.
+        """
+        (answer,) = json.loads(self.text)["grammars"]
+        both = [{"lark_grammar": lark}, {**answer, "name": "answer"}]
+        return replace(self, text=json.dumps({"grammars": both}))
 
 
 def lark_json(schema: Mapping[str, Any]) -> str:
@@ -113,25 +126,31 @@ def lark_json(schema: Mapping[str, Any]) -> str:
 class GrammarCompiler:
     """Compiles grammars for the tokens of one model. Thread safe, once it is made."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: Iterable[int],
+        param: str = "structured_output",
+    ) -> None:
         """Read the vocabulary; takes a second or two for a large one.
 
         Args:
             tokenizer: of the model; must not be used by another thread meanwhile.
             eos_token_ids: any of these ends an answer.
+            param: the field of the task that asks for the first grammar, which errors name.
 
         Raises:
             TaskArgsInvalid: the model's tokens cannot be constrained.
         """
         self._eos = sorted(token for token in eos_token_ids if token < len(tokenizer))
         if not self._eos:
-            raise _unfit("it has no token that ends an answer")
+            raise _unfit("it has no token that ends an answer", param)
         try:
             self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, eos_token=self._eos)  # type: ignore[arg-type]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic in Rust is no Exception
-            raise _unfit(clipped(str(error), _MAX_REASON_CHARS)) from error
+            raise _unfit(clipped(str(error), _MAX_REASON_CHARS), param) from error
 
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer.
@@ -144,6 +163,8 @@ class GrammarCompiler:
         if not inner.is_error():
             inner.compute_bitmask()  # finds out whether there is a first token
         if inner.is_error():
+            for part in grammar.parts:
+                self.compile(part)
             reason = _reason(inner)
             if reason == _NOTHING_FITS:
                 reason = "it allows no answer"
@@ -218,7 +239,5 @@ def _reason(inner: LLMatcher) -> str:
     return clipped(text.replace(_OPTION_HINT, "Use anyOf"), _MAX_REASON_CHARS)
 
 
-def _unfit(why: str) -> TaskArgsInvalid:
-    return TaskArgsInvalid(
-        f"structured_output is not supported for this model: {why}", param="structured_output"
-    )
+def _unfit(why: str, param: str) -> TaskArgsInvalid:
+    return TaskArgsInvalid(f"{param} is not supported for this model: {why}", param=param)

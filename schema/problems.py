@@ -14,8 +14,9 @@ from schema.generation import GenerationConfig
 from schema.json_values import clipped, quoted
 from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
 from schema.structured import FORM_TAGS, FORMS
+from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
 
-_TAGS = (*TAGS, *FORM_TAGS)
+_TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
 MAX_PROBLEMS = 5
 """How many problems a message lists; the rest is counted."""
 
@@ -64,6 +65,7 @@ _TASK = Dialect(
         TEXT_BLOCK_TAG: TextBlock,
         IMAGE_BLOCK_TAG: ImageBlock,
         **FORMS,
+        FUNCTION_TAG: NamedFunction,
     },
     message=Message,
 )

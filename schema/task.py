@@ -25,6 +25,7 @@ from schema.message import (
 from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.problems import explain
 from schema.structured import StructuredOutput
+from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls
 
 __all__ = [
     "AnswerFormat",
@@ -124,7 +125,7 @@ class Task(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        json_schema_extra={"examples": _EXAMPLES, "allOf": [_NO_FORM_WITH_BEAMS]},
+        json_schema_extra={"examples": _EXAMPLES, "allOf": [_NO_FORM_WITH_BEAMS, *SCHEMA_RULES]},
     )
 
     model: ModelName = Field(
@@ -143,6 +144,16 @@ class Task(BaseModel):
         default=None,
         description="Tools the model may call, given to its chat template as they are: mostly "
         '{"type": "function", "function": {"name", "description", "parameters"}}.',
+    )
+    tool_choice: ToolChoice = Field(
+        default="auto",
+        description="auto: the model may call tools. required: every choice is calls of the tools "
+        "and nothing else. A function: every choice is one call of it. The arguments of such calls "
+        "are valid under the function's parameters.",
+    )
+    parallel_tool_calls: bool = Field(
+        default=True,
+        description="false: required means one call. Not with auto, where calls are not counted.",
     )
     generation_config: Annotated[GenerationConfig, BeforeValidator(_absent_if_null)] = Field(
         default=GenerationConfig(),
@@ -201,6 +212,16 @@ class Task(BaseModel):
                 "structured_output",
             )
         return self
+
+    @model_validator(mode="after")
+    def _calls_that_can_be_forced(self) -> Self:
+        check_calls(self)
+        return self
+
+    @property
+    def forces_calls(self) -> bool:
+        """Whether an answer has to be calls of tools."""
+        return self.tool_choice != "auto"
 
     @classmethod
     def parse(cls, body: bytes | str) -> Self:

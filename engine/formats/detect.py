@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -43,11 +43,18 @@ class MessageFormats:
         tools: how it calls tools.
         reasoning: how it marks its reasoning.
         special: the special tokens of its vocabulary, by their text; plain text has none of them.
+        added: all tokens that were added to its vocabulary, by their text, which is always read as
+            the one token.
     """
 
     tools: ToolFormat | None
     reasoning: ReasoningFormat | None
     special: dict[str, int]
+    added: dict[str, int] = field(default_factory=dict)
+
+    def that_can_be_forced(self) -> MessageFormats:
+        """The same, with Hermes' calls where the layout of the model's own is not known."""
+        return self if self.tools and self.tools.layout else replace(self, tools=HERMES)
 
     def hidden_tokens(self, *, with_tools: bool) -> frozenset[int] | None:
         """The special tokens that are no part of a message's text, which its markers are.
@@ -76,7 +83,7 @@ def detect(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> Mes
         if known.end in template or known.end in added:
             reasoning = known
             break
-    return MessageFormats(tools, reasoning, _special_tokens(tokenizer))
+    return MessageFormats(tools, reasoning, _special_tokens(tokenizer), added)
 
 
 def _first(

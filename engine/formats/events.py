@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 from engine.formats.source import Reading, Source
-
-Functions = Mapping[str, Any]
-"""The functions that a task's tools offer: the JSON Schema of its parameters under each name."""
+from schema.tool_choice import Functions
 
 
 class Event(NamedTuple):
@@ -55,13 +53,22 @@ CallReader = Callable[[Source, Out, Functions], Reading[None]]
 
 
 class CallLayout(NamedTuple):
-    """How a model writes one call: ``before``, the name, ``between``, the arguments as a JSON
-    object, ``after``.
+    """How a model writes calls. One is ``before``, the name, ``between``, the arguments as a JSON
+    object, ``after``. An answer of several is ``begin``, the calls with ``separator`` between them,
+    ``end``.
     """
 
     before: str
     between: str
     after: str
+    separator: str
+    begin: str = ""
+    end: str = ""
+
+    @property
+    def quotes_name(self) -> bool:
+        """Whether the name is written as a JSON string."""
+        return self.before.endswith('"')
 
 
 class ToolFormat(NamedTuple):
@@ -78,13 +85,3 @@ class ToolFormat(NamedTuple):
     markers: tuple[str, ...]
     read: CallReader
     layout: CallLayout | None
-
-
-def functions_of(tools: list[dict[str, Any]] | None) -> Functions:
-    """The functions of a task's tools; of tools in another form than OpenAI's, what has a name."""
-    functions: dict[str, Any] = {}
-    for tool in tools or ():
-        function = tool.get("function", tool)
-        if isinstance(function, dict) and isinstance(name := function.get("name"), str):
-            functions[name] = function.get("parameters")
-    return functions

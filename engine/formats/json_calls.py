@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 
-from engine.formats.events import Functions, Out
+from engine.formats.events import Out
 from engine.formats.source import WHITE, Give, Reading, Source
+from schema.tool_choice import Functions
 
 _ARGUMENTS = ("arguments", "parameters")
 _IGNORED = ("id", "type")

@@ -10,9 +10,10 @@ built-in tools in Python, is content.
 
 from __future__ import annotations
 
-from engine.formats.events import CallLayout, Functions, Out, ToolFormat
+from engine.formats.events import CallLayout, Out, ToolFormat
 from engine.formats.json_calls import after_call, json_call
 from engine.formats.source import Reading, Source
+from schema.tool_choice import Functions
 
 _TAG = "<|python_tag|>"
 
@@ -43,4 +44,6 @@ def _calls(source: Source, out: Out, functions: Functions, before: str) -> Readi
     return (yield from after_call(source, out))
 
 
-LLAMA = ToolFormat("llama", (_TAG,), _read, CallLayout('{"name": "', '", "parameters": ', "}"))
+LLAMA = ToolFormat(
+    "llama", (_TAG,), _read, CallLayout('{"name": "', '", "parameters": ', "}", "; ")
+)

@@ -14,9 +14,10 @@ InternLM 2 (https://github.com/InternLM/InternLM/blob/main/chat/chat_format.md):
 
 from __future__ import annotations
 
-from engine.formats.events import CallLayout, CallReader, Functions, Out, ToolFormat
+from engine.formats.events import CallLayout, CallReader, Out, ToolFormat
 from engine.formats.json_calls import after_call, json_call
 from engine.formats.source import Reading, Source
+from schema.tool_choice import Functions
 
 
 def _reader(begin: tuple[str, ...], end: str) -> CallReader:
@@ -53,12 +54,14 @@ HERMES = ToolFormat(
     "hermes",
     ("<tool_call>", "</tool_call>"),
     _reader(("<tool_call>",), "</tool_call>"),
-    CallLayout('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>"),
+    CallLayout('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n"),
 )
 
 INTERNLM = ToolFormat(
     "internlm",
     ("<|action_start|>", "<|plugin|>", "<|interpreter|>", "<|action_end|>"),
     _reader(("<|action_start|>", "<|plugin|>"), "<|action_end|>"),
-    CallLayout('<|action_start|><|plugin|>\n{"name": "', '", "parameters": ', "}<|action_end|>"),
+    CallLayout(
+        '<|action_start|><|plugin|>\n{"name": "', '", "parameters": ', "}<|action_end|>", "\n"
+    ),
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from engine.formats.detect import MessageFormats
-from engine.formats.events import Functions, Out, functions_of
+from engine.formats.events import Out
+from engine.formats.reasoning import Stage
 from engine.formats.source import Reading, Source
 from engine.formats.stop_strings import StopCut
 from engine.generation import GenerationSettings
@@ -25,6 +26,7 @@ from schema.response import (
     ToolCallDelta,
 )
 from schema.task import Task
+from schema.tool_choice import Functions, functions_of
 
 CALL_ID_CHARS = 9
 """Mistral's templates take ids of nine letters and digits and no others."""
@@ -117,11 +119,6 @@ def message_readers(
     formats: MessageFormats, task: Task, prompt: Prompt, settings: GenerationSettings
 ) -> list[MessageReader]:
     """The readers of a task's choices. Without the chat template answers are plain text."""
-    is_open = False
-    if task.use_chat_template and formats.reasoning:
-        is_open = formats.reasoning.is_open(prompt.text_end)
-        if (task.template_args or {}).get("continue_final_message"):
-            is_open = is_open or formats.reasoning.goes_on(task.messages[-1].text)
     # Ids tell the calls of one conversation apart; each of its turns is a task with another prompt.
     digest = hashlib.sha256(repr((task.seed, prompt.token_ids)).encode()).hexdigest()
 
@@ -136,10 +133,19 @@ def message_readers(
             functions_of(task.tools),
             settings.stop_strings,
             call_id(choice),
-            is_open=is_open,
+            is_open=reasoning_stage(formats, task, prompt) == "open",
         )
         for choice in range(settings.num_sequences)
     ]
+
+
+def reasoning_stage(formats: MessageFormats, task: Task, prompt: Prompt) -> Stage:
+    """Where the answers to a task stand when they begin; "over" if the model marks no reasoning."""
+    if not task.use_chat_template or formats.reasoning is None:
+        return "over"
+    continues = bool((task.template_args or {}).get("continue_final_message"))
+    continued = task.messages[-1].text if continues else None
+    return formats.reasoning.stage(prompt.text_end, continued)
 
 
 def joined(deltas: Iterable[Delta]) -> ResponseMessage:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 
-from engine.formats.events import CallLayout, Functions, Out, ToolFormat
+from engine.formats.events import CallLayout, Out, ToolFormat
 from engine.formats.json_calls import after_call, call_with, json_call
 from engine.formats.source import Reading, Source
+from schema.tool_choice import Functions
 
 _BEGIN, _ARGS, _ID = _MARKERS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 _NAME = re.compile(r"[^\s\[{]*")
@@ -71,7 +72,7 @@ MISTRAL = ToolFormat(
     "mistral",
     _MARKERS,
     _read,
-    CallLayout('[TOOL_CALLS][{"name": "', '", "arguments": ', "}]"),
+    CallLayout('{"name": "', '", "arguments": ', "}", ", ", "[TOOL_CALLS][", "]"),
 )
 
-MISTRAL_NAMED = ToolFormat("mistral", _MARKERS, _read, CallLayout(_BEGIN, _ARGS, ""))
+MISTRAL_NAMED = ToolFormat("mistral", _MARKERS, _read, CallLayout(_BEGIN, _ARGS, "", ""))

@@ -20,11 +20,12 @@ import json
 import re
 from typing import Any
 
-from engine.formats.events import Functions, Out, ToolFormat
+from engine.formats.events import Out, ToolFormat
 from engine.formats.json_calls import after_call
 from engine.formats.source import WHITE, Reading, Source
 from schema.errors import TaskArgsInvalid
 from schema.json_values import parse_json
+from schema.tool_choice import Functions
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _VALUE_END = "</parameter>"

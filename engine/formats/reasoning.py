@@ -6,10 +6,13 @@ Some templates write the first marker themselves, at the end of the prompt.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.formats.events import Out
 from engine.formats.source import WHITE, Reading, Source
+
+Stage = Literal["ahead", "open", "over"]
+"""Of the reasoning, where an answer begins: may it come, has the prompt begun it, is it over?"""
 
 
 class ReasoningFormat(NamedTuple):
@@ -19,13 +22,18 @@ class ReasoningFormat(NamedTuple):
     begin: str
     end: str
 
-    def is_open(self, prompt_end: str) -> bool:
-        """Whether a prompt that ends like this has begun the reasoning."""
-        return prompt_end.rstrip(WHITE).endswith(self.begin)
+    def stage(self, prompt_end: str, continued: str | None) -> Stage:
+        """Where an answer stands whose prompt ends like this.
 
-    def goes_on(self, message: str) -> bool:
-        """Whether a message that is to be continued stands in its reasoning."""
-        return message.rfind(self.begin) > message.rfind(self.end)
+        ``continued`` is the text of the message that the answer goes on with, if it does.
+        """
+        prompt_end = prompt_end.rstrip(WHITE)
+        if prompt_end.endswith(self.begin):
+            return "open"
+        if continued is not None:
+            return "open" if continued.rfind(self.begin) > continued.rfind(self.end) else "over"
+        # Templates write an empty reasoning where it is switched off.
+        return "over" if prompt_end.endswith(self.end) else "ahead"
 
     def read(self, source: Source, out: Out, *, is_open: bool) -> Reading[None]:
         """Read the reasoning, if the answer begins with it; what follows is left.

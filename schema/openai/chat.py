@@ -11,10 +11,13 @@ from pydantic import BaseModel, Field, model_validator
 
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
+from schema.openai import response_format as formats
+from schema.openai import tool_choice as choices
 from schema.openai.fields import Only, not_yet
 from schema.openai.messages import ChatMessage, Function
 from schema.openai.request import MAX_USER_CHARS, OpenAIRequest
-from schema.openai.response_format import INNER, ResponseFormat, structured_output
+from schema.openai.response_format import ResponseFormat, structured_output
+from schema.openai.tool_choice import ToolChoice, task_choice
 from schema.task import MAX_MESSAGES, MAX_TOOLS, Task
 
 _EXAMPLES: list[Any] = [
@@ -43,7 +46,11 @@ _EXAMPLES: list[Any] = [
 class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
     """A conversation to go on with, as OpenAI's clients send it."""
 
-    inner: ClassVar[dict[str | int, type[BaseModel]]] = {**OpenAIRequest.inner, **INNER}
+    inner: ClassVar[dict[str | int, type[BaseModel]]] = {
+        **OpenAIRequest.inner,
+        **formats.INNER,
+        **choices.INNER,
+    }
     free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs", "response_format")
 
     messages: Annotated[
@@ -57,9 +64,11 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
         description="Given to the model's chat template. Calls in a form that is not known stay "
         "in the answer's text.",
     )
-    tool_choice: Annotated[
-        Any, Only('must be "auto" or "none"; others are not supported yet', ("auto", "none"))
-    ] = Field(default=None, description='"none": the model is not told of the tools.')
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="none: the model is not told of the tools. required, or a function: every "
+        "choice is calls, or one call of it, and the arguments are valid under its parameters.",
+    )
     chat_template_kwargs: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
     )
@@ -76,9 +85,10 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     response_format: ResponseFormat | None = Field(
         default=None, description="The form that every choice has to have."
     )
-    parallel_tool_calls: Annotated[
-        Any, Only("cannot be ruled out; leave it out, or true", (True,))
-    ] = None
+    parallel_tool_calls: bool | None = Field(
+        default=None,
+        description='false: tool_choice "required" means one call. Not with "auto".',
+    )
     modalities: Annotated[Any, Only('must be ["text"]', (["text"],))] = None
     store: Annotated[Any, Only("is not supported: nothing is stored", (False,))] = None
     metadata: Annotated[Any, Only("is not supported: nothing is stored", ({},))] = None
@@ -111,6 +121,15 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
             raise rule("has a meaning with logprobs: true only; leave it out", "top_logprobs")
         return self
 
+    @model_validator(mode="after")
+    def _strict_where_calls_are_forced(self) -> Self:
+        if self.tool_choice in (None, "auto"):
+            for index, tool in enumerate(self.tools or ()):
+                if tool["function"].get("strict"):
+                    problem = 'needs tool_choice "required" or a function; leave it out'
+                    raise rule(problem, "tools", str(index), "function", "strict")
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         """Alternatives to report with each token; None to report no log probabilities."""
@@ -129,6 +148,8 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
             seed,
             messages=[message.task_fields() for message in self.messages],
             tools=None if self.tool_choice == "none" else self.tools or None,
+            tool_choice=task_choice(self.tool_choice),
+            parallel_tool_calls=self.parallel_tool_calls is not False,
             template_args=self.chat_template_kwargs,
             structured_output=structured_output(self.response_format),
         )

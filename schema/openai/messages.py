@@ -44,7 +44,7 @@ def _check_address(url: str, info: ValidationInfo) -> str:
 
 
 def check_function(value: dict[str, Any]) -> dict[str, Any]:
-    """Pydantic validator of a tool or a tool call: a function with a name, the rest as it is."""
+    """Pydantic validator of a tool or a call of one: a function with a name, the rest as it is."""
     if value.get("type") != "function":
         raise rule('must be "function"; there are no other tools here', "type")
     function = value.get("function")
@@ -52,8 +52,6 @@ def check_function(value: dict[str, Any]) -> dict[str, Any]:
         raise rule("must be an object", "function")
     if not isinstance(function.get("name"), str):
         raise rule("must be a string", "function", "name")
-    if function.get("strict"):
-        raise rule("is not supported yet; leave it out", "function", "strict")
     return value
 
 

@@ -28,6 +28,7 @@ _PATHS = (
     (re.compile(r"\bgeneration_config\.(?=\w)"), ""),
     (re.compile(r"^generation_config: "), ""),
     (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
+    (re.compile(r"^tool_choice\.function\b"), "tool_choice.function.name"),
     (re.compile(r"\bstructured_output\.schema\b"), "response_format.json_schema.schema"),
     (re.compile(r"\bstructured_output\b"), "response_format"),
 )

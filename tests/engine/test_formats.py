@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.formats.detect import MessageFormats
-from engine.formats.events import ToolFormat, functions_of
+from engine.formats.events import ToolFormat
 from engine.formats.llama import LLAMA
 from engine.formats.marked import HERMES, INTERNLM
 from engine.formats.message import MessageReader, joined
@@ -19,6 +19,7 @@ from engine.formats.mistral import MISTRAL, MISTRAL_NAMED
 from engine.formats.qwen_coder import QWEN_CODER
 from engine.formats.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from schema.response import FinishReason, ResponseMessage
+from schema.tool_choice import functions_of
 
 
 def _tool(name: str, **types: Any) -> dict[str, Any]:
@@ -313,9 +314,13 @@ def test_a_call_that_is_written_as_its_layout_says_is_read(
 ) -> None:
     assert form.layout
     written = json.dumps(arguments, ensure_ascii=escaped, indent=indent)
-    before, between, after = form.layout
-    message, reason = read([f"{before}weather{between}{written}{after}"], form)
+    before, between, after, separator, begin, end = form.layout
+    one, other = (f"{before}{name}{between}{written}{after}" for name in ("weather", "time"))
+    message, reason = read([f"{begin}{one}{end}"], form)
     assert (message["content"], calls(message)) == ("", [("weather", written)])
+    assert reason == "tool_calls"
+    message, reason = read([f"{begin}{one}{separator}{other}{end}"], form)
+    assert (message["content"], calls(message)) == ("", [("weather", written), ("time", written)])
     assert reason == "tool_calls"
 
 

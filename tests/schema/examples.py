@@ -109,6 +109,10 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
     "no form, several beams": _asks_for(None) | {"generation_config": {"num_beams": 2}},
     "a form, one beam": _asks_for({"type": "json_object"})
     | {"generation_config": {"num_beams": 1}},
+    "a call": GOOD | {"tool_choice": "required", "parallel_tool_calls": False},
+    "a call of a function": GOOD | {"tool_choice": {"function": "clock"}},
+    "no call has to be made": GOOD | {"tool_choice": "auto", "parallel_tool_calls": True},
+    "no tools, no calls at once": {"model": "m", "messages": _ASK, "parallel_tool_calls": False},
     "null settings": _with(
         max_new_tokens=None, stop_strings=None, temperature=None, num_beams=None
     ),

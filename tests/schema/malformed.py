@@ -112,6 +112,11 @@ def _form(param: str, beyond: str | None = None, **form: Any) -> Malformed:
     return _case("structured_output", form, param, beyond)
 
 
+def _calls(param: str, beyond: str | None = None, **fields: Any) -> Malformed:
+    task = GOOD | {"tool_choice": "required"} | fields
+    return Malformed(f"calls, {json.dumps(fields)[:60]}", json.dumps(task).encode(), param, beyond)
+
+
 _BODIES = [
     Malformed("empty body", b"", None, NOT_JSON),
     Malformed("white space", b" \n", None, NOT_JSON),
@@ -185,6 +190,27 @@ _TASK = [
     _case("tools", ["clock"], "tools.0"),
     _case("tools", [{}] * 513),
     _case("tools.0.function.parameters", _nested(40), "tools.0.function", NO_RECURSION),
+    _case("tool_choice", None),
+    _case("tool_choice", "none"),
+    _case("tool_choice", ["auto"]),
+    _case("tool_choice", {}, "tool_choice.function"),
+    _case("tool_choice", {"function": {"name": "clock"}}, "tool_choice.function"),
+    _case("tool_choice", {"function": ""}, "tool_choice.function"),
+    _case("tool_choice", {"function": "clock", "type": "function"}, "tool_choice.type"),
+    _case("tool_choice", {"function": "watch"}, "tool_choice.function", NO_COMPARISON),
+    _case("parallel_tool_calls", None),
+    _case("parallel_tool_calls", False),
+    _calls("tool_choice", tools=[]),
+    _calls("tool_choice", tools=None),
+    _calls("tool_choice", tools=[{"type": "search"}], beyond=NO_RECURSION),
+    _calls("tool_choice", structured_output={"type": "json_object"}),
+    _calls("tool_choice", generation_config={"num_beams": 2}),
+    _calls("tools", tools=[{"name": "f" * 70_000}], beyond=NO_RECURSION),
+    _calls(
+        "tools",
+        tools=[{"name": "f", "parameters": {"enum": ["x" * 70_000]}}],
+        beyond=NO_RECURSION,
+    ),
     _case("template_args", "x"),
     _case("template_args", [1]),
     _case("use_chat_template", "no"),

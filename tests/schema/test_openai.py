@@ -31,6 +31,13 @@ def chat(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest.parse(json.dumps(asked))
 
 
+STRICT: Any = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+
+
+def _named(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
 def refused(**fields: Any) -> TaskArgsInvalid:
     with pytest.raises(TaskArgsInvalid) as caught:
         chat(**fields).task(seed=0)
@@ -104,7 +111,27 @@ GREEDY = DEFAULTS | {"do_sample": False, "temperature": 0.0}
             },
         ),
         ({"tools": [TOOL]}, {"tools": [TOOL], "generation_config": DEFAULTS}),
-        ({"tools": [TOOL], "tool_choice": "none"}, {"generation_config": DEFAULTS}),
+        (
+            {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
+            {"generation_config": DEFAULTS, "parallel_tool_calls": False},
+        ),
+        (
+            {"tools": [STRICT], "tool_choice": "required", "parallel_tool_calls": False},
+            {
+                "tools": [STRICT],
+                "tool_choice": "required",
+                "parallel_tool_calls": False,
+                "generation_config": DEFAULTS,
+            },
+        ),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "clock"}}},
+            {
+                "tools": [TOOL],
+                "tool_choice": {"function": "clock"},
+                "generation_config": DEFAULTS,
+            },
+        ),
         (
             {"stop": [], "tools": [], "logprobs": False, "logit_bias": {}, "n": None},
             {"generation_config": DEFAULTS},
@@ -229,7 +256,24 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"response_format": {"type": "regex", "pattern": "a"}}, "response_format.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": 5}, "tool_choice"),
+        ({"tool_choice": {}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "function", "function": "clock"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"tools": [TOOL], "tool_choice": _named("f")}, "tool_choice.function.name"),
+        ({"tool_choice": _named("clock", nam="f")}, "tool_choice.function.nam"),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [TOOL], "tool_choice": "required", "num_beams": 2}, "tool_choice"),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": _named("clock"),
+                "response_format": {"type": "json_object"},
+            },
+            "tool_choice",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"store": True}, "store"),
@@ -249,8 +293,8 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"tools": [{"type": "custom"}]}, "tools.0.type"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-            "tools.0.function.strict",
+            {"tools": [TOOL, STRICT]},
+            "tools.1.function.strict",
         ),
         ({"do_sample": True}, "do_sample"),
         ({"max_new_tokens": 3}, "max_new_tokens"),

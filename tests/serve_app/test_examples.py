@@ -26,8 +26,6 @@ PRINTS = {
     "task.py": ["0: ", "1: ", "fox", "A red circle."],
     "task.mjs": [COUNTED, "A blue star."],
 }
-# The server refuses them for now; the test that passes all the same says that this can go.
-NOT_YET = ("openai_tools.py", "openai_structured.py")
 
 
 def test_all_examples_are_known() -> None:
@@ -35,9 +33,7 @@ def test_all_examples_are_known() -> None:
 
 
 @pytest.mark.parametrize("name", PRINTS)
-def test_example(name: str, address: str, request: pytest.FixtureRequest) -> None:
-    if name in NOT_YET:
-        request.applymarker(pytest.mark.xfail(reason="the server refuses its fields for now"))
+def test_example(name: str, address: str) -> None:
     interpreter = INTERPRETERS[Path(name).suffix]
     if shutil.which(interpreter[0]) is None:
         pytest.skip(f"no {interpreter[0]} here")

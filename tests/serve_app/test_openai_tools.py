@@ -16,12 +16,12 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp
 
 from engine.formats.detect import MessageFormats
-from engine.formats.events import functions_of
 from engine.formats.marked import HERMES
 from engine.formats.message import MessageReader
 from engine.formats.reasoning import THINK
 from engine.outputs import ChoiceDelta, Progress, ResponseFormat, collect
 from schema import StreamChunk, Task, TaskResponse
+from schema.tool_choice import functions_of
 from tests.serve_app.scripted import app_maker
 
 WEATHER: Any = {

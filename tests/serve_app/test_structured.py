@@ -73,6 +73,24 @@ def test_the_clients_own_models(api: OpenAI) -> None:
     assert streamed.choices[0].message.content == answer.choices[0].message.content
 
 
+def test_the_clients_own_functions(api: OpenAI) -> None:
+    """Such tools are strict, which calls that have to be made are anyway."""
+    asked: Any = {
+        "model": "demo",
+        "messages": ASK,
+        "seed": 2,
+        "tools": [openai.pydantic_function_tool(Shape)],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    message: Any = api.chat.completions.parse(**asked).choices[0].message
+    (call,) = message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Shape)
+    with api.chat.completions.stream(**asked) as stream:
+        message = stream.get_final_completion().choices[0].message
+    assert [streamed.function for streamed in message.tool_calls] == [call.function]
+
+
 def test_what_is_not_supported_is_named(api: OpenAI) -> None:
     param = "response_format.json_schema.schema"
     asked: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
