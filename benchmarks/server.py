@@ -1,4 +1,4 @@
-"""A real server for a measurement: ``serve run`` in processes of its own, on a free port."""
+"""A real server for a measurement, in processes of its own, on a free port."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def _title(process: psutil.Process) -> str:
 def serving(
     args: Mapping[str, Any], folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Serve an application with these ``args`` (see `serve_app.config`) until the body ends.
+    """Serve this project's application with these ``args`` (see `serve_app.config`).
 
     Args:
         args: of the application.
@@ -60,24 +60,62 @@ def serving(
     Raises:
         RuntimeError: it did not start, with the end of its log.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with serving_graph("serve_app.app:build", args, folder, environment) as server:
+        yield server
+
+
+@contextmanager
+def serving_graph(
+    import_path: str,
+    args: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Serve an application of Ray Serve until the body ends. Arguments as those of `serving`."""
+    port = free_port()
     application = {
         "name": "default",
         "route_prefix": "/",
-        "import_path": "serve_app.app:build",
+        "import_path": import_path,
         "args": dict(args),
     }
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [application],
     }
-    file, log = folder / "config.yaml", folder / "server.log"
+    file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
+    with running(command, port, folder, environment) as server:
+        yield server
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    port: int,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run a server that answers ``GET /health`` on a port when it is ready, until the body ends.
+
+    It runs in the repository. What it leaves behind of its process group is ended with it.
+
+    Raises:
+        RuntimeError: it did not start, with the end of its log.
+    """
+    log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", file],
+            command,
             cwd=REPOSITORY,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -93,7 +131,10 @@ def serving(
         try:
             process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            pass
+        finally:
+            with suppress(ProcessLookupError):  # nothing is left of it
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
