@@ -33,12 +33,13 @@ from typing import Any
 import torch
 
 from benchmarks.report import say
+from benchmarks.serving.client import Endpoint
 from benchmarks.serving.graph_cost import measure_cost
 from benchmarks.serving.load import WITH_IMAGES, Load, workload_names
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
 from benchmarks.serving.metrics import Target
 from benchmarks.serving.models import geometry_names, make_model, real_model
-from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, Setup
+from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
 
 _QUIET_LOAD = 0.5  # running processes, averaged over a minute
@@ -82,10 +83,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         model = make_model(options.geometry, options.dtype, options.model_dir or folder)
     if not model.images and WITH_IMAGES & set(options.workloads):
         parser.error("--workloads images: this model sees no pictures")
-    loads = [(clients, None) for clients in options.clients]
     plan = Plan(
         loads=[
-            *(Load(clients, None, options.ramp, options.seconds) for clients, _ in loads),
+            *(Load(clients, None, options.ramp, options.seconds) for clients in options.clients),
             *(Load(None, rate, options.ramp, options.seconds) for rate in options.rates),
         ],
         workloads=options.workloads,
@@ -98,7 +98,9 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     about = _about(options, "GPU" if on_gpu else "CPU")
     if options.address:
-        return measure_running(plan, options, model, about)
+        extra = USAGE if options.dialect == "chat" else {}
+        endpoint = Endpoint(options.address, options.model, options.dialect, extra)
+        return measure_running(plan, endpoint, model, about, promises=options.promises)
     setup = Setup(
         model=model,
         folder=folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from collections.abc import Sequence
@@ -128,16 +127,15 @@ def _measure_loads(
 
 
 def measure_running(
-    plan: Plan, options: argparse.Namespace, model: ServedModel, about: dict[str, Any]
+    plan: Plan, endpoint: Endpoint, model: ServedModel, about: dict[str, Any], *, promises: bool
 ) -> Report:
     """Measure a server that somebody else has started."""
-    extra = {"stream_options": {"include_usage": True}} if options.dialect == "chat" else {}
-    endpoint = Endpoint(options.address, options.model, options.dialect, extra)
+    name = endpoint.address
     report = Report(about, [], [], {}, {})
     for workload in plan.workloads:
         for round_index in range(plan.rounds):
-            _measure_loads(plan, options.address, endpoint, model, workload, round_index, report)
+            _measure_loads(plan, name, endpoint, model, workload, round_index, report)
         if plan.equal:
             found = asyncio.run(measure_equality(endpoint, plan, model, workload, seeds=True))
-            report.same.append(Same(options.address, workload, options.promises, found))
+            report.same.append(Same(name, workload, promises, found))
     return report

@@ -158,7 +158,7 @@ def _vllm(setup: Setup) -> Iterator[Server]:
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(_VLLM_KV_GB),
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", cores),
-        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_NOUSAGE_STATS": "1",
         "PYTHONPATH": "",
     }
     with running(command, port, setup.folder, _threads(setup) | environment) as server:
@@ -183,13 +183,13 @@ def _no_vllm(setup: Setup) -> str | None:
 
 
 _ECHO_PATH = "benchmarks.serving.echo:build"
-_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
+USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(GRAPH, _graph, promises=True, extra=_USAGE),
-        Peer(VLLM, _vllm, _no_vllm, extra=_USAGE),
+        Peer(GRAPH, _graph, promises=True, extra=USAGE),
+        Peer(VLLM, _vllm, _no_vllm, extra=USAGE),
         Peer(CONTINUOUS, partial(_transformers, continuous=True), _no_transformers, seeds=False),
         Peer(TRANSFORMERS, partial(_transformers, continuous=False), _no_transformers, seeds=False),
         Peer(ONE_AT_A_TIME, _one_at_a_time),
@@ -198,12 +198,10 @@ PEERS = {
             TUNED,
             partial(_graph, environment=TUNED_ENVIRONMENT),
             promises=True,
-            extra=_USAGE,
+            extra=USAGE,
         ),
         Peer(TASKS, _graph, dialect="tasks", promises=True),
-        Peer(
-            RELAXED, partial(_graph, import_path="benchmarks.serving.relaxed:build"), extra=_USAGE
-        ),
+        Peer(RELAXED, partial(_graph, import_path="benchmarks.serving.relaxed:build"), extra=USAGE),
     )
 }
 """Every kind of server there is; the first `DEFAULT_PEERS` are compared if nothing else is said."""
