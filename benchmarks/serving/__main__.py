@@ -42,6 +42,7 @@ from benchmarks.serving.models import geometry_names, make_model, real_model
 from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
 
+_RAMP_S = 4.0  # at least so long before a measurement
 _QUIET_LOAD = 0.5  # running processes, averaged over a minute
 
 
@@ -84,10 +85,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
     if not model.images and WITH_IMAGES & set(options.workloads):
         parser.error("--workloads images: this model sees no pictures")
     plan = Plan(
-        loads=[
-            *(Load(clients, None, options.ramp, options.seconds) for clients in options.clients),
-            *(Load(None, rate, options.ramp, options.seconds) for rate in options.rates),
-        ],
+        loads=_loads(options),
         workloads=options.workloads,
         rounds=options.rounds,
         target=Target(options.target_first, options.target_token),
@@ -105,12 +103,18 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         model=model,
         folder=folder,
         threads=options.threads,
-        max_clients=max([*options.clients, options.equal, 16]),
+        max_clients=max([*options.clients, options.equal, 64 if options.rates else 1]),
         context=options.context,
         vllm_python=options.vllm_python,
         on_gpu=on_gpu,
     )
     return measure_peers(plan, [PEERS[name] for name in options.peers], setup, about)
+
+
+def _loads(options: argparse.Namespace) -> list[Load]:
+    ramps = {clients: max(_RAMP_S, options.join * clients) for clients in options.clients}
+    closed = [Load(clients, None, ramp, options.seconds) for clients, ramp in ramps.items()]
+    return closed + [Load(None, rate, 2 * _RAMP_S, options.seconds) for rate in options.rates]
 
 
 def _about(options: argparse.Namespace, device: str) -> dict[str, Any]:
@@ -168,12 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--clients", type=_numbers(int), default=[1, 16, 64], metavar="1,16,64")
     add("--rates", type=_numbers(float), default=[], metavar="0.5,1", help="requests a second")
     add("--rounds", type=int, default=2)
-    add("--ramp", type=float, default=5.0, metavar="S", help="before each measurement")
+    joining = "between one client and the next; when all are there, the measurement begins"
+    add("--join", type=float, default=0.3, metavar="S", help=joining)
     add("--seconds", type=float, default=20.0, metavar="S", help="of each measurement")
     add("--target-first", type=float, default=5.0, metavar="S", help="of a good answer")
     add("--target-token", type=float, default=0.25, metavar="S", help="of a good answer")
     add("--equal", type=int, default=16, metavar="N", help="requests to compare; 0: none")
-    add("--equal-tokens", type=int, default=24, metavar="N", help="of each of them")
+    add("--equal-tokens", type=int, default=16, metavar="N", help="of each of them")
     add("--orders", type=int, default=3, help="of the crowd")
     add("--context", type=int, default=1024, help="tokens of the longest prompt and answer")
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")

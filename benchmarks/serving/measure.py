@@ -72,7 +72,7 @@ def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[s
     report = Report(about, [], [], {}, {})
     for round_index in range(plan.rounds):
         for peer in peers:
-            if peer.name in report.skipped:
+            if peer.name in report.skipped or (peer.once and round_index > 0):
                 continue
             if (why := peer.missing(setup)) is not None:
                 report.skipped[peer.name] = why

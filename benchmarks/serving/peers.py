@@ -71,6 +71,7 @@ class Peer:
         missing: why it cannot run here; None if it can.
         promises: whether it claims that an answer is a function of the request.
         seeds: whether it honours a seed for each request.
+        once: whether one round is enough: it is no rival, and it is slow.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Peer:
     extra: Mapping[str, Any] = field(default_factory=dict)
     promises: bool = False
     seeds: bool = True
+    once: bool = False
 
     def endpoint(self, setup: Setup, server: Server) -> Endpoint:
         """Where its requests go."""
@@ -191,9 +193,15 @@ PEERS = {
         Peer(GRAPH, _graph, promises=True, extra=USAGE),
         Peer(VLLM, _vllm, _no_vllm, extra=USAGE),
         Peer(CONTINUOUS, partial(_transformers, continuous=True), _no_transformers, seeds=False),
-        Peer(TRANSFORMERS, partial(_transformers, continuous=False), _no_transformers, seeds=False),
-        Peer(ONE_AT_A_TIME, _one_at_a_time),
-        Peer(ECHO, partial(_graph, import_path=_ECHO_PATH)),
+        Peer(
+            TRANSFORMERS,
+            partial(_transformers, continuous=False),
+            _no_transformers,
+            seeds=False,
+            once=True,
+        ),
+        Peer(ONE_AT_A_TIME, _one_at_a_time, once=True),
+        Peer(ECHO, partial(_graph, import_path=_ECHO_PATH), once=True),
         Peer(
             TUNED,
             partial(_graph, environment=TUNED_ENVIRONMENT),
