@@ -20,8 +20,13 @@ import yaml
 
 from serve_app.config import REPOSITORY
 
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
+_LOG = "server.log"
+
+
+class NotReady(RuntimeError):
+    """A server did not start; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def serving(
         environment: variables beside those of this process.
 
     Raises:
-        RuntimeError: it did not start, with the end of its log.
+        NotReady: it did not start.
     """
     with serving_graph("serve_app.app:build", args, folder, environment) as server:
         yield server
@@ -110,9 +115,9 @@ def running(
     It runs in the repository. What it leaves behind of its process group is ended with it.
 
     Raises:
-        RuntimeError: it did not start, with the end of its log.
+        NotReady: it did not start.
     """
-    log = folder / "server.log"
+    log = folder / _LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -147,5 +152,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
         except httpx.TransportError:
             pass  # nobody listens yet
         time.sleep(0.5)
-    tail = server.log.read_text(encoding="utf-8", errors="replace")[-10_000:]
-    raise RuntimeError(f"the server did not become ready; its log ends with:\n{tail}")
+    raise NotReady(f"the server did not become ready; {log_tail(server.log.parent)}")
+
+
+def log_tail(folder: Path) -> str:
+    """The end of the log of the server that has last run with this folder."""
+    text = (folder / _LOG).read_text(encoding="utf-8", errors="replace")
+    return f"its log ends with:\n{text[-10_000:]}"

@@ -108,7 +108,7 @@ class Pipeline:
         self, body: dict[str, Any], streamer: _Streamer, abandoned: _Abandoned, push: Any
     ) -> int:
         try:
-            inputs = self._inputs(body["messages"]).to(self._model.device, self._model.dtype)
+            inputs = self._inputs(body["messages"])
             set_seed(body.get("seed") or 0)
             temperature = body.get("temperature", 1.0)
             how = {"do_sample": True, "temperature": temperature} if temperature else {}
@@ -123,16 +123,20 @@ class Pipeline:
         finally:
             push(None)
 
-    def _inputs(self, messages: Sequence[dict[str, Any]]) -> Any:
+    def _inputs(self, messages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         said = []
         for message in messages:
             blocks = message["content"]
             if not isinstance(blocks, str):
                 blocks = [_block(block) for block in blocks]
             said.append({"role": message["role"], "content": blocks})
-        return self._processor.apply_chat_template(
+        made = self._processor.apply_chat_template(
             said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
+        inputs = {name: tensor.to(self._model.device) for name, tensor in made.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        return inputs
 
 
 def _block(block: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.cli.transformers import main
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 from engine.processors import image_only_processor
 
@@ -22,7 +23,9 @@ def load_processor(source: str, **arguments: Any) -> Any:
     """
     try:
         return _original(source, **arguments)
-    except ImportError:
+    except (ImportError, ValueError):  # which of them depends on the architecture
+        if is_torchvision_available():
+            raise
         config = AutoConfig.from_pretrained(source, **arguments)
         own_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
         settings, _ = own_class.get_processor_dict(source, **arguments)
