@@ -25,7 +25,7 @@ _STOP_TIMEOUT_S = 60.0
 _LOG = "server.log"
 
 
-class NotReady(RuntimeError):
+class NotReadyError(RuntimeError):
     """A server did not start; the message has the end of its log."""
 
 
@@ -63,7 +63,7 @@ def serving(
         environment: variables beside those of this process.
 
     Raises:
-        NotReady: it did not start.
+        NotReadyError: it did not start.
     """
     with serving_graph("serve_app.app:build", args, folder, environment) as server:
         yield server
@@ -115,7 +115,7 @@ def running(
     It runs in the repository. What it leaves behind of its process group is ended with it.
 
     Raises:
-        NotReady: it did not start.
+        NotReadyError: it did not start.
     """
     log = folder / _LOG
     with log.open("wb") as output:
@@ -152,7 +152,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
         except httpx.TransportError:
             pass  # nobody listens yet
         time.sleep(0.5)
-    raise NotReady(f"the server did not become ready; {log_tail(server.log.parent)}")
+    raise NotReadyError(f"the server did not become ready; {log_tail(server.log.parent)}")
 
 
 def log_tail(folder: Path) -> str:

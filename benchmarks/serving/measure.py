@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report import say
-from benchmarks.server import NotReady, log_tail
+from benchmarks.server import NotReadyError, log_tail
 from benchmarks.serving.client import Client, Endpoint
 from benchmarks.serving.equality import Equality, compare, equality_jobs
 from benchmarks.serving.load import WITH_IMAGES, Load, jobs, run
@@ -83,7 +83,7 @@ def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[s
                 _measure_peer(plan, peer, setup, round_index, report)
             except RuntimeError as error:  # one server's trouble is not the others'
                 report.skipped[peer.name] = str(error).strip().splitlines()[-1]
-                log = "" if isinstance(error, NotReady) else log_tail(setup.folder)
+                log = "" if isinstance(error, NotReadyError) else log_tail(setup.folder)
                 say(f"given up: {peer.name}: {error}\n{log}")
     return report
 

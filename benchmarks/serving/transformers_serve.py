@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.cli.transformers import main
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from engine.processors import image_only_processor
 
