@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 Path(folder),
                 options.clients,
                 options.seconds,
+                options.rounds,
                 options.out,
                 with_profile=options.profile,
             )

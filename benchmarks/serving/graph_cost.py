@@ -36,7 +36,6 @@ ENGINE = "engine alone"
 _TOKENS = 128
 _CONTEXT = 256
 _RAMP_S = 2.0
-_ROUNDS = 2
 _TARGET = Target(1.0, 0.1)
 # Draws from all tokens alike, so that the demo model's answers are long.
 _LONG: dict[str, Any] = {
@@ -101,7 +100,13 @@ async def _through_graph(endpoint: Endpoint, loads: Sequence[Load]) -> list[dict
 
 
 def measure_cost(
-    folder: Path, clients: Sequence[int], seconds: float, out: Path, *, with_profile: bool
+    folder: Path,
+    clients: Sequence[int],
+    seconds: float,
+    rounds: int,
+    out: Path,
+    *,
+    with_profile: bool,
 ) -> int:
     """Measure, print a table, write ``graph-cost.json``; returns the exit status."""
     setup = Setup(
@@ -121,9 +126,9 @@ def measure_cost(
     def note(mode: str, round_index: int, summaries: Sequence[dict[str, Any]]) -> None:
         for load, one in zip(loads, summaries, strict=True):
             found.append({"mode": mode, "clients": load.clients, "round": round_index, **one})
-            say(f"round {round_index + 1} of {_ROUNDS}, {mode}, {load}: done")
+            say(f"round {round_index + 1} of {rounds}, {mode}, {load}: done")
 
-    for round_index in range(_ROUNDS):
+    for round_index in range(rounds):
         file = folder / "engine.json"
         endpoint = Endpoint("", name, "tasks", _LONG)
         in_own_process(_measure_engine, args, endpoint, loads, str(file))

@@ -12,7 +12,7 @@ import base64
 import io
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,36 +22,37 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from tokenizers.decoders import DecodeStream
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
     set_seed,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.serving.transformers_serve import load_processor
 
 
-class _Streamer(TextStreamer):
-    """Hands pieces of text to a queue of the event loop."""
+class _Streamer(BaseStreamer):
+    """Hands on the text of each token as soon as there is one."""
 
-    def __init__(self, tokenizer: Any, push: Any) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, push: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
         self._push = push
         self.tokens = -1  # the first call brings the prompt
 
     def put(self, value: torch.Tensor) -> None:
         """Called by `generate` with the prompt, then with each token."""
         self.tokens += 1
-        super().put(value)  # type: ignore[no-untyped-call]
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called with each piece of text that will not change any more."""
-        if text:
+        if self.tokens > 0 and (text := self._decoder.step(self._tokenizer, int(value[0]))):
             self._push(text)
+
+    def end(self) -> None:
+        """Called by `generate` after the last token."""
 
 
 class _Abandoned(StoppingCriteria):
@@ -105,7 +106,11 @@ class Pipeline:
         yield b"data: [DONE]\n\n"
 
     def _generate(
-        self, body: dict[str, Any], streamer: _Streamer, abandoned: _Abandoned, push: Any
+        self,
+        body: dict[str, Any],
+        streamer: _Streamer,
+        abandoned: _Abandoned,
+        push: Callable[[str | None], None],
     ) -> int:
         try:
             inputs = self._inputs(body["messages"])

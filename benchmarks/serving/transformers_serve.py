@@ -6,6 +6,7 @@ do without, so that the server can be compared with pictures too; everything els
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import transformers
@@ -29,7 +30,8 @@ def load_processor(source: str, **arguments: Any) -> Any:
         config = AutoConfig.from_pretrained(source, **arguments)
         own_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
         settings, _ = own_class.get_processor_dict(source, **arguments)
-        settings = {name: value for name, value in settings.items() if name == "image_seq_length"}
+        known = inspect.signature(own_class.__init__).parameters
+        settings = {name: value for name, value in settings.items() if name in known}
         return image_only_processor(own_class)(
             AutoImageProcessor.from_pretrained(source, backend="pil", **arguments),
             AutoTokenizer.from_pretrained(source, **arguments),
