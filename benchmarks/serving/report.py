@@ -133,7 +133,7 @@ class Report:
                 axis.set(title=f"{workload}: {title}", xlabel=unit, xscale="log", yscale="log")
                 ticks = [amount for name, amount in self._loads(workload) if name == kind]
                 axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-                axis.minorticks_off()
+                axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
                 axis.grid(alpha=0.3)
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(self.about["title"])
