@@ -11,7 +11,8 @@ that becomes slower becomes so for all, and only one of them is ever there to us
 wait for their answers (--clients) or requests that arrive at random (--rates) come in mixed
 lengths, streamed. Throughput counts the tokens of the measured seconds; what is unfinished at their
 end is cut off. Then every server answers the same requests alone and in a crowd, and the texts are
-compared. Prints a table; writes serving.json and serving.png.
+compared. Prints a table; writes serving.json and serving.png. On 2 cores the first of the commands
+takes about 25 minutes, and vLLM's first start some more; docs/performance.md has others.
 
 Exits with 1 if a server that promises equal answers gave others, or did not run.
 """
