@@ -1,4 +1,4 @@
-"""A real server for a measurement: ``serve run`` in processes of its own, on a free port."""
+"""A real server for a measurement, in processes of its own, on a free port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,13 @@ DEMO: dict[str, Any] = {
 DEPLOYMENT = "Model:demo:float32"
 """Its deployment."""
 
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
+_LOG = "server.log"
+
+
+class NotReadyError(RuntimeError):
+    """A server did not start; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def serving(
     environment: Mapping[str, str] | None = None,
     deployments: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Server]:
-    """Serve an application with these ``args`` (see `serve_app.config`) until the body ends.
+    """Serve this project's application with these ``args`` (see `serve_app.config`).
 
     Args:
         args: of the application.
@@ -72,15 +77,26 @@ def serving(
         deployments: Ray's own settings of deployments, over ours.
 
     Raises:
-        RuntimeError: it did not start, with the end of its log.
+        NotReadyError: it did not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with serving_graph("serve_app.app:build", args, folder, environment, deployments) as server:
+        yield server
+
+
+@contextmanager
+def serving_graph(
+    import_path: str,
+    args: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    deployments: Sequence[Mapping[str, Any]] = (),
+) -> Iterator[Server]:
+    """Serve an application of Ray Serve until the body ends. Arguments as those of `serving`."""
+    port = free_port()
     application = {
         "name": "default",
         "route_prefix": "/",
-        "import_path": "serve_app.app:build",
+        "import_path": import_path,
         "args": dict(args),
         "deployments": [dict(deployment) for deployment in deployments],
     }
@@ -88,11 +104,39 @@ def serving(
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [application],
     }
-    file, log = folder / "config.yaml", folder / "server.log"
+    file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
+    with running(command, port, folder, environment) as server:
+        yield server
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    port: int,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Run a server that answers ``GET /health`` on a port when it is ready, until the body ends.
+
+    It runs in the repository. What it leaves behind of its process group is ended with it.
+
+    Raises:
+        NotReadyError: it did not start.
+    """
+    log = folder / _LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", file],
+            command,
             cwd=REPOSITORY,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -108,7 +152,10 @@ def serving(
         try:
             process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            pass
+        finally:
+            with suppress(ProcessLookupError):  # nothing is left of it
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -121,5 +168,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
         except httpx.TransportError:
             pass  # nobody listens yet
         time.sleep(0.5)
-    tail = server.log.read_text(encoding="utf-8", errors="replace")[-10_000:]
-    raise RuntimeError(f"the server did not become ready; its log ends with:\n{tail}")
+    raise NotReadyError(f"the server did not become ready; {log_tail(server.log.parent)}")
+
+
+def log_tail(folder: Path) -> str:
+    """The end of the log of the server that has last run with this folder."""
+    text = (folder / _LOG).read_text(encoding="utf-8", errors="replace")
+    return f"its log ends with:\n{text[-10_000:]}"

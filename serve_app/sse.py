@@ -21,8 +21,8 @@ def encode(value: Any) -> bytes:
     return _json(value).encode()
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+# Made once: `json.dumps` with settings of its own makes one for each call, a third of its time.
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 # Line breaks to Unicode, and so to clients that split a stream as text, but not to JSON.

@@ -1,0 +1,1 @@
+"""The whole graph beside other servers, as a client sees them: `python -m benchmarks.serving`."""

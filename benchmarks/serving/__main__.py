@@ -1,0 +1,194 @@
+"""Compares this project's server with others, as their clients see them.
+
+    python -m benchmarks.serving --vllm-python PATH            # Qwen2.5-0.5B geometry, on a CPU
+    python -m benchmarks.serving --geometry demo --workloads text images
+    python -m benchmarks.serving --model org/name --images     # a real model, on a GPU
+    python -m benchmarks.serving --address http://host:port --model NAME   # a server that runs
+    python -m benchmarks.serving --graph-cost                  # graph minus engine, demo model
+
+Each server is started, measured and stopped, and they take turns (A B C, A B C), so that a machine
+that becomes slower becomes so for all, and only one of them is ever there to use it. Clients that
+wait for their answers (--clients) or requests that arrive at random (--rates) come in mixed
+lengths, streamed. Throughput counts the tokens of the measured seconds; what is unfinished at their
+end is cut off. Then every server answers the same requests alone and in a crowd, and the texts are
+compared. Prints a table; writes serving.json and serving.png. On 2 cores the first of the commands
+takes about 25 minutes, and vLLM's first start some more; docs/performance.md has others.
+
+Exits with 1 if a server that promises equal answers gave others, or did not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import say
+from benchmarks.serving.client import Endpoint
+from benchmarks.serving.graph_cost import measure_cost
+from benchmarks.serving.load import WITH_IMAGES, Load, workload_names
+from benchmarks.serving.measure import Plan, measure_peers, measure_running
+from benchmarks.serving.metrics import Target
+from benchmarks.serving.models import geometry_names, make_model, real_model
+from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
+from benchmarks.serving.report import Report
+
+_RAMP_S = 4.0  # at least so long before a measurement
+_QUIET_LOAD = 0.5  # running processes, averaged over a minute
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; see the module's docstring."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # So that servers end with this process, and take Ctrl-C where it runs in the background.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = os.getloadavg()[0]
+    if before > _QUIET_LOAD:
+        say(f"the machine is busy (load {before:.1f}): servers cannot be compared")
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        if options.graph_cost:
+            return measure_cost(
+                Path(folder),
+                options.clients,
+                options.seconds,
+                options.rounds,
+                options.out,
+                with_profile=options.profile,
+            )
+        report = _compare(parser, options, Path(folder))
+    report.about["load_before"] = before
+    print(report.table())
+    print("written:", *report.save(options.out))
+    broken = [s.peer for s in report.same if s.promises and not s.equality.holds]
+    absent = [peer for peer in report.skipped if PEERS[peer].promises]
+    return 1 if broken or absent else 0
+
+
+def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> Report:
+    if options.address and not options.model:
+        parser.error("--address needs --model: the name that the server knows it by")
+    if options.model:
+        model = real_model(options.model, options.dtype, images=options.images)
+    else:
+        say(f"model of {options.geometry}'s geometry")
+        model = make_model(options.geometry, options.dtype, options.model_dir or folder)
+    if not model.images and WITH_IMAGES & set(options.workloads):
+        parser.error("--workloads images: this model sees no pictures")
+    plan = Plan(
+        loads=_loads(options),
+        workloads=options.workloads,
+        rounds=options.rounds,
+        target=Target(options.target_first, options.target_token),
+        equal=options.equal,
+        equal_tokens=options.equal_tokens,
+        orders=options.orders,
+    )
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    about = _about(options, "GPU" if on_gpu else "CPU")
+    if options.address:
+        extra = USAGE if options.dialect == "chat" else {}
+        endpoint = Endpoint(options.address, options.model, options.dialect, extra)
+        return measure_running(plan, endpoint, model, about, promises=options.promises)
+    setup = Setup(
+        model=model,
+        folder=folder,
+        threads=options.threads,
+        max_clients=max([*options.clients, options.equal, 64 if options.rates else 1]),
+        context=options.context,
+        vllm_python=options.vllm_python,
+        on_gpu=on_gpu,
+    )
+    return measure_peers(plan, [PEERS[name] for name in options.peers], setup, about)
+
+
+def _loads(options: argparse.Namespace) -> list[Load]:
+    ramps = {clients: max(_RAMP_S, options.join * clients) for clients in options.clients}
+    closed = [Load(clients, None, ramp, options.seconds) for clients, ramp in ramps.items()]
+    return closed + [Load(None, rate, 2 * _RAMP_S, options.seconds) for rate in options.rates]
+
+
+def _about(options: argparse.Namespace, device: str) -> dict[str, Any]:
+    what = options.model or options.geometry
+    if device == "GPU":
+        device = torch.cuda.get_device_name()
+    target = f"{options.target_first:g} s to the first token, {options.target_token:g} s for each"
+    return {
+        "benchmark": "serving",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": f"{what}, {device}, {options.threads} threads",
+        "options": {name: _plain(value) for name, value in vars(options).items()},
+        "target_text": target,
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _numbers(kind: type) -> Any:
+    def read(text: str) -> list[Any]:
+        values = [kind(part) for part in text.split(",") if part]
+        if any(value <= 0 for value in values):
+            raise argparse.ArgumentTypeError("must be positive")
+        return values
+
+    return read
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--geometry", default="qwen2.5-0.5b", choices=geometry_names())
+    add("--model", help="a real checkpoint instead: a directory or a hub id")
+    add("--images", action="store_true", help="--model sees pictures")
+    add("--dtype", choices=["bfloat16", "float16", "float32"])
+    add("--device", default="auto", choices=["auto", "cpu"])
+    add("--model-dir", type=Path, metavar="DIR", help="keep the random model here")
+    names = ", ".join(f"{name!r}" for name in PEERS)
+    add("--peers", nargs="+", default=DEFAULT_PEERS, choices=PEERS, metavar="PEER", help=names)
+    add("--address", help="measure this server instead, which runs already")
+    add("--dialect", default="chat", choices=["chat", "tasks"], help="with --address")
+    add("--promises", action="store_true", help="with --address: it promises equal answers")
+    add("--vllm-python", type=Path, metavar="PATH", help="of an environment that has vLLM")
+    kinds = workload_names()
+    add("--workloads", nargs="+", default=["text"], choices=kinds, metavar="KIND", help=str(kinds))
+    add("--clients", type=_numbers(int), default=[1, 16, 64], metavar="1,16,64")
+    add("--rates", type=_numbers(float), default=[], metavar="0.5,1", help="requests a second")
+    add("--rounds", type=int, default=2)
+    joining = "between one client and the next; when all are there, the measurement begins"
+    add("--join", type=float, default=0.3, metavar="S", help=joining)
+    add("--seconds", type=float, default=20.0, metavar="S", help="of each measurement")
+    add("--target-first", type=float, default=5.0, metavar="S", help="of a good answer")
+    add("--target-token", type=float, default=0.25, metavar="S", help="of a good answer")
+    add("--equal", type=int, default=16, metavar="N", help="requests to compare; 0: none")
+    add("--equal-tokens", type=int, default=16, metavar="N", help="of each of them")
+    add("--orders", type=int, default=3, help="of the crowd")
+    add("--context", type=int, default=1024, help="tokens of the longest prompt and answer")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    add("--graph-cost", action="store_true", help="what the graph adds to the engine")
+    add("--profile", action="store_true", help="with --graph-cost: py-spy on ingress and replica")
+    add("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

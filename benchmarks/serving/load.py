@@ -1,0 +1,172 @@
+"""What is sent, and when: jobs of several kinds, and the two kinds of load."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import string
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.serving.client import Answer, Job
+from benchmarks.serving.models import ServedModel
+from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS
+from demo.shapes import HELD_OUT_SEED, draw_picture
+
+PREFIX_TOKENS = 512
+_SEED = 20260101
+_COUNTING = "Count from {} to 99."
+
+
+def workload_names() -> list[str]:
+    """The kinds of jobs."""
+    return list(_MAKERS)
+
+
+def jobs(workload: str, model: ServedModel, stream: str) -> Iterator[Job]:
+    """Endlessly many jobs of mixed lengths, different ones.
+
+    The lengths are the same for every ``stream``; the texts are not, so that nobody finds a prompt
+    in a cache that an earlier run has left behind.
+    """
+    lengths = random.Random(_SEED)
+    texts = random.Random(f"{_SEED}/{workload}/{stream}")
+    number = 0
+    while True:
+        prompt, answer = lengths.randint(*PROMPT_TOKENS), lengths.randint(*ANSWER_TOKENS)
+        yield _MAKERS[workload](model, texts, number, prompt, answer)
+        number += 1
+
+
+def _text(
+    model: ServedModel,
+    texts: random.Random,
+    number: int,
+    prompt: int,
+    answer: int,
+    before: str = "",
+) -> Job:
+    """Random letters; for a model that has to be told, what to write stands after them."""
+    text = before + (_letters(texts, prompt) if model.padded else "")
+    return Job(text + (_COUNTING.format(texts.randrange(50)) if model.told else ""), answer)
+
+
+def _warm(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
+    """All begin alike."""
+    beginning = _letters(random.Random(_SEED), PREFIX_TOKENS)
+    return _text(model, texts, number, prompt, answer, beginning)
+
+
+def _cold(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
+    """As long as the warm ones, but none begins as another."""
+    return _text(model, texts, number, prompt, answer, _letters(texts, PREFIX_TOKENS))
+
+
+def _image(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
+    picture = io.BytesIO()
+    draw_picture(HELD_OUT_SEED + texts.randrange(10_000)).image.save(picture, "PNG")
+    return Job("What is in this image?", answer, picture.getvalue())
+
+
+def _mixed(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
+    """Every second one has a picture."""
+    return (_image if number % 2 else _text)(model, texts, number, prompt, answer)
+
+
+_MAKERS: dict[str, Callable[[ServedModel, random.Random, int, int, int], Job]] = {
+    "text": _text,
+    "prefix-cold": _cold,
+    "prefix-warm": _warm,
+    "images": _image,
+    "mixed": _mixed,
+}
+WITH_IMAGES = frozenset({"images", "mixed"})
+
+
+def _letters(texts: random.Random, length: int) -> str:
+    return "".join(texts.choices(string.ascii_lowercase + " ", k=length))
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests arrive: ``clients`` that each wait for their answer, or ``rate`` a second.
+
+    Attributes:
+        clients: closed loop: how many there are; they join one after the other in the ramp.
+        rate: open loop: requests a second on average, at the times of a Poisson process,
+            whatever the server is doing. One of the two is None.
+        ramp_s: how long the load runs before the measurement begins.
+        seconds: how long the measurement lasts. What is not finished then is cut off.
+    """
+
+    clients: int | None
+    rate: float | None
+    ramp_s: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.clients} clients" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All answers of a load; what came from ``start`` to ``end`` counts for throughput."""
+
+    answers: list[Answer]
+    start: float
+    end: float
+
+
+class Sender(Protocol):
+    """Who sends jobs: `benchmarks.serving.client.Client`, or something in its place."""
+
+    async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
+        """See `Client.send`."""
+        ...
+
+
+async def run(client: Sender, load: Load, source: Iterator[Job]) -> Run:
+    """Put a load on a server for as long as it says."""
+    answers: list[Answer] = []
+    begin = time.perf_counter()
+    start = begin + load.ramp_s
+    end = start + load.seconds
+    arrivals = _open(load.rate) if load.rate is not None else _closed(load)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(end - time.perf_counter()), asyncio.TaskGroup() as group:
+            async for follow_up in arrivals:
+                group.create_task(_client(client, source, answers, endless=follow_up))
+            await asyncio.sleep(end - time.perf_counter())  # clients that came to an end
+    return Run(answers, start, min(end, time.perf_counter()))
+
+
+async def _client(
+    client: Sender, source: Iterator[Job], answers: list[Answer], *, endless: bool
+) -> None:
+    while True:
+        answer = await client.send(next(source), answers)
+        if not endless:
+            return
+        if answer.failure is not None:
+            await asyncio.sleep(0.1)  # a server that refuses must not be flooded
+
+
+async def _closed(load: Load) -> AsyncIterator[bool]:
+    assert load.clients is not None
+    for _ in range(load.clients):
+        yield True
+        await asyncio.sleep(load.ramp_s / load.clients)
+
+
+async def _open(rate: float) -> AsyncIterator[bool]:
+    """Exponential gaps between arrivals; a late one does not delay those after it."""
+    gaps = random.Random(_SEED)
+    due = time.perf_counter()
+    while True:
+        due += gaps.expovariate(rate)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        yield False

@@ -1,0 +1,143 @@
+"""Puts the loads of a plan on servers, one server at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report import say
+from benchmarks.server import NotReadyError, log_tail
+from benchmarks.serving.client import Client, Endpoint
+from benchmarks.serving.equality import Equality, compare, equality_jobs
+from benchmarks.serving.load import WITH_IMAGES, Load, jobs, run
+from benchmarks.serving.metrics import Summary, Target, summary
+from benchmarks.serving.models import ServedModel
+from benchmarks.serving.peers import ECHO, Peer, Setup
+from benchmarks.serving.report import Report, Row, Same
+
+_SETTLE_S = 300.0
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of every server.
+
+    Attributes:
+        equal: how many requests are compared alone and in a crowd; 0: none.
+        equal_tokens: the most tokens of each.
+        orders: how many crowds.
+    """
+
+    loads: Sequence[Load]
+    workloads: Sequence[str]
+    rounds: int
+    target: Target
+    equal: int
+    equal_tokens: int
+    orders: int
+
+
+async def measure_load(
+    endpoint: Endpoint, plan: Plan, load: Load, model: ServedModel, workload: str, stream: str
+) -> Summary:
+    """Put one load on a server that runs."""
+    async with Client(endpoint) as client:
+        await client.settle(_SETTLE_S)
+        found = await run(client, load, jobs(workload, model, stream))
+    return summary(found, plan.target)
+
+
+async def measure_equality(
+    endpoint: Endpoint, plan: Plan, model: ServedModel, workload: str, *, seeds: bool
+) -> Equality:
+    """Compare a server's answers alone and in a crowd."""
+    asked = equality_jobs(model, workload, plan.equal, plan.equal_tokens, seeds=seeds)
+    async with Client(endpoint) as client:
+        await client.settle(_SETTLE_S)
+        return await compare(client, asked, plan.orders)
+
+
+async def _warm_up(endpoint: Endpoint, model: ServedModel, workload: str) -> None:
+    """A few requests of each kind: kernels are chosen and caches made before the clock runs."""
+    (job,) = equality_jobs(model, workload, 1, _WARM_UP_TOKENS, seeds=False)
+    async with Client(endpoint) as client:
+        await asyncio.gather(*(client.send(job) for _ in range(2)))
+
+
+def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[str, Any]) -> Report:
+    """Start each server in turn, once a round, and measure it. Who cannot run is skipped."""
+    report = Report(about, [], [], {}, {})
+    for round_index in range(plan.rounds):
+        for peer in peers:
+            if peer.name in report.skipped or (peer.once and round_index > 0):
+                continue
+            if (why := peer.missing(setup)) is not None:
+                report.skipped[peer.name] = why
+                say(f"skipped: {peer.name}: {why}")
+                continue
+            try:
+                _measure_peer(plan, peer, setup, round_index, report)
+            except RuntimeError as error:  # one server's trouble is not the others'
+                report.skipped[peer.name] = str(error).strip().splitlines()[-1]
+                log = "" if isinstance(error, NotReadyError) else log_tail(setup.folder)
+                say(f"given up: {peer.name}: {error}\n{log}")
+    return report
+
+
+def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report: Report) -> None:
+    begin = time.perf_counter()
+    with peer.start(setup) as server:
+        report.started_s.setdefault(peer.name, []).append(time.perf_counter() - begin)
+        say(f"{peer.name}: started in {report.started_s[peer.name][-1]:.1f} s")
+        endpoint = peer.endpoint(setup, server)
+        for workload in plan.workloads:
+            if peer.name == ECHO and workload in WITH_IMAGES:
+                continue
+            asyncio.run(_warm_up(endpoint, setup.model, workload))
+            _measure_loads(plan, peer.name, endpoint, setup.model, workload, round_index, report)
+            if plan.equal and round_index == 0 and peer.name != ECHO:
+                found = asyncio.run(
+                    measure_equality(endpoint, plan, setup.model, workload, seeds=peer.seeds)
+                )
+                report.same.append(Same(peer.name, workload, peer.promises, found))
+                say(f"  {workload}, equal answers: {found}")
+
+
+def _measure_loads(
+    plan: Plan,
+    name: str,
+    endpoint: Endpoint,
+    model: ServedModel,
+    workload: str,
+    round_index: int,
+    report: Report,
+) -> None:
+    for load in plan.loads:
+        stream = f"{round_index}/{load}"
+        found = asyncio.run(measure_load(endpoint, plan, load, model, workload, stream))
+        report.rows.append(Row(name, workload, load.clients, load.rate, round_index, found))
+        say(
+            f"  round {round_index + 1} of {plan.rounds}, {workload}, {load}: "
+            f"{found.tokens_per_s:.1f} tokens/s"
+        )
+        for error, count in found.errors.items():
+            say(f"    {count} x {error}")
+
+
+def measure_running(
+    plan: Plan, endpoint: Endpoint, model: ServedModel, about: dict[str, Any], *, promises: bool
+) -> Report:
+    """Measure a server that somebody else has started."""
+    name = endpoint.address
+    report = Report(about, [], [], {}, {})
+    for workload in plan.workloads:
+        for round_index in range(plan.rounds):
+            _measure_loads(plan, name, endpoint, model, workload, round_index, report)
+        if plan.equal:
+            found = asyncio.run(measure_equality(endpoint, plan, model, workload, seeds=True))
+            report.same.append(Same(name, workload, promises, found))
+    return report

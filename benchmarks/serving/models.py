@@ -1,0 +1,75 @@
+"""The model that all servers of one run serve, in one directory."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.worker import in_own_process
+from benchmarks.workload import GEOMETRIES, save_model
+from serve_app.config import REPOSITORY
+
+DEMO = "demo"
+
+# Servers of chat completions want a template. This one leaves a text as it is, so that each letter
+# of a random model's prompt stays one token, here as in the other benchmarks.
+_PLAIN_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message.content is string -%}
+        {{- message.content -}}
+    {%- else -%}
+        {%- for block in message.content if block.type == 'text' -%}{{- block.text -}}{%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What is served.
+
+    Attributes:
+        source: its directory, or the id of a repository of the hub.
+        dtype: of the arithmetic.
+        images: whether it sees pictures.
+        padded: whether prompts are filled up to their length with random letters.
+        told: whether it has to be told to write something long. Random weights need not: the
+            answers are always as long as was asked for.
+    """
+
+    source: str
+    dtype: str
+    images: bool
+    padded: bool
+    told: bool
+
+
+def real_model(source: str, dtype: str | None, *, images: bool) -> ServedModel:
+    """A checkpoint that somebody has trained: a directory, or the id of a repository."""
+    return ServedModel(source, dtype or "bfloat16", images=images, padded=True, told=True)
+
+
+def geometry_names() -> list[str]:
+    """What ``--geometry`` may be."""
+    return [*GEOMETRIES, DEMO]
+
+
+def make_model(geometry: str, dtype: str | None, directory: Path) -> ServedModel:
+    """The demo model, or one with random weights that is saved in a directory.
+
+    Args:
+        geometry: one of `geometry_names`.
+        dtype: None for float32 with the demo model, and bfloat16 with others.
+        directory: where the model is saved; one that an earlier run has left there is used again.
+    """
+    if geometry == DEMO:
+        # A copy, because a server may write beside the weights.
+        source = directory / DEMO
+        shutil.copytree(REPOSITORY / "demo" / "model", source, dirs_exist_ok=True)
+        return ServedModel(str(source), dtype or "float32", images=True, padded=False, told=True)
+    dtype = dtype or "bfloat16"
+    source = directory / f"{geometry}-{dtype}"
+    in_own_process(save_model, geometry, dtype, str(source))
+    (source / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
+    return ServedModel(str(source), dtype, images=False, padded=True, told=False)

@@ -1,0 +1,251 @@
+"""The benchmark of servers, against a small scripted server over real HTTP."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from socket import socket
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from benchmarks.serving.client import Answer, Client, Endpoint, Job
+from benchmarks.serving.equality import compare
+from benchmarks.serving.load import Load, Run, jobs, run
+from benchmarks.serving.measure import Plan, measure_running
+from benchmarks.serving.metrics import Target, per_token_s, spread, summary
+from benchmarks.serving.models import ServedModel
+from benchmarks.serving.profile import top_functions
+
+MODEL = ServedModel("", "float32", images=True, padded=True, told=False)
+TARGET = Target(first_token_s=1.0, per_token_s=0.1)
+PAUSE_S = 0.002
+
+
+class Scripted:
+    """Answers with as many words as asked for; a text says if something is to go wrong."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.at_once = 0
+        routes = [Route("/v1/chat/completions", self.complete, methods=["POST"])]
+        self.app = Starlette(routes=routes)
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        text = body["messages"][0]["content"]
+        if text == "refuse":
+            return JSONResponse({"error": "no"}, 503)
+        return StreamingResponse(self.events(text, body["max_tokens"]))
+
+    async def events(self, text: str, count: int) -> AsyncIterator[str]:
+        self.at_once += 1
+        crowded = self.at_once > 1
+        for number in range(count):
+            wrong = text == "differs in a crowd" and crowded and number == count - 1
+            yield self.event({"delta": {"content": " Word" if wrong else " word"}})
+            await asyncio.sleep(PAUSE_S if text != "hang" else 60)
+            if text == "break":
+                break
+        self.at_once -= 1
+        if text == "fail":
+            yield f"data: {json.dumps({'error': {'message': 'broken'}})}\n\n"
+        elif text != "break":
+            usage = {"completion_tokens": count}
+            yield self.event({"delta": {}, "finish_reason": "length"}, usage=usage)
+        yield "data: [DONE]\n\n"
+
+    def event(self, choice: dict[str, Any], **more: object) -> str:
+        return f"data: {json.dumps({'choices': [choice], **more})}\n\n"
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[tuple[Scripted, Endpoint]]:
+    """The server, and where it listens."""
+    script = Scripted()
+    server = uvicorn.Server(uvicorn.Config(script.app, log_level="error", lifespan="off"))
+    with closing(socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield script, Endpoint(f"http://127.0.0.1:{port}", "m")
+        server.should_exit = True
+        server.force_exit = True  # some answers never end
+        thread.join()
+
+
+async def test_an_answer_is_read_as_it_came(scripted: tuple[Scripted, Endpoint]) -> None:
+    script, endpoint = scripted
+    async with Client(endpoint) as client:
+        answer = await client.send(Job("hello", 5, seed=7))
+    assert script.bodies[-1] == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 5,
+        "temperature": 1.0,
+        "seed": 7,
+        "stream": True,
+    }
+    assert (answer.text, answer.tokens, answer.complete) == (" word" * 5, 5, True)
+    each = per_token_s(answer, None)
+    assert each is not None
+    assert each >= PAUSE_S
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("refuse", "503"), ("fail", "broken"), ("break", "ended early")],
+)
+async def test_errors_are_told(scripted: tuple[Scripted, Endpoint], text: str, error: str) -> None:
+    async with Client(scripted[1]) as client:
+        answer = await client.send(Job(text, 3))
+    assert not answer.complete
+    assert error in str(answer.error)
+
+
+async def test_one_wrong_letter_is_noticed(scripted: tuple[Scripted, Endpoint]) -> None:
+    _, endpoint = scripted
+    steady = [Job("hello", 4), Job("hello", 4, seed=1)]
+    async with Client(endpoint) as client:
+        good = await compare(client, steady, orders=2)
+        assert good.holds
+        assert str(good) == "1 of 1 greedy, 1 of 1 seeded"
+        bad = await compare(client, [*steady, Job("differs in a crowd", 4)], orders=2)
+        assert not bad.holds
+        assert str(bad) == "1 of 2 greedy, 1 of 1 seeded"
+        missing = await compare(client, [*steady, Job("refuse", 4)], orders=1)
+        assert not missing.holds
+        assert len(missing.errors) == 2
+
+
+async def test_a_closed_loop_sends_again_until_the_end(
+    scripted: tuple[Scripted, Endpoint],
+) -> None:
+    _, endpoint = scripted
+    source = (Job("hello", 5) for _ in range(10_000))
+    async with Client(endpoint) as client:
+        found = await run(client, Load(2, None, 0.05, 0.2), source)
+    numbers = summary(found, Target(60.0, 60.0))
+    assert numbers.sent > 2
+    assert numbers.cut_off <= 2
+    assert numbers.finished + numbers.cut_off == numbers.sent
+    assert not numbers.errors
+    assert 0 < numbers.goodput_per_s == numbers.requests_per_s
+    assert found.end - found.start == pytest.approx(0.2)
+
+
+async def test_an_open_loop_does_not_wait_for_answers(
+    scripted: tuple[Scripted, Endpoint],
+) -> None:
+    _, endpoint = scripted
+    source = (Job("hang", 2) for _ in range(10_000))
+    async with Client(endpoint) as client:
+        found = await run(client, Load(None, 100.0, 0.0, 0.3), source)
+    numbers = summary(found, TARGET)
+    assert numbers.cut_off == numbers.sent
+    assert numbers.sent >= 5
+    assert numbers.requests_per_s == numbers.goodput_per_s == 0
+
+
+def made(sent: float, words: list[float], ended: float | None, counted: bool = True) -> Answer:
+    """An answer of words that came at these times."""
+    lines = [(when, Scripted().event({"delta": {"content": "word"}}).encode()) for when in words]
+    if ended is not None:
+        usage = {"usage": {"completion_tokens": 2 * len(words)}} if counted else {}
+        last = Scripted().event({"delta": {}, "finish_reason": "stop"}, **usage)
+        lines.append((ended, last.encode()))
+    return Answer(Job("", 9), sent, list(lines), ended)
+
+
+def test_the_numbers_are_those_worked_out_by_hand() -> None:
+    """Words of two tokens; the measurement goes from 10 to 20."""
+    answers = [
+        made(8.0, [9.0, 11.0, 13.0], 13.0),  # two of three words, 2 s for the other 4 tokens each
+        made(12.0, [12.5, 12.6], 12.7),  # keeps the target: 0.1 s for 2 tokens
+        made(15.0, [19.0, 19.5], None),  # cut off, its tokens count as the others' do
+        made(19.0, [], None),  # cut off before its first token
+    ]
+    refused = made(13.0, [], 13.0)
+    refused.failure = "503"
+    found = summary(Run([*answers, refused], 10.0, 20.0), TARGET)
+    assert (found.sent, found.finished, found.cut_off) == (5, 2, 2)
+    assert found.errors == {"503": 1}
+    assert found.tokens_per_s == pytest.approx(12 / 10)
+    assert found.requests_per_s == pytest.approx(2 / 10)
+    assert found.goodput_per_s == pytest.approx(1 / 10)
+    assert found.per_token.p50 == pytest.approx(0.25)
+    assert (found.per_token.p95, found.per_token.p99) == (1.0, 1.0)
+    # First tokens: 0.5, 1 and 4 seconds, and more than 1. The last one is as long as 4.
+    assert found.first_token.p50 == pytest.approx(1.0)
+    assert found.first_token.p99 == pytest.approx(4.0)
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    times = [float(number) for number in range(1, 101)]
+    found = spread(times)
+    assert (found.p50, found.p95, found.p99) == (50.0, 95.0, 99.0)
+    assert spread([3.0]).p99 == 3.0
+    assert spread([]).p50 is None
+
+
+def test_what_was_cut_off_makes_percentiles_lower_bounds() -> None:
+    """Three of four never ended: only that the median is at least as long as was waited."""
+    found = spread([1.0], [5.0, 5.0, 5.0])
+    assert (found.p50, found.at_least) == (5.0, ("p50", "p95", "p99"))
+    # One that was cut off at once says nothing about the others.
+    assert spread([2.0, 3.0, 4.0], [0.1]) == spread([2.0, 3.0, 4.0])
+
+
+def test_workloads_are_the_same_for_every_server_and_new_in_every_round() -> None:
+    def first(workload: str, stream: str) -> list[Job]:
+        return [job for job, _ in zip(jobs(workload, MODEL, stream), range(4), strict=False)]
+
+    for workload in ("text", "prefix-cold", "prefix-warm", "images", "mixed"):
+        assert first(workload, "a") == first(workload, "a")
+        assert first(workload, "a") != first(workload, "b")
+    warm, cold = first("prefix-warm", "a"), first("prefix-cold", "a")
+    assert [len(job.text) for job in warm] == [len(job.text) for job in cold]
+    assert len({job.text[:512] for job in warm}) == 1
+    assert len({job.text[:8] for job in cold}) == 4
+    assert [job.png is not None for job in first("mixed", "a")] == [False, True, False, True]
+
+
+def test_a_running_server_is_measured_and_reported(scripted: tuple[Scripted, Endpoint]) -> None:
+    plan = Plan(
+        loads=[Load(2, None, 0.02, 0.1), Load(None, 50.0, 0.02, 0.1)],
+        workloads=["text"],
+        rounds=1,
+        target=TARGET,
+        equal=2,
+        equal_tokens=3,
+        orders=1,
+    )
+    about = {"title": "t", "target_text": "t"}
+    report = measure_running(plan, scripted[1], MODEL, about, promises=True)
+    written = json.loads(json.dumps(report.to_json()))
+    assert [(row["clients"], row["rate"]) for row in written["runs"]] == [(2, None), (None, 50.0)]
+    assert written["equal_answers"][0]["holds"]
+    table = report.table()
+    assert "2 clients" in table
+    assert "50/s" in table
+    assert "as promised" in table
+
+
+def test_profiles_are_summed_up() -> None:
+    stacks = "main (a.py:1);work (a.py:7) 3\nmain (a.py:1);work (a.py:9) 1\nmain (a.py:2) 4\n"
+    lines = [line.split() for line in top_functions(stacks).splitlines()]
+    assert lines[1:] == [
+        ["50.0%", "50.0%", "work", "(a.py"],
+        ["50.0%", "100.0%", "main", "(a.py"],
+    ]
