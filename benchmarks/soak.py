@@ -39,8 +39,8 @@ WARM_UP = 1 / 3
 """The share of the time in which caches fill, allocators find their size and code is loaded."""
 MiB = 2**20
 GROWTH, GROWTH_BYTES, FILES_GROWTH = 0.05, 8 * MiB, 8
-"""A process that has grown by more after the warm-up is not flat: by this share of its memory and so
-many bytes, or by so many descriptors."""
+"""A process that has grown by more after the warm-up is not flat: by this share of its memory and
+so many bytes, or by so many descriptors."""
 _NAMED = 50 * MiB  # smaller processes, Ray's helpers, are drawn grey and without a name
 
 _SEED = 20260102
