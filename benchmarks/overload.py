@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from benchmarks.client import make_tasks
 from benchmarks.report import aligned, pyplot, say
@@ -51,9 +51,12 @@ class Asked:
 
 
 class Sender:
-    """Sends tasks and compares answers to the same task."""
+    """Sends tasks and compares answers to the same task.
 
-    def __init__(self, http: httpx.AsyncClient, tasks: list[dict[str, Any]]) -> None:
+    By aiohttp: for each request httpx looks at each of its connections, which are many here.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, tasks: list[dict[str, Any]]) -> None:
         self._http = http
         self._bodies = [json.dumps(task) for task in tasks]
         self._answers: dict[int, Any] = {}
@@ -63,18 +66,20 @@ class Sender:
         number %= len(self._bodies)
         began = time.monotonic()
         try:
-            response = await self._http.post("/v1/tasks", content=self._bodies[number])
-        except httpx.HTTPError as error:
+            async with self._http.post("/v1/tasks", data=self._bodies[number]) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             return Asked(began - start, time.monotonic() - began, 0, repr(error))
         seconds = time.monotonic() - began
-        return Asked(began - start, seconds, response.status_code, self._wrong(number, response))
+        wrong = self._wrong(number, response, body)
+        return Asked(began - start, seconds, response.status, wrong)
 
-    def _wrong(self, number: int, response: httpx.Response) -> str | None:
-        if response.status_code == 503:
+    def _wrong(self, number: int, response: aiohttp.ClientResponse, body: bytes) -> str | None:
+        if response.status == 503:
             return None if "retry-after" in response.headers else "a 503 without Retry-After"
-        if response.status_code != 200:
-            return response.text
-        choices = response.json()["choices"]
+        if response.status != 200:
+            return body.decode()
+        choices = json.loads(body)["choices"]
         if self._answers.setdefault(number, choices) != choices:
             return "another answer than before"
         return None
@@ -218,9 +223,12 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 
 async def measure(address: str, options: argparse.Namespace) -> Found:
     """Capacity, flood, recovery."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     tasks = [task for task in make_tasks(40) if options.pictures or not _has_picture(task)]
-    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http:
+    async with aiohttp.ClientSession(
+        address,
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=120),
+    ) as http:
         sender = Sender(http, tasks)
         await closed_loop(sender, 1, 3.0)  # whatever is slow the first time
         alone = await closed_loop(sender, 1, 5.0)

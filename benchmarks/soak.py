@@ -37,10 +37,11 @@ from benchmarks.server import DEMO, Server, serving
 
 WARM_UP = 1 / 3
 """The share of the time in which caches fill, allocators find their size and code is loaded."""
-GROWTH = 0.05
-"""A process that has grown by more than this share of its memory after the warm-up is not flat."""
-FILES_GROWTH = 8
 MiB = 2**20
+GROWTH, GROWTH_BYTES, FILES_GROWTH = 0.05, 8 * MiB, 8
+"""A process that has grown by more after the warm-up is not flat: by this share of its memory and
+so many bytes, or by so many descriptors."""
+_NAMED = 50 * MiB  # smaller processes, Ray's helpers, are drawn grey and without a name
 
 _SEED = 20260102
 _SAMPLE_EVERY_S = 5.0
@@ -161,7 +162,8 @@ class Found:
         return [
             one.name
             for one in self.grown
-            if one.uss_growth > GROWTH * one.uss or one.files_growth > FILES_GROWTH
+            if one.uss_growth > max(GROWTH * one.uss, GROWTH_BYTES)
+            or one.files_growth > FILES_GROWTH
         ]
 
     @property
@@ -213,13 +215,15 @@ class Found:
         figure, axes = plt.subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
         for pid in dict.fromkeys(one.pid for one in self.samples):
             own = [one for one in self.samples if one.pid == pid]
-            name = min((one.name for one in own), key=len)
+            style: dict[str, Any] = {"color": "lightgrey", "zorder": 1}
+            if max(one.uss for one in own) > _NAMED:
+                style = {"label": min((one.name for one in own), key=len)}
             minutes = [one.at / 60 for one in own]
-            axes[0].plot(minutes, [one.uss / MiB for one in own], label=name)
-            axes[1].plot(minutes, [one.files for one in own])
+            axes[0].plot(minutes, [one.uss / MiB for one in own], **style)
+            axes[1].plot(minutes, [one.files for one in own], **style)
         axes[0].set(ylabel="memory of its own (USS), MiB", ylim=0)
         axes[1].set(ylabel="file descriptors", xlabel="minutes", ylim=0)
-        figure.legend(loc="outside right upper", fontsize="small")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
         figure.savefig(file, dpi=110)
         plt.close(figure)
         return True
