@@ -322,7 +322,8 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 def test_metrics_of_a_process_of_the_pool(client: httpx.Client) -> None:
     _post(client, _task("org/one"))
     models = client.get("/v1/models").json()["data"]
-    (replica,) = next(model for model in models if model["id"] == "org/one")["replicas"]
+    variants = [m for m in models if (m["id"], m["quantize_bits"]) == ("org/one", None)]
+    ((replica,),) = (variant["replicas"] for variant in variants)
     labels = {"deployment": "Pool", "model": "org/one", "variant": "float32"}
     wanted = {f'{k}="{v}"' for k, v in labels.items()} | {f'replica="{replica["replica"]}"'}
 
