@@ -72,6 +72,9 @@ class Delivered:
             if news:
                 raise _differs()
             return None
+        # An answer without tokens has log probabilities too: none.
+        if "logprobs" in choice:
+            news.setdefault("logprobs", [])
         # Every delta has these two.
         delta = {"role": choice["delta"]["role"], "content": "", **news.pop("delta", {})}
         return {"index": index, **news, "delta": delta, "finish_reason": reason}

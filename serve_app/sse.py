@@ -10,7 +10,8 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from schema.errors import TaskError, TaskExecutionError
+from schema.errors import TaskExecutionError
+from serve_app.failures import as_task_error
 from serve_app.log_entry import entry
 
 DONE = b"data: [DONE]\n\n"
@@ -89,7 +90,8 @@ async def _to_the_end(
             yield first
             async for following in events:
                 yield following
-    except TaskError as error:
+    except Exception as fault:  # noqa: BLE001 - one of ours ends the stream as clients know it too
+        error = as_task_error(fault)
         entry().error = error.code
         yield event(error.to_dict())
     yield DONE

@@ -128,6 +128,11 @@ class ChatMessage(Strict):
         default=None, description="Of an answer that comes back; for chat templates that read it."
     )
     # Answers come back as messages of the next request, with everything that clients put there.
+    parsed: Any = Field(
+        default=None,
+        description="What OpenAI's client has made of the content of an answer that comes back; "
+        "the model is given the content.",
+    )
     name: Annotated[Any, not_yet("is not supported: chat templates do not read it")] = None
     refusal: Annotated[Any, not_yet()] = None
     annotations: Annotated[Any, Only("is not supported yet; leave it out", ([],))] = None
@@ -143,10 +148,21 @@ class ChatMessage(Strict):
             "role": "system" if self.role == "developer" else self.role,
             "content": content,
             "tool_call_id": self.tool_call_id,
-            "tool_calls": self.tool_calls,
+            "tool_calls": self.tool_calls and [_without_notes(call) for call in self.tool_calls],
             "reasoning_content": self.reasoning_content,
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _without_notes(call: dict[str, Any]) -> dict[str, Any]:
+    """A call without what OpenAI's client notes beside it: some templates print all that is there.
+
+    The same answer, streamed or not, is to be the same prompt when it comes back.
+    """
+    plain = {name: value for name, value in call.items() if name != "index"}
+    function = plain["function"].items()
+    plain["function"] = {name: value for name, value in function if name != "parsed_arguments"}
+    return plain
 
 
 def _block(part: TextPart | ImagePart) -> dict[str, str] | ImageBlock:

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp
 
-from tests.serve_app.scripted import app_maker, cancelled, client, events_of, task
+from schema import StreamChunk, Task
+from tests.serve_app.scripted import app_maker, cancelled, chunk, client, events_of, task
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +84,23 @@ async def test_an_error_of_a_chat_after_the_first_chunk_is_the_last_event(
         )
     *events, last = events_of(response.text)
     assert [event["choices"][0]["delta"].get("content") for event in events] == ["", "é "]
+    assert last["error"]["code"] == "task_execution_failed"
+
+
+class Unspeakable:
+    """Its answer goes on with what no JSON in UTF-8 can carry."""
+
+    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+        yield chunk("a")
+        yield chunk("\ud800", "stop")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/tasks?stream=true"])
+async def test_a_fault_of_the_ingress_after_the_first_chunk_is_the_last_event_too(
+    path: str,
+) -> None:
+    fields = {} if "?" in path else {"stream": True}
+    async with client(app_maker(Unspeakable)()) as http:
+        response = await http.post(path, json=task("go") | fields)
+    *_, last = events_of(response.text)
     assert last["error"]["code"] == "task_execution_failed"

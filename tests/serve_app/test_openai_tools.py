@@ -5,14 +5,14 @@ reader of messages, a few characters at a time.
 """
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp
 
 from engine.formats.detect import MessageFormats
@@ -39,6 +39,10 @@ CALLS = (
 EXPECTED = [("weather", '{"city": "Zürich"}'), ("time", "{}")]
 
 seen: list[Task] = []
+
+
+class City(BaseModel):
+    city: str
 
 
 class WritingReplica:
@@ -124,6 +128,30 @@ async def test_answers_come_back_as_messages(api: AsyncOpenAI) -> None:
     assert back.tool_calls is not None
     assert [call["function"]["name"] for call in back.tool_calls] == ["weather", "time"]
     assert [tool.tool_call_id for tool in tools] == [call["id"] for call in back.tool_calls]
+
+
+# The client itself is not sure of its own type there.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+async def test_answers_of_the_clients_helpers_come_back_as_messages(api: AsyncOpenAI) -> None:
+    """They have what the client has read in them, in fields of its own."""
+    request = asked(f"I look.{CALLS}", tools=[WEATHER, TIME])
+    async with api.chat.completions.stream(**request) as stream:
+        called = (await stream.get_final_completion()).choices[0].message
+    found = await api.chat.completions.parse(**asked('{"city": "Lima"}'), response_format=City)
+    read = found.choices[0].message
+    assert read.parsed == City(city="Lima")
+    messages = [*request["messages"], called, read, {"role": "user", "content": "Thanks"}]
+    await api.chat.completions.create(model="demo", messages=cast(Any, messages))
+    _, back, again, _ = seen[-1].messages
+    assert (back.content, again.content) == ("I look.", '{"city": "Lima"}')
+    assert back.tool_calls == [
+        {
+            "id": f"call0007{number}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for number, (name, arguments) in enumerate(EXPECTED)
+    ]
 
 
 @pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
