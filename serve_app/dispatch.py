@@ -12,7 +12,13 @@ from typing import Any, cast
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from schema.errors import EngineStopped, RequestTimeout, TaskError, TaskExecutionError
+from schema.errors import (
+    EngineStopped,
+    Overloaded,
+    RequestTimeout,
+    TaskError,
+    TaskExecutionError,
+)
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.beginning import beginning_of
@@ -20,6 +26,7 @@ from serve_app.config import AppArgs
 from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
 from serve_app.log_entry import entry
+from serve_app.refusals import Refusals
 from serve_app.replay import Delivered
 from serve_app.routing import Route, Routes
 from serve_app.suspects import SUSPECTS
@@ -46,6 +53,7 @@ class Dispatcher:
     ) -> None:
         self._args = args
         self._routes = Routes(args.models, args.pool)
+        self._refusals = Refusals()
         self._stall_s = args.limits.stall_timeout_s
         self._created = int(time.time())
         # By reference: the preprocessor's result is handed on as a pointer into the object store
@@ -102,12 +110,14 @@ class Dispatcher:
             await asyncio.sleep(REPLAY_PAUSE_S * losses)
 
     async def _attempt(self, task: Task, method: str, deadline: float) -> AsyncGenerator[Any, None]:
+        route = self._routes.choose(task)
+        if route.session is None:  # a pool may be full for one model and not for another
+            self._refusals.check(route.deployment)
         calls: Any = None  # a DeploymentResponseGenerator while it runs
         pixels: Any = None  # a DeploymentResponse until the replica has begun
         replica: str | None = None  # once it has begun
         try:
             async with self._guarded(deadline):
-                route = self._routes.choose(task)
                 beginning = beginning_of(task)
                 text, pixels = self._split(task, route)
                 handle = self._replicas[route.deployment].options(
@@ -126,6 +136,9 @@ class Dispatcher:
                     replica = item
                 else:
                     yield item
+        except Overloaded as refusal:
+            self._refusals.add(route.deployment, refusal)
+            raise
         finally:
             _cancel(calls)
             _cancel(pixels)
