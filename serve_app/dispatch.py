@@ -12,7 +12,13 @@ from typing import Any, cast
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from schema.errors import EngineStopped, RequestTimeout, TaskError, TaskExecutionError
+from schema.errors import (
+    EngineStopped,
+    Overloaded,
+    RequestTimeout,
+    TaskError,
+    TaskExecutionError,
+)
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.beginning import beginning_of
@@ -20,6 +26,7 @@ from serve_app.config import AppArgs
 from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
 from serve_app.log_entry import entry
+from serve_app.refusals import Refusals
 from serve_app.replay import Delivered
 from serve_app.request_metrics import RequestMetrics
 from serve_app.routing import Route, Routes
@@ -51,6 +58,7 @@ class Dispatcher:
         self._args = args
         self.metrics = RequestMetrics()
         self._routes = Routes(args.models, args.pool)
+        self._refusals = Refusals()
         self._stall_s = args.limits.stall_timeout_s
         self._created = int(time.time())
         # By reference: the preprocessor's result is handed on as a pointer into the object store
@@ -93,9 +101,10 @@ class Dispatcher:
         logged.model = task.model
         logged.num_answers = task.generation_config.num_return_sequences or 1
         deadline = asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
-        for losses in range(self._args.limits.max_replays + 1):
+        losses = 0
+        while True:
             try:
-                async with aclosing(self._attempt(task, method, deadline)) as items:
+                async with aclosing(self._attempt(task, method, deadline, losses)) as items:
                     async for item in items:
                         yield item
                 return
@@ -104,19 +113,29 @@ class Dispatcher:
                     raise
                 logger.warning("a task for %s runs again: %s", task.model, error)
                 self.metrics.replayed(self._routes.choose(task).deployment)
-            again()
-            # At first at once: Ray knows already which replica has died. A replica whose process
-            # lives while its engine has stopped is found out by the next health check.
-            await asyncio.sleep(REPLAY_PAUSE_S * losses)
+                again()
+                # At first at once: Ray knows already which replica has died. A replica whose
+                # process lives while its engine has stopped is found out by the next health check.
+                pause = REPLAY_PAUSE_S * losses
+                losses += 1
+            except Overloaded:
+                if losses == 0:
+                    raise
+                pause = REPLAY_PAUSE_S  # it had a place; the deadline bounds the wait for another
+            await asyncio.sleep(pause)
 
-    async def _attempt(self, task: Task, method: str, deadline: float) -> AsyncGenerator[Any, None]:
+    async def _attempt(
+        self, task: Task, method: str, deadline: float, losses: int
+    ) -> AsyncGenerator[Any, None]:
+        route = self._routes.choose(task)
+        entry().deployment = route.deployment
+        if route.session is None and losses == 0:  # a pool may be full for one model only
+            self._refusals.check(route.deployment)
         calls: Any = None  # a DeploymentResponseGenerator while it runs
         pixels: Any = None  # a DeploymentResponse until the replica has begun
         replica: str | None = None  # once it has begun
         try:
             async with self._guarded(deadline):
-                route = self._routes.choose(task)
-                entry().deployment = route.deployment
                 beginning = beginning_of(task)
                 text, pixels = self._split(task, route)
                 handle = self._replicas[route.deployment].options(
@@ -135,6 +154,9 @@ class Dispatcher:
                     replica = item
                 else:
                     yield item
+        except Overloaded as refusal:
+            self._refusals.add(route.deployment, refusal)
+            raise
         finally:
             _cancel(calls)
             _cancel(pixels)

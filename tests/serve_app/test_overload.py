@@ -4,13 +4,16 @@ import asyncio
 from typing import Any
 
 import httpx
+import pytest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from schema.errors import Overloaded
 from serve_app.config import AppArgs
 from serve_app.dispatch import Dispatcher
 from serve_app.ingress import asgi_app
 from serve_app.preprocessor import PreprocessorReplica
+from serve_app.refusals import HOLD_S, Refusals
 from serve_app.replica import ModelReplica
 from tests.serve_app.tasks import error, text_of, text_task
 
@@ -32,6 +35,19 @@ ARGS = AppArgs.model_validate(
 def _local(application: serve.Application, name: str) -> DeploymentHandle[Any]:
     handle: DeploymentHandle[Any] = serve.run(application, name=name, _local_testing_mode=True)
     return handle
+
+
+def test_a_refusal_is_said_again_for_a_moment() -> None:
+    now = 0.0
+    refusals = Refusals(lambda: now)
+    refusals.check("Model:a")
+    refusals.add("Model:a", Overloaded("full", retry_after_s=3.0))
+    refusals.check("Model:b")
+    with pytest.raises(Overloaded, match="full") as caught:
+        refusals.check("Model:a")
+    assert caught.value.retry_after_s == 3.0
+    now = HOLD_S
+    refusals.check("Model:a")
 
 
 async def test_overload() -> None:

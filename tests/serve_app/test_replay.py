@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
 from engine.outputs import collect
-from schema import EngineStopped, ReplayDiffers, StreamChunk, Task, TaskResponse
+from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task, TaskResponse
 from serve_app.replay import Delivered
 from tests.serve_app import scripted
 from tests.serve_app.scripted import app_maker, client, events_of, task
@@ -116,7 +116,7 @@ def test_a_replica_of_another_kind_does_not_go_on() -> None:
 
 # --- Through the dispatcher ----------------------------------------------------------------------
 
-LOST, STALLED = "<lost>", "<stalled>"
+LOST, STALLED, FULL = "<lost>", "<stalled>", "<full>"
 _runs: dict[str, int] = {}
 
 
@@ -133,6 +133,8 @@ class LosingReplica:
             yield chunk(text)
         if last == LOST:
             raise EngineStopped("gone", retry_after_s=1)
+        if last == FULL:
+            raise Overloaded("full", retry_after_s=1)
         if last == STALLED:
             await asyncio.Event().wait()
         yield chunk(last, "stop")
@@ -156,6 +158,7 @@ def app() -> Callable[..., ASGIApp]:
         ([[LOST], ["abc"]], "abc", None),
         ([["a", LOST], ["ab", LOST], ["", "abc"]], "abc", None),
         ([["a", STALLED], ["abc"]], "abc", None),
+        ([["a", LOST], [FULL], ["abc"]], "abc", None),  # it had a place, and gets another
         ([["a", LOST]], "a", "engine_stopped"),
         ([["ab", LOST], ["ac"]], "ab", "replay_differs"),
         ([["ab", LOST], ["a"]], "ab", "replay_differs"),
