@@ -173,7 +173,8 @@ async def test_losses(
         response = await http.post("/v1/tasks" + ("?stream=true" if streamed else ""), json=script)
         counted = (await http.get("/v1/models")).json()["ingress"]["replays"]
     # What was refused for want of room was no loss.
-    assert counted == {"Model:demo": _runs[str(script["messages"][0]["content"])] - ([FULL] in runs)}
+    again = _runs[str(script["messages"][0]["content"])]
+    assert counted == {"Model:demo": again - ([FULL] in runs)}
     if not streamed and code == "replay_differs":  # nobody was told of the first run
         assert response.json()["choices"][0]["message"]["content"] == runs[1][0]
         return
