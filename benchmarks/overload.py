@@ -30,7 +30,7 @@ import aiohttp
 
 from benchmarks.client import make_tasks
 from benchmarks.report import aligned, pyplot, say
-from benchmarks.server import DEMO, serving
+from benchmarks.server import DEMO, TUNED, serving
 
 GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
 """What is asked of a server: see above."""
@@ -259,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=24, help="that measure the capacity")
     parser.add_argument("--sequences", type=int, default=16, help="max_sequences of the engine")
     parser.add_argument("--waiting", type=int, default=16, help="max_waiting of the engine")
+    parser.add_argument("--tuned", action="store_true", help="Ray's HAProxy takes the requests")
     parser.add_argument("--pictures", action="store_true", help="a quarter of the tasks has one")
     parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
     options = parser.parse_args(arguments)
@@ -266,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     engine = {"max_sequences": options.sequences, "max_waiting": options.waiting}
     args = {"models": [DEMO | {"engine": engine}]}
-    with tempfile.TemporaryDirectory() as folder, serving(args, Path(folder)) as server:
+    environment = TUNED if options.tuned else {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(args, Path(folder), environment) as server,
+    ):
         found = asyncio.run(measure(server.address, options))
     say(found.table())
     for line in found.wrong[:10]:

@@ -27,6 +27,12 @@ DEMO: dict[str, Any] = {
     "device": "cpu",
 }
 """How the demo model is served, to be extended."""
+TUNED = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # so that the server ends soon
+}
+"""The environment of the tuned mode (docs/operations.md)."""
 DEPLOYMENT = "Model:demo:float32"
 """Its deployment."""
 
