@@ -84,12 +84,15 @@ class ModelReplica:
             TaskError: see `schema.errors`.
         """
         told: list[StreamChunk] = []
+        now = asyncio.get_running_loop().time
+        due = now()
         async with aclosing(self.stream(task, images, log_id)) as items:
             async for item in items:
-                if isinstance(item, str):
-                    yield item
-                else:
+                if not isinstance(item, str):
                     told.append(item)
+                if now() >= due:  # also while there is always news, which is kept back here
+                    due = now() + HEARTBEAT_S
+                    yield self._name
         yield collect(told)
 
     async def stream(

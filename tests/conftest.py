@@ -1,5 +1,6 @@
 """What every test needs: the environment of `make test`, also when pytest is started by hand."""
 
+import logging
 import os
 from typing import Any
 
@@ -26,6 +27,12 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
     """pytest-xdist's own groups (``--dist loadgroup``) have no effect with pytest 9.2."""
     return Together(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _engine_logs_here() -> None:
+    """A replica that a test has made in this process sends the engine's log to Ray's."""
+    logging.getLogger("engine").parent = logging.getLogger()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,22 @@ async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
     await replica.check_health()
 
 
+async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that keeps back its news has to say that it lives all the same."""
+    monkeypatch.setattr("serve_app.replica.HEARTBEAT_S", 0.05)
+    demo = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
+    replica = ModelReplica(ModelArgs.model_validate(demo), "cpu")
+    task = Task.from_fields(
+        model="demo",
+        messages=[{"role": "user", "content": "hi"}],
+        generation_config={"do_sample": True, "temperature": 100.0, "num_return_sequences": 8},
+    )
+    *signs, response = [item async for item in replica.run(task, None)]
+    assert not isinstance(response, str)
+    assert len(signs) > 2  # the first says that it has begun
+    assert all(isinstance(sign, str) for sign in signs)
+
+
 def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="broken"):
         ModelReplica(model(tmp_path, min_replicas=1), "cpu")

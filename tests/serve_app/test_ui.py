@@ -171,12 +171,21 @@ def test_stopping_frees_the_server(open_chat: Callable[..., Chat], served: str) 
     chat.screenshot("stopped")
     _wait_for(lambda: _tasks(served)["cancelled"] == before["cancelled"] + 1)
     expect(chat.button("Run again and compare")).to_be_disabled()
-    chat.button("New chat").click()  # or the beginning of the answer takes of the context
-    expect(chat.log).not_to_contain_text("stopped by you")
-    chat.send(ENDLESS)
-    _wait_for(lambda: _tasks(served)["ongoing"] == 1)
-    chat.page.close()
-    _wait_for(lambda: _tasks(served)["cancelled"] == before["cancelled"] + 2)
+
+
+def test_closing_the_page_frees_the_server(open_chat: Callable[..., Chat], served: str) -> None:
+    before = _tasks(served)
+    for _ in range(3):  # on a busy machine an answer may end before the server hears of it
+        chat = open_chat()
+        chat.greedy()
+        chat.page.get_by_role("textbox", name="Max tokens").fill("1900")
+        chat.send(ENDLESS)
+        expect(chat.log).to_contain_text("aaaaaaaa")
+        chat.page.close()
+        _wait_for(lambda: _tasks(served)["ongoing"] == 0)
+        if _tasks(served)["cancelled"] > before["cancelled"]:
+            return
+    pytest.fail("no answer was cancelled")
 
 
 def test_another_variant_of_the_model(open_chat: Callable[..., Chat]) -> None:
