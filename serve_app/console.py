@@ -38,6 +38,8 @@ def models_of(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: the address is none, the key is refused, or something else answers there.
         OSError, http.client.HTTPException: nobody answers.
     """
+    if options.address is None and "//" in str(options.config).replace(":/", "://"):
+        raise ValueError(f"{options.config} is no file; use --address for the server's address")
     address = options.address or address_of(options.config)
     url = urlsplit(address if "//" in address else f"//{address}")
     if url.scheme not in ("", "http") or url.hostname is None:
@@ -50,6 +52,8 @@ def models_of(options: argparse.Namespace) -> dict[str, Any]:
         connection.request("GET", f"{url.path.rstrip('/')}/v1/models", headers=headers)
         response = connection.getresponse()
         body = response.read()
+    except ConnectionRefusedError:
+        raise ValueError(f"nobody answers at {address}; --address names another server") from None
     finally:
         connection.close()
     if response.status == http.HTTPStatus.UNAUTHORIZED:
