@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
-from engine.formats.events import Out
+from engine.formats.events import CallReader, Out
 from engine.formats.source import WHITE, Give, Reading, Source
 from schema.tool_choice import Functions
 
@@ -95,6 +96,28 @@ def after_call(source: Source, out: Out) -> Reading[str | None]:
     if not solid and out.num_calls and not (yield from source.peek()):
         return None
     return rest[len(solid) :]
+
+
+def calls_behind(
+    begin: str, read_call: Callable[[Source, Out, Functions], Reading[bool]]
+) -> CallReader:
+    """The reader of calls that stand behind the marker ``begin``, anywhere in the text.
+
+    ``read_call`` reads what follows the marker; whether it was a whole call.
+    """
+
+    def read(source: Source, out: Out, functions: Functions) -> Reading[None]:
+        spaces: str | None = ""
+        while spaces is not None:
+            spaces = yield from source.until(begin, out.content, before=spaces)
+            if spaces is None:
+                return
+            source.hold(spaces + begin)
+            if (yield from read_call(source, out, functions)):
+                source.release()
+            spaces = yield from after_call(source, out)
+
+    return read
 
 
 def json_value(source: Source, give: Give) -> Reading[bool]:

@@ -15,7 +15,7 @@ InternLM 2 (https://github.com/InternLM/InternLM/blob/main/chat/chat_format.md):
 from __future__ import annotations
 
 from engine.formats.events import CallLayout, CallReader, Out, ToolFormat
-from engine.formats.json_calls import after_call, json_call
+from engine.formats.json_calls import calls_behind, json_call
 from engine.formats.source import Reading, Source
 from schema.tool_choice import Functions
 
@@ -23,18 +23,7 @@ from schema.tool_choice import Functions
 def _reader(begin: tuple[str, ...], end: str) -> CallReader:
     """The reader of calls between ``begin``, which is one or more markers, and ``end``."""
 
-    def read(source: Source, out: Out, functions: Functions) -> Reading[None]:
-        spaces: str | None = ""
-        while spaces is not None:
-            spaces = yield from source.until(begin[0], out.content, before=spaces)
-            if spaces is None:
-                return
-            source.hold(spaces + begin[0])
-            if (yield from _call(source, out, functions)):
-                source.release()
-            spaces = yield from after_call(source, out)
-
-    def _call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+    def read_call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
         yield from source.space()
         for marker in begin[1:]:
             if not (yield from source.accept(marker)):
@@ -47,7 +36,7 @@ def _reader(begin: tuple[str, ...], end: str) -> CallReader:
         # A model may end its answer instead.
         return (yield from source.accept(end))
 
-    return read
+    return calls_behind(begin[0], read_call)
 
 
 HERMES = ToolFormat(

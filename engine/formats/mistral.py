@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from engine.formats.events import CallLayout, Out, ToolFormat
-from engine.formats.json_calls import after_call, call_with, json_call
+from engine.formats.json_calls import call_with, calls_behind, json_call
 from engine.formats.source import Reading, Source
 from schema.tool_choice import Functions
 
@@ -21,24 +21,14 @@ _NAME = re.compile(r"[^\s\[{]*")
 _ID_TEXT = re.compile(r"[0-9A-Za-z_-]*")
 
 
-def _read(source: Source, out: Out, functions: Functions) -> Reading[None]:
-    spaces: str | None = ""
-    while spaces is not None:
-        spaces = yield from source.until(_BEGIN, out.content, before=spaces)
-        if spaces is None:
-            return
-        source.hold(spaces + _BEGIN)
-        yield from source.space()
-        kind = yield from source.peek()
-        if kind == "[":
-            complete = yield from _list(source, out, functions)
-        elif kind == "{":
-            complete = yield from json_call(source, out, functions)
-        else:
-            complete = yield from _named(source, out, functions)
-        if complete:
-            source.release()
-        spaces = yield from after_call(source, out)
+def _calls(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+    yield from source.space()
+    kind = yield from source.peek()
+    if kind == "[":
+        return (yield from _list(source, out, functions))
+    if kind == "{":
+        return (yield from json_call(source, out, functions))
+    return (yield from _named(source, out, functions))
 
 
 def _list(source: Source, out: Out, functions: Functions) -> Reading[bool]:
@@ -68,11 +58,13 @@ def _named(source: Source, out: Out, functions: Functions) -> Reading[bool]:
     return (yield from call_with(source, out, name))
 
 
+_READ = calls_behind(_BEGIN, _calls)
+
 MISTRAL = ToolFormat(
     "mistral",
     _MARKERS,
-    _read,
+    _READ,
     CallLayout('{"name": "', '", "arguments": ', "}", ", ", "[TOOL_CALLS][", "]"),
 )
 
-MISTRAL_NAMED = ToolFormat("mistral", _MARKERS, _read, CallLayout(_BEGIN, _ARGS, "", ""))
+MISTRAL_NAMED = ToolFormat("mistral", _MARKERS, _READ, CallLayout(_BEGIN, _ARGS, "", ""))

@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from engine.formats.events import Out, ToolFormat
-from engine.formats.json_calls import after_call
+from engine.formats.json_calls import calls_behind
 from engine.formats.source import WHITE, Reading, Source
 from schema.errors import TaskArgsInvalid
 from schema.json_values import parse_json
@@ -30,18 +30,6 @@ from schema.tool_choice import Functions
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _VALUE_END = "</parameter>"
 _TAG_NAME = re.compile(r"[^>\s]*")
-
-
-def _read(source: Source, out: Out, functions: Functions) -> Reading[None]:
-    spaces: str | None = ""
-    while spaces is not None:
-        spaces = yield from source.until(_BEGIN, out.content, before=spaces)
-        if spaces is None:
-            return
-        source.hold(spaces + _BEGIN)
-        if (yield from _call(source, out, functions)):
-            source.release()
-        spaces = yield from after_call(source, out)
 
 
 def _call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
@@ -123,4 +111,4 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-QWEN_CODER = ToolFormat("qwen_coder", (_BEGIN, _END), _read, None)
+QWEN_CODER = ToolFormat("qwen_coder", (_BEGIN, _END), calls_behind(_BEGIN, _call), None)
