@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--address", metavar="ADDRESS", help="look at a running Ray cluster too; auto: this one"
     )
     options = parser.parse_args(arguments)
-    logging.getLogger("engine").setLevel(logging.ERROR)
     lines = judge(collect(options.address), gpu_required=options.gpu)
     if options.json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
@@ -56,4 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # The probe model's engine tells what it does, which is not a finding.
+    logging.getLogger("engine").setLevel(logging.ERROR)
     sys.exit(main())
