@@ -52,18 +52,22 @@ class Simulated:
 
     def replicas(self, model: str) -> list[str]:
         """The nodes of a model's replicas that run, by their names."""
+        return self.nodes_of(f"Model:{model}:float32")
+
+    def nodes_of(self, deployment: str) -> list[str]:
+        """The nodes of a deployment's replicas that run, by their names; "?" is the head."""
         names = {node.node_id: name for name, node in self.nodes.items()}
-        return [names.get(replica["node_id"], "?") for replica in self._running(model)]
+        return [names.get(replica["node_id"], "?") for replica in self._running(deployment)]
 
     def processes(self, model: str) -> set[int]:
         """The processes of a model's replicas that run."""
-        return {replica["pid"] for replica in self._running(model)}
+        return {replica["pid"] for replica in self._running(f"Model:{model}:float32")}
 
-    def _running(self, model: str) -> list[Any]:
+    def _running(self, deployment: str) -> list[Any]:
         client = _get_global_client()
         assert client is not None
         deployments = client.get_serve_details()["applications"]["default"]["deployments"]
-        replicas = deployments[f"Model:{model}:float32"]["replicas"]
+        replicas = deployments[deployment]["replicas"]
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     async def wait_for(self, what: str, reached: Callable[[], bool]) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.cluster.simulated import Simulated, load, simulated, stream
+from tests.serve_app.tasks import image_task
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -51,7 +52,7 @@ def arguments(**engine_of_h: Any) -> dict[str, Any]:
             engine={"threads": 1, "kv_cache_tokens": 448},
         ),
     ]
-    return {"models": models}
+    return {"models": models, "preprocessor_replicas": 4}
 
 
 def task(name: str) -> dict[str, Any]:
@@ -105,6 +106,21 @@ async def test_one_to_four_a_lost_node_and_none(server: Simulated, answers: dict
     assert not found.errors
     assert set(found.texts) == {answers["quiet"]}
     await server.wait_for("none", lambda: not server.replicas("scaled"))
+
+
+async def test_a_node_goes_that_prepares_pictures(server: Simulated) -> None:
+    """With it go the preprocessor and the pixels that nobody has fetched yet."""
+    about, description = image_task(1, generation_config={"max_new_tokens": 60})
+    about["model"] = "scaled"
+    async with load(server.address, about, clients=8) as found:
+        await server.wait_for("answers", lambda: len(found.texts) > 8)
+        prepared = server.nodes_of("ImagePreprocessor")
+        lost = next(name for name in prepared if name in server.nodes)
+        await asyncio.to_thread(server.lose, lost)
+        before = len(found.texts)
+        await server.wait_for("more answers", lambda: len(found.texts) > before + 64)
+    assert not found.errors
+    assert set(found.texts) == {description}
 
 
 async def test_an_update_drops_no_request(server: Simulated, answers: dict[str, str]) -> None:

@@ -233,12 +233,12 @@ def test_no_such_route(client: httpx.Client, method: str, path: str, status: int
     error(client.request(method, path), status)
 
 
-def _replica_process() -> psutil.Process:
-    """The process of the unquantized model's replica, among those that this test run started."""
+def _replica_process(deployment: str = "Model:demo:float32") -> psutil.Process:
+    """The process of a deployment's only replica, among those that this test run started."""
     (found,) = [
         process
         for process in psutil.Process().children(recursive=True)
-        if "".join(process.cmdline()[:1]).startswith("ray::ServeReplica:default:Model:demo:float32")
+        if "".join(process.cmdline()[:1]).startswith(f"ray::ServeReplica:default:{deployment}")
         and ":int" not in process.cmdline()[0]
     ]
     return found
@@ -259,3 +259,21 @@ def test_a_stream_whose_replica_dies_goes_on_to_the_same_bytes(client: httpx.Cli
     assert joined(chunks(streamed)) == undisturbed
     assert _replica_process().pid != victim.pid
     _wait_for(lambda: client.get("/health").status_code == 200)
+
+
+def test_when_the_ingress_dies_its_streams_break_off_and_their_rows_are_freed(
+    client: httpx.Client, address: str
+) -> None:
+    """Nobody is left to send an event; that the answer is not whole, HTTP says."""
+    before = _status(client)["tasks"]
+    with client.stream("POST", "/v1/tasks?stream=true", json=ENDLESS) as response:
+        pieces = response.iter_text()
+        next(pieces)
+        _replica_process("Ingress").kill()
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(pieces)
+    with httpx.Client(base_url=address, timeout=60) as later:
+        _wait_for(lambda: later.get("/health").status_code == 200)
+        _wait_for(lambda: _status(later)["load"]["running"] == 0)
+        assert _status(later)["tasks"]["cancelled"] == before["cancelled"] + 1
+        assert text_of(later.post("/v1/tasks", json=text_task("hello")))
