@@ -8,6 +8,7 @@ from typing import Literal
 from schema.task import Dtype, QuantizeBits
 
 Device = Literal["auto", "cpu", "cuda"]
+Split = Literal["auto", "tensor", "layers"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class EngineConfig:
         dtype: weights and arithmetic; "auto" takes the dtype that the checkpoint was saved in.
         quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
         device: "auto" takes CUDA where there is a GPU.
+        num_devices: GPUs that one model is divided over; they are one machine's. On a CPU the parts
+            are divided alike and all on the CPU, which saves nothing and shows that it works.
+        split: how: "tensor" has a part of every layer on every GPU, "layers" (`engine.spread`)
+            consecutive layers on each. "auto" is "layers" for quantized models, which cannot be
+            divided otherwise, and "tensor" for others. Part of the arithmetic.
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
         cut_to_context: lower a task's ``max_new_tokens`` to what its prompt leaves of the context.
             False refuses a task that asks for more.
@@ -71,6 +77,8 @@ class EngineConfig:
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
     device: Device = "auto"
+    num_devices: int = 1
+    split: Split = "auto"
     context_length: int | None = None
     cut_to_context: bool = False
     max_sequences: int = 32
@@ -94,12 +102,27 @@ class EngineConfig:
             "prefill_chunk",
             "page_size",
             "max_exclusive_tokens",
+            "num_devices",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.image_cache_bytes < 0:
             raise ValueError(f"image_cache_bytes must be at least 0, got {self.image_cache_bytes}")
+        if self.split == "tensor" and self.quantize_bits is not None:
+            raise ValueError(
+                "split is 'tensor', which quantized models do not take; 'layers' and 'auto' divide "
+                "them by layers"
+            )
+
+    @property
+    def divided_by(self) -> Literal["tensor", "layers"] | None:
+        """What ``split`` means for this model; None where it is not divided."""
+        if self.num_devices == 1:
+            return None
+        if self.split == "auto":
+            return "tensor" if self.quantize_bits is None else "layers"
+        return self.split
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from engine import internvl
 from engine.config import EngineConfig
-from engine.device_check import check_device, device_facts, device_problem
+from engine.device_check import resolve_devices
 from engine.host_memory import large_blocks_given_back
 from engine.internvl_weights import OriginalInternVL
 from engine.load_errors import load_errors
@@ -38,6 +38,7 @@ from engine.processors import (
 from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
+from engine.spread import Spread, connect, plan_spread
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid, TaskError
 
@@ -61,7 +62,8 @@ _UNQUANTIZED_MODULES = (
 class LoadedModel:
     """A model ready to run, and what its prompts need.
 
-    ``revision`` is the commit of a model of the hub; None for a directory.
+    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
+    tokens go in and logits come out.
     """
 
     model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
@@ -72,6 +74,7 @@ class LoadedModel:
     context_length: int
     device: torch.device
     revision: str | None
+    spread: Spread | None = None  # over several devices, of which ``device`` is the first
     whole_image_tokens: int = 0  # see `engine.vision.whole_image_tokens`
     tool_template: str | None = None  # for tasks with tools, where that is another one
     image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
@@ -80,23 +83,6 @@ class LoadedModel:
     def takes_images(self) -> bool:
         """Whether messages may hold image blocks."""
         return self.image_token is not None
-
-
-def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``config.device`` means on this machine; torch can compute on it.
-
-    Raises:
-        ModelInvalid: CUDA is asked for and there is none.
-        TaskExecutionError: see `engine.device_check`.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        why = device_problem(device_facts(torch.device("cuda")))
-        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    check_device(device)
-    return device
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -109,9 +95,11 @@ def load_model(config: EngineConfig) -> LoadedModel:
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
-    device = resolve_device(config)
+    if config.divided_by == "tensor":
+        raise ModelInvalid("split is 'tensor', which is not built yet: set split to 'layers'")
+    devices = resolve_devices(config)
     start = time.monotonic()
-    logger.info("loading %s on %s", config.name, device)
+    logger.info("loading %s on %s", config.name, ", ".join(map(str, devices)))
     source = locate(config)
     with load_errors(config), loading_bars():
         # Refused before gigabytes are downloaded, if it is.
@@ -128,13 +116,16 @@ def load_model(config: EngineConfig) -> LoadedModel:
         if is_original:
             auto_class = OriginalInternVL
         quantization = _quantization(config, hf_config)
+        spread, device_map = None, {"": devices[0]}
+        if len(devices) > 1:
+            spread, device_map = plan_spread(config, hf_config, devices)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
                 config.model,
                 config=hf_config,
                 dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
                 quantization_config=quantization,
-                device_map={"": device},
+                device_map=device_map,
                 use_safetensors=True,
                 output_loading_info=True,
                 **_source(config),
@@ -145,6 +136,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
             _refuse_other_weights(config, found["unexpected_keys"])
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
+        if spread is not None:
+            connect(model, spread, config)
     logger.info(
         "loaded %s in %.1f s, %.2f GiB of weights",
         config.name,
@@ -159,7 +152,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token=processor.image_token if processor else None,
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
-        device=device,
+        device=devices[0],
+        spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,
         image_tag="<image>" if hf_config.model_type == "internvl" else None,
