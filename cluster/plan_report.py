@@ -68,6 +68,7 @@ def _deployments(packing: Packing) -> list[list[str]]:
         where = "CPU"
         if need.device == "cuda":
             where = f"{need.gpus:g} {need.accelerator_type or 'GPU'}"
+            where += f", by {need.split}" if need.num_gpus > 1 else ""
         lines.append(
             [
                 need.deployment,

@@ -69,8 +69,8 @@ def model_card(
         and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    if spread is not None:
-        arithmetic["layout"] = spread.name
+    if config.layout is not None:
+        arithmetic["layout"] = spread.name if spread else config.layout
     digest = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()
     return {
         "id": config.name,

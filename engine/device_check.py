@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config import EngineConfig
-from schema.errors import ModelInvalid, TaskExecutionError
+from schema.errors import TaskExecutionError
 
 # The first CUDA whose compiler knows an architecture, newest first: NVIDIA's CUDA release notes.
 _FIRST_CUDA = (((12, 1), "12.9"), ((12, 0), "12.8"), ((10, 3), "12.9"), ((10, 0), "12.8"))
@@ -41,30 +40,6 @@ class DeviceFacts:
     name: str | None = None
     capability: tuple[int, int] | None = None
     trial: str | None = None
-
-
-def resolve_devices(config: EngineConfig) -> list[torch.device]:
-    """The devices that the configuration means on this machine; torch can compute on them.
-
-    Raises:
-        ModelInvalid: CUDA is asked for and there is none, or there are not as many GPUs.
-        TaskExecutionError: this build of torch cannot compute on one of them.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        why = device_problem(device_facts(torch.device("cuda")))
-        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return [torch.device("cpu")] * config.num_devices
-    if config.num_devices > (seen := torch.cuda.device_count()):
-        raise ModelInvalid(
-            f"num_devices is {config.num_devices}, but this process sees {seen} GPUs "
-            "(CUDA_VISIBLE_DEVICES says which)"
-        )
-    first = torch.cuda.current_device() if config.num_devices == 1 else 0
-    devices = [torch.device("cuda", first + index) for index in range(config.num_devices)]
-    for device in devices:
-        check_device(device)
-    return devices
 
 
 def check_device(device: torch.device) -> None:

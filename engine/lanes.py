@@ -63,7 +63,7 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
         prepacked = can_prepack(loaded.model) and prepack(loaded.model, trial=runner.kv_shapes)
         lane = replace(lane, prepacked=prepacked)
-        cache = _sized_cache(shapes, loaded, config)
+        cache = _sized_cache(runner, shapes, loaded, config)
         attention = _working_attention(runner, cache, shapes, loaded, sizes)
         row_counts = _row_counts(runner, loaded, config, sizes)
     except torch.OutOfMemoryError:
@@ -155,7 +155,9 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 
-def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig) -> KVCache:
+def _sized_cache(
+    runner: Runner, shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig
+) -> KVCache:
     where = loaded.spread.layer_devices if loaded.spread else {}
     per_token = Counter[torch.device]()
     for index, shape in shapes.items():
@@ -172,13 +174,7 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
         num_pages * page_size,
         num_pages * page_size * per_token.total() / 2**20,
     )
-    return KVCache(
-        shapes,
-        num_pages=num_pages,
-        page_size=page_size,
-        device=loaded.device,
-        layer_devices=where,
-    )
+    return runner.make_cache(shapes, num_pages=num_pages, page_size=page_size)
 
 
 def _tokens_with_room(

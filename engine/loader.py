@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from engine import internvl
 from engine.config import EngineConfig
-from engine.device_check import resolve_devices
+from engine.device_check import check_device, device_facts, device_problem
 from engine.host_memory import large_blocks_given_back
 from engine.internvl_weights import OriginalInternVL
 from engine.load_errors import load_errors
@@ -38,7 +38,7 @@ from engine.processors import (
 from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
-from engine.spread import Spread, connect, plan_spread
+from engine.spread import Spread, connect, plan_spread, stage_devices
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid, TaskError
 
@@ -85,6 +85,23 @@ class LoadedModel:
         return self.image_token is not None
 
 
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device that ``config.device`` means on this machine; torch can compute on it.
+
+    Raises:
+        ModelInvalid: CUDA is asked for and there is none.
+        TaskExecutionError: see `engine.device_check`.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        why = device_problem(device_facts(torch.device("cuda")))
+        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_device(device)
+    return device
+
+
 def load_model(config: EngineConfig) -> LoadedModel:
     """Load weights, tokenizer and templates. Blocking; downloads when the hub has to be asked.
 
@@ -95,11 +112,11 @@ def load_model(config: EngineConfig) -> LoadedModel:
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
-    if config.divided_by == "tensor":
+    if config.tensor_parallel:
         raise ModelInvalid("split is 'tensor', which is not built yet: set split to 'layers'")
-    devices = resolve_devices(config)
+    device = resolve_device(config)
     start = time.monotonic()
-    logger.info("loading %s on %s", config.name, ", ".join(map(str, devices)))
+    logger.info("loading %s on %s", config.name, device)
     source = locate(config)
     with load_errors(config), loading_bars():
         # Refused before gigabytes are downloaded, if it is.
@@ -116,8 +133,9 @@ def load_model(config: EngineConfig) -> LoadedModel:
         if is_original:
             auto_class = OriginalInternVL
         quantization = _quantization(config, hf_config)
-        spread, device_map = None, {"": devices[0]}
-        if len(devices) > 1:
+        spread, device_map = None, {"": device}
+        if config.layout is not None:
+            devices = stage_devices(config, device)
             spread, device_map = plan_spread(config, hf_config, devices)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
@@ -152,7 +170,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token=processor.image_token if processor else None,
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
-        device=devices[0],
+        device=device,
         spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,

@@ -91,6 +91,18 @@ class Runner:
         """Whether a decode step runs other kernels than a prefill of as many rows."""
         return self._paged_kernel
 
+    def make_cache(
+        self, shapes: Mapping[int, KVShape], *, num_pages: int, page_size: int
+    ) -> KVCache:
+        """A KV cache on the device; of a spread model, each layer's on its own."""
+        return KVCache(
+            shapes,
+            num_pages=num_pages,
+            page_size=page_size,
+            device=self.device,
+            layer_devices=self._spread.layer_devices if self._spread else None,
+        )
+
     def use_cache(self, cache: KVCache) -> None:
         """Give the runner its KV cache; attention is computed sequence by sequence."""
         self._cache = cache

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from engine.config import EngineConfig
+from engine.device_check import check_device
 from engine.memory import tensor_bytes
 from schema.errors import ModelInvalid
 
@@ -92,6 +93,28 @@ def balanced(rest: float, layers: Sequence[float], num_stages: int) -> list[int]
             if any(start < stop for start in best)
         }
     return list(best[len(layers)][1])
+
+
+def stage_devices(config: EngineConfig, first: torch.device) -> list[torch.device]:
+    """The devices of all stages: the first one, and others of its kind; of a CPU there is one.
+
+    Raises:
+        ModelInvalid: there are not as many GPUs.
+        TaskExecutionError: see `engine.device_check`.
+    """
+    if first.type != "cuda":
+        return [first] * config.num_devices
+    seen = torch.cuda.device_count()
+    if config.num_devices > seen:
+        raise ModelInvalid(
+            f"num_devices is {config.num_devices}, but this process sees {seen} GPUs "
+            "(CUDA_VISIBLE_DEVICES says which)"
+        )
+    others = [torch.device("cuda", index) for index in range(seen) if index != first.index]
+    devices = [first, *others[: config.num_devices - 1]]
+    for device in devices:
+        check_device(device)
+    return devices
 
 
 def plan_spread(

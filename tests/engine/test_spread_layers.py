@@ -139,19 +139,12 @@ def test_pictures(tiny_engine: TinyEngine, tiny_model: TinyModel) -> None:
         assert texts(response) == oracle(tiny_model("qwen3_vl")).answers(messages, {})
 
 
-def cached(runner: Runner, loaded: LoadedModel) -> KVCache:
-    """A cache whose sequences do not lie contiguously."""
-    return KVCache(
-        runner.kv_shapes(),
-        num_pages=16,
-        page_size=PAGE,
-        device=loaded.device,
-        layer_devices=loaded.spread.layer_devices if loaded.spread else None,
-    )
+def cached(runner: Runner) -> KVCache:
+    return runner.make_cache(runner.kv_shapes(), num_pages=16, page_size=PAGE)
 
 
 def bits_of(runner: Runner, cache: KVCache) -> list[torch.Tensor]:
-    """Logits of a prompt in two chunks, of a copy of it, and of both in one step; then the cache."""
+    """Logits of a prompt in two chunks, of a copy and it in one step; and what is in the cache."""
     mine, copy = [1, 4, 2, 9], [3, 5, 7, 11]
 
     def run(start: int, *pages: list[int], decode: bool = False) -> torch.Tensor:
@@ -160,9 +153,7 @@ def bits_of(runner: Runner, cache: KVCache) -> list[torch.Tensor]:
         ids = upload(tokens * len(pages), runner.device)
         keep = range(len(pages)) if decode else [len(tokens) - 1]
         rows = 12 if not decode else 2
-        logits = runner.forward(
-            ids, pieces, num_rows=rows, keep=keep, num_keep=2, decode=decode
-        )
+        logits = runner.forward(ids, pieces, num_rows=rows, keep=keep, num_keep=2, decode=decode)
         return logits.clone()
 
     logits = [run(0, mine), run(10, mine)]
@@ -181,7 +172,7 @@ def test_quantized(bits: Any, tiny_model: TinyModel) -> None:
         loaded = load_model(config)
         assert (loaded.spread is not None) == (num_devices == 2)  # by what "auto" means
         runner = Runner(loaded)
-        runner.use_cache(cache := cached(runner, loaded))
+        runner.use_cache(cache := cached(runner))
         results.append(bits_of(runner, cache))
         with plain_attention(runner):
             own = runner.plain_logits(TOKENS)
@@ -237,14 +228,15 @@ def test_nothing_lies_on_two_devices(
     config = configured(tiny_model(kind))
     plain = load_model(config)
     stages = (Stage(torch.device("cpu", 0), 0, 1), Stage(torch.device("cpu", 1), 1, 2))
-    loaded = replace(plain, device=stages[0].device, spread=Spread(stages))
+    spread = Spread(stages)
+    loaded = replace(plain, device=stages[0].device, spread=spread)
     memories = TwoMemories()
     for name, tensor in [*plain.model.named_parameters(), *plain.model.named_buffers()]:
         memories.put(tensor, int(any(part in name for part in (".layers.1.", ".h.1."))))
 
     def bits(loaded: LoadedModel) -> list[torch.Tensor]:
         runner = Runner(loaded)
-        cache = cached(runner, loaded)
+        cache = cached(runner)
         if kernel == "paged":
             runner.use_paged_kernel(cache, max_pages=4, max_rows=12)
         else:
@@ -265,7 +257,7 @@ def test_nothing_lies_on_two_devices(
     want, answer = bits(plain), generated()
     with memories, pytest.raises(AssertionError, match="on two devices"):
         bits(loaded)  # layers that nobody has connected
-    connect(loaded.model, loaded.spread, config)
+    connect(loaded.model, spread, config)
     with memories:
         got = bits(loaded)
         sent = memories.sent
@@ -276,9 +268,9 @@ def test_nothing_lies_on_two_devices(
 
 
 def test_what_is_refused(tiny_model: TinyModel) -> None:
-    with pytest.raises(ModelInvalid, match="num_devices is 3, but .* has 2 layers"):
+    with pytest.raises(ModelInvalid, match=r"num_devices is 3, but .* has 2 layers"):
         load_model(configured(tiny_model("qwen2"), num_devices=3, split="layers"))
-    with pytest.raises(ValueError, match="split is 'tensor', which quantized models do not take"):
+    with pytest.raises(ValueError, match="split is 'tensor', which a quantized model cannot be"):
         configured(tiny_model("qwen2"), num_devices=2, split="tensor", quantize_bits=4)
     with pytest.raises(ValueError, match="num_devices must be at least 1"):
         configured(tiny_model("qwen2"), num_devices=0)
