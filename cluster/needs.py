@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -107,7 +108,7 @@ class Need:
         """Of the weights, what tensor parallelism divides; the rest is on every GPU."""
         return sum(self.layers) + self.head if self.layers else self.weights or 0
 
-    @property
+    @cached_property
     def parts(self) -> list[Part]:
         """What lies on each GPU of a replica that is not `undividable`."""
         num, weights = self.num_gpus, self.weights or 0

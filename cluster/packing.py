@@ -171,8 +171,9 @@ def _place(packing: Packing, need: Need) -> bool:
     return True
 
 
-def _empty(gpu: GpuType, count: int) -> list[Gpu]:
-    return [Gpu("", index, gpu) for index in range(count)]
+def _alone(gpu: GpuType, need: Need) -> list[Resident] | Obstacle:
+    """A replica on GPUs of this type that it has to itself."""
+    return fit([Gpu("", index, gpu) for index in range(need.num_gpus)], need)
 
 
 def why_not(packing: Packing, need: Need) -> str:
@@ -186,7 +187,7 @@ def why_not(packing: Packing, need: Need) -> str:
         return f"no node has a {need.accelerator_type}; there are {have}"
     if need.undividable is not None:
         return need.undividable
-    alone = [fit(_empty(gpu, need.num_gpus), need) for gpu in usable]
+    alone = [_alone(gpu, need) for gpu in usable]
     if not any(isinstance(residents, list) for residents in alone):
         return _too_large(packing, need, usable, "KV cache" in alone)
     most = max(node.num_gpus for node in packing.nodes if node.gpu in usable)
@@ -226,12 +227,16 @@ def _more_gpus(packing: Packing, need: Need, usable: Sequence[GpuType]) -> str:
     """How many GPUs of one node would hold what is too large, as a clause; or nothing."""
     if need.split is None:
         return ""
-    found = [
-        (count, gpu)
+    counts = range(need.num_gpus + 1, MOST_GPUS_OF_A_REPLICA + 1)
+    larger = [replace(need, gpus=float(count)) for count in counts]
+    fewest = {
+        gpu: next(
+            (each.num_gpus for each in larger if isinstance(_alone(gpu, each), list)),
+            None,
+        )
         for gpu in usable
-        for count in range(need.num_gpus + 1, MOST_GPUS_OF_A_REPLICA + 1)
-        if isinstance(fit(_empty(gpu, count), replace(need, gpus=float(count))), list)
-    ]
+    }
+    found = [(count, gpu) for gpu, count in fewest.items() if count is not None]
     if not found:
         return ""
     in_node = {gpu: max(n.num_gpus for n in packing.nodes if n.gpu == gpu) for gpu in usable}
@@ -248,11 +253,7 @@ def misplaceable(packing: Packing, need: Need) -> list[GpuType]:
     if need.device != "cuda" or not packing.placed[need.deployment]:
         return []
     types = {gpu.type.name: gpu.type for gpu in packing.gpus}
-    return [
-        gpu
-        for gpu in types.values()
-        if fit(_empty(gpu, need.num_gpus), need) in ("weights", "KV cache")
-    ]
+    return [gpu for gpu in types.values() if _alone(gpu, need) in ("weights", "KV cache")]
 
 
 def tokens_per_s(need: Need, gpu: GpuType, rows: int, context: int) -> float | None:

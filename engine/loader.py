@@ -126,6 +126,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
         processor = _load_processor(local, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(local)
         chat_template = _chat_template(config, processor, tokenizer)
+        spread, device_map = None, {"": device}
+        if config.layout is not None:
+            devices = stage_devices(config, device)
+            spread, device_map = plan_spread(local, hf_config, devices)
         with_weights(config, source)
         config = local
         is_original = internvl.original_layout(hf_config) is not None
@@ -133,10 +137,6 @@ def load_model(config: EngineConfig) -> LoadedModel:
         if is_original:
             auto_class = OriginalInternVL
         quantization = _quantization(config, hf_config)
-        spread, device_map = None, {"": device}
-        if config.layout is not None:
-            devices = stage_devices(config, device)
-            spread, device_map = plan_spread(config, hf_config, devices)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
                 config.model,

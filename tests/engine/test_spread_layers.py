@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 from transformers.integrations.accelerate import expand_device_map
 
 from engine import EngineConfig
@@ -28,7 +28,7 @@ from engine.memory import estimate_memory
 from engine.packing import Piece, upload
 from engine.probe import plain_attention
 from engine.runner import Runner
-from engine.spread import Spread, Stage, balanced, connect, plan_spread
+from engine.spread import Spread, Stage, balanced, connect, plan_spread, stage_devices
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
@@ -95,7 +95,7 @@ def test_planned_as_loaded(kind: Kind | VisionKind, bits: Any, tiny_model: TinyM
     """The planner, which has the headers of files only, cuts where the loader does."""
     config = configured(tiny_model(kind), device="cuda", quantize_bits=bits)
     found = estimate_memory(config)
-    hf_config = load_model(configured(tiny_model(kind))).model.config
+    hf_config = AutoConfig.from_pretrained(tiny_model(kind))
     spread, _ = plan_spread(config, hf_config, [torch.device("cpu")] * 2)
     cuts = balanced(found.weights - sum(found.layers), found.layers, 2)
     assert [stage.start for stage in spread.stages] == cuts[:-1]
@@ -270,6 +270,8 @@ def test_nothing_lies_on_two_devices(
 def test_what_is_refused(tiny_model: TinyModel) -> None:
     with pytest.raises(ModelInvalid, match=r"num_devices is 3, but .* has 2 layers"):
         load_model(configured(tiny_model("qwen2"), num_devices=3, split="layers"))
+    with pytest.raises(ModelInvalid, match=r"num_devices is 99, but this process sees \d+ GPUs"):
+        stage_devices(configured(tiny_model("qwen2"), num_devices=99), torch.device("cuda", 0))
     with pytest.raises(ValueError, match="split is 'tensor', which a quantized model cannot be"):
         configured(tiny_model("qwen2"), num_devices=2, split="tensor", quantize_bits=4)
     with pytest.raises(ValueError, match="num_devices must be at least 1"):
