@@ -14,8 +14,9 @@ from serve_app.accelerators import ACCELERATOR_TYPES
 Status = Literal["ok", "failed", "no GPU"]
 
 _EXACT = ("torch", "transformers", "ray")  # an answer's bytes or Ray's behaviour depend on them
-# The oldest driver for Linux of each major CUDA (CUDA Toolkit release notes, "minor version
-# compatibility"), and of the first cards of the Blackwell architecture.
+# The oldest driver for Linux of each major CUDA, by "minor version compatibility", and the one of
+# CUDA 12.8, the first that knows the Blackwell architecture: CUDA Toolkit release notes
+# (docs.nvidia.com/cuda/cuda-toolkit-release-notes), tables of driver versions.
 _DRIVERS = {12: "525.60.13", 13: "580.65.06"}
 _BLACKWELL, _BLACKWELL_DRIVER = (10, 0), "570.26"
 _LEAST_FREE = 2 * GIB

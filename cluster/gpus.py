@@ -1,10 +1,16 @@
 """Types of GPUs, and the nodes that a plan is made for.
 
 Memory is the total that ``nvidia-smi`` shows, in GiB, which is a little less than what the card is
-sold with. Bandwidth is the memory bandwidth of NVIDIA's data sheets and product pages, in GB/s
-(10**9 bytes): GeForce RTX 30, 40 and 50 series, RTX A6000, RTX 6000 Ada, RTX PRO 6000, T4, A10,
-A30, A40, L4, L40S, A100, H100, H200, H20, B200, B300. Where a card comes in several forms, the
-form is named; A100, H100 and H200 are SXM.
+sold with. It was compared with its outputs, in MiB, in public threads: modal-labs/modal-client#2797
+(H100 81559, A100 81920 and 40960, A10 23028, L40S 46068, L4 23034, T4 15360),
+NVIDIA/TensorRT-LLM#10278 (B200 183359), noonghunna/club-3090#1229 (RTX 5090 32607). Workstation
+cards with GDDR memory, such as RTX A6000, show a sixteenth less when error correction is on.
+
+Bandwidth is the memory bandwidth of NVIDIA's data sheets and product pages, in GB/s (10**9 bytes):
+GeForce RTX 30, 40 and 50 series, RTX A6000, RTX 6000 Ada, RTX PRO 6000, T4, A10, A30, A40, L4,
+L40S, A100, H100, H200, H20. Where these round B200 to 8 TB/s, its bus and clock give 7.67
+(pytorch/ao#4002); B300 is taken to be like it. Where a card comes in several forms, the form is
+named; A100, H100 and H200 are SXM.
 """
 
 from __future__ import annotations

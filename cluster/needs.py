@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from engine.memory import estimate_memory
+from engine.spread import balanced
 from schema.errors import ModelNotDownloaded, TaskError
 from serve_app.app import place
 from serve_app.config import BYTES_PER_GB, AppArgs, ModelArgs, PoolArgs
@@ -22,13 +25,21 @@ _QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one GPU of a replica has, in bytes."""
+
+    weights: int
+    kv_per_token: int
+
+
+@dataclass(frozen=True)
 class Need:
     """What one replica of a deployment asks for, in bytes and tokens.
 
     Attributes:
         deployment: its name.
         device: where its replicas run.
-        gpus: GPUs, or the share of one, that Ray gives each; 0 on a CPU.
+        gpus: GPUs, which are of one node, or the share of one, that Ray gives each; 0 on a CPU.
         accelerator_type: the only type that they run on, if there is one.
         min_replicas: always on; 0 starts with the first task.
         max_replicas: at most.
@@ -40,6 +51,10 @@ class Need:
         context_length: longest prompt plus answer; 0 where nobody knows.
         max_sequences: answers that are generated at once.
         unknown: why the weights are not known.
+        split: how it is divided over more than one GPU; None for what cannot be.
+        layers: of ``weights``, those of each decoder layer; empty where nobody knows.
+        head: of ``weights``, the language model head's, if it is no part of something else.
+        kv_heads: key/value heads; 0 where nobody knows.
     """
 
     deployment: str
@@ -56,6 +71,58 @@ class Need:
     context_length: int = 0
     max_sequences: int = 0
     unknown: str | None = None
+    split: Literal["tensor", "layers"] | None = None
+    layers: tuple[int, ...] = ()
+    head: int = 0
+    kv_heads: int = 0
+
+    @property
+    def num_gpus(self) -> int:
+        """On how many GPUs a replica lies."""
+        return max(1, int(self.gpus))
+
+    @property
+    def share(self) -> float:
+        """Its share of each of them."""
+        return min(1.0, self.gpus)
+
+    @property
+    def undividable(self) -> str | None:
+        """Why it cannot lie on so many GPUs; None where it can."""
+        num = self.num_gpus
+        if num == 1:
+            return None
+        if self.split is None:
+            return f"it cannot be divided over {num} GPUs"
+        if self.split == "layers" and self.layers and len(self.layers) < num:
+            return f"it has {len(self.layers)} layers, which {num} GPUs cannot share"
+        if self.split == "tensor" and self.kv_heads % num:
+            return (
+                f"its {self.kv_heads} key/value heads do not divide among {num} GPUs: set another "
+                "num_gpus, or split: layers"
+            )
+        return None
+
+    @property
+    def sharded(self) -> int:
+        """Of the weights, what tensor parallelism divides; the rest is on every GPU."""
+        return sum(self.layers) + self.head if self.layers else self.weights or 0
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """What lies on each GPU of a replica that is not `undividable`."""
+        num, weights = self.num_gpus, self.weights or 0
+        if num == 1:
+            return [Part(weights, self.kv_per_token)]
+        if self.split == "layers" and self.layers:
+            rest = weights - sum(self.layers)
+            parts = [
+                Part(sum(self.layers[a:b]), self.kv_per_token * (b - a) // len(self.layers))
+                for a, b in pairwise(balanced(rest, self.layers, num))
+            ]
+            return [replace(parts[0], weights=parts[0].weights + rest), *parts[1:]]
+        each = weights - self.sharded + self.sharded // num
+        return [Part(each, self.kv_per_token // num)] * num
 
 
 def parse_parameters(texts: list[str]) -> dict[str, float]:
@@ -103,7 +170,11 @@ def _of_pool(need: Need, pool: PoolArgs) -> Need:
 
 def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
     config = model.engine_config(device=need.device)
-    need = replace(need, max_sequences=config.max_sequences)
+    need = replace(
+        need,
+        max_sequences=config.max_sequences,
+        split="tensor" if replace(config, num_devices=2).tensor_parallel else "layers",
+    )
     if model.id in parameters:
         bits = model.quantize_bits
         each = _BYTES[model.dtype] if bits is None else _QUANTIZED_BYTES[bits]
@@ -125,4 +196,7 @@ def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
         kv_tokens=config.kv_cache_tokens or config.max_sequences * context,
         kv_is_fixed=config.kv_cache_tokens is not None,
         context_length=context,
+        layers=estimate.layers,
+        head=estimate.head,
+        kv_heads=estimate.kv_heads,
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Literal
 
 from cluster.gpus import GIB, GpuType, Node
 from cluster.needs import Need
@@ -19,26 +21,23 @@ from engine.lanes import CUDA_FREE_SHARE
 PROCESS_BYTES = GIB
 # A KV cache that holds less serves hardly any task.
 LEAST_KV_TOKENS = 2048
+MOST_GPUS_OF_A_REPLICA = 16  # that are suggested
 _EPSILON = 1e-9  # shares like 0.3 do not add up exactly
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A replica on a GPU, in bytes."""
+    """A replica, or its part, on a GPU, in bytes; ``kv_tokens`` is 0 where nobody knows."""
 
     need: Need
     weights: int
     kv_cache: int
+    kv_tokens: int = 0
 
     @property
     def total(self) -> int:
         """All that it takes."""
         return PROCESS_BYTES + self.weights + self.kv_cache
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that its KV cache holds; 0 where nobody knows."""
-        return self.kv_cache // self.need.kv_per_token if self.need.kv_per_token else 0
 
 
 @dataclass
@@ -53,32 +52,43 @@ class Gpu:
     @property
     def free_share(self) -> float:
         """What Ray can still give away of it."""
-        return 1.0 - sum(resident.need.gpus for resident in self.residents)
+        return 1.0 - sum(resident.need.share for resident in self.residents)
 
     @property
     def free(self) -> int:
         """Bytes that nobody takes."""
         return self.type.memory - sum(resident.total for resident in self.residents)
 
-    def takes(self, need: Need) -> Resident | str:
-        """The replica as it would live here beside the others, or why it cannot."""
-        if need.accelerator_type not in (None, self.type.accelerator_type):
-            return f"no {need.accelerator_type}"
-        if need.gpus > self.free_share + _EPSILON:
-            return "taken"
-        if need.weights is None:
-            return Resident(need, 0, 0)
-        room = self.free - PROCESS_BYTES - need.weights
-        if room < 0:
-            return "weights"
-        kv_cache = need.kv_tokens * need.kv_per_token
-        if not need.kv_is_fixed:
-            # The engine takes so much of what it finds free, unless it can use less.
-            kv_cache = min(kv_cache, int(CUDA_FREE_SHARE * room))
-        least = min(need.context_length, LEAST_KV_TOKENS) * need.kv_per_token
-        if kv_cache > room or (not need.kv_is_fixed and kv_cache < least):
-            return "KV cache"
-        return Resident(need, need.weights, kv_cache)
+
+Obstacle = Literal["other type", "taken", "divided", "weights", "KV cache"]
+"""Why a replica does not fit: of these GPUs, or into their memory."""
+
+
+def fit(gpus: Sequence[Gpu], need: Need) -> list[Resident] | Obstacle:
+    """A replica as it would live on these GPUs of one node, as many as it wants."""
+    if any(need.accelerator_type not in (None, gpu.type.accelerator_type) for gpu in gpus):
+        return "other type"
+    if any(need.share > gpu.free_share + _EPSILON for gpu in gpus):
+        return "taken"
+    if need.undividable is not None:
+        return "divided"
+    if need.weights is None:
+        return [Resident(need, 0, 0) for _ in gpus]
+    parts = need.parts
+    rooms = [gpu.free - PROCESS_BYTES - p.weights for gpu, p in zip(gpus, parts, strict=True)]
+    if min(rooms) < 0:
+        return "weights"
+    pairs = [(room, p.kv_per_token) for room, p in zip(rooms, parts, strict=True) if p.kv_per_token]
+    tokens = need.kv_tokens
+    if need.kv_is_fixed:
+        enough = all(tokens * each <= room for room, each in pairs)
+    else:
+        # The engine takes so much of what it finds free, unless it can use less.
+        tokens = min([tokens, *(int(CUDA_FREE_SHARE * room) // each for room, each in pairs)])
+        enough = not pairs or tokens >= min(need.context_length, LEAST_KV_TOKENS)
+    if not enough:
+        return "KV cache"
+    return [Resident(need, p.weights, tokens * p.kv_per_token, tokens) for p in parts]
 
 
 @dataclass
@@ -124,31 +134,70 @@ def pack(nodes: Sequence[Node], needs: Sequence[Need]) -> Packing:
     return packing
 
 
+def _choices(packing: Packing, need: Need) -> list[list[Gpu]]:
+    """The GPUs that a replica may be tried on: each by itself, or as many of a node as it wants."""
+    if need.num_gpus == 1:
+        return [[gpu] for gpu in packing.gpus]
+    choices = []
+    for _, group in groupby(packing.gpus, key=lambda gpu: gpu.node):
+        # The free ones first; `fit` says that they are taken if there are not enough.
+        gpus = sorted(group, key=lambda gpu: -gpu.free_share)
+        if len(gpus) >= need.num_gpus:
+            choices.append(sorted(gpus[: need.num_gpus], key=lambda gpu: gpu.index))
+    return choices
+
+
 def _place(packing: Packing, need: Need) -> bool:
-    """Put one replica on the GPU that it fills best; False if it fits on none."""
+    """Put one replica on the GPUs that it fills best; False if it fits on none."""
     fitting = [
-        (gpu, resident) for gpu in packing.gpus if isinstance(resident := gpu.takes(need), Resident)
+        (gpus, residents)
+        for gpus in _choices(packing, need)
+        if isinstance(residents := fit(gpus, need), list)
     ]
     if not fitting:
         return False
-    gpu, resident = min(fitting, key=lambda pair: (pair[0].free_share, pair[0].type.memory))
-    gpu.residents.append(resident)
+    free = Counter(gpu.node for gpu in packing.gpus if not gpu.residents)
+    gpus, residents = min(
+        fitting,
+        key=lambda pair: (
+            pair[0][0].free_share,
+            free[pair[0][0].node] if need.num_gpus > 1 else 0,
+            pair[0][0].type.memory,
+        ),
+    )
+    for gpu, resident in zip(gpus, residents, strict=True):
+        gpu.residents.append(resident)
     packing.placed[need.deployment] += 1
     return True
 
 
+def _alone(gpu: GpuType, need: Need) -> list[Resident] | Obstacle:
+    """A replica on GPUs of this type that it has to itself."""
+    return fit([Gpu("", index, gpu) for index in range(need.num_gpus)], need)
+
+
 def why_not(packing: Packing, need: Need) -> str:
     """Why no further replica of a deployment fits, and what would help."""
-    reasons = [gpu.takes(need) for gpu in packing.gpus]
-    types = sorted({gpu.type.accelerator_type for gpu in packing.gpus})
     if not packing.gpus:
         return "there is no GPU; device: cpu runs it without"
-    if need.accelerator_type is not None and need.accelerator_type not in types:
-        return f"no node has a {need.accelerator_type}; there are {', '.join(types)}"
-    alone = [Gpu(gpu.node, gpu.index, gpu.type).takes(need) for gpu in packing.gpus]
-    if not any(isinstance(resident, Resident) for resident in alone):
-        return _too_large(packing, need, "KV cache" in alone)
-    if "weights" in reasons or "KV cache" in reasons:
+    types = {gpu.type.name: gpu.type for gpu in packing.gpus}
+    usable = [t for t in types.values() if need.accelerator_type in (None, t.accelerator_type)]
+    if not usable:
+        have = ", ".join(sorted({gpu.accelerator_type for gpu in types.values()}))
+        return f"no node has a {need.accelerator_type}; there are {have}"
+    if need.undividable is not None:
+        return need.undividable
+    alone = [_alone(gpu, need) for gpu in usable]
+    if not any(isinstance(residents, list) for residents in alone):
+        return _too_large(packing, need, usable, "KV cache" in alone)
+    most = max(node.num_gpus for node in packing.nodes if node.gpu in usable)
+    if most < need.num_gpus:
+        return (
+            f"each replica wants {need.num_gpus} GPUs of one node; the largest that it may use "
+            f"has {most}"
+        )
+    obstacles = [fit(gpus, need) for gpus in _choices(packing, need)]
+    if "weights" in obstacles or "KV cache" in obstacles:
         return (
             "GPUs have a share free for it, but not the memory: whoever loads first takes "
             f"{CUDA_FREE_SHARE:.0%} of what is free for its KV cache. Set engine.kv_cache_tokens "
@@ -157,26 +206,46 @@ def why_not(packing: Packing, need: Need) -> str:
     return f"all GPUs that it may use are taken; each replica wants {need.gpus:g}"
 
 
-def _too_large(packing: Packing, need: Need, weights_fit: bool) -> str:
-    largest = max(
-        (
-            gpu.type
-            for gpu in packing.gpus
-            if need.accelerator_type in (None, gpu.type.accelerator_type)
-        ),
-        key=lambda gpu: gpu.memory,
-    )
-    weights = (need.weights or 0) / GIB
+def _too_large(packing: Packing, need: Need, usable: Sequence[GpuType], weights_fit: bool) -> str:
+    largest = max(usable, key=lambda gpu: gpu.memory)
+    weights = max(part.weights for part in need.parts) / GIB
+    on_each = " on each GPU" if need.num_gpus > 1 else ""
     of = f"the largest GPU that it may use, {largest.name} with {largest.memory_gib:g} GiB"
+    more = _more_gpus(packing, need, usable)
     if weights_fit:
         return (
-            f"{weights:.1f} GiB of weights leave too little of {of}, for its KV cache: lower "
-            "engine.kv_cache_tokens, or quantize the weights (quantize_bits)"
+            f"{weights:.1f} GiB of weights{on_each} leave too little of {of}, for its KV cache: "
+            f"lower engine.kv_cache_tokens, or quantize the weights (quantize_bits){more}"
         )
     return (
-        f"{weights:.1f} GiB of weights and {PROCESS_BYTES / GIB:g} GiB beside them do not fit into "
-        f"{of}: quantize them (quantize_bits: 8 or 4), or use larger GPUs"
+        f"{weights:.1f} GiB of weights{on_each} and {PROCESS_BYTES / GIB:g} GiB beside them do not "
+        f"fit into {of}: quantize them (quantize_bits: 8 or 4), or use larger GPUs{more}"
     )
+
+
+def _more_gpus(packing: Packing, need: Need, usable: Sequence[GpuType]) -> str:
+    """How many GPUs of one node would hold what is too large, as a clause; or nothing."""
+    if need.split is None:
+        return ""
+    counts = range(need.num_gpus + 1, MOST_GPUS_OF_A_REPLICA + 1)
+    larger = [replace(need, gpus=float(count)) for count in counts]
+    fewest = {
+        gpu: next(
+            (each.num_gpus for each in larger if isinstance(_alone(gpu, each), list)),
+            None,
+        )
+        for gpu in usable
+    }
+    found = [(count, gpu) for gpu, count in fewest.items() if count is not None]
+    if not found:
+        return ""
+    in_node = {gpu: max(n.num_gpus for n in packing.nodes if n.gpu == gpu) for gpu in usable}
+    here = [(count, gpu) for count, gpu in found if count <= in_node[gpu]]
+    count, gpu = min(here or found, key=lambda pair: (pair[0], pair[1].memory))
+    needs = f"; it needs {count} GPUs of {gpu.memory_gib:g} GiB ({gpu.name})"
+    if here:
+        return f"{needs}: set num_gpus: {count}"
+    return f"{needs} in one node, and here are nodes with {in_node[gpu]}"
 
 
 def misplaceable(packing: Packing, need: Need) -> list[GpuType]:
@@ -184,16 +253,20 @@ def misplaceable(packing: Packing, need: Need) -> list[GpuType]:
     if need.device != "cuda" or not packing.placed[need.deployment]:
         return []
     types = {gpu.type.name: gpu.type for gpu in packing.gpus}
-    return [gpu for gpu in types.values() if Gpu("", 0, gpu).takes(need) in ("weights", "KV cache")]
+    return [gpu for gpu in types.values() if _alone(gpu, need) in ("weights", "KV cache")]
 
 
 def tokens_per_s(need: Need, gpu: GpuType, rows: int, context: int) -> float | None:
     """Tokens a second that the GPU's memory bandwidth allows at most; None where unknown.
 
     A decode step reads the weights once, and the keys and values of ``rows`` sequences that have
-    ``context`` tokens behind them. The replica has the GPU to itself.
+    ``context`` tokens behind them. The replica has its GPUs to itself. Those that share it by
+    layers read one after the other; those that share every layer read their parts at once.
     """
     if not need.decode_weights:
         return None
     read = need.decode_weights + rows * context * need.kv_per_token
+    if need.split == "tensor":
+        shared = need.sharded + rows * context * need.kv_per_token
+        read -= shared - shared // need.num_gpus
     return rows * gpu.bandwidth_gb_s * 1e9 / read

@@ -48,7 +48,7 @@ def report(packing: Packing, context: int) -> str:
         parts.append(table(_gpus(packing)))
         parts += [
             "",
-            "Tokens/s that the memory bandwidth allows at most, the GPU to itself, "
+            "Tokens/s that the memory bandwidth allows at most, its GPUs to itself, "
             f"{context} tokens of context each",
             "(small models stay far below: launching kernels takes longer than reading them):",
             table(_rates(packing, context)),
@@ -68,6 +68,8 @@ def _deployments(packing: Packing) -> list[list[str]]:
         where = "CPU"
         if need.device == "cuda":
             where = f"{need.gpus:g} {need.accelerator_type or 'GPU'}"
+            if need.num_gpus > 1:
+                where += ", by layers" if need.split == "layers" else ", by tensors"
         lines.append(
             [
                 need.deployment,

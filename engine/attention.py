@@ -11,8 +11,8 @@ context.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -75,6 +75,28 @@ def paged_attention(
 
 
 AttentionInterface.register(PAGED, paged_attention)
+
+
+@dataclass(frozen=True)
+class SpreadBatch:
+    """A batch of a model whose layers lie on several devices: for each layer, its device's."""
+
+    batches: Mapping[int, Attend]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Attend on the layer's device."""
+        return self.batches[layer].attend(
+            layer, query, key, value, scaling=scaling, sliding_window=sliding_window
+        )
 
 
 @dataclass
@@ -145,6 +167,16 @@ class PagedBatch:
     segments: Sequence[Segment]
     write_slots: torch.Tensor  # [real rows]: where each row's key and value go
     _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> PagedBatch:
+        """The same batch for layers on another device."""
+        segments = [
+            segment
+            if isinstance(segment.slots, slice)
+            else replace(segment, slots=segment.slots.to(device, non_blocking=True))
+            for segment in self.segments
+        ]
+        return PagedBatch(self.cache, segments, self.write_slots.to(device, non_blocking=True))
 
     def attend(
         self,

@@ -53,11 +53,13 @@ def model_card(
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
     engines with the same fingerprint give the same bytes.
     """
-    arithmetic = {
+    spread = loaded.spread
+    devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
+    arithmetic: dict[str, Any] = {
         "weights": loaded.revision or directory_digest(Path(config.model)),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
-        "device": device_name(loaded.device),
+        "device": " and ".join(dict.fromkeys(map(device_name, devices))),
         "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
         "deterministic": config.deterministic,
         "prefill_chunk": lane.prefill_chunk,
@@ -67,6 +69,8 @@ def model_card(
         and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
+    if config.layout is not None:
+        arithmetic["layout"] = spread.name if spread else config.layout
     digest = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()
     return {
         "id": config.name,

@@ -42,6 +42,7 @@ class LayerKV:
     """
 
     def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+        self.device = device
         self.keys, self.values = (
             _storage(num_slots, shape.num_heads, dim, shape.dtype, device)
             for dim in (shape.key_dim, shape.value_dim)
@@ -94,7 +95,7 @@ def _storage(
 ) -> torch.Tensor:
     """Zeros [slots, heads, dim], in the order of memory that the device reads best."""
     if device.type == "cpu":
-        return torch.zeros(heads, slots, dim, dtype=dtype).transpose(0, 1)
+        return torch.zeros(heads, slots, dim, dtype=dtype, device=device).transpose(0, 1)
     return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
 
@@ -111,13 +112,27 @@ class KVCache:
         num_pages: int,
         page_size: int,
         device: torch.device,
+        layer_devices: Mapping[int, torch.device] | None = None,
     ) -> None:
+        """Make the pool.
+
+        Args:
+            shapes: of each layer.
+            num_pages: pages that can be owned.
+            page_size: tokens in a page.
+            device: where the batch's numbers are, and all layers that are not in ``layer_devices``.
+            layer_devices: of layers that lie elsewhere.
+        """
+        where = layer_devices or {}
         slots = (num_pages + 1) * page_size
         self.scratch_page = num_pages
         self.num_pages = num_pages
         self.page_size = page_size
         self.device = device
-        self.layers = {index: LayerKV(shape, slots, device) for index, shape in shapes.items()}
+        self.layers = {
+            index: LayerKV(shape, slots, where.get(index, device))
+            for index, shape in shapes.items()
+        }
         self._free = np.ones(num_pages, dtype=bool)
 
     @property
@@ -160,24 +175,33 @@ class KVCache:
             raise RuntimeError("KV cache: a page was released twice")
         self._free[list(pages)] = True
 
-    def slots(self, pages: Sequence[int], start: int, stop: int) -> Slots:
+    def slots(
+        self, pages: Sequence[int], start: int, stop: int, device: torch.device | None = None
+    ) -> Slots:
         """Slots of the tokens ``start`` to ``stop`` of a sequence: a slice where they are
-        contiguous.
+        contiguous, else a tensor on ``device`` (the cache's own if None).
         """
+        device = device or self.device
         first, last = start // self.page_size, (stop - 1) // self.page_size
         used = pages[first : last + 1]
         offset = start - first * self.page_size
         if used[-1] - used[0] == len(used) - 1 and all(b - a == 1 for a, b in pairwise(used)):
             begin = used[0] * self.page_size + offset
             return slice(begin, begin + stop - start)
-        base = torch.tensor(used, device=self.device) * self.page_size
-        slots = (base[:, None] + torch.arange(self.page_size, device=self.device)).flatten()
+        base = torch.tensor(used, device=device) * self.page_size
+        slots = (base[:, None] + torch.arange(self.page_size, device=device)).flatten()
         return slots[offset : offset + stop - start]
 
     def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
         """Copy the tokens ``start`` to ``stop`` of one sequence's pages into another's."""
-        read, write = self.slots(source, start, stop), self.slots(target, start, stop)
+        slots: dict[torch.device, tuple[Slots, Slots]] = {}
         for layer in self.layers.values():
+            if layer.device not in slots:
+                slots[layer.device] = (
+                    self.slots(source, start, stop, layer.device),
+                    self.slots(target, start, stop, layer.device),
+                )
+            read, write = slots[layer.device]
             for stored in (layer.keys, layer.values):
                 stored[write] = stored[read].clone()  # a slice is a view, not to be written from
 

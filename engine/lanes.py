@@ -5,6 +5,7 @@ none.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
         prepacked = can_prepack(loaded.model) and prepack(loaded.model, trial=runner.kv_shapes)
         lane = replace(lane, prepacked=prepacked)
-        cache = _sized_cache(shapes, loaded, config)
+        cache = _sized_cache(runner, shapes, loaded, config)
         attention = _working_attention(runner, cache, shapes, loaded, sizes)
         row_counts = _row_counts(runner, loaded, config, sizes)
     except torch.OutOfMemoryError:
@@ -154,23 +155,39 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 
-def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig) -> KVCache:
-    per_token = sum(shape.bytes_per_token for shape in shapes.values())
+def _sized_cache(
+    runner: Runner, shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig
+) -> KVCache:
+    where = loaded.spread.layer_devices if loaded.spread else {}
+    per_token = Counter[torch.device]()
+    for index, shape in shapes.items():
+        per_token[where.get(index, loaded.device)] += shape.bytes_per_token
     tokens = config.kv_cache_tokens
     if tokens is None:
-        if loaded.device.type == "cuda":
-            budget = int(torch.cuda.mem_get_info(loaded.device)[0] * CUDA_FREE_SHARE)
-            budget -= config.image_cache_bytes if loaded.takes_images else 0
-            budget = min(budget, config.max_kv_cache_bytes or budget)
-        else:
-            budget = config.max_kv_cache_bytes or _CPU_KV_BYTES
-        tokens = min(budget // per_token, config.max_sequences * loaded.context_length)
+        room = _tokens_with_room(per_token, loaded, config)
+        tokens = min(room, config.max_sequences * loaded.context_length)
     page_size = config.sizes(loaded.device.type).page_size
     cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)
     num_pages = max(cache.pages_for(tokens), pages_needed(cache))
     logger.info(
         "KV cache: %d tokens, %.0f MiB",
         num_pages * page_size,
-        num_pages * page_size * per_token / 2**20,
+        num_pages * page_size * per_token.total() / 2**20,
     )
-    return KVCache(shapes, num_pages=num_pages, page_size=page_size, device=loaded.device)
+    return runner.make_cache(shapes, num_pages=num_pages, page_size=page_size)
+
+
+def _tokens_with_room(
+    per_token: Counter[torch.device], loaded: LoadedModel, config: EngineConfig
+) -> int:
+    """Tokens that the tightest device has room for, of the bytes that each takes there."""
+    limit = config.max_kv_cache_bytes
+    if loaded.device.type != "cuda":
+        return (limit or _CPU_KV_BYTES) // per_token.total()
+    rooms = [] if limit is None else [limit // per_token.total()]
+    for device, of_token in per_token.items():
+        budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_FREE_SHARE)
+        if device == loaded.device and loaded.takes_images:
+            budget -= config.image_cache_bytes
+        rooms.append(budget // of_token)
+    return min(rooms)

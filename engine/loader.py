@@ -38,6 +38,7 @@ from engine.processors import (
 from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
+from engine.spread import Spread, connect, plan_spread, stage_devices
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid, TaskError
 
@@ -61,7 +62,8 @@ _UNQUANTIZED_MODULES = (
 class LoadedModel:
     """A model ready to run, and what its prompts need.
 
-    ``revision`` is the commit of a model of the hub; None for a directory.
+    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
+    tokens go in and logits come out.
     """
 
     model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
@@ -72,6 +74,7 @@ class LoadedModel:
     context_length: int
     device: torch.device
     revision: str | None
+    spread: Spread | None = None  # over several devices, of which ``device`` is the first
     whole_image_tokens: int = 0  # see `engine.vision.whole_image_tokens`
     tool_template: str | None = None  # for tasks with tools, where that is another one
     image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
@@ -109,6 +112,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
+    if config.tensor_parallel:
+        raise ModelInvalid("split is 'tensor', which is not built yet: set split to 'layers'")
     device = resolve_device(config)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
@@ -121,6 +126,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
         processor = _load_processor(local, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(local)
         chat_template = _chat_template(config, processor, tokenizer)
+        spread, device_map = None, {"": device}
+        if config.layout is not None:
+            devices = stage_devices(config, device)
+            spread, device_map = plan_spread(local, hf_config, devices)
         with_weights(config, source)
         config = local
         is_original = internvl.original_layout(hf_config) is not None
@@ -134,7 +143,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
                 config=hf_config,
                 dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
                 quantization_config=quantization,
-                device_map={"": device},
+                device_map=device_map,
                 use_safetensors=True,
                 output_loading_info=True,
                 **_source(config),
@@ -145,6 +154,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
             _refuse_other_weights(config, found["unexpected_keys"])
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
+        if spread is not None:
+            connect(model, spread, config)
     logger.info(
         "loaded %s in %.1f s, %.2f GiB of weights",
         config.name,
@@ -160,6 +171,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         image_token_id=processor.feature_token_id if processor else None,
         context_length=_context_length(config, hf_config),
         device=device,
+        spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,
         image_tag="<image>" if hf_config.model_type == "internvl" else None,

@@ -7,6 +7,8 @@ activations come on top and are about the same for every model.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,8 @@ _QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
 # Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
 _VISION = ("vision", "visual", "projector", "mlp1")
 _UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", *_VISION)
+# A decoder layer, by the names of what it has.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # The embedding of tokens, as most architectures call it.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
@@ -95,6 +99,9 @@ class MemoryEstimate:
         kv_per_token: of the KV cache.
         context_length: of the configuration or the model, in tokens; None where neither says it.
         kv_cache: what the configuration allows, or less where the model can use less.
+        layers: of the weights, those of each decoder layer.
+        head: of the weights, the language model head's if it is a tensor of its own.
+        kv_heads: key/value heads of a layer; 0 where the configuration does not say.
     """
 
     weights: int
@@ -102,6 +109,9 @@ class MemoryEstimate:
     kv_per_token: int
     context_length: int | None
     kv_cache: int
+    layers: tuple[int, ...] = ()
+    head: int = 0
+    kv_heads: int = 0
 
 
 def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> MemoryEstimate:
@@ -138,7 +148,18 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             kv_per_token=kv_per_token,
             context_length=context,
             kv_cache=_kv_bytes(config, context, kv_per_token),
+            layers=_layer_bytes(sizes),
+            head=int(sum(size for name, size in sizes.items() if "lm_head" in name)),
+            kv_heads=_kv_heads(text),
         )
+
+
+def _layer_bytes(sizes: dict[str, float]) -> tuple[int, ...]:
+    layers: Counter[int] = Counter()
+    for name, size in sizes.items():
+        if (match := _LAYER.search(name)) and not any(part in name for part in _VISION):
+            layers[int(match[1])] += int(size)
+    return tuple(size for _, size in sorted(layers.items()))
 
 
 def _not_decoded(sizes: dict[str, float]) -> float:
@@ -201,6 +222,11 @@ def _bytes_of(name: str, dims: int, stored: str, dtype: str | None, bits: int | 
     return _DTYPE_BYTES.get(dtype or "", _SAFETENSORS_BYTES.get(stored, 1))
 
 
+def tensor_bytes(name: str, tensor: torch.Tensor, dtype: str, bits: int | None) -> float:
+    """What a tensor of a model that is not loaded yet will take, by its name and shape."""
+    return tensor.numel() * _bytes_of(name, tensor.dim(), "F32", dtype, bits)
+
+
 def _own_dtype(*descriptions: dict[str, Any]) -> str | None:
     for description in descriptions:
         for key in ("dtype", "torch_dtype"):
@@ -209,13 +235,21 @@ def _own_dtype(*descriptions: dict[str, Any]) -> str | None:
     return None
 
 
+def _heads(text: dict[str, Any]) -> int:
+    return int(text.get("num_attention_heads") or text.get("n_head") or 0)
+
+
+def _kv_heads(text: dict[str, Any]) -> int:
+    return int(text.get("num_key_value_heads") or _heads(text))
+
+
 def _kv_bytes_per_token(text: dict[str, Any], item: int) -> int:
-    heads = text.get("num_attention_heads") or text.get("n_head") or 1
+    heads = _heads(text) or 1
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
     return int(
         2
         * (text.get("num_hidden_layers") or text.get("n_layer") or 0)
-        * (text.get("num_key_value_heads") or heads)
+        * (_kv_heads(text) or 1)
         * (text.get("head_dim") or hidden // heads)
         * item
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from engine.attention import PAGED, Attend, PagedBatch, Segment, ShapeRecorder
+from engine.attention import PAGED, Attend, PagedBatch, Segment, ShapeRecorder, SpreadBatch
 from engine.graphs import DecodeGraphs
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
@@ -74,7 +74,9 @@ class Runner:
         # What transformers chose for this model: not all of them can run sdpa.
         self.own_attention: str = self._model.get_decoder().config._attn_implementation
         self.device = loaded.device
+        self._spread = loaded.spread
         self._cache: KVCache | None = None
+        self._paged_kernel = False
         self._graphs: DecodeGraphs | None = None
         self._max_rows = 0
 
@@ -87,11 +89,24 @@ class Runner:
     @property
     def decodes_apart(self) -> bool:
         """Whether a decode step runs other kernels than a prefill of as many rows."""
-        return self._graphs is not None
+        return self._paged_kernel
+
+    def make_cache(
+        self, shapes: Mapping[int, KVShape], *, num_pages: int, page_size: int
+    ) -> KVCache:
+        """A KV cache on the device; of a spread model, each layer's on its own."""
+        return KVCache(
+            shapes,
+            num_pages=num_pages,
+            page_size=page_size,
+            device=self.device,
+            layer_devices=self._spread.layer_devices if self._spread else None,
+        )
 
     def use_cache(self, cache: KVCache) -> None:
         """Give the runner its KV cache; attention is computed sequence by sequence."""
         self._cache = cache
+        self._paged_kernel = False
         self._graphs = None
 
     def use_paged_kernel(self, cache: KVCache, *, max_pages: int, max_rows: int) -> None:
@@ -103,7 +118,12 @@ class Runner:
             max_rows: rows of the largest forward.
         """
         self._cache = cache
-        self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages, self.vision.axes)
+        self._paged_kernel = True
+        # A graph has the kernels of one device, and the model's forward cannot be cut where the
+        # device changes. Models that are spread are large: reading their weights takes longer than
+        # launching their kernels one by one.
+        if self._spread is None:
+            self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages, self.vision.axes)
         self._max_rows = max_rows
 
     @torch.inference_mode()
@@ -183,19 +203,28 @@ class Runner:
         kept = [*keep, *[0] * (num_keep - len(keep))]
         if self._graphs is not None and decode:
             return self._graphs.logits(token_ids, pieces, num_rows, kept)[: len(keep)]
-        if self._graphs is not None:
-            batch: Attend = varlen_batch(self.cache, pieces, num_rows, self._max_rows)
-        else:
-            batch = self._per_sequence(pieces)
         ids = pad(token_ids, (0, num_rows - len(token_ids)))
         features = [piece.features for piece in pieces if piece.features is not None]
         logits = self._run(
             self.vision.inputs(ids[None], joined(features) if features else None),
             upload(positions(pieces, num_rows, self.vision.axes), self.device),
             upload(kept, self.device),
-            batch,
+            self._batch(pieces, num_rows, 1 if decode else self._max_rows),
         )
         return logits[: len(keep)]
+
+    def _batch(self, pieces: Seq[Piece], num_rows: int, max_rows: int) -> Attend:
+        """The pieces as attention takes them; what a device needs of them goes there once."""
+        batch: PagedBatch | VarlenBatch
+        if self._paged_kernel:
+            batch = varlen_batch(self.cache, pieces, num_rows, max_rows)
+        else:
+            batch = self._per_sequence(pieces)
+        if self._spread is None:
+            return batch
+        first, *others = self._spread.stages
+        parts = [(first, batch), *((stage, batch.on(stage.device)) for stage in others)]
+        return SpreadBatch({n: part for stage, part in parts for n in stage.layers})
 
     def _run(
         self,

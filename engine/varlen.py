@@ -10,7 +10,7 @@ Shapes: T rows in the packed batch, N sequences in it, padding included, P pages
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -57,6 +57,16 @@ class VarlenBatch:
     contexts: torch.Tensor
     block_table: torch.Tensor
     max_rows: int
+
+    def on(self, device: torch.device) -> VarlenBatch:
+        """The same batch for layers on another device."""
+        return replace(
+            self,
+            write_slots=self.write_slots.to(device, non_blocking=True),
+            row_starts=self.row_starts.to(device, non_blocking=True),
+            contexts=self.contexts.to(device, non_blocking=True),
+            block_table=self.block_table.to(device, non_blocking=True),
+        )
 
     def attend(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import yaml
 
 from cluster.gpus import GIB, parse_nodes
-from cluster.needs import Need, parse_parameters
+from cluster.needs import Need, needs_of, parse_parameters
 from cluster.packing import PROCESS_BYTES, Packing, misplaceable, pack, tokens_per_s, why_not
 from cluster.plan import main
 from cluster.plan_report import notes
+from serve_app.config import AppArgs, ModelArgs
 
 # Keys and values of a token: 80 layers of 8 heads of 128 in 2 bytes, as in Llama 3 70B.
 KV_70B = 2 * 80 * 8 * 128 * 2
@@ -197,3 +199,123 @@ def test_a_wrong_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("text", "count"), [("a/b=8e9", 8e9), ("a/b=0.5B", 5e8), ("a=70M", 7e7)])
 def test_parameters(text: str, count: float) -> None:
     assert list(parse_parameters([text]).values()) == [count]
+
+
+def divided(name: str, split: str | None, gpus: float, **fields: Any) -> Need:
+    """Llama 3 70B in NF4 or bfloat16: 80 layers, and embedding and head of 1.96 GiB each."""
+    each = int((0.45 if split == "layers" else 1.6) * GIB)
+    outer = int(1.96 * GIB)
+    weights = 80 * each + 2 * outer
+    return need(
+        name,
+        weights / GIB,
+        **{
+            "gpus": gpus,
+            "split": split,
+            "layers": (each,) * 80,
+            "head": outer,
+            "kv_heads": 8,
+            "kv_per_token": KV_70B,
+            "decode_weights": weights - outer,
+            **fields,
+        },
+    )
+
+
+def test_layers_over_the_gpus_of_one_node() -> None:
+    """First embedding and head, then as many layers as make the parts equal: 36 and 44."""
+    model = divided("70b", "layers", 2.0)
+    packing = pack(parse_nodes("2xRTX4090,RTX4090,2xRTX5090"), [model, need("small", 10)])
+    # One GPU of each of two nodes would hold it as well, and may not.
+    assert where(packing) == {
+        "node 1.0": ["70b"],
+        "node 1.1": ["70b"],
+        "node 2.0": ["small"],
+        "node 3.0": [],
+        "node 3.1": [],
+    }
+    first, second = (gpu.residents[0] for gpu in packing.gpus[:2])
+    each, outer = int(0.45 * GIB), int(1.96 * GIB)
+    assert (first.weights, second.weights) == (36 * each + 2 * outer, 44 * each)
+    assert first.weights + second.weights == model.weights
+    # The tighter of the two says how many tokens both hold.
+    rooms = [24 * GIB - PROCESS_BYTES - part.weights for part in (first, second)]
+    per_token = [KV_70B * 36 // 80, KV_70B * 44 // 80]
+    tokens = min(int(0.85 * r) // p for r, p in zip(rooms, per_token, strict=True))
+    assert first.kv_tokens == second.kv_tokens == tokens
+    assert [r.kv_cache for r in (first, second)] == [tokens * p for p in per_token]
+
+
+def test_tensors_over_the_gpus_of_one_node() -> None:
+    """Layers and head are divided, the embedding is on each."""
+    model = divided("70b", "tensor", 4.0)
+    packing = pack(parse_nodes("8xRTX5090,8xA100-80G"), [model])
+    assert where(packing)["node 2.3"] == ["70b"]
+    assert packing.placed == {"70b": 1}
+    outer, each = int(1.96 * GIB), int(1.6 * GIB)
+    for gpu in packing.gpus[8:12]:
+        (part,) = gpu.residents
+        assert part.weights == outer + (80 * each + outer) // 4
+        assert part.kv_cache == part.kv_tokens * (KV_70B // 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "model", "says"),
+    [
+        ("2xRTX3090", divided("a", "layers", 1.0), "it needs 2 GPUs of 24 GiB .*set num_gpus: 2$"),
+        ("8xRTX5090", divided("a", "tensor", 2.0), r"GiB of weights on each .*set num_gpus: 8$"),
+        ("2*RTX3090", divided("a", "layers", 1.0), "needs 2 GPUs .* in one node, and here are n"),
+        ("2*RTX3090", divided("a", "layers", 2.0), "wants 2 GPUs of one node; .* has 1$"),
+        ("8xH100", divided("a", "tensor", 3.0), "8 key/value heads do not divide among 3 GPUs"),
+        ("8xH100", divided("a", "layers", 3.0, layers=(GIB,) * 2), "2 layers, which 3 GPUs"),
+        ("8xH100", divided("a", None, 2.0), "cannot be divided over 2 GPUs"),
+        ("2xH100", divided("a", "tensor", 2.0, min_replicas=2), "taken; each replica wants 2$"),
+    ],
+)
+def test_why_a_divided_model_does_not_fit(nodes: str, model: Need, says: str) -> None:
+    packing = pack(parse_nodes(nodes), [model])
+    assert [each.deployment for each, _ in packing.missing()] == ["a"]
+    assert re.search(says, why_not(packing, model))
+
+
+def test_divided_models_take_whole_gpus() -> None:
+    """Beside others, and no GPU holds more than its memory."""
+    shares = [need(f"m{i}", 2, gpus=0.25, max_replicas=4, kv_tokens=4096) for i in range(3)]
+    needs = [divided("two", "layers", 2.0, max_replicas=3), *shares]
+    packing = pack(parse_nodes("3xRTX5090,2xRTX4090"), needs)
+    assert packing.placed["two"] == 2
+    for gpu in packing.gpus:
+        names = {resident.need.deployment for resident in gpu.residents}
+        assert names == {"two"} or "two" not in names
+        assert gpu.free >= 0
+        assert gpu.free_share > -1e-6
+
+
+def test_tokens_per_second_of_divided_models() -> None:
+    """Layers take turns and gain nothing; tensors are read at once, but for what each GPU has."""
+    (node,) = parse_nodes("8xH100")
+    assert node.gpu is not None
+    layers = divided("l", "layers", 2.0)
+    alone = tokens_per_s(divided("l", "layers", 1.0), node.gpu, 16, 1000)
+    assert tokens_per_s(layers, node.gpu, 16, 1000) == alone
+    tensor = divided("t", "tensor", 4.0)
+    read = (80 * int(1.6 * GIB) + int(1.96 * GIB) + 16 * 1000 * KV_70B) / 4
+    assert tokens_per_s(tensor, node.gpu, 16, 1000) == pytest.approx(16 * 3350e9 / read)
+
+
+def test_a_model_of_a_configuration_is_divided_as_the_engine_does() -> None:
+    """From the headers of its files: by tensors, or where it is quantized by layers."""
+    demo: dict[str, Any] = {"id": "demo", "source": "./demo/model", "device": "cuda"}
+    for bits, split in ((None, "tensor"), (4, "layers")):
+        model = ModelArgs.model_validate({**demo, "quantize_bits": bits})
+        (one,) = needs_of(AppArgs(models=[model]), 2.0, {})
+        assert one.split == split
+        assert one.kv_heads
+        two = replace(one, gpus=2.0)
+        assert len(two.parts) == 2
+        assert sum(part.weights for part in two.parts) >= (one.weights or 0)
+        assert (
+            sum(part.kv_per_token for part in two.parts)
+            == one.kv_per_token
+            == one.parts[0].kv_per_token
+        )

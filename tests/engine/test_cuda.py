@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,21 @@ def test_alone_at_once_and_after_a_restart(config: EngineConfig) -> None:
     assert answers(config, at_once=True) == alone
 
 
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@two_gpus
+def test_layers_over_two_gpus(config: EngineConfig) -> None:
+    """The same bytes in any company, and as on one GPU: every operation is the same one."""
+    spread = replace(config, num_devices=2, split="layers")
+    alone = answers(spread, at_once=False)
+    assert answers(spread, at_once=True) == alone
+    assert answers(spread, at_once=True) == alone
+    one = answers(config, at_once=False)
+    assert [each["choices"] for each in alone] == [each["choices"] for each in one]
+    assert alone[0]["system_fingerprint"] != one[0]["system_fingerprint"]
+
+
 def test_half_precision_uses_the_paged_kernel(tiny_model: TinyModel) -> None:
     for dtype in ("bfloat16", "float16"):
         engine = Engine(EngineConfig(model=str(tiny_model("qwen2")), device="cuda", dtype=dtype))
@@ -88,10 +104,18 @@ def test_a_decode_step_is_a_graph(tiny_model: TinyModel, caplog: pytest.LogCaptu
     assert "without a CUDA graph" not in caplog.text
 
 
+@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=two_gpus, id="two_gpus")])
 def test_a_launch_does_not_wait_for_the_device(
-    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    num_devices: int, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(EngineConfig(model=str(tiny_model("qwen2")), device="cuda", dtype="bfloat16"))
+    config = EngineConfig(
+        model=str(tiny_model("qwen2")),
+        device="cuda",
+        dtype="bfloat16",
+        num_devices=num_devices,
+        split="layers",
+    )
+    engine = Engine(config)
     launch = Execution.launch
     launches: list[int] = []
 
