@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.overload import Asked, Found
+from benchmarks.overload_report import Asked, Found
 from benchmarks.processes import Sample, growth
 
 MiB = 2**20
