@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.report import aligned, pyplot
 
+PARTS = ("engine", "ingress", "proxy", "rest of Ray", "clients")
+"""What computes."""
 GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
 """What is asked of a server: see `benchmarks.overload`."""
 
@@ -34,13 +36,32 @@ class Busy:
     waiting: int
 
 
+@dataclass
+class Work:
+    """Who did how much during a part of the run.
+
+    Attributes:
+        engine: samples.
+        cores: how many cores each part of the system kept busy.
+    """
+
+    engine: list[Busy] = field(default_factory=list)
+    cores: dict[str, float] = field(default_factory=dict)
+
+    def row(self, what: str) -> list[str]:
+        """Means, for a table."""
+        rows = fmean(one.sequences for one in self.engine) if self.engine else 0.0
+        waiting = fmean(one.waiting for one in self.engine) if self.engine else 0.0
+        cores = [f"{self.cores.get(part, 0.0):.2f}" for part in PARTS]
+        return [what, f"{rows:.1f}", f"{waiting:.1f}", *cores]
+
+
 @dataclass(frozen=True)
 class Found:
     """Everything that was measured; rates in tasks a second, times in seconds.
 
     Attributes:
-        engine: samples during the flood.
-        cores: by part of the machine, how many cores it kept busy during the flood.
+        work: by part of the run.
     """
 
     usual_s: float
@@ -49,8 +70,7 @@ class Found:
     seconds: float
     flood: list[Asked]
     recovery_s: float | None
-    engine: list[Busy] = field(default_factory=list)
-    cores: dict[str, float] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
 
     @property
     def goodput(self) -> float:
@@ -89,8 +109,7 @@ class Found:
             "refusal_s": {str(q): _quantile(self.refusals, q) for q in (0.5, 0.99, 1.0)},
             "recovery_s": self.recovery_s,
             "one_task_alone_s": self.usual_s,
-            "cores": self.cores,
-            "engine": [asdict(one) for one in self.engine],
+            "work": {name: asdict(work) for name, work in self.work.items()},
             "statuses": Counter(one.status for one in self.flood),
             "wrong": self.wrong,
             "good": self.good,
@@ -110,12 +129,11 @@ class Found:
             ["neither answer nor refusal", str(len(self.wrong))],
             ["one task alone", f"{self.usual_s:.2f} s"],
         ]
-        if self.engine:
-            rows = fmean(one.sequences for one in self.engine)
-            waiting = fmean(one.waiting for one in self.engine)
-            lines.append(["rows busy, tasks waiting", f"{rows:.1f}, {waiting:.1f} (mean)"])
-        lines += [[f"cores busy: {part}", f"{busy:.2f}"] for part, busy in self.cores.items()]
-        return aligned(lines, names=1)
+        if not self.work:
+            return aligned(lines, names=1)
+        work = [["", "rows busy", "waiting", *(f"cores: {part}" for part in PARTS)]]
+        work += [one.row(name) for name, one in self.work.items()]
+        return aligned(lines, names=1) + "\n\n" + aligned(work, names=1)
 
     def plot(self, file: Path) -> bool:
         """Answers and refusals of each second, and how long each refusal took."""
