@@ -97,15 +97,16 @@ async def _watched(server: Server, http: aiohttp.ClientSession, work: Work) -> A
 
 
 async def _watch(http: aiohttp.ClientSession, engine: list[Busy]) -> None:
-    """Ask the replica what it does, until cancelled. A question that is refused is left out."""
+    """Ask the replica what it does, until cancelled. A question without an answer is left out."""
     start = time.monotonic()
     while True:
-        async with http.get("/v1/models") as response:
-            if response.status == 200:
-                for replica in (await response.json())["data"][0]["replicas"]:
-                    load = replica["load"]
-                    now = time.monotonic() - start
-                    engine.append(Busy(now, load["running_sequences"], load["waiting"]))
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with http.get("/v1/models", raise_for_status=True) as response:
+                (model,) = (await response.json())["data"]
+            for replica in model["replicas"]:
+                load = replica["load"]
+                at = time.monotonic() - start
+                engine.append(Busy(at, load["running_sequences"], load["waiting"]))
         await asyncio.sleep(_SAMPLE_EVERY_S)
 
 
