@@ -45,7 +45,7 @@ from benchmarks.flood import (
     random_tasks,
     recovery,
 )
-from benchmarks.overload_report import Busy, Found, Work
+from benchmarks.overload_report import Busy, Found, Work, answers_per_second
 from benchmarks.report import say
 from benchmarks.server import DEMO, TUNED, Server, serving
 from benchmarks.serving.models import DEMO as DEMO_GEOMETRY
@@ -73,9 +73,7 @@ async def measure(
         work = {"at capacity": Work(), "in the flood": Work()}
         async with _watched(server, http, work["at capacity"]):
             busy = await closed_loop(sender, clients, until)
-        ended = [one.at + one.seconds for one in busy if one.status == 200]
-        filled = until / 4  # until then there were fewer answers than places
-        capacity = sum(filled < end <= until for end in ended) / (until - filled)
+        capacity = answers_per_second(busy, until)
         rate = options.times * capacity
         say(f"capacity {capacity:.1f} tasks/s; now {rate:.0f} tasks/s for {options.seconds:g} s")
         async with _watched(server, http, work["in the flood"]):
@@ -193,7 +191,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=16, help="max_sequences of the engine")
     parser.add_argument("--waiting", type=int, default=16, help="max_waiting of the engine")
     parser.add_argument("--geometry", choices=geometry_names(), default=DEMO_GEOMETRY)
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer of random weights")
+    parser.add_argument("--tokens", type=int, default=16, help="of an answer of random weights")
     parser.add_argument("--model-dir", type=Path, help="keeps the random model for the next run")
     parser.add_argument("--tuned", action="store_true", help="Ray's HAProxy takes the requests")
     parser.add_argument("--pin", action="store_true", help="the engine has a core to itself")
