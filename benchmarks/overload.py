@@ -131,8 +131,10 @@ def _part(process: psutil.Process) -> str:
 
 def _step_back(server: Server) -> None:
     """Give the clients the niceness of the server's processes: Ray's are 15, and would starve."""
-    processes = server.process.children(recursive=True)
-    psutil.Process().nice(max(process.nice() for process in processes))
+    me = psutil.Process()
+    for process in server.process.children(recursive=True):
+        with suppress(psutil.Error):  # it has gone meanwhile
+            me.nice(max(me.nice(), process.nice()))
 
 
 def _pin(server: Server) -> None:
