@@ -33,6 +33,13 @@ TUNED = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # so that the server ends soon
 }
 """The environment of the tuned mode (docs/operations.md)."""
+_OTHER_PORTS = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+"""Ports that it opens beside the server's; they are fixed, and a second server would not start."""
 DEPLOYMENT = "Model:demo:float32"
 """Its deployment."""
 
@@ -147,7 +154,10 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | dict(environment or {}),
+            env=os.environ
+            | {"PYTHONPATH": str(REPOSITORY)}
+            | {name: str(free_port()) for name in _OTHER_PORTS}
+            | dict(environment or {}),
         )
     server = Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid), log)
     try:

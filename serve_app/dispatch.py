@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from typing import Any, cast
 
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -29,7 +29,7 @@ from serve_app.log_entry import entry
 from serve_app.refusals import Refusals
 from serve_app.replay import Delivered
 from serve_app.request_metrics import RequestMetrics
-from serve_app.routing import Route, Routes
+from serve_app.routing import Route, Routes, wanted_by
 from serve_app.suspects import SUSPECTS
 
 logger = logging.getLogger("ray.serve")
@@ -67,6 +67,24 @@ class Dispatcher:
         self._replicas = {
             name: handle.options(_by_reference=True) for name, handle in replicas.items()
         }
+
+    def refuse_if_full(self, body: bytes) -> None:
+        """Refuse a request's body before it is validated if its model was full a moment ago.
+
+        Raises:
+            Overloaded: as the model did then. It says nothing of what is in the body.
+        """
+        wanted = wanted_by(body) if self._refusals else None
+        if wanted is None:
+            return
+        try:
+            route = self._routes.choose(wanted)
+        except TaskError:
+            return  # validation will say more
+        if route.session is None:
+            logged = entry()
+            logged.model, logged.deployment = wanted.model, route.deployment
+            self._refusals.check(route.deployment)
 
     async def run(self, task: Task) -> TaskResponse:
         """The whole answer.
@@ -129,37 +147,35 @@ class Dispatcher:
     ) -> AsyncGenerator[Any, None]:
         route = self._routes.choose(task)
         entry().deployment = route.deployment
-        if route.session is None and losses == 0:  # a pool may be full for one model only
-            self._refusals.check(route.deployment)
         calls: Any = None  # a DeploymentResponseGenerator while it runs
         pixels: Any = None  # a DeploymentResponse until the replica has begun
         replica: str | None = None  # once it has begun
-        try:
-            async with self._guarded(deadline):
-                beginning = beginning_of(task)
-                text, pixels = self._split(task, route)
-                handle = self._replicas[route.deployment].options(
-                    stream=True, session_id=route.session or beginning
-                )
-                calls = getattr(handle, method).remote(text, pixels)
-            while True:
-                # Not around the `yield`: a deadline must not strike in the consumer's code.
-                async with self._guarded(deadline, replica):
-                    item = await anext(calls, _END)
-                pixels = None
-                if item is _END:
-                    calls = None
-                    return
-                if isinstance(item, str):
-                    replica = item
-                else:
-                    yield item
-        except Overloaded as refusal:
-            self._refusals.add(route.deployment, refusal)
-            raise
-        finally:
-            _cancel(calls)
-            _cancel(pixels)
+        # A pool may be full for one model only; a task that had a place asks until it has another.
+        may_ask = route.session is None and losses == 0
+        with self._refusals.asked(route.deployment) if may_ask else nullcontext():
+            try:
+                async with self._guarded(deadline):
+                    beginning = beginning_of(task)
+                    text, pixels = self._split(task, route)
+                    handle = self._replicas[route.deployment].options(
+                        stream=True, session_id=route.session or beginning
+                    )
+                    calls = getattr(handle, method).remote(text, pixels)
+                while True:
+                    # Not around the `yield`: a deadline must not strike in the consumer's code.
+                    async with self._guarded(deadline, replica):
+                        item = await anext(calls, _END)
+                    pixels = None
+                    if item is _END:
+                        calls = None
+                        return
+                    if isinstance(item, str):
+                        replica = item
+                    else:
+                        yield item
+            finally:
+                _cancel(calls)
+                _cancel(pixels)
 
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:
         """What the running replicas of each deployment say of themselves.

@@ -123,7 +123,9 @@ class _Routes:
     async def create_task(self, request: Request) -> Response:
         """``POST /v1/tasks``: task in, response out; with ``?stream=true`` server-sent events."""
         streamed = _wants_stream(request)
-        task = Task.parse(await read_body(request, self._max_body))
+        body = await read_body(request, self._max_body)
+        self._dispatcher.refuse_if_full(body)
+        task = Task.parse(body)
         if not streamed:
             return json_response(await self._dispatcher.run(task))
         return await relay(_events(self._dispatcher.stream(task)))
@@ -183,12 +185,16 @@ async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[b
             yield event(chunk)
 
 
-def _on_task_error(request: Request, error: Exception) -> Response:
+# Coroutines, because Starlette runs a plain function in a thread, which takes more time than the
+# rest of a refusal.
+
+
+async def _on_task_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskError)
     return error_response(error)
 
 
-def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path (404), no such method (405)."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
@@ -205,6 +211,6 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     return json_response(body, error.status_code, error.headers)
 
 
-def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     """Anything else is our fault. Starlette raises it again, so that Ray Serve logs it."""
     return json_response(TaskExecutionError("internal error").to_dict(), 500)

@@ -36,13 +36,16 @@ class OpenAIRoutes:
         """``POST /v1/chat/completions``."""
         refuse_query(request)
         body = await read_body(request, self._max_body)
+        self._dispatcher.refuse_if_full(body)
         asked = ChatCompletionRequest.parse(body, self._image_schemes)
         return await self._answer(request, asked, ChatAnswer)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
         refuse_query(request)
-        asked = CompletionRequest.parse(await read_body(request, self._max_body))
+        body = await read_body(request, self._max_body)
+        self._dispatcher.refuse_if_full(body)
+        asked = CompletionRequest.parse(body)
         return await self._answer(request, asked, CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:

@@ -1,19 +1,32 @@
 """What a full model said a moment ago, said again without asking it.
 
-Under a flood almost every task is refused. Each would cost a call to the replica (and, with
-pictures, their preparation), which takes time from the answers that it works on. So after a refusal
-the others that come within `HOLD_S` are refused here. That is shorter than what a client is told to
-wait, and the replica's own queue keeps it busy meanwhile. State of an ingress process.
+Under a flood almost every task is refused. Each would be validated and would cost a call to the
+replica (and, with pictures, their preparation), which takes time from the answers that it works on.
+So after a refusal the others that come within `HOLD_S` are refused here, but for as many as tasks
+of this ingress have ended since: their places are free, and stay so for no longer than a task needs
+to come. What has ended elsewhere is not known here, and so the time is bounded. It is shorter than
+what a client is told to wait. State of an ingress process.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from schema.errors import Overloaded
 
-HOLD_S = 0.1
+HOLD_S = 0.5
+
+
+@dataclass
+class _Full:
+    """A refusal, until when it holds, and how many places have become free since."""
+
+    refusal: Overloaded
+    until: float
+    freed: int = 0
 
 
 class Refusals:
@@ -21,14 +34,46 @@ class Refusals:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[str, tuple[float, Overloaded]] = {}
+        self._full: dict[str, _Full] = {}
 
-    def add(self, deployment: str, refusal: Overloaded) -> None:
-        """The deployment has refused a task just now."""
-        self._last[deployment] = self._clock() + HOLD_S, refusal
+    def __bool__(self) -> bool:
+        """Whether any task would be refused now."""
+        now = self._clock()
+        return any(now < full.until and not full.freed for full in self._full.values())
 
     def check(self, deployment: str) -> None:
         """Raise `Overloaded`, as the deployment did, if that was a moment ago."""
-        until, last = self._last.get(deployment, (0.0, None))
-        if last is not None and self._clock() < until:
+        self._room(deployment)
+
+    @contextmanager
+    def asked(self, deployment: str) -> Iterator[None]:
+        """A task is with the deployment, or is refused by it, while the body runs.
+
+        Raises:
+            Overloaded: as `check` does; and what the body raises.
+        """
+        if full := self._room(deployment):
+            full.freed -= 1
+        try:
+            yield
+        except Overloaded as refusal:
+            self._full[deployment] = _Full(refusal, self._clock() + HOLD_S)
+            raise
+        except BaseException:
+            self._free(deployment)
+            raise
+        self._free(deployment)
+
+    def _room(self, deployment: str) -> _Full | None:
+        """The refusal that has to be obeyed, if there is room in spite of it."""
+        full = self._full.get(deployment)
+        if full is None or self._clock() >= full.until:
+            return None
+        if not full.freed:
+            last = full.refusal
             raise Overloaded(last.message, last.param, last.retry_after_s)
+        return full
+
+    def _free(self, deployment: str) -> None:
+        if full := self._full.get(deployment):
+            full.freed += 1

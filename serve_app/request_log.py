@@ -10,10 +10,11 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schema.errors import Cancelled, TaskArgsInvalid, TaskExecutionError
+from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.bodies import error_response
 from serve_app.gate import OPEN_PATHS
 from serve_app.log_entry import Entry, current
+from serve_app.refusal_log import RefusalLog
 from serve_app.request_metrics import RequestMetrics
 
 logger = logging.getLogger("ray.serve")
@@ -35,9 +36,10 @@ class RequestLog:
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._refusals = RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, and log it however it ends."""
+        """Answer one request, and log it however it ends (refusals: `serve_app.refusal_log`)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,7 +76,8 @@ class RequestLog:
                 made.error = made.error or Cancelled.code
             if scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
                 self._metrics.ended(made)  # probes are not
-            _log(scope, made, made.seconds)
+            if made.error != Overloaded.code or not self._refusals.joins(made):
+                _log(scope, made, made.seconds)
 
 
 def _bad_id() -> TaskArgsInvalid:

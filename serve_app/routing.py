@@ -4,10 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from pydantic_core import from_json
 
 from schema.errors import ModelInvalid, TaskArgsInvalid
+from schema.json_values import MAX_BRACKETS
 from schema.task import Task
 from serve_app.config import POOL, ModelArgs, PoolArgs
+
+
+class Wanted(NamedTuple):
+    """What decides where a task goes, under the names that it has in a `Task`."""
+
+    model: str
+    dtype: str
+    quantize_bits: int | None
+
+
+def wanted_by(body: bytes) -> Wanted | None:
+    """Which variant of which model a body asks for, a task's or one of OpenAI's.
+
+    Nothing else of it is looked at. None if that is not plain to see: validation will say why.
+    """
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        return None
+    try:
+        # A hundred times as fast for a picture as the parser that accounts for every byte.
+        fields = from_json(body)
+    except ValueError:
+        return None
+    match fields:
+        case {"model": str(model)}:
+            dtype, bits = fields.get("dtype"), fields.get("quantize_bits")
+        case _:
+            return None
+    if isinstance(dtype, str | None) and isinstance(bits, int | None):
+        return Wanted(model, dtype or "auto", bits)
+    return None
 
 
 @dataclass(frozen=True)
@@ -31,7 +65,7 @@ class Routes:
         self._models = tuple(models)
         self._pool = pool
 
-    def choose(self, task: Task) -> Route:
+    def choose(self, task: Task | Wanted) -> Route:
         """The deployment that runs this task.
 
         An id that is configured means what is configured under it and nothing else; the pool takes
@@ -48,7 +82,7 @@ class Routes:
             return Route(POOL, f"{task.model} {task.dtype} {task.quantize_bits}")
         raise ModelInvalid(self._unknown(task), param="model")
 
-    def _unknown(self, task: Task) -> str:
+    def _unknown(self, task: Task | Wanted) -> str:
         served = ", ".join(dict.fromkeys(model.id for model in self._models))
         if self._pool is None:
             return f"model {task.model!r} is not served here; served: {served}"
@@ -58,7 +92,7 @@ class Routes:
         )
 
     @staticmethod
-    def _configured(task: Task, same_id: Sequence[ModelArgs]) -> ModelArgs:
+    def _configured(task: Task | Wanted, same_id: Sequence[ModelArgs]) -> ModelArgs:
         """The configured model with the task's quantization and dtype.
 
         The task's ``dtype: "auto"`` takes the operator's first choice. A task that names a dtype

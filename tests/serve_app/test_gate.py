@@ -287,3 +287,19 @@ async def test_every_request_is_logged_in_one_line(lines: list[str]) -> None:
         "error=not_found",
         'GET "/v1/models/forged\\r\\nline" 404 key=- model=null tokens=- error=not_found',
     ]
+
+
+async def test_the_refusals_of_a_second_share_a_line(
+    app: Callable[..., ASGIApp], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.refusal_log.PERIOD_S", 0.3)
+    async with client(app()) as http:
+        refused = (http.post("/v1/tasks", json=task("overload"), headers=BEARER) for _ in range(9))
+        await asyncio.gather(*refused)
+    await asyncio.sleep(0.3)  # which ends after the period, because it began after it
+    own = [line for line in lines if "error=overloaded" in line]
+    shared = [line for line in lines if "were refused" in line]
+    assert 'key=alice model="demo"' in own[0]
+    assert all('for "Model:demo" key=alice' in line for line in shared)
+    assert shared
+    assert len(own) + sum(int(line.split()[0]) for line in shared) == 9

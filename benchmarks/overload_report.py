@@ -1,0 +1,172 @@
+"""What `benchmarks.overload` has measured: the verdict, a table, JSON and a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.report import aligned, pyplot
+
+PARTS = ("engine", "ingress", "proxy", "rest of Ray", "clients")
+"""What computes."""
+GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
+"""What is asked of a server: see `benchmarks.overload`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One task. ``status`` is 0 if the connection failed; ``wrong`` is an answer that is none."""
+
+    at: float
+    seconds: float
+    status: int
+    wrong: str | None = None
+
+
+def answers_per_second(asked: Iterable[Asked], seconds: float) -> float:
+    """How many tasks were answered in the last three quarters of a part of the run.
+
+    In the first one there are fewer answers than places: the first tasks have not ended yet.
+    """
+    filled = seconds / 4
+    ended = [one.at + one.seconds for one in asked if one.status == 200]
+    return sum(filled < end <= seconds for end in ended) / (seconds - filled)
+
+
+@dataclass(frozen=True)
+class Busy:
+    """What the engine did at one moment: rows that it computed for, and tasks that waited."""
+
+    at: float
+    sequences: int
+    waiting: int
+
+
+@dataclass
+class Work:
+    """Who did how much during a part of the run.
+
+    Attributes:
+        engine: samples.
+        cores: how many cores each part of the system kept busy.
+    """
+
+    engine: list[Busy] = field(default_factory=list)
+    cores: dict[str, float] = field(default_factory=dict)
+
+    def row(self, what: str) -> list[str]:
+        """Means, for a table."""
+        rows = fmean(one.sequences for one in self.engine) if self.engine else 0.0
+        waiting = fmean(one.waiting for one in self.engine) if self.engine else 0.0
+        cores = [f"{self.cores.get(part, 0.0):.2f}" for part in PARTS]
+        return [what, f"{rows:.1f}", f"{waiting:.1f}", *cores]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that was measured; rates in tasks a second, times in seconds.
+
+    Attributes:
+        work: by part of the run.
+    """
+
+    usual_s: float
+    capacity: float
+    offered: float
+    seconds: float
+    flood: list[Asked]
+    recovery_s: float | None
+    work: dict[str, Work] = field(default_factory=dict)
+
+    @property
+    def goodput(self) -> float:
+        """Answers a second while more than that was asked."""
+        return answers_per_second(self.flood, self.seconds)
+
+    @property
+    def refusals(self) -> list[float]:
+        """How long each took, the shortest first."""
+        return sorted(one.seconds for one in self.flood if one.status == 503)
+
+    @property
+    def wrong(self) -> list[str]:
+        """What was no answer and no refusal."""
+        return [one.wrong for one in self.flood if one.wrong is not None]
+
+    @property
+    def good(self) -> bool:
+        """Whether the server keeps what is asked of it."""
+        return (
+            not self.wrong
+            and self.goodput >= GOODPUT * self.capacity
+            and _quantile(self.refusals, 0.99) <= REFUSAL_S
+            and self.recovery_s is not None
+            and self.recovery_s <= RECOVERY_S
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "capacity_per_s": self.capacity,
+            "offered_per_s": self.offered,
+            "goodput_per_s": self.goodput,
+            "goodput_of_capacity": self.goodput / self.capacity,
+            "refusal_s": {str(q): _quantile(self.refusals, q) for q in (0.5, 0.99, 1.0)},
+            "recovery_s": self.recovery_s,
+            "one_task_alone_s": self.usual_s,
+            "work": {name: asdict(work) for name, work in self.work.items()},
+            "statuses": Counter(one.status for one in self.flood),
+            "wrong": self.wrong,
+            "good": self.good,
+            "asked": [asdict(one) for one in self.flood],
+        }
+
+    def table(self) -> str:
+        """For people."""
+        slow = [f"{_quantile(self.refusals, q) * 1e3:.0f}" for q in (0.5, 0.99, 1.0)]
+        recovered = "not" if self.recovery_s is None else f"{self.recovery_s:.1f} s"
+        lines = [
+            ["capacity", f"{self.capacity:.1f} tasks/s"],
+            ["asked for", f"{self.offered:.0f} tasks/s for {self.seconds:g} s"],
+            ["answered", f"{self.goodput:.1f} tasks/s ({self.goodput / self.capacity:.0%})"],
+            ["refused in, p50 / p99 / max", f"{' / '.join(slow)} ms"],
+            ["recovered after", recovered],
+            ["neither answer nor refusal", str(len(self.wrong))],
+            ["one task alone", f"{self.usual_s:.2f} s"],
+        ]
+        if not self.work:
+            return aligned(lines, names=1)
+        work = [["", "rows busy", "waiting", *(f"cores: {part}" for part in PARTS)]]
+        work += [one.row(name) for name, one in self.work.items()]
+        return aligned(lines, names=1) + "\n\n" + aligned(work, names=1)
+
+    def plot(self, file: Path) -> bool:
+        """Answers and refusals of each second, and how long each refusal took."""
+        if (plt := pyplot()) is None:
+            return False
+        figure, axes = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
+        seconds = range(int(self.seconds) + 1)
+        for status, name in ((200, "answers"), (503, "refusals")):
+            ended = Counter(int(x.at + x.seconds) for x in self.flood if x.status == status)
+            axes[0].step(seconds, [ended[second] for second in seconds], label=name)
+        axes[0].axhline(self.capacity, color="grey", linestyle=":", label="capacity")
+        axes[0].set(ylabel="a second", yscale="symlog", ylim=0)
+        axes[0].legend()
+        refused = [(x.at, x.seconds * 1e3) for x in self.flood if x.status == 503]
+        if refused:
+            axes[1].scatter(*zip(*refused, strict=True), s=3)
+        axes[1].axhline(REFUSAL_S * 1e3, color="grey", linestyle=":")
+        axes[1].set(xlabel="seconds", ylabel="time until a refusal, ms", ylim=0)
+        figure.savefig(file, dpi=110)
+        plt.close(figure)
+        return True
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
