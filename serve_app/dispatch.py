@@ -177,7 +177,7 @@ class Dispatcher:
                 raise
             message = "the replica was stopped before the task had ended"
             raise EngineStopped(message, retry_after_s=RETRY_AFTER_S) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - all of them leave as `TaskError`s
             # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
             if timeout.expired():
                 raise self._too_late(replica if watched else None) from None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,

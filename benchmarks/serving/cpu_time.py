@@ -1,4 +1,4 @@
-"""How much processor time a load takes, and in which processes: steadier than times of the clock."""
+"""The processor time that a load takes, by process: steadier than times of the clock."""
 
 from __future__ import annotations
 
