@@ -125,7 +125,9 @@ def levels(samples: Sequence[Sample], passed: Sequence[float]) -> list[Level]:
         name = min((one.name for one in own), key=len)
         near = [[one.rss for one in own if end - width <= one.at <= end] for end in ends]
         if name.startswith(WATCHED) and all(near):
-            found.append(Level(name, *map(median, near), peak=max(one.rss for one in own)))
+            first, middle, last = (float(median(some)) for some in near)
+            peak = max(one.rss for one in own)
+            found.append(Level(name, first, middle, last, peak))
     return sorted(found, key=lambda one: -one.peak)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 
 import psutil
 
@@ -12,9 +12,9 @@ from benchmarks.processes import name_of
 CLIENT = "client"
 
 
-def cpu_seconds(root: psutil.Process) -> Counter[str]:
+def cpu_seconds(root: psutil.Process) -> dict[str, float]:
     """Seconds of all cores that each kind of process below ``root`` has taken, and this process."""
-    found = Counter({CLIENT: time.process_time()})
+    found = defaultdict(float, {CLIENT: time.process_time()})
     for process in [root, *root.children(recursive=True)]:
         try:
             taken = process.cpu_times()

@@ -11,7 +11,6 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
@@ -91,18 +90,17 @@ def _measure_engine(
     Path(file).write_text(json.dumps(found))
 
 
-def _own_cpu() -> Counter[str]:
-    return Counter({CLIENT: time.process_time()})
+def _own_cpu() -> dict[str, float]:
+    return {CLIENT: time.process_time()}
 
 
 async def _run(
-    client: Client | _EngineClient, load: Load, cpu: Callable[[], Counter[str]]
+    client: Client | _EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
     """The summary of a load, and ``cpu``: seconds of processor time a token, by process."""
     before = cpu()
     result = await run(client, load, cost_jobs(str(load)))
-    taken = cpu()
-    taken.subtract(before)
+    taken = {name: seconds - before.get(name, 0.0) for name, seconds in cpu().items()}
     each = characters_per_token(result.answers)
     tokens = sum(count for answer in result.answers for _, count in tokens_of(answer, each))
     found = asdict(summary(result, _TARGET))
@@ -182,6 +180,18 @@ def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: P
     profile(files, lambda seconds: asyncio.run(loaded(seconds)))
 
 
+def _replica(row: dict[str, Any]) -> float:
+    return float(row["cpu"].get("replica", 0.0))
+
+
+def _ingress(row: dict[str, Any]) -> float:
+    return float(row["cpu"].get("ingress", 0.0))
+
+
+def _all(row: dict[str, Any]) -> float:
+    return float(sum(row["cpu"].values()))
+
+
 def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
     """Medians over rounds, and what the graph adds to the engine."""
 
@@ -190,6 +200,7 @@ def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
         return median(value(row) or 0.0 for row in rows)
 
     lines = [["clients", "", "first token", "added", "each further", "added", "tokens/s", "lost"]]
+    lines[0].append("CPU for a token: replica (or engine), ingress, all")
     for number in clients:
         alone: list[float] = []
         for mode in dict.fromkeys(row["mode"] for row in found):
@@ -208,6 +219,10 @@ def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
                     f"{(each - alone[1]) * 1e3:+.3f} ms" if graph else "",
                     f"{speed:.0f}",
                     f"{1 - speed / alone[2]:.1%}" if graph else "",
+                    ", ".join(
+                        f"{middle(mode, number, part) * 1e6:.0f} us"
+                        for part in ((_replica, _ingress, _all) if graph else (_all,))
+                    ),
                 ]
             )
     return aligned(lines, names=1)

@@ -59,7 +59,7 @@ async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
 
     thread = threading.Thread(target=put)
     thread.start()
-    told = []
+    told: list[Progress] = []
     while not told or not told[-1].done:
         told.append(await mailbox.get(0.001, 0.002 * (len(told) % 3)))
     thread.join()
