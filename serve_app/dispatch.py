@@ -71,12 +71,17 @@ class Dispatcher:
         self._by_reference = {
             name: handle.options(_by_reference=True) for name, handle in replicas.items()
         }
+        self._calls_by_reference = _calls(self._by_reference)
         # In the tuned mode the plain ones are gRPC, which takes a third of the time for a chunk.
         # What they carry is ours: it needs none of what cloudpickle can beyond pickle.
-        self._plain = {
-            name: handle.options(request_serialization="pickle", response_serialization="pickle")
-            for name, handle in replicas.items()
-        }
+        self._plain_calls = _calls(
+            {
+                name: handle.options(
+                    request_serialization="pickle", response_serialization="pickle"
+                )
+                for name, handle in replicas.items()
+            }
+        )
 
     async def run(self, task: Task) -> TaskResponse:
         """The whole answer.
@@ -152,10 +157,10 @@ class Dispatcher:
             text, pixels = self._split(task, route)
             # What is lost may have been an answer that is too large for a message.
             plain = pixels is None and losses == 0 and _is_small(text)
-            handles = self._plain if plain else self._by_reference
-            handle = handles[route.deployment].options(
-                stream=True, method_name=method, session_id=session
-            )
+            handles = self._plain_calls if plain else self._calls_by_reference
+            handle = handles[route.deployment, method]
+            if session:
+                handle = handle.options(session_id=session)
             calls = handle.remote(text, pixels)
             while True:
                 silence = now() + self._stall_s
@@ -227,6 +232,15 @@ class Dispatcher:
         if not images:
             return text, None
         return text, self._preprocessor.prepare.remote(route.deployment, text, images)
+
+
+def _calls(handles: Mapping[str, DeploymentHandle[Any]]) -> dict[tuple[str, str], Any]:
+    """Handles for a replica's methods. Made once: Ray takes as long for one as we for a chunk."""
+    return {
+        (name, method): handle.options(stream=True, method_name=method)
+        for name, handle in handles.items()
+        for method in ("run", "stream")
+    }
 
 
 def _is_small(task: Task) -> bool:
