@@ -66,6 +66,10 @@ class Pictures:
     passed: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    def stop(self) -> None:
+        """Send no more."""
+        self.count = 0
+
     async def client(self, http: httpx.AsyncClient, file: bytearray, number: int) -> None:
         """One picture after the other, until all are sent or the time is over."""
         chance = random.Random(number)
@@ -83,6 +87,8 @@ class Pictures:
             if response.status_code != 200:
                 self.failures.append(response.text)
             self.passed.append(time.monotonic() - self.start)
+            if len(self.passed) % 50 == 0:
+                say(f"{len(self.passed)} pictures")
 
 
 def make_picture() -> bytearray:
@@ -145,6 +151,8 @@ async def send(
     pictures = Pictures(count, until=start + seconds, start=start)
     samples: list[Sample] = []
     watching = asyncio.create_task(_watch(server, start, samples))
+    # Who ends this early still sees what there is, and the server ends with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pictures.stop)
     file = make_picture()
     async with httpx.AsyncClient(base_url=server.address, timeout=600) as http:
         await asyncio.gather(*(pictures.client(http, file, n) for n in range(clients)))
