@@ -14,6 +14,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from schema.errors import (
+    Cancelled,
     EngineStopped,
     Overloaded,
     RequestTimeout,
@@ -178,15 +179,16 @@ class Dispatcher:
                 else:
                     yield item
         except asyncio.CancelledError:
-            if _wanted():
+            if _is_cancelled():
                 raise
-            message = "the replica was stopped before the task had ended"
-            raise EngineStopped(message, retry_after_s=RETRY_AFTER_S) from None
-        except Exception as error:  # noqa: BLE001 - all of them leave as `TaskError`s
+            raise _stopped() from None
+        except Exception as error:
             # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
             if timeout.expired():
                 raise self._too_late(replica if watched else None) from None
             plain_error = as_task_error(error)
+            if isinstance(plain_error, Cancelled) and not _is_cancelled():
+                raise _stopped() from error
             if isinstance(plain_error, Overloaded):
                 self._refusals.add(route.deployment, plain_error)
             # Ray gives an error of a replica a second class of its own, which nobody can copy.
@@ -254,10 +256,15 @@ def _is_small(task: Task) -> bool:
     )
 
 
-def _wanted() -> bool:
-    """Whether somebody has cancelled this task; else Ray has cancelled the call by itself."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled what runs here; else Ray has cancelled the call by itself."""
+    running = asyncio.current_task()
+    return running is None or running.cancelling() > 0
+
+
+def _stopped() -> EngineStopped:
+    message = "the replica was stopped before the task had ended"
+    return EngineStopped(message, retry_after_s=RETRY_AFTER_S)
 
 
 def _nothing() -> None:
