@@ -50,14 +50,15 @@ def sample(root: psutil.Process, at: float) -> list[Sample]:
     for process in [root, *root.children(recursive=True)]:
         try:
             memory = process.memory_full_info()
-            name = _name(process)
+            name = name_of(process)
             found.append(Sample(at, process.pid, name, memory.rss, memory.uss, process.num_fds()))
         except psutil.Error:  # it has gone meanwhile
             continue
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """What a process calls itself, without what all of Ray's replicas begin with."""
     title = process.cmdline()[:1]
     if not title:
         return process.name()

@@ -65,6 +65,7 @@ class Engine:
         images: ImageInputs | None = None,
         heartbeat_s: float | None = None,
         log_id: str | None = None,
+        spacing_s: Callable[[], float] = float,
     ) -> AsyncGenerator[StreamChunk, None]:
         """Run a task and yield its chunks; closing the iterator cancels the task.
 
@@ -76,6 +77,8 @@ class Engine:
             heartbeat_s: after this many seconds without news of a task that has been accepted, a
                 chunk without choices says that this process still runs. None: no such chunks.
             log_id: what the task is called in the engine's log lines.
+            spacing_s: how many seconds after a chunk the next one comes at the earliest, unless
+                it is the last; asked after each. So chunks carry more where there would be many.
 
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
@@ -86,13 +89,15 @@ class Engine:
             request.log_id = log_id or request.log_id
             self._loop.submit(request)
         try:
+            hold_s = 0.0
             while True:
-                progress = await mailbox.get(heartbeat_s)
+                progress = await mailbox.get(heartbeat_s, hold_s)
                 if progress.error is not None:
                     raise progress.error
                 yield response.chunk(progress)
                 if progress.done:
                     return
+                hold_s = spacing_s() if progress.deltas else 0.0
         finally:
             request.cancel_requested = True
 

@@ -149,8 +149,7 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
 class Mailbox:
     """Carries progress from the engine's thread to one coroutine.
 
-    What arrives while the consumer is busy is merged into one piece: nothing waits for more, and
-    nothing piles up.
+    What arrives while the consumer is busy is merged into one piece, so nothing piles up.
     """
 
     def __init__(self) -> None:
@@ -158,30 +157,57 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
         self._news: list[Progress] = []
+        self._ended = False
+        self._held = False  # the consumer wants no news but the end
+        self._woken = False
 
     def put(self, progress: Progress) -> None:
         """The task's sink."""
         with self._lock:
             self._news.append(progress)
-            first = len(self._news) == 1
-        if first:
+            self._ended |= progress.done or progress.error is not None
+            wake = not self._woken and (self._ended or not self._held)
+            self._woken |= wake
+        if wake:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def get(self, patience_s: float | None = None) -> Progress:
+    async def get(self, patience_s: float | None = None, hold_s: float = 0.0) -> Progress:
         """Everything since the last call; waits for something.
 
-        With ``patience_s`` it waits no longer than this, and returns that there is no news.
+        Args:
+            patience_s: it waits no longer than this for news, and returns that there are none.
+            hold_s: before, it waits for so long even if there are news, unless they are the end.
         """
-        timer = None
+        timers = []
+        if hold_s > 0 and self._hold():
+            timers.append(self._loop.call_later(hold_s, self._release))
         if patience_s is not None and not self._arrived.is_set():
-            timer = self._loop.call_later(patience_s, self._arrived.set)
+            timers.append(self._loop.call_later(hold_s + patience_s, self._arrived.set))
         try:
             await self._arrived.wait()
         finally:
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
         self._arrived.clear()
         with self._lock:
             news, self._news = self._news, []
+            self._held = self._woken = False
         return merge(news) if news else Progress()
+
+    def _hold(self) -> bool:
+        """Begin to hold news back; False if the end is among them."""
+        with self._lock:
+            self._held = not self._ended
+            if self._held:
+                self._woken = False
+                self._arrived.clear()
+            return self._held
+
+    def _release(self) -> None:
+        """Hold no more news back."""
+        with self._lock:
+            self._held = False
+            if self._news:
+                self._woken = True
+                self._arrived.set()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 
+import grpc  # type: ignore[import-untyped]
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -36,6 +37,15 @@ logger = logging.getLogger("ray.serve")
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 """What Ray raises when a process, a machine, or an object of one of them has gone."""
 
+BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # by a replica that is being stopped
+    grpc.StatusCode.INTERNAL,  # the stream was reset
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a message was too large; again it goes by reference
+)
+"""How a call in the tuned mode ends when not its task has failed but what carries it. What a
+task fails with comes as an ordinary answer."""
+
 RETRY_AFTER_S = 1.0
 """When a client should try again if whoever refused did not say."""
 
@@ -60,6 +70,11 @@ def as_task_error(error: Exception) -> TaskError:
         case _ if isinstance(cause, LOST):
             return EngineStopped(
                 "a process that worked on the task has died; send the task again",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        case grpc.aio.AioRpcError() if cause.code() in BROKEN:
+            return EngineStopped(
+                f"the connection to a process that worked on the task broke ({cause.code().name})",
                 retry_after_s=RETRY_AFTER_S,
             )
         case DeploymentUnavailableError():

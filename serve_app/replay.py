@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from schema.errors import ReplayDiffers
-from schema.response import StreamChunk
+from schema.response import StreamChoice, StreamChunk
 
 Path = tuple[str | int, ...]
 """Where a text stands in a chunk: the choice's index, then keys, and the index of list items that
@@ -18,6 +18,9 @@ have one, such as ``(0, "delta", "content")``."""
 
 _CONSTANT = ("index", "role")
 """Said with every chunk, and no part of what adds up."""
+
+_TEXT_CHOICE, _TEXT_DELTA = 3, 2
+"""How many keys a choice and its delta have that carry nothing but text."""
 
 
 class Delivered:
@@ -54,10 +57,23 @@ class Delivered:
                 "the replica that ran the task was lost, and the one that took over is of another "
                 f"kind ({fingerprint} instead of {self._fingerprint}): send the task again"
             )
-        choices = [new for choice in chunk["choices"] if (new := self._new_choice(choice))]
         if self._first_run:
+            for choice in chunk["choices"]:
+                self._note(choice)
             return chunk
+        choices = [new for choice in chunk["choices"] if (new := self._new_choice(choice))]
         return cast(StreamChunk, {**chunk, "choices": choices}) if choices else None
+
+    def _note(self, choice: StreamChoice) -> None:
+        """Keep what a choice says in the first run, in which all of it is new."""
+        index, delta, reason = choice["index"], choice["delta"], choice["finish_reason"]
+        if reason is None and len(choice) == _TEXT_CHOICE and len(delta) == _TEXT_DELTA:
+            # Nothing but text, as nearly always: the walk below takes ten times as long.
+            self._rest((index, "delta", "content"), delta["content"])
+            return
+        self._new((index,), choice)
+        if reason is not None:
+            self._finished.add(index)
 
     def _new_choice(self, choice: Any) -> dict[str, Any] | None:
         index, reason = choice["index"], choice["finish_reason"]

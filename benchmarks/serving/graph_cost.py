@@ -22,8 +22,9 @@ from typing import Any
 from benchmarks.report import aligned, say
 from benchmarks.server import Server
 from benchmarks.serving.client import Answer, Client, Endpoint, Job
+from benchmarks.serving.cpu_time import CLIENT, cpu_seconds
 from benchmarks.serving.load import Load, run
-from benchmarks.serving.metrics import Summary, Target, summary
+from benchmarks.serving.metrics import Target, characters_per_token, summary, tokens_of
 from benchmarks.serving.models import DEMO, make_model
 from benchmarks.serving.peers import GRAPH, PEERS, TUNED, Setup, graph_args
 from benchmarks.serving.profile import profile
@@ -83,20 +84,33 @@ def _measure_engine(
     client = _EngineClient(engine, endpoint)
     try:
         asyncio.run(client.send(next(cost_jobs(""))))
-        found = [asyncio.run(_run(client, load)) for load in loads]
+        found = [asyncio.run(_run(client, load, _own_cpu)) for load in loads]
     finally:
         engine.close()
-    Path(file).write_text(json.dumps([asdict(one) for one in found]))
+    Path(file).write_text(json.dumps(found))
 
 
-async def _run(client: Client | _EngineClient, load: Load) -> Summary:
-    return summary(await run(client, load, cost_jobs(str(load))), _TARGET)
+def _own_cpu() -> dict[str, float]:
+    return {CLIENT: time.process_time()}
 
 
-async def _through_graph(endpoint: Endpoint, loads: Sequence[Load]) -> list[dict[str, Any]]:
+async def _run(
+    client: Client | _EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
+) -> dict[str, Any]:
+    """The summary of a load, and ``cpu``: seconds of processor time a token, by process."""
+    before = cpu()
+    result = await run(client, load, cost_jobs(str(load)))
+    taken = {name: seconds - before.get(name, 0.0) for name, seconds in cpu().items()}
+    each = characters_per_token(result.answers)
+    tokens = sum(count for answer in result.answers for _, count in tokens_of(answer, each))
+    found = asdict(summary(result, _TARGET))
+    return found | {"cpu": {name: seconds / tokens for name, seconds in taken.items()}}
+
+
+async def _through_graph(server: Server, endpoint: Endpoint, loads: Sequence[Load]) -> list[Any]:
     async with Client(endpoint) as client:
         await client.send(next(cost_jobs("")))
-        return [asdict(await _run(client, load)) for load in loads]
+        return [await _run(client, load, lambda: cpu_seconds(server.process)) for load in loads]
 
 
 def measure_cost(
@@ -136,7 +150,7 @@ def measure_cost(
         for mode in (GRAPH, TUNED):
             with PEERS[mode].start(setup) as server:
                 endpoint = Endpoint(server.address, name, "tasks", _LONG)
-                note(mode, round_index, asyncio.run(_through_graph(endpoint, loads)))
+                note(mode, round_index, asyncio.run(_through_graph(server, endpoint, loads)))
                 if with_profile and round_index == 0:
                     _profile(server, endpoint, mode, max(clients), out)
     print(cost_table(found, clients))
@@ -166,6 +180,18 @@ def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: P
     profile(files, lambda seconds: asyncio.run(loaded(seconds)))
 
 
+def _replica(row: dict[str, Any]) -> float:
+    return float(row["cpu"].get("replica", 0.0))
+
+
+def _ingress(row: dict[str, Any]) -> float:
+    return float(row["cpu"].get("ingress", 0.0))
+
+
+def _all(row: dict[str, Any]) -> float:
+    return float(sum(row["cpu"].values()))
+
+
 def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
     """Medians over rounds, and what the graph adds to the engine."""
 
@@ -174,6 +200,7 @@ def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
         return median(value(row) or 0.0 for row in rows)
 
     lines = [["clients", "", "first token", "added", "each further", "added", "tokens/s", "lost"]]
+    lines[0].append("CPU for a token: replica (or engine), ingress, all")
     for number in clients:
         alone: list[float] = []
         for mode in dict.fromkeys(row["mode"] for row in found):
@@ -192,6 +219,10 @@ def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
                     f"{(each - alone[1]) * 1e3:+.3f} ms" if graph else "",
                     f"{speed:.0f}",
                     f"{1 - speed / alone[2]:.1%}" if graph else "",
+                    ", ".join(
+                        f"{middle(mode, number, part) * 1e6:.0f} us"
+                        for part in ((_replica, _ingress, _all) if graph else (_all,))
+                    ),
                 ]
             )
     return aligned(lines, names=1)

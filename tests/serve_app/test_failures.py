@@ -1,7 +1,11 @@
 """Every failure in the graph becomes one kind of error."""
 
+import asyncio
 import pickle
+from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
@@ -69,3 +73,47 @@ def test_what_clients_are_told(error: Exception, kind: type[TaskError]) -> None:
 )
 def test_retry_after(error: TaskError, headers: dict[str, str]) -> None:
     assert headers_of(error) == headers
+
+
+# --- gRPC, which carries text in the tuned mode --------------------------------------------------
+
+LIMIT = 1000
+
+
+async def _said(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    yield b"begun"
+    if request == b"large":
+        yield bytes(2 * LIMIT)
+    if request == b"fail":
+        raise ValueError("secret")
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (b"stop", EngineStopped),  # the replica is told to end while it works
+        (b"large", EngineStopped),  # runs again, by reference
+        (b"fail", TaskExecutionError),  # a bug; a task's own errors do not come as a status
+    ],
+)
+async def test_calls_that_break(request_: bytes, kind: type[TaskError]) -> None:
+    server = grpc.aio.server()
+    method = grpc.unary_stream_rpc_method_handler(_said)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("r", {"say": method})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    options = [("grpc.max_receive_message_length", LIMIT)]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            call = channel.unary_stream("/r/say")(request_)
+            assert await anext(aiter(call)) == b"begun"
+            if request_ == b"stop":
+                await server.stop(None)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                [piece async for piece in call]
+    finally:
+        await server.stop(None)
+    got = as_task_error(caught.value)
+    assert type(got) is kind
+    assert "secret" not in got.message

@@ -116,7 +116,7 @@ def test_a_replica_of_another_kind_does_not_go_on() -> None:
 
 # --- Through the dispatcher ----------------------------------------------------------------------
 
-LOST, STALLED, FULL = "<lost>", "<stalled>", "<full>"
+LOST, STALLED, FULL, STOPPED = "<lost>", "<stalled>", "<full>", "<stopped>"
 _runs: dict[str, int] = {}
 
 
@@ -133,6 +133,8 @@ class LosingReplica:
             yield chunk(text)
         if last == LOST:
             raise EngineStopped("gone", retry_after_s=1)
+        if last == STOPPED:  # by Ray; nobody has asked for it
+            raise asyncio.CancelledError
         if last == FULL:
             raise Overloaded("full", retry_after_s=1)
         if last == STALLED:
@@ -158,6 +160,7 @@ def app() -> Callable[..., ASGIApp]:
         ([[LOST], ["abc"]], "abc", None),
         ([["a", LOST], ["ab", LOST], ["", "abc"]], "abc", None),
         ([["a", STALLED], ["abc"]], "abc", None),
+        ([["a", STOPPED], ["abc"]], "abc", None),
         ([["a", LOST], [FULL], ["abc"]], "abc", None),  # it had a place, and gets another
         ([["a", LOST]], "a", "engine_stopped"),
         ([["ab", LOST], ["ac"]], "ab", "replay_differs"),
