@@ -202,7 +202,7 @@ class Dispatcher:
                     raise
                 raise _stopped() from None
             except Exception as error:
-                # Asked of the timeout itself: Ray may turn its cancellation into an error of its own.
+                # Asked of the timeout itself: Ray may turn its cancellation into another error.
                 if timeout.expired():
                     raise self._too_late(replica if watched else None) from None
                 plain_error = as_task_error(error)
