@@ -13,6 +13,10 @@ from engine.lanes import BatchedLane, build_batched_lane
 from engine.loader import LoadedModel, load_model
 from engine.prompt import PromptRenderer
 from engine.runner import Runner
+from engine.tensor_parallel.launcher import Launcher
+from engine.tensor_parallel.lead import Lead
+from engine.tensor_parallel.plan import refuse_without_batched_lane
+from engine.tensor_parallel.runner import SplitRunner
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,38 @@ class Assembly:
     card: dict[str, Any]
 
 
-def assemble(config: EngineConfig) -> Assembly:
+def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
     """Load a model and measure what it needs. Blocking; on the thread that will run it.
+
+    Args:
+        config: of the engine.
+        launcher: starts processes for the other devices of a model that is split tensor by tensor.
 
     Raises:
         TaskError: see `engine.loader.load_model`.
     """
     make_deterministic(config.threads)
+    if config.tensor_parallel:
+        return _assemble_ranks(config, Lead(launcher))
     loaded = load_model(config)
-    runner = Runner(loaded, config.image_cache_bytes)
+    return _assembled(config, loaded, Runner(loaded, config.image_cache_bytes))
+
+
+def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
+    try:
+        loaded = load_model(config, lead.start)
+        assembly = _assembled(config, loaded, SplitRunner(loaded, config.image_cache_bytes, lead))
+        refuse_without_batched_lane(config, assembly.lane.problem)
+    except BaseException as error:
+        cause = lead.load_error()
+        lead.close()
+        if cause is not None and isinstance(error, Exception):
+            raise cause from error
+        raise
+    return assembly
+
+
+def _assembled(config: EngineConfig, loaded: LoadedModel, runner: Runner) -> Assembly:
     lane = build_batched_lane(runner, loaded, config)
     formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
     card = model_card(config, loaded, lane, formats)

@@ -8,6 +8,7 @@ from typing import Literal
 from schema.task import Dtype, QuantizeBits
 
 Device = Literal["auto", "cpu", "cuda"]
+Split = Literal["auto", "tensor", "layers"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class EngineConfig:
         dtype: weights and arithmetic; "auto" takes the dtype that the checkpoint was saved in.
         quantize_bits: 4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized.
         device: "auto" takes CUDA where there is a GPU.
+        num_devices: devices over which the model is split; 1 does not split it.
+        split: how. "tensor": each has a part of every layer, and a process (`tensor_parallel`).
+            "layers": each has some of the layers. "auto": "tensor", or "layers" for a quantized
+            model. The layout is part of the arithmetic.
         context_length: longest prompt plus answer, in tokens; None takes the model's own limit.
         cut_to_context: lower a task's ``max_new_tokens`` to what its prompt leaves of the context.
             False refuses a task that asks for more.
@@ -71,6 +76,8 @@ class EngineConfig:
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
     device: Device = "auto"
+    num_devices: int = 1
+    split: Split = "auto"
     context_length: int | None = None
     cut_to_context: bool = False
     max_sequences: int = 32
@@ -89,6 +96,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "num_devices",
             "max_sequences",
             "max_waiting",
             "prefill_chunk",
@@ -100,6 +108,25 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.image_cache_bytes < 0:
             raise ValueError(f"image_cache_bytes must be at least 0, got {self.image_cache_bytes}")
+
+        if self.split == "tensor" and self.quantize_bits is not None:
+            raise ValueError(
+                "split is 'tensor', which a quantized model cannot be: set split to 'layers' or "
+                "leave quantize_bits out"
+            )
+
+    @property
+    def layout(self) -> str | None:
+        """How the model lies on its devices, such as "tensor:2"; None on a single one."""
+        if self.num_devices == 1:
+            return None
+        by_layers = self.split == "layers" or (self.split == "auto" and self.quantize_bits)
+        return f"{'layers' if by_layers else 'tensor'}:{self.num_devices}"
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Whether the model is split tensor by tensor (`engine.tensor_parallel`)."""
+        return self.layout is not None and self.layout.startswith("tensor")
 
     @property
     def name(self) -> str:

@@ -126,11 +126,14 @@ class Execution:
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
         if isinstance(launched, Proposed):
+            candidates = launched.candidates.wait()
+            self._runner.check_health()
             if launched.request.status < Status.FINISHED:
                 with self._blame([launched.request]):
-                    self._advance_beams(launched.request, launched.candidates.wait())
+                    self._advance_beams(launched.request, candidates)
             return
         tokens = iter(launched.tokens.wait().tolist())
+        self._runner.check_health()  # or these may be of an exchange that was broken off
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:

@@ -60,12 +60,14 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
         shapes = runner.kv_shapes()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
-        prepacked = can_prepack(loaded.model) and prepack(loaded.model, trial=runner.kv_shapes)
+        # Packed weights would lose the parts' own way of being put together again.
+        can = not config.tensor_parallel and can_prepack(loaded.model)
+        prepacked = can and prepack(loaded.model, trial=runner.kv_shapes)
         lane = replace(lane, prepacked=prepacked)
-        cache = _sized_cache(shapes, loaded, config)
+        cache = _sized_cache(runner, shapes, loaded, config)
         attention = _working_attention(runner, cache, shapes, loaded, sizes)
         row_counts = _row_counts(runner, loaded, config, sizes)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
         _refuse_without_forward(runner, config)
@@ -122,7 +124,7 @@ def _working_attention(
         runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)
         try:
             problem = batched_lane_problem(runner, vocab_size=_vocab_size(loaded))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except RuntimeError as error:  # the kernel refuses something that is not known here
             problem = str(error)
@@ -154,12 +156,14 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 
-def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig) -> KVCache:
+def _sized_cache(
+    runner: Runner, shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig
+) -> KVCache:
     per_token = sum(shape.bytes_per_token for shape in shapes.values())
     tokens = config.kv_cache_tokens
     if tokens is None:
         if loaded.device.type == "cuda":
-            budget = int(torch.cuda.mem_get_info(loaded.device)[0] * CUDA_FREE_SHARE)
+            budget = int(runner.free_bytes() * CUDA_FREE_SHARE)
             budget -= config.image_cache_bytes if loaded.takes_images else 0
             budget = min(budget, config.max_kv_cache_bytes or budget)
         else:
@@ -173,4 +177,4 @@ def _sized_cache(shapes: dict[int, KVShape], loaded: LoadedModel, config: Engine
         num_pages * page_size,
         num_pages * page_size * per_token / 2**20,
     )
-    return KVCache(shapes, num_pages=num_pages, page_size=page_size, device=loaded.device)
+    return runner.make_cache(shapes, num_pages=num_pages, page_size=page_size)

@@ -89,6 +89,22 @@ class Runner:
         """Whether a decode step runs other kernels than a prefill of as many rows."""
         return self._graphs is not None
 
+    def check_health(self) -> None:
+        """Raise if forwards can run no more; on any thread."""
+
+    def close(self) -> None:
+        """End what runs forwards beside this process. Idempotent."""
+
+    def make_cache(
+        self, shapes: Mapping[int, KVShape], *, num_pages: int, page_size: int
+    ) -> KVCache:
+        """A KV cache on the device."""
+        return KVCache(shapes, num_pages=num_pages, page_size=page_size, device=self.device)
+
+    def free_bytes(self) -> int:
+        """Memory of a CUDA device that nobody uses."""
+        return torch.cuda.mem_get_info(self.device)[0]
+
     def use_cache(self, cache: KVCache) -> None:
         """Give the runner its KV cache; attention is computed sequence by sequence."""
         self._cache = cache
