@@ -118,6 +118,8 @@ def load_model(
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
+    if config.layout is not None and not config.tensor_parallel:
+        raise ModelInvalid("split is 'layers', which is not built yet: set split to 'tensor'")
     device = resolve_device(config)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)

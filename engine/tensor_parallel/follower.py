@@ -1,7 +1,7 @@
 """The other ranks: a process that holds its part of the model and runs what rank 0 tells it.
 
-It has no loop, no scheduler and no sampler: it runs the same forwards as rank 0, on its parts of the
-weights and of the KV cache, and forgets the logits.
+It has no loop, no scheduler and no sampler: it runs the same forwards as rank 0, on its parts of
+the weights and of the KV cache, and forgets the logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.kv_cache import KVCache, KVShape
 from engine.loader import load_model
 from engine.packing import Piece
 from engine.runner import Runner
-from engine.tensor_parallel.group import join_group, leave_group
+from engine.tensor_parallel.group import expect_step, join_group, leave_group
 from engine.tensor_parallel.lead import Call, Failed, Invitation, Reply
 from engine.vision import FeatureLayout, Features
 
@@ -127,7 +127,7 @@ def follow(address: str, rank: int) -> None:
             if call.reply:
                 connection.send(Reply(value))
         leave_group()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 has to be told
+    except BaseException as error:
         logger.exception("rank %d failed", rank)
         out_of_memory = isinstance(error.__cause__ or error, torch.OutOfMemoryError)
         connection.send(Failed(str(error) or repr(error), out_of_memory))
@@ -162,7 +162,9 @@ def _load(invitation: Invitation, rank: int) -> Runner:
     def join(_: EngineConfig, device: torch.device) -> None:
         join_group(invitation.store, rank, config.num_devices, device)
 
-    return Runner(load_model(config, join))
+    loaded = load_model(config, join)
+    expect_step(loaded.model)
+    return Runner(loaded)
 
 
 if __name__ == "__main__":

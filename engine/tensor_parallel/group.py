@@ -6,6 +6,7 @@ import logging
 import os
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,11 @@ from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others in one exchange. They may load weights at different speeds;
-# a rank that has ended is noticed at once, by other means (`engine.tensor_parallel.lead`).
-_TIMEOUT = timedelta(minutes=30)
+# How long a rank waits for the others: while they load, which some may do slower, and in one
+# exchange, where they are in step. That a rank has ended is noticed at once, by other means
+# (`engine.tensor_parallel.lead`); this is for one that hangs.
+_LOADING_TIMEOUT = timedelta(minutes=30)
+EXCHANGE_TIMEOUT = timedelta(minutes=2)
 
 
 def check_can_join(device: torch.device) -> None:
@@ -40,12 +43,18 @@ def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> N
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.FileStore(store, num_ranks),
+        store=dist.FileStore(store, num_ranks),  # type: ignore[attr-defined]
         rank=rank,
         world_size=num_ranks,
-        timeout=_TIMEOUT,
+        timeout=_LOADING_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+
+
+def expect_step(model: Any) -> None:
+    """From now on the ranks are in step: wait for none longer than `EXCHANGE_TIMEOUT`."""
+    for group in (dist.group.WORLD, model._mesh_manager.get_mesh("tp").get_group()):
+        dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT, group)
 
 
 def leave_group() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.config import EngineConfig
 from engine.tensor_parallel.styles import EMBEDDING, SUM, SUM_OF_WHOLE

@@ -18,6 +18,7 @@ from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
 from engine.packing import Piece
 from engine.runner import Runner
+from engine.tensor_parallel.group import expect_step
 from engine.tensor_parallel.lead import Lead
 
 
@@ -54,6 +55,7 @@ class SplitRunner(Runner):
     def __init__(self, loaded: LoadedModel, image_cache_bytes: int, lead: Lead) -> None:
         super().__init__(loaded, image_cache_bytes)
         self._lead = lead
+        expect_step(loaded.model)
 
     def check_health(self) -> None:
         """Raise `RanksLostError` if a rank is gone; on any thread."""
@@ -83,7 +85,7 @@ class SplitRunner(Runner):
 
     def free_bytes(self) -> int:
         """The least that is free on any rank's device."""
-        return min(super().free_bytes(), *self._lead.ask("free_bytes"))
+        return int(min(super().free_bytes(), *self._lead.ask("free_bytes")))
 
     def kv_shapes(self) -> dict[int, KVShape]:
         """As `Runner.kv_shapes`: the shapes of this rank's part."""
@@ -123,7 +125,7 @@ def _tensors(piece: Piece) -> list[torch.Tensor]:
 
 
 def _bare(piece: Piece) -> Piece:
-    """A piece as it is sent: without tensors, and without the positions of a prompt that is over."""
+    """A piece as it is sent: no tensors, and no positions of a prompt that is over."""
     rotary = piece.rotary
     if rotary is not None and piece.start >= rotary.prompt.shape[1]:
         rotary = replace(rotary, prompt=rotary.prompt[:, :0])

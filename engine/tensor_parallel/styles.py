@@ -14,14 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
-from transformers.distributed.tensor_parallel import (
-    ALL_PARALLEL_STYLES,
-    EmbeddingParallel,
-    Replicate,
-    RowwiseParallel,
-    Shard,
-)
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
+from transformers.distributed.tensor_parallel import EmbeddingParallel, RowwiseParallel
 
 SUM = "rowwise_in_order"
 SUM_OF_WHOLE = "rowwise_split_input_in_order"  # every rank has all inputs and takes its part
@@ -34,13 +29,13 @@ def sum_in_order(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     parts = part.new_empty(ranks * len(part), *part.shape[1:])
     dist.all_gather_single(parts, part.contiguous(), group=group)
     first, *others = parts.unflatten(0, (ranks, -1)).unbind()
-    total = first.float()
+    total: torch.Tensor = first.float()
     for other in others:
         total = total + other
     return total.to(part.dtype)
 
 
-class _RowwiseInOrder(RowwiseParallel):  # type: ignore[misc]
+class _RowwiseInOrder(RowwiseParallel):
     """A linear layer whose inputs are split: the ranks' outputs are summed."""
 
     def transform_output_post_forward(
@@ -51,8 +46,12 @@ class _RowwiseInOrder(RowwiseParallel):  # type: ignore[misc]
         return total if bias is None else total + bias
 
 
-class _PlainEmbedding(EmbeddingParallel):  # type: ignore[misc]
+class _PlainEmbedding(EmbeddingParallel):
     """An embedding of which each rank has some tokens; the others' vectors are zero there."""
+
+    def install_forward(self, module: Any, mesh: Any) -> Any:
+        module.padding_idx = None  # is for training, and may not be among this rank's tokens
+        return super().install_forward(module, mesh)
 
     def transform_inputs_pre_forward(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mesh: Any
@@ -71,18 +70,23 @@ class _PlainEmbedding(EmbeddingParallel):  # type: ignore[misc]
         return vectors
 
 
-ALL_PARALLEL_STYLES.register(SUM, _RowwiseInOrder(input_layouts=Shard(-1)))
-ALL_PARALLEL_STYLES.register(SUM_OF_WHOLE, _RowwiseInOrder(input_layouts=Replicate()))
-ALL_PARALLEL_STYLES.register(EMBEDDING, _PlainEmbedding(shard_dim=0))
+_OURS: dict[str, Any] = {
+    SUM: _RowwiseInOrder(input_layouts=Shard(-1)),
+    SUM_OF_WHOLE: _RowwiseInOrder(input_layouts=Replicate()),
+    EMBEDDING: _PlainEmbedding(shard_dim=0),
+}
+for _name, _style in _OURS.items():
+    ALL_PARALLEL_STYLES.register(_name, _style)
 
 
 def keep_own_parts(model: torch.nn.Module) -> None:
     """Make plain tensors of a loaded model's split weights, shared ones still shared."""
     own: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
-        for name, weight in module._parameters.items():
+        parameters: dict[str, Any] = module._parameters
+        for name, weight in parameters.items():
             if isinstance(weight, DTensor):
                 if id(weight) not in own:
                     local = weight.to_local().detach()
                     own[id(weight)] = torch.nn.Parameter(local, requires_grad=False)
-                module._parameters[name] = own[id(weight)]
+                parameters[name] = own[id(weight)]

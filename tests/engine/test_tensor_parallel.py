@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
-import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine import Engine, EngineConfig
+from engine.probe import plain_attention
+from engine.runner import Runner
+from engine.tensor_parallel import group
 from engine.tensor_parallel.follower import follow
 from engine.tensor_parallel.launcher import FollowerProcess, Launcher
 from schema import Task
-from schema.errors import EngineStopped, ModelInvalid, TaskArgsInvalid, TaskError
+from schema.errors import EngineStopped, ModelInvalid, TaskArgsInvalid, TaskExecutionError
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_batching import at_once, tasks
 from tests.engine.test_generate_oracle import actual, expected
 from tests.engine.tiny_models import Kind
 
+DEMO = Path(__file__).parents[2] / "demo" / "model"
 PROMPT = "The engine must write what generate writes, for a prompt of several chunks too."
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -40,6 +43,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class ForkServer:
     """Starts followers that need not import anything, which takes seconds."""
 
+    last: ForkServerProcess
+
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["engine.tensor_parallel.follower"])
@@ -47,6 +52,7 @@ class ForkServer:
     def start(self, address: str, rank: int) -> FollowerProcess:
         process = self._context.Process(target=follow, args=(address, rank))
         process.start()
+        self.last = process
         return _Forked(process)
 
 
@@ -87,13 +93,29 @@ def engine(tiny_model: TinyModel) -> Iterator[Engine]:
         yield engine
 
 
-def followers() -> list[psutil.Process]:
-    """The processes that the engine has started."""
+def children() -> list[psutil.Process]:
+    """The processes that engines have started by themselves."""
     return [
         process
-        for process in psutil.Process().children(recursive=True)
-        if "engine.tensor_parallel.follower" in " ".join(process.cmdline())
+        for process in psutil.Process().children()
+        if "engine.tensor_parallel.follower" in process.cmdline()
     ]
+
+
+async def stops(engine: Engine, lose: Callable[[], object], *, because: str) -> None:
+    """Lose a rank while tasks run: they end, and so does all that comes later."""
+    lasting = hello(max_new_tokens=400, num_return_sequences=2)
+    running = [asyncio.create_task(engine.run(lasting)) for _ in range(2)]
+    async with asyncio.timeout(60):
+        while engine.stats()["running"] < len(running):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+        lose()
+        for ended in await asyncio.gather(*running, return_exceptions=True):
+            assert isinstance(ended, EngineStopped)
+    with pytest.raises(EngineStopped, match=because):
+        engine.check_health()
+    with pytest.raises(EngineStopped):
+        engine.run_blocking(hello())
 
 
 def hello(**settings: Any) -> Task:
@@ -157,25 +179,105 @@ async def test_another_start_gives_the_same_bytes_and_a_lost_rank_ends_it(
     engine: Engine, tiny_model: TinyModel, fork_server: ForkServer
 ) -> None:
     first = engine.run_blocking(hello())
-    (child,) = followers()
+    (child,) = children()
     engine.close()
     engine.close()
     assert not child.is_running()
-
-    with split(tiny_model("internvl"), max_waiting=4, kv_cache_tokens=4096) as second:
+    with split(tiny_model("internvl"), fork_server) as second:
         assert second.run_blocking(hello()) == first
-        running = [
-            asyncio.create_task(second.run(hello(max_new_tokens=400, num_return_sequences=n)))
-            for n in (1, 2)
-        ]
-        while second.stats()["running"] < 2:
-            await asyncio.sleep(0.001)
-        (child,) = followers()
-        child.send_signal(signal.SIGKILL)
-        for ended in await asyncio.gather(*running, return_exceptions=True):
-            assert isinstance(ended, EngineStopped)
-        with pytest.raises(EngineStopped, match="rank 1"):
-            second.check_health()
-        with pytest.raises(EngineStopped):
-            second.run_blocking(hello())
-    assert not followers()
+        await stops(second, fork_server.last.kill, because="rank 1")
+
+
+# --- Engines of their own ------------------------------------------------------------------------
+
+
+async def test_a_rank_that_hangs_ends_it(
+    tiny_model: TinyModel, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "EXCHANGE_TIMEOUT", timedelta(seconds=0.5))
+
+    def hang() -> None:
+        assert fork_server.last.pid is not None
+        os.kill(fork_server.last.pid, signal.SIGSTOP)
+
+    with split(tiny_model("qwen2"), fork_server) as engine:
+        await stops(engine, hang, because="rank 0 failed")
+
+
+async def test_a_forward_that_fails_on_one_rank_ends_it(
+    tiny_model: TinyModel, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("this rank's device is full")
+
+    with split(tiny_model("qwen2"), fork_server) as engine:
+        await stops(
+            engine, lambda: monkeypatch.setattr(Runner, "_run", fail), because="device is full"
+        )
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi3", "demo"])
+def test_families(
+    kind: Kind | Literal["demo"], tiny_model: TinyModel, fork_server: ForkServer
+) -> None:
+    """Norms of single heads, weights that are fused, and (in the demo model) a tied head."""
+    directory = DEMO if kind == "demo" else tiny_model(kind)
+    auto_class: Any = AutoModelForImageTextToText if kind == "demo" else AutoModelForCausalLM
+    whole: Any = auto_class.from_pretrained(directory, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    with split(directory, fork_server) as engine:
+        inputs = dict(tokenizer(PROMPT, return_tensors="pt"))
+        task = Task.from_fields(
+            model="tiny",
+            messages=[{"role": "user", "content": PROMPT}],
+            generation_config={"max_new_tokens": 24, "do_sample": True},
+            use_chat_template=False,
+            seed=11,
+        )
+        (choice,) = engine.run_blocking(task)["choices"]
+        want = expected(whole, tokenizer, inputs, {"do_sample": True})
+        assert [choice["message"]["content"]] == want
+        runner = engine._loop.assembly.runner
+        with plain_attention(runner), torch.inference_mode():
+            ours = runner.plain_logits(inputs["input_ids"][0].tolist())
+            theirs = whole(**inputs, use_cache=False).logits[0]
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+# --- Refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("gpt2", {}, "no tensor parallel plan for it"),
+        ("qwen2", {"num_devices": 3}, "4 attention heads, 2 key/value heads, .* 3 does not divide"),
+        ("qwen2", {"num_devices": 4}, "2 key/value heads, which 4 does not divide"),
+    ],
+)
+def test_models_that_cannot_be_split(
+    kind: Kind, options: dict[str, Any], why: str, tiny_model: TinyModel
+) -> None:
+    with (
+        pytest.raises(ModelInvalid, match=f"{why}; set split to 'layers'"),
+        split(tiny_model(kind), **options),
+    ):
+        pass
+    assert not children()
+
+
+def test_quantized_models_are_not_split_so() -> None:
+    with pytest.raises(ValueError, match="set split to 'layers' or leave quantize_bits out"):
+        EngineConfig(model="m", num_devices=2, split="tensor", quantize_bits=4)
+
+
+def test_a_rank_that_does_not_start(tiny_model: TinyModel, fork_server: ForkServer) -> None:
+    class Elsewhere:
+        def start(self, address: str, rank: int) -> FollowerProcess:
+            return fork_server.start("/nowhere", rank)
+
+    with (
+        pytest.raises(TaskExecutionError, match="rank 1 could not be started"),
+        split(tiny_model("qwen2"), Elsewhere()),
+    ):
+        pass
