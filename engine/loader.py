@@ -38,7 +38,7 @@ from engine.processors import (
 from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
-from engine.tensor_parallel.plan import tensor_plan
+from engine.tensor_parallel.plan import refuse_fused, tensor_plan
 from engine.tensor_parallel.styles import keep_own_parts
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid, TaskError
@@ -139,7 +139,9 @@ def load_model(
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
             placement = {"distributed_config": tensor_plan(config, auto_class, hf_config)}
-        with_weights(config, source)
+        source = with_weights(config, source)
+        if config.tensor_parallel:
+            refuse_fused(config, source)
         config = local
         if join is not None:
             join(config, device)

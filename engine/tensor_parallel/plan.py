@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub import parse_local_safetensors_file_metadata
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.config import EngineConfig
+from engine.source import Source
 from engine.tensor_parallel.styles import EMBEDDING, SUM, SUM_OF_WHOLE
 from schema.errors import ModelInvalid
 
@@ -31,24 +33,24 @@ _STYLES = {
 _WHOLE = "replicate"
 
 
-def tensor_plan(
-    config: EngineConfig, auto_class: Any, hf_config: Any, **options: Any
-) -> DistributedConfig:
+def tensor_plan(config: EngineConfig, auto_class: Any, hf_config: Any) -> DistributedConfig:
     """The plan for `from_pretrained`, found out on a model without memory.
 
     Args:
         config: of the engine.
         auto_class: the class that will load the model.
         hf_config: the model's configuration.
-        options: for ``auto_class.from_config``.
 
     Raises:
         ModelInvalid: the model has no plan, one that the engine does not know, or sizes that do
             not divide by the number of devices.
     """
-    make = getattr(auto_class, "from_config", None) or auto_class._from_config
     with torch.device("meta"):
-        model = make(hf_config, **options)
+        if hasattr(auto_class, "from_config"):
+            trust = config.trust_remote_code
+            model = auto_class.from_config(hf_config, trust_remote_code=trust)
+        else:
+            model = auto_class._from_config(hf_config)
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     plan: dict[str, str] = {}
@@ -83,6 +85,18 @@ def _check_sizes(config: EngineConfig, text: Any, model: Any) -> None:
             sizes.setdefault(f"inputs of {name.rpartition('.')[2]}", module.in_features)
     if odd := [f"{size} {what}" for what, size in sizes.items() if size % ranks]:
         raise _refused(config, f"it has {', '.join(odd)}, which {ranks} does not divide")
+
+
+def refuse_fused(config: EngineConfig, source: Source) -> None:
+    """Refuse weights that are stored as one and split up while they are loaded.
+
+    A rank reads its slice of what is stored, which is not a slice of each part. Of the models with
+    a plan only InternVLs with InternLM2's names are stored so (`engine.internvl_weights`).
+    """
+    for file in source.weights:
+        stored = parse_local_safetensors_file_metadata(source.directory / file).tensors
+        if any(".attention.wqkv." in name for name in stored):
+            raise _refused(config, "its queries, keys and values are stored as one")
 
 
 def _generic(name: str) -> str:

@@ -51,7 +51,7 @@ class _PlainEmbedding(EmbeddingParallel):
 
     def install_forward(self, module: Any, mesh: Any) -> Any:
         module.padding_idx = None  # is for training, and may not be among this rank's tokens
-        return super().install_forward(module, mesh)
+        return super().install_forward(module, mesh)  # type: ignore[no-untyped-call]
 
     def transform_inputs_pre_forward(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mesh: Any

@@ -29,6 +29,7 @@ from schema.errors import EngineStopped, ModelInvalid, TaskArgsInvalid, TaskExec
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_batching import at_once, tasks
 from tests.engine.test_generate_oracle import actual, expected
+from tests.engine.tiny_internvl import save_original
 from tests.engine.tiny_models import Kind
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"
@@ -74,6 +75,8 @@ def split(directory: Path, launcher: Launcher | None = None, **options: Any) -> 
     settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "prefill_chunk": 16}
     settings |= {"num_devices": 2, "max_sequences": 8, "device": "cpu"}
     config = EngineConfig(model=str(directory), **settings | options)
+    if config.device == "cpu" and torch.accelerator.is_available():
+        pytest.skip("needs GPUs hidden: CUDA_VISIBLE_DEVICES=")
     engine = Engine(config, launcher)
     try:
         yield engine
@@ -244,6 +247,19 @@ def test_families(
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
+@pytest.mark.gpu
+async def test_two_gpus(tiny_model: TinyModel) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    wanted = tasks(16, images=True)
+    with split(tiny_model("internvl"), device="cuda", dtype="bfloat16") as engine:
+        alone = [engine.run_blocking(task) for task in wanted]
+        assert await at_once(engine, wanted) == alone
+        assert engine.card()["layout"] == "tensor:2"
+        (child,) = children()
+        await stops(engine, child.kill, because="rank 1")
+
+
 # --- Refused -------------------------------------------------------------------------------------
 
 
@@ -264,6 +280,12 @@ def test_models_that_cannot_be_split(
     ):
         pass
     assert not children()
+
+
+def test_weights_that_are_stored_as_one(tmp_path: Path) -> None:
+    save_original(tmp_path, "internlm2", "300M")
+    with pytest.raises(ModelInvalid, match="stored as one"), split(tmp_path):
+        pass
 
 
 def test_quantized_models_are_not_split_so() -> None:
