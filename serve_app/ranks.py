@@ -28,7 +28,7 @@ class PlacedRanks:
     """Starts each rank in its bundle of this replica's placement group."""
 
     def __init__(self, device: Literal["cpu", "cuda"]) -> None:
-        """Called by the replica itself: another thread does not know the group."""
+        """Called by a replica, in whose placement group they are started."""
         self._device = device
         self._group = get_current_placement_group()
 
