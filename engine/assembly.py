@@ -17,6 +17,7 @@ from engine.tensor_parallel.launcher import Launcher
 from engine.tensor_parallel.lead import Lead
 from engine.tensor_parallel.plan import refuse_without_batched_lane
 from engine.tensor_parallel.runner import SplitRunner
+from schema.errors import TaskError
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,17 @@ def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
 
 
 def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
+    """Load and measure on all ranks; none is left behind when that fails on one."""
     try:
         loaded = load_model(config, lead.start)
         assembly = _assembled(config, loaded, SplitRunner(loaded, config.image_cache_bytes, lead))
         refuse_without_batched_lane(config, assembly.lane.problem)
     except BaseException as error:
-        cause = lead.load_error()
+        # What this rank has found wrong by itself is told as it is.
+        own = isinstance(error, TaskError) and error.__cause__ is None
+        cause = None if own or not isinstance(error, Exception) else lead.load_error()
         lead.close()
-        if cause is not None and isinstance(error, Exception):
+        if cause is not None:
             raise cause from error
         raise
     return assembly

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine.attention import UnsupportedAttentionError
 from engine.config import EngineConfig
 from engine.determinism import make_deterministic
 from engine.kv_cache import KVCache, KVShape
@@ -121,11 +123,12 @@ def follow(address: str, rank: int) -> None:
         calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         listener = threading.Thread(target=_listen, args=(connection, calls), daemon=True)
         listener.start()
-        follower = Follower(_load(invitation, rank))
+        follower = Follower(_load(invitation, rank, connection))
         while (call := calls.get()) is not None:
-            value = getattr(follower, call.name)(*call.args)
-            if call.reply:
-                connection.send(Reply(value))
+            with suppress(UnsupportedAttentionError):  # rank 0 gets it too, and goes on
+                value = getattr(follower, call.name)(*call.args)
+                if call.reply:
+                    connection.send(Reply(value))
         leave_group()
     except BaseException as error:
         logger.exception("rank %d failed", rank)
@@ -153,13 +156,14 @@ def _listen(connection: Connection, calls: queue.SimpleQueue[Call | None]) -> No
             return
 
 
-def _load(invitation: Invitation, rank: int) -> Runner:
+def _load(invitation: Invitation, rank: int, connection: Connection) -> Runner:
     config = invitation.config
     make_deterministic(config.threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
     def join(_: EngineConfig, device: torch.device) -> None:
+        connection.send(Reply(None))
         join_group(invitation.store, rank, config.num_devices, device)
 
     loaded = load_model(config, join)

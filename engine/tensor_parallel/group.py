@@ -15,10 +15,9 @@ from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others: while they load, which some may do slower, and in one
-# exchange, where they are in step. That a rank has ended is noticed at once, by other means
-# (`engine.tensor_parallel.lead`); this is for one that hangs.
-_LOADING_TIMEOUT = timedelta(minutes=30)
+# How long a rank waits for the others where all are in step. That one has ended is noticed at once,
+# by other means (`engine.tensor_parallel.lead`); this is for one that hangs. While they load, which
+# some may do slower, torch's own limit holds, of 10 minutes and more.
 EXCHANGE_TIMEOUT = timedelta(minutes=2)
 
 
@@ -37,7 +36,14 @@ def check_can_join(device: torch.device) -> None:
 
 
 def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> None:
-    """Join the group of this process; returns when all ranks have. ``store``: a file's path."""
+    """Form the group of this process with the others, which are about to do so too.
+
+    Args:
+        store: a file's path, the same for all.
+        rank: this process's.
+        num_ranks: of all.
+        device: this process's.
+    """
     if device.type == "cpu":
         # All ranks are on this machine; gloo would look for a network by the host's name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -46,15 +52,15 @@ def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> N
         store=dist.FileStore(store, num_ranks),  # type: ignore[attr-defined]
         rank=rank,
         world_size=num_ranks,
-        timeout=_LOADING_TIMEOUT,
+        timeout=EXCHANGE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
 
 
 def expect_step(model: Any) -> None:
     """From now on the ranks are in step: wait for none longer than `EXCHANGE_TIMEOUT`."""
-    for group in (dist.group.WORLD, model._mesh_manager.get_mesh("tp").get_group()):
-        dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT, group)
+    group = model._mesh_manager.get_mesh("tp").get_group()
+    dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT, group)
 
 
 def leave_group() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from engine.attention import UnsupportedAttentionError
 from engine.config import EngineConfig
 from engine.tensor_parallel.group import abort_group, check_can_join, join_group, leave_group
 from engine.tensor_parallel.launcher import FollowerProcess, Launcher
@@ -125,6 +126,7 @@ class Lead:
             connection.send(Invitation(config, store))
         self._replies = [queue.SimpleQueue() for _ in self._connections]
         self._listener.start()
+        self._take_replies()  # they have looked at their devices, and join now
         join_group(store, 0, config.num_devices, device)
 
     def _accept(self, server: socket.socket, deadline: float) -> None:
@@ -174,6 +176,9 @@ class Lead:
         Not for methods in which ranks exchange anything: this one is not part of it.
         """
         self._send(Call(name, args, reply=True))
+        return self._take_replies()
+
+    def _take_replies(self) -> list[Any]:
         values = []
         for rank, replies in enumerate(self._replies, start=1):
             with suppress(queue.Empty):
@@ -189,20 +194,18 @@ class Lead:
     def together(self) -> Iterator[None]:
         """The body is what the followers have just been told to run as well.
 
-        Whatever fails in it leaves the ranks out of step.
+        Whatever fails in it leaves the ranks out of step, but for attention that is not computed:
+        all of them refuse it at the same place.
 
         Raises:
             RanksLostError: it failed, here or elsewhere.
         """
         try:
             yield
-        except RanksLostError:
+        except (RanksLostError, UnsupportedAttentionError):
             raise
         except Exception as error:
-            # A rank that has failed has broken the exchange for this one: its reason is the reason.
-            deadline = time.monotonic() + _REPORT_TIMEOUT_S
-            while self.failure is None and time.monotonic() < deadline:
-                time.sleep(0.01)
+            self._wait_for_report()
             self._fail(f"rank 0 failed: {error}", isinstance(error, torch.OutOfMemoryError))
             raise RanksLostError(self.failure) from error
 
@@ -211,8 +214,15 @@ class Lead:
         if self.failure is not None:
             raise RanksLostError(self.failure)
 
+    def _wait_for_report(self) -> None:
+        """A rank that has failed has broken an exchange for this one: its reason is the reason."""
+        deadline = time.monotonic() + _REPORT_TIMEOUT_S
+        while self._replies and self.failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def load_error(self) -> TaskError | None:
-        """What to tell of a failure while the model was loaded; None if there was none."""
+        """Why a model could not be loaded, if that is another rank's fault; waits for its word."""
+        self._wait_for_report()
         if self.failure is None:
             return None
         if self._out_of_memory:

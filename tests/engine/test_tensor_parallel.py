@@ -21,13 +21,20 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from engine import Engine, EngineConfig
 from engine.probe import plain_attention
 from engine.runner import Runner
-from engine.tensor_parallel import group
+from engine.tensor_parallel import follower, group
 from engine.tensor_parallel.follower import follow
 from engine.tensor_parallel.launcher import FollowerProcess, Launcher
 from schema import Task
-from schema.errors import EngineStopped, ModelInvalid, TaskArgsInvalid, TaskExecutionError
+from schema.errors import (
+    EngineStopped,
+    ModelInvalid,
+    OutOfMemory,
+    TaskArgsInvalid,
+    TaskExecutionError,
+)
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_batching import at_once, tasks
+from tests.engine.test_exclusive import INSIDE, OUTSIDE, save_architecture
 from tests.engine.test_generate_oracle import actual, expected
 from tests.engine.tiny_internvl import save_original
 from tests.engine.tiny_models import Kind
@@ -50,8 +57,10 @@ class ForkServer:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["engine.tensor_parallel.follower"])
 
-    def start(self, address: str, rank: int) -> FollowerProcess:
-        process = self._context.Process(target=follow, args=(address, rank))
+    def start(
+        self, address: str, rank: int, target: Callable[[str, int], None] = follow
+    ) -> FollowerProcess:
+        process = self._context.Process(target=target, args=(address, rank))
         process.start()
         self.last = process
         return _Forked(process)
@@ -282,6 +291,22 @@ def test_models_that_cannot_be_split(
     assert not children()
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("gemma2", "does not run in the batched lane, because attention with softcap"),
+        ("mixtral", "its plan has the style 'packed_colwise', which is not supported"),
+        ("opt", "no tensor parallel plan"),
+    ],
+)
+def test_architectures_that_are_not_split(
+    kind: str, why: str, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    save_architecture(kind, (OUTSIDE | INSIDE)[kind], tmp_path)
+    with pytest.raises(ModelInvalid, match=why), split(tmp_path, fork_server):
+        pass
+
+
 def test_weights_that_are_stored_as_one(tmp_path: Path) -> None:
     save_original(tmp_path, "internlm2", "300M")
     with pytest.raises(ModelInvalid, match="stored as one"), split(tmp_path):
@@ -291,6 +316,26 @@ def test_weights_that_are_stored_as_one(tmp_path: Path) -> None:
 def test_quantized_models_are_not_split_so() -> None:
     with pytest.raises(ValueError, match="set split to 'layers' or leave quantize_bits out"):
         EngineConfig(model="m", num_devices=2, split="tensor", quantize_bits=4)
+
+
+def follow_without_memory(address: str, rank: int) -> None:
+    def fail(*args: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("this rank's device is full")
+
+    follower.load_model = fail  # in a process of its own
+    follow(address, rank)
+
+
+def test_a_rank_that_cannot_load(tiny_model: TinyModel, fork_server: ForkServer) -> None:
+    class Small:
+        def start(self, address: str, rank: int) -> FollowerProcess:
+            return fork_server.start(address, rank, follow_without_memory)
+
+    with (
+        pytest.raises(OutOfMemory, match="rank 1 failed: this rank's device is full"),
+        split(tiny_model("qwen2"), Small()),
+    ):
+        pass
 
 
 def test_a_rank_that_does_not_start(tiny_model: TinyModel, fork_server: ForkServer) -> None:
