@@ -1,6 +1,6 @@
 """What of a model is split over the ranks: transformers' tensor parallel plan, or why it is not.
 
-The plan of a model names a style for each of its layers. Two styles are replaced by our own
+The plan of a model names a style for each of its layers. Most styles are replaced by our own
 (`engine.tensor_parallel.styles`), and what lies outside the language model is left whole.
 """
 
@@ -14,7 +14,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.config import EngineConfig
 from engine.source import Source
-from engine.tensor_parallel.styles import EMBEDDING, SUM, SUM_OF_WHOLE
+from engine.tensor_parallel.styles import EMBEDDING, SUM, SUM_OF_WHOLE, WHOLE_OUTPUT
 from schema.errors import ModelInvalid
 
 _OUTPUTS = ("colwise",)  # a rank computes a part of the outputs, and keeps it
@@ -22,8 +22,8 @@ _INPUTS = ("rowwise",)  # a rank has a part of the inputs
 # The styles of transformers that the engine knows to keep its promise, and what it makes of them.
 _STYLES = {
     "colwise": "colwise",
-    "colwise_gather_output": "colwise_gather_output",
-    "colwise_rep": "colwise_rep",
+    "colwise_gather_output": WHOLE_OUTPUT,
+    "colwise_rep": WHOLE_OUTPUT,
     "rowwise": SUM,
     "rowwise_split_input": SUM_OF_WHOLE,
     "rowwise_rep": SUM_OF_WHOLE,

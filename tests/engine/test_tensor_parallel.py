@@ -39,6 +39,7 @@ from tests.engine.test_generate_oracle import actual, expected
 from tests.engine.tiny_internvl import save_original
 from tests.engine.tiny_models import Kind
 
+OPEN: list[Engine] = []
 DEMO = Path(__file__).parents[2] / "demo" / "model"
 PROMPT = "The engine must write what generate writes, for a prompt of several chunks too."
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -80,13 +81,16 @@ class _Forked:
 
 @contextmanager
 def split(directory: Path, launcher: Launcher | None = None, **options: Any) -> Iterator[Engine]:
-    """An engine over two processes. There can be one at a time."""
+    """An engine over two processes. There can be one at a time: this one ends the one before."""
+    while OPEN:
+        OPEN.pop().close()
     settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "prefill_chunk": 16}
     settings |= {"num_devices": 2, "max_sequences": 8, "device": "cpu"}
     config = EngineConfig(model=str(directory), **settings | options)
     if config.device == "cpu" and torch.accelerator.is_available():
         pytest.skip("needs GPUs hidden: CUDA_VISIBLE_DEVICES=")
     engine = Engine(config, launcher)
+    OPEN.append(engine)
     try:
         yield engine
     finally:
