@@ -33,7 +33,8 @@ def _of_all(part: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor,
     ranks = group.size()
     parts = part.new_empty(ranks * len(part), *part.shape[1:])
     dist.all_gather_single(parts, part.contiguous(), group=group)
-    return parts.unflatten(0, (ranks, -1)).unbind()
+    of_ranks: tuple[torch.Tensor, ...] = parts.unflatten(0, (ranks, -1)).unbind()
+    return of_ranks
 
 
 def _part_size(size: int, mesh: Any) -> int:

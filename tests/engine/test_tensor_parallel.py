@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import timedelta
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -23,10 +18,9 @@ from engine.probe import plain_attention
 from engine.runner import Runner
 from engine.tensor_parallel import follower, group
 from engine.tensor_parallel.follower import follow
-from engine.tensor_parallel.launcher import FollowerProcess, Launcher
+from engine.tensor_parallel.launcher import FollowerProcess
 from schema import Task
 from schema.errors import (
-    EngineStopped,
     ModelInvalid,
     OutOfMemory,
     TaskArgsInvalid,
@@ -38,8 +32,8 @@ from tests.engine.test_exclusive import INSIDE, OUTSIDE, save_architecture
 from tests.engine.test_generate_oracle import actual, expected
 from tests.engine.tiny_internvl import save_original
 from tests.engine.tiny_models import Kind
+from tests.engine.two_ranks import ForkServer, children, hello, split, stops
 
-OPEN: list[Engine] = []
 DEMO = Path(__file__).parents[2] / "demo" / "model"
 PROMPT = "The engine must write what generate writes, for a prompt of several chunks too."
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,54 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sample": {"do_sample": True, "num_return_sequences": 2},
     "beams": {"num_beams": 3},
 }
-
-
-class ForkServer:
-    """Starts followers that need not import anything, which takes seconds."""
-
-    last: ForkServerProcess
-
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["engine.tensor_parallel.follower"])
-
-    def start(
-        self, address: str, rank: int, target: Callable[[str, int], None] = follow
-    ) -> FollowerProcess:
-        process = self._context.Process(target=target, args=(address, rank))
-        process.start()
-        self.last = process
-        return _Forked(process)
-
-
-class _Forked:
-    def __init__(self, process: ForkServerProcess) -> None:
-        self.process = process
-
-    def ended(self) -> str | None:
-        return None if self.process.is_alive() else f"status {self.process.exitcode}"
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-@contextmanager
-def split(directory: Path, launcher: Launcher | None = None, **options: Any) -> Iterator[Engine]:
-    """An engine over two processes. There can be one at a time: this one ends the one before."""
-    while OPEN:
-        OPEN.pop().close()
-    settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "prefill_chunk": 16}
-    settings |= {"num_devices": 2, "max_sequences": 8, "device": "cpu"}
-    config = EngineConfig(model=str(directory), **settings | options)
-    if config.device == "cpu" and torch.accelerator.is_available():
-        pytest.skip("needs GPUs hidden: CUDA_VISIBLE_DEVICES=")
-    engine = Engine(config, launcher)
-    OPEN.append(engine)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -107,40 +53,6 @@ def engine(tiny_model: TinyModel) -> Iterator[Engine]:
     """With pictures, so that they are covered too."""
     with split(tiny_model("internvl")) as engine:
         yield engine
-
-
-def children() -> list[psutil.Process]:
-    """The processes that engines have started by themselves."""
-    return [
-        process
-        for process in psutil.Process().children()
-        if "engine.tensor_parallel.follower" in process.cmdline()
-    ]
-
-
-async def stops(engine: Engine, lose: Callable[[], object], *, because: str) -> None:
-    """Lose a rank while tasks run: they end, and so does all that comes later."""
-    lasting = hello(max_new_tokens=400, num_return_sequences=2)
-    running = [asyncio.create_task(engine.run(lasting)) for _ in range(2)]
-    async with asyncio.timeout(60):
-        while engine.stats()["running"] < len(running):  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.001)
-        lose()
-        for ended in await asyncio.gather(*running, return_exceptions=True):
-            assert isinstance(ended, EngineStopped)
-    with pytest.raises(EngineStopped, match=because):
-        engine.check_health()
-    with pytest.raises(EngineStopped):
-        engine.run_blocking(hello())
-
-
-def hello(**settings: Any) -> Task:
-    return Task.from_fields(
-        model="tiny",
-        messages=[{"role": "user", "content": "Hello"}],
-        generation_config={"max_new_tokens": 24, "do_sample": True} | settings,
-        seed=5,
-    )
 
 
 # --- One engine for these ------------------------------------------------------------------------
@@ -326,7 +238,7 @@ def follow_without_memory(address: str, rank: int) -> None:
     def fail(*args: Any) -> NoReturn:
         raise torch.OutOfMemoryError("this rank's device is full")
 
-    follower.load_model = fail  # in a process of its own
+    vars(follower)["load_model"] = fail  # in a process of its own
     follow(address, rank)
 
 
