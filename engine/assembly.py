@@ -13,6 +13,11 @@ from engine.lanes import BatchedLane, build_batched_lane
 from engine.loader import LoadedModel, load_model
 from engine.prompt import PromptRenderer
 from engine.runner import Runner
+from engine.tensor_parallel.launcher import Launcher
+from engine.tensor_parallel.lead import Lead
+from engine.tensor_parallel.plan import refuse_without_batched_lane
+from engine.tensor_parallel.runner import SplitRunner
+from schema.errors import TaskError
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,41 @@ class Assembly:
     card: dict[str, Any]
 
 
-def assemble(config: EngineConfig) -> Assembly:
+def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
     """Load a model and measure what it needs. Blocking; on the thread that will run it.
+
+    Args:
+        config: of the engine.
+        launcher: starts processes for the other devices of a model that is split tensor by tensor.
 
     Raises:
         TaskError: see `engine.loader.load_model`.
     """
     make_deterministic(config.threads)
+    if config.tensor_parallel:
+        return _assemble_ranks(config, Lead(launcher))
     loaded = load_model(config)
-    runner = Runner(loaded, config.image_cache_bytes)
+    return _assembled(config, loaded, Runner(loaded, config.image_cache_bytes))
+
+
+def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
+    """Load and measure on all ranks; none is left behind when that fails on one."""
+    try:
+        loaded = load_model(config, lead.start)
+        assembly = _assembled(config, loaded, SplitRunner(loaded, config.image_cache_bytes, lead))
+        refuse_without_batched_lane(config, assembly.lane.problem)
+    except BaseException as error:
+        # What this rank has found wrong by itself is told as it is.
+        own = isinstance(error, TaskError) and error.__cause__ is None
+        cause = None if own or not isinstance(error, Exception) else lead.load_error()
+        lead.close()
+        if cause is not None:
+            raise cause from error
+        raise
+    return assembly
+
+
+def _assembled(config: EngineConfig, loaded: LoadedModel, runner: Runner) -> Assembly:
     lane = build_batched_lane(runner, loaded, config)
     formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
     card = model_card(config, loaded, lane, formats)

@@ -83,15 +83,23 @@ def model_card(
         "context_length": loaded.context_length,
         "max_sequences": config.max_sequences,
         "kv_cache_tokens": lane.cache.capacity_tokens,
-        "memory": {
+        "num_devices": config.num_devices,
+        "layout": config.layout,
+        "memory": {  # of the rank that answers, one of equals; of all devices of a spread model
             "weights_bytes": weight_bytes(loaded.model),
             "kv_cache_bytes": lane.cache.num_bytes,
         },
-        "lanes": ["exclusive"] if lane.problem else ["batched", "exclusive"],
+        "lanes": _lanes(config, lane),
         "exclusive_reason": lane.problem,
         "deterministic_reason": _why(config, lane),
         **arithmetic,
     }
+
+
+def _lanes(config: EngineConfig, lane: BatchedLane) -> list[str]:
+    if config.tensor_parallel:  # `generate` knows nothing of ranks
+        return ["batched"]
+    return ["exclusive"] if lane.problem else ["batched", "exclusive"]
 
 
 def _why(config: EngineConfig, lane: BatchedLane) -> str:

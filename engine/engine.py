@@ -26,6 +26,7 @@ from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
 from engine.task_grammar import task_grammar
+from engine.tensor_parallel.launcher import Launcher
 from schema.errors import TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
@@ -38,15 +39,20 @@ class Engine:
         load_seconds: how long that took, downloads included.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, launcher: Launcher | None = None) -> None:
         """Load the model and start the thread.
+
+        Args:
+            config: the model and what it may use.
+            launcher: starts processes for the other devices of a model that is split tensor by
+                tensor; None starts them from this one.
 
         Raises:
             TaskError: see `engine.loader.load_model`.
         """
         self.config = config
         begun = time.monotonic()
-        self._loop = EngineLoop(config)
+        self._loop = EngineLoop(config, launcher)
         self.load_seconds = round(time.monotonic() - begun, 3)
         self._meter = Meter()
         self._loaded = self._loop.assembly.loaded
@@ -179,6 +185,12 @@ class Engine:
                 context_length=self._loaded.context_length,
                 cut_to_context=self.config.cut_to_context,
                 batched_lane=self._loop.assembly.lane.row_counts is not None,
+            )
+        if not settings.batched and self.config.tensor_parallel:
+            raise TaskArgsInvalid(
+                "generation_config, or the model's own settings, ask for a task that runs alone "
+                f"through generate; this model is split over {self.config.num_devices} devices, "
+                "where tasks run in the batch only: leave guidance_scale out"
             )
         formats = self._loop.assembly.formats
         if task.forces_calls:

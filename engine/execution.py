@@ -43,7 +43,7 @@ class Picked:
     """Picked tokens, in the owners' order; log probabilities by the id of who asks for them."""
 
     owners: Sequence[tuple[Request, Sequence[Answer]]]
-    tokens: Download
+    download: Download
     reports: Mapping[int, Download]
 
 
@@ -52,7 +52,7 @@ class Proposed:
     """What the beams of a request may go on with (`engine.beams`)."""
 
     request: Request
-    candidates: Download
+    download: Download
 
 
 InFlight = Picked | Proposed
@@ -125,12 +125,14 @@ class Execution:
 
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
+        picked = launched.download.wait()
+        self._runner.check_health()  # or they are of an exchange that was broken off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
                 with self._blame([launched.request]):
-                    self._advance_beams(launched.request, launched.candidates.wait())
+                    self._advance_beams(launched.request, picked)
             return
-        tokens = iter(launched.tokens.wait().tolist())
+        tokens = iter(picked.tolist())
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:

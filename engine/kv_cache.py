@@ -99,6 +99,11 @@ def _storage(
     return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
 
+def bits_of(tensor: torch.Tensor) -> bytes:
+    """All bits of a tensor."""
+    return bytes(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+
+
 class KVCache:
     """A fixed pool of pages. Not thread safe: the engine's thread owns it.
 
@@ -204,6 +209,23 @@ class KVCache:
             read, write = slots[layer.device]
             for stored in (layer.keys, layer.values):
                 stored[write] = stored[read].clone()  # a slice is a view, not to be written from
+
+    def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
+        """Fill whole pages with random keys and values; for `engine.probe`."""
+        generator = torch.Generator().manual_seed(seed)
+        slots = self.slots(pages, 0, len(pages) * self.page_size)
+        for layer in self.layers.values():
+            for stored in (layer.keys, layer.values):
+                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+
+    def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:
+        """All bits of the tokens ``start`` to ``stop`` of a sequence; for `engine.probe`."""
+        slots = self.slots(pages, start, stop)
+        return b"".join(
+            bits_of(stored[slots])
+            for layer in self.layers.values()
+            for stored in (layer.keys, layer.values)
+        )
 
     def check_integrity(self, owned: Sequence[Sequence[int]]) -> None:
         """Raise unless every page is free or owned exactly once (``owned``: each owner's pages)."""

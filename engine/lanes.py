@@ -61,12 +61,14 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
         shapes = runner.kv_shapes()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
-        prepacked = can_prepack(loaded.model) and prepack(loaded.model, trial=runner.kv_shapes)
+        # Packed weights would lose the parts' own way of being put together again.
+        can = not config.tensor_parallel and can_prepack(loaded.model)
+        prepacked = can and prepack(loaded.model, trial=runner.kv_shapes)
         lane = replace(lane, prepacked=prepacked)
         cache = _sized_cache(runner, shapes, loaded, config)
         attention = _working_attention(runner, cache, shapes, loaded, sizes)
         row_counts = _row_counts(runner, loaded, config, sizes)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
         _refuse_without_forward(runner, config)
@@ -123,7 +125,7 @@ def _working_attention(
         runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)
         try:
             problem = batched_lane_problem(runner, vocab_size=_vocab_size(loaded))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except RuntimeError as error:  # the kernel refuses something that is not known here
             problem = str(error)
@@ -164,7 +166,7 @@ def _sized_cache(
         per_token[where.get(index, loaded.device)] += shape.bytes_per_token
     tokens = config.kv_cache_tokens
     if tokens is None:
-        room = _tokens_with_room(per_token, loaded, config)
+        room = _tokens_with_room(runner, per_token, loaded, config)
         tokens = min(room, config.max_sequences * loaded.context_length)
     page_size = config.sizes(loaded.device.type).page_size
     cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)
@@ -178,7 +180,7 @@ def _sized_cache(
 
 
 def _tokens_with_room(
-    per_token: Counter[torch.device], loaded: LoadedModel, config: EngineConfig
+    runner: Runner, per_token: Counter[torch.device], loaded: LoadedModel, config: EngineConfig
 ) -> int:
     """Tokens that the tightest device has room for, of the bytes that each takes there."""
     limit = config.max_kv_cache_bytes
@@ -186,7 +188,9 @@ def _tokens_with_room(
         return (limit or _CPU_KV_BYTES) // per_token.total()
     rooms = [] if limit is None else [limit // per_token.total()]
     for device, of_token in per_token.items():
-        budget = int(torch.cuda.mem_get_info(device)[0] * CUDA_FREE_SHARE)
+        # The runner knows the tightest of the ranks, a spread model's devices are all here.
+        free = torch.cuda.mem_get_info(device)[0] if loaded.spread else runner.free_bytes()
+        budget = int(free * CUDA_FREE_SHARE)
         if device == loaded.device and loaded.takes_images:
             budget -= config.image_cache_bytes
         rooms.append(budget // of_token)

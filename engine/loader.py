@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,8 @@ from engine.progress import loading_bars
 from engine.rope import drop_idle_scaling
 from engine.source import locate, with_weights
 from engine.spread import Spread, connect, plan_spread, stage_devices
+from engine.tensor_parallel.plan import refuse_fused, tensor_plan
+from engine.tensor_parallel.styles import keep_own_parts
 from engine.vision import whole_image_tokens
 from schema.errors import ModelInvalid, TaskError
 
@@ -102,8 +104,15 @@ def resolve_device(config: EngineConfig) -> torch.device:
     return device
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
+def load_model(
+    config: EngineConfig, join: Callable[[EngineConfig, torch.device], None] | None = None
+) -> LoadedModel:
     """Load weights, tokenizer and templates. Blocking; downloads when the hub has to be asked.
+
+    Args:
+        config: which model, and how.
+        join: for a model that is split tensor by tensor: called when all files are here, with
+            the configuration that loads them, to form the process group of all ranks.
 
     Raises:
         ModelInvalid: no such model, or one that this engine cannot run; its subclasses say which.
@@ -112,8 +121,6 @@ def load_model(config: EngineConfig) -> LoadedModel:
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
-    if config.tensor_parallel:
-        raise ModelInvalid("split is 'tensor', which is not built yet: set split to 'layers'")
     device = resolve_device(config)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
@@ -126,16 +133,23 @@ def load_model(config: EngineConfig) -> LoadedModel:
         processor = _load_processor(local, hf_config) if is_vision else None
         tokenizer = processor.tokenizer if processor else _load_tokenizer(local)
         chat_template = _chat_template(config, processor, tokenizer)
-        spread, device_map = None, {"": device}
-        if config.layout is not None:
-            devices = stage_devices(config, device)
-            spread, device_map = plan_spread(local, hf_config, devices)
-        with_weights(config, source)
-        config = local
         is_original = internvl.original_layout(hf_config) is not None
         auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
         if is_original:
             auto_class = OriginalInternVL
+        spread: Spread | None = None
+        placement: dict[str, Any] = {"device_map": {"": device}}
+        if config.tensor_parallel:
+            placement = {"distributed_config": tensor_plan(config, auto_class, hf_config)}
+        elif config.layout is not None:
+            spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
+            placement = {"device_map": device_map}
+        source = with_weights(config, source)
+        if config.tensor_parallel:
+            refuse_fused(config, source)
+        config = local
+        if join is not None:
+            join(config, device)
         quantization = _quantization(config, hf_config)
         with large_blocks_given_back() if quantization else nullcontext():
             loaded: Any = auto_class.from_pretrained(
@@ -143,12 +157,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
                 config=hf_config,
                 dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
                 quantization_config=quantization,
-                device_map=device_map,
+                **placement,
                 use_safetensors=True,
                 output_loading_info=True,
                 **_source(config),
             )
         model, found = loaded
+        keep_own_parts(model)
         _refuse_random_weights(config, found["missing_keys"])
         if is_original:
             _refuse_other_weights(config, found["unexpected_keys"])

@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+import torch
+
 from engine.assembly import Assembly, assemble
 from engine.config import EngineConfig
 from engine.execution import Execution, InFlight
 from engine.lanes import BatchedLane
 from engine.scheduler import Scheduler, overloaded
 from engine.sequence import Request
+from engine.tensor_parallel.launcher import Launcher, Subprocesses
 from schema.errors import EngineStopped
 
 logger = logging.getLogger(__name__)
@@ -28,13 +31,18 @@ logger = logging.getLogger(__name__)
 class EngineLoop:
     """Runs requests. Construction starts the thread, `close` stops it."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, launcher: Launcher | None = None) -> None:
         """Start the thread and wait until it has loaded the model.
+
+        Args:
+            config: of the engine.
+            launcher: starts processes for further devices; None starts them from this one.
 
         Raises:
             TaskError: see `engine.loader.load_model`.
         """
         self._config = config
+        self._launcher = launcher or Subprocesses()
         self._submissions: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._submit_lock = threading.Lock()  # nothing is submitted behind the loop's last look
         self._num_preparing = 0
@@ -105,6 +113,10 @@ class EngineLoop:
         """Raise if the loop has ended."""
         if self._death is not None:
             raise EngineStopped(f"the engine has stopped: {self._death}")
+        try:
+            self.assembly.runner.check_health()
+        except torch.AcceleratorError as error:
+            raise EngineStopped(f"the engine has stopped: {error}") from error
 
     def close(self) -> None:
         """Stop the thread; what is running ends with an error. Idempotent."""
@@ -127,11 +139,15 @@ class EngineLoop:
         which made every step 20 % slower.
         """
         try:
-            assembly.set_result(assemble(self._config))
+            assembled = assemble(self._config, self._launcher)
         except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             assembly.set_exception(error)
             return
-        self._loop()
+        assembly.set_result(assembled)
+        try:
+            self._loop()
+        finally:
+            assembled.runner.close()
 
     def _loop(self) -> None:
         busy = False

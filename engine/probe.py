@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 
 from engine.attention import PAGED
-from engine.kv_cache import KVCache
+from engine.kv_cache import KVCache, bits_of
 from engine.packing import Piece
 from engine.runner import RowCounts, Runner
 
@@ -149,12 +149,8 @@ class _Probe:
         self._pages = [list(range(i * num_pages, (i + 1) * num_pages)) for i in range(_PROBES)]
         # Filler rows are sequences too; they share the scratch pages behind the probes' pages.
         self._scratch = list(range(_PROBES * num_pages, (_PROBES + 1) * num_pages))
-        generator = torch.Generator().manual_seed(0)
-        num_tokens = _PROBES * num_pages * self._cache.page_size
-        slots = self._cache.slots([page for run in self._pages for page in run], 0, num_tokens)
-        for layer in self._cache.layers.values():  # a random context
-            for stored in (layer.keys, layer.values):
-                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+        self._cache.fill_randomly([page for run in self._pages for page in run], seed=0)
+        generator = torch.Generator().manual_seed(1)
         self._tokens = torch.randint(vocab_size, (_PROBES,), generator=generator)
 
     def bits(self, num_rows: int, *, seed: int) -> bytes:
@@ -170,10 +166,8 @@ class _Probe:
             token_ids = torch.randint(self._vocab_size, (num_rows,), generator=shuffle)
             places = torch.randperm(num_rows, generator=shuffle).tolist()[: len(probes)]
             for probe, row in zip(probes, self._decode(token_ids, probes, places), strict=True):
-                seen.append(_bits(row))
-                slot = self._cache.slots(self._pages[probe], _CONTEXT, _CONTEXT + 1)
-                for layer in self._cache.layers.values():
-                    seen += [_bits(layer.keys[slot]), _bits(layer.values[slot])]
+                seen.append(bits_of(row))
+                seen.append(self._cache.bits(self._pages[probe], _CONTEXT, _CONTEXT + 1))
         return b"".join(seen)
 
     def seconds(self, num_rows: int) -> float:
@@ -205,10 +199,6 @@ class _Probe:
 def pages_needed(cache: KVCache) -> int:
     """Pages that a cache must have for the probes of this module."""
     return (_PROBES + 1) * cache.pages_for(_CONTEXT + 1) + cache.pages_for(_LANE_TOKENS + 1)
-
-
-def _bits(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def batched_lane_problem(runner: Runner, *, vocab_size: int) -> str | None:

@@ -65,7 +65,7 @@ class PromptRenderer:
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
         embeddings = loaded.model and loaded.model.get_input_embeddings()
-        self._num_embeddings = len(embeddings.weight) if embeddings is not None else None
+        self._num_embeddings: int | None = getattr(embeddings, "num_embeddings", None)
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 

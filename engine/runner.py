@@ -103,6 +103,16 @@ class Runner:
             layer_devices=self._spread.layer_devices if self._spread else None,
         )
 
+    def check_health(self) -> None:
+        """Raise if forwards can run no more; on any thread."""
+
+    def close(self) -> None:
+        """End what runs forwards beside this process. Idempotent."""
+
+    def free_bytes(self) -> int:
+        """Memory of a CUDA device that nobody uses."""
+        return torch.cuda.mem_get_info(self.device)[0]
+
     def use_cache(self, cache: KVCache) -> None:
         """Give the runner its KV cache; attention is computed sequence by sequence."""
         self._cache = cache

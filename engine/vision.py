@@ -88,6 +88,10 @@ def whole_image_tokens(model: Any) -> int:
     return int(model.config.mm_tokens_per_image)
 
 
+FeatureLayout = tuple[Any, bool]
+"""The type in which a model returns features, None before it has made any, and whether as lists."""
+
+
 class Vision:
     """The pictures' side of one model. Belongs to the engine's thread."""
 
@@ -99,8 +103,7 @@ class Vision:
             self._get_rope_index = getattr(model.model, "get_rope_index", None)
         self.axes = 1 if self._get_rope_index is None else _ROTARY_AXES
         self._cache = ImageCache[Features](cache_bytes)
-        self._as_list = False  # how the model holds features; known once it has made some
-        self._output_type: Any = None
+        self.layout: FeatureLayout = (None, False)  # known once the model has made features
         self.num_encoded = 0
         self.num_reused = 0
 
@@ -164,8 +167,7 @@ class Vision:
         }
         output = self._model.get_image_features(**arrays, return_dict=True)
         self.num_encoded += 1
-        self._output_type = type(output)
-        self._as_list = not isinstance(output.pooler_output, torch.Tensor)
+        self.layout = (type(output), not isinstance(output.pooler_output, torch.Tensor))
         layers = getattr(output, "deepstack_features", None) or ()
         return Features(_flat(output.pooler_output), tuple(_flat(layer) for layer in layers))
 
@@ -200,13 +202,15 @@ class Vision:
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
         """Features as the model holds them, all pictures as one."""
 
+        output_type, as_list = self.layout
+
         def held(tensor: torch.Tensor) -> Any:
-            return [tensor] if self._as_list else tensor[None]
+            return [tensor] if as_list else tensor[None]
 
         fields = {"pooler_output": held(features.tokens)}
         if features.deepstack:
             fields["deepstack_features"] = [held(layer) for layer in features.deepstack]
-        return {"image": self._output_type(**fields)}
+        return {"image": output_type(**fields)}
 
 
 def _flat(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:

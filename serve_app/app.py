@@ -11,7 +11,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppArgs, DeploymentArgs, PoolArgs
+from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs
 from serve_app.gate import SENDING_S
 from serve_app.ingress import Ingress
 from serve_app.pool import PoolReplica
@@ -128,6 +128,22 @@ def _draining(longest_s: float) -> dict[str, Any]:
     return {"graceful_shutdown_timeout_s": longest_s, "graceful_shutdown_wait_loop_s": 0.5}
 
 
+def _placed_ranks(actor: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A replica's actor, and its placement group: a bundle for each rank, all on one machine.
+
+    The replica is rank 0 and starts the other ranks in their bundles (`serve_app.ranks`). They go
+    with it, because Serve removes the group when the replica is gone.
+    """
+    bundle: dict[str, float] = {"CPU": actor["num_cpus"]}
+    if "num_gpus" in actor:
+        bundle["GPU"] = 1
+        actor = actor | {"num_gpus": 1}
+    if kind := actor.pop("accelerator_type", None):
+        bundle[f"accelerator_type:{kind}"] = 0.001  # as Ray itself asks for a type
+    bundles = [bundle] * num_ranks
+    return actor, {"placement_group_bundles": bundles, "placement_group_strategy": "STRICT_PACK"}
+
+
 def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
     actor: dict[str, Any] = {"num_cpus": NUM_CPUS}
     if device == "cuda":
@@ -136,11 +152,15 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
             actor["accelerator_type"] = model.accelerator_type
     else:
         actor["runtime_env"] = NO_GPU
+    ranks: dict[str, Any] = {}
+    if isinstance(model, ModelArgs) and model.engine_config(device).tensor_parallel:
+        actor, ranks = _placed_ranks(actor, model.num_devices(device))
     options: dict[str, Any] = {
         "name": model.deployment,
         "max_ongoing_requests": model.max_ongoing_requests,
         "max_queued_requests": MAX_QUEUED,
         "ray_actor_options": actor,
+        **ranks,
         **HEALTH,
     }
     if isinstance(model, PoolArgs):

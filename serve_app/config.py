@@ -18,12 +18,12 @@ from pydantic import Field, model_validator
 from schema.errors import ModelInvalid
 from schema.task import Dtype, QuantizeBits
 from serve_app.accelerators import AcceleratorType
+from serve_app.engine_args import EngineArgs
 from serve_app.gate_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.image_urls import ImageUrlArgs
 from serve_app.scaling_args import ScalingArgs
 from serve_app.strict import (
     ModelId,
-    NonNegativeInt,
     NumGpus,
     Pattern,
     PositiveFloat,
@@ -42,29 +42,13 @@ BYTES_PER_GB = 10**9
 POOL = "Pool"  # the deployment of the models that are loaded on demand
 
 
-class EngineArgs(Strict):
-    """Settings of one engine; what is not given has the default of `engine.config.EngineConfig`."""
-
-    context_length: PositiveInt | None = None
-    max_sequences: PositiveInt | None = None
-    max_waiting: PositiveInt | None = None
-    prefill_chunk: PositiveInt | None = None
-    page_size: PositiveInt | None = None
-    kv_cache_tokens: PositiveInt | None = None
-    max_exclusive_tokens: PositiveInt | None = None
-    image_cache_bytes: NonNegativeInt | None = None
-    threads: PositiveInt | None = None
-    trust_remote_code: bool | None = None
-    local_files_only: bool | None = None
-
-
 class DeploymentArgs(ScalingArgs):
     """Where and how often the process runs that owns engines.
 
     Attributes:
         device: "auto" takes GPUs where the cluster has enough of them free for this deployment.
         num_gpus: GPUs of each replica when it runs on GPUs; "auto" is one. A share lets several
-            small models live on one GPU.
+            small models live on one GPU; a whole number above 1 splits a model over GPUs.
         accelerator_type: the type of GPU that its replicas wait for, as Ray names it; None takes
             any. Only with device "cuda", so that no replica ends up elsewhere.
     """
@@ -80,6 +64,8 @@ class DeploymentArgs(ScalingArgs):
             raise ValueError("num_gpus has no meaning with device: cpu; leave one of them out")
         if self.accelerator_type is not None and self.device != "cuda":
             raise ValueError("accelerator_type needs device: cuda, which waits for such a GPU")
+        if self.engine.num_devices is not None and self.device != "cpu":
+            raise ValueError("engine.num_devices is for device: cpu; GPUs are set by num_gpus")
         return self
 
     @property
@@ -92,6 +78,12 @@ class DeploymentArgs(ScalingArgs):
         """GPUs of one replica, if it runs on GPUs at all."""
         return 1.0 if self.num_gpus == "auto" else float(self.num_gpus)
 
+    def num_devices(self, device: Literal["auto", "cpu", "cuda"]) -> int:
+        """Devices of one replica that runs on this kind of device."""
+        if device == "cpu":
+            return self.engine.num_devices or 1
+        return max(1, int(self.gpus_per_replica))
+
 
 class ModelArgs(DeploymentArgs):
     """One model as it is served: its own deployment, replicas and (where there are any) GPUs.
@@ -100,6 +92,7 @@ class ModelArgs(DeploymentArgs):
         id: the name that tasks use.
         source: hub id or directory; the id itself when None. See `resolve_source`.
         dtype: "auto" takes the dtype of the checkpoint.
+        split: how a model is split over several GPUs; see `engine.config.EngineConfig`.
     """
 
     id: ModelId
@@ -107,9 +100,12 @@ class ModelArgs(DeploymentArgs):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
+    split: Literal["auto", "tensor", "layers"] = "auto"
 
     @model_validator(mode="after")
-    def _check_queues(self) -> Self:
+    def _check_engine(self) -> Self:
+        if self.split != "auto" and self.num_devices(self.device) == 1:
+            raise ValueError("split has no meaning on a single GPU: set num_gpus to 2 or more")
         config = self.engine_config()
         held = config.max_sequences + config.max_waiting
         if self.max_ongoing_requests <= held:
@@ -151,7 +147,9 @@ class ModelArgs(DeploymentArgs):
             dtype=self.dtype,
             quantize_bits=self.quantize_bits,
             device=device or self.device,
-            **self.engine.model_dump(exclude_none=True),
+            num_devices=self.num_devices(device or self.device),
+            split=self.split,
+            **self.engine.model_dump(exclude_none=True, exclude={"num_devices"}),
         )
 
 
@@ -202,6 +200,11 @@ class PoolArgs(DeploymentArgs):
             raise ValueError(
                 "engine.trust_remote_code would run the code of whatever repository a task names: "
                 "configure models that need it one by one, under models"
+            )
+        if self.num_devices(self.device) > 1:
+            raise ValueError(
+                "models of the pool are not split: set num_gpus to 1 or less, and configure a "
+                "large model under models"
             )
         if self.root and self.revisions:
             raise ValueError("revisions are of the hub and have no meaning with root")

@@ -18,6 +18,7 @@ from schema.task import Task
 from serve_app.config import ModelArgs
 from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
 from serve_app.own_name import own_name, request_id
+from serve_app.ranks import PlacedRanks
 from serve_app.scaling import KV_RESERVED
 
 logger = logging.getLogger("ray.serve")
@@ -62,7 +63,9 @@ class ModelReplica:
         _log_loading()
         self._loaded: Engine | TaskError
         try:
-            self._loaded = Engine(args.engine_config(device=device))
+            config = args.engine_config(device=device)
+            launcher = PlacedRanks(device) if config.tensor_parallel else None
+            self._loaded = Engine(config, launcher)
         except TaskError as error:
             if args.min_replicas > 0:
                 raise

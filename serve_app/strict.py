@@ -26,10 +26,15 @@ ModelId = Annotated[str, Field(max_length=200), AfterValidator(check_model_id)]
 
 def _gpu_share(value: object) -> object:
     # One validator, not a union: a union reports a fault once for each member.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value == "auto" or (is_number and 0 < float(value) <= 1):  # type: ignore[arg-type]
+    if value == "auto":
         return value
-    raise ValueError(f'must be "auto" or a number above 0 and up to 1, got {value!r}')
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+        if 0 < number <= 1 or (number > 1 and number.is_integer()):
+            return value
+    raise ValueError(
+        f'must be "auto", a number above 0 and up to 1, or a whole number of GPUs, got {value!r}'
+    )
 
 
 NumGpus = Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)]

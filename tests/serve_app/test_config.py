@@ -7,13 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from engine.config import EngineConfig
-from serve_app.config import (
-    REPOSITORY,
-    AppArgs,
-    EngineArgs,
-    ModelArgs,
-    resolve_source,
-)
+from serve_app.config import REPOSITORY, AppArgs, ModelArgs, resolve_source
+from serve_app.engine_args import EngineArgs
 from serve_app.strict import explain
 
 
@@ -39,11 +34,17 @@ def _model_fault(**fields: Any) -> str:
         ({"id": "a model"}, "args.models.0.id: "),
         ({"id": 7}, "args.models.0.id: Input should be a valid string"),
         ({"source": ""}, "args.models.0.source: "),
-        ({"num_gpus": 0}, 'args.models.0.num_gpus: must be "auto" or a number above 0'),
-        ({"num_gpus": 2}, "args.models.0.num_gpus: "),
+        (
+            {"num_gpus": 0},
+            'args.models.0.num_gpus: must be "auto", a number above 0 and up to 1, or',
+        ),
+        ({"num_gpus": 1.5}, "or a whole number of GPUs, got 1.5"),
         ({"num_gpus": True}, "args.models.0.num_gpus: "),
         ({"num_gpus": float("nan")}, "args.models.0.num_gpus: "),
         ({"device": "cpu", "num_gpus": 0.5}, "num_gpus has no meaning with device: cpu"),
+        ({"split": "tensor"}, "split has no meaning on a single GPU: set num_gpus to 2 or more"),
+        ({"num_gpus": 2, "split": "tensor", "quantize_bits": 8}, "set split to 'layers'"),
+        ({"engine": {"num_devices": 2}}, "engine.num_devices is for device: cpu"),
         ({"min_replicas": -1}, "args.models.0.min_replicas: "),
         ({"max_replicas": 0}, "args.models.0.max_replicas: "),
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas (2) is less than min_replicas (3)"),
@@ -100,6 +101,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "threads": 1,
         "trust_remote_code": True,
         "local_files_only": True,
+        "num_devices": 2,
     }
     assert set(settings) == set(EngineArgs.model_fields)
     model = ModelArgs.model_validate(
@@ -109,6 +111,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
             "revision": "abc",
             "dtype": "bfloat16",
             "quantize_bits": 4,
+            "device": "cpu",
             "engine": settings,
         }
     )

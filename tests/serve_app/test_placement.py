@@ -56,6 +56,22 @@ def test_replicas_of_an_accelerator_type_ask_ray_for_it() -> None:
     assert "accelerator_type" not in untyped
 
 
+def test_a_model_over_several_gpus_has_a_bundle_for_each() -> None:
+    """All on one machine; the replica takes the first. On a CPU it is not split."""
+    fields: dict[str, Any] = {"device": "cuda", "num_gpus": 2, "accelerator_type": "H100"}
+    typed, auto = _models(fields, {"num_gpus": 2})
+    options = _model_options(typed, "cuda")
+    assert options["ray_actor_options"] == {"num_cpus": 0.1, "num_gpus": 1}
+    bundle = {"CPU": 0.1, "GPU": 1, "accelerator_type:H100": 0.001}
+    assert options["placement_group_bundles"] == [bundle] * 2
+    assert options["placement_group_strategy"] == "STRICT_PACK"
+    assert typed.engine_config("cuda").layout == "tensor:2"
+    assert place([auto, auto], 3) == ["cuda", "cpu"]
+    assert auto.engine_config("cpu").layout is None
+    assert "placement_group_bundles" not in _model_options(auto, "cpu")
+    graph(AppArgs(models=[typed]), gpus=2)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

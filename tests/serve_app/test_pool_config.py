@@ -37,6 +37,7 @@ def _pool(**fields: Any) -> PoolArgs:
         ({"id": "a"}, "unknown key 'id'"),
         ({"max_memory": 1}, "did you mean 'max_memory_gb'?"),
         ({"device": "cpu", "num_gpus": 1}, "num_gpus has no meaning with device: cpu"),
+        ({"num_gpus": 2}, "models of the pool are not split"),
     ],
 )
 def test_a_faulty_pool_is_refused(fields: dict[str, Any], said: str) -> None:
