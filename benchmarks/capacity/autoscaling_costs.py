@@ -15,7 +15,6 @@ from ray import cloudpickle
 from ray.serve._private import autoscaling_metrics_codec
 from ray.serve._private.autoscaling_state import (
     DeploymentAutoscalingState,
-    _apply_autoscaling_config,
     _resolve_policy_callable,
 )
 from ray.serve._private.common import (
@@ -30,6 +29,7 @@ from ray.serve._private.common import (
     TimeStampedValue,
 )
 from ray.serve._private.utils import compress_metric_report, decompress_metric_report
+from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig
 
 from benchmarks.capacity.costs import Curve

@@ -112,7 +112,7 @@ async def _probe() -> dict[str, float]:
     """What one message costs that asks a replica for the length of its queue, on both sides."""
     actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     name = next(actor["name"] for actor in actors if "#Tiny#" in actor["name"])
-    replica = ray.get_actor(name, namespace="serve")
+    replica: Any = ray.get_actor(name, namespace="serve")
     await replica.get_num_ongoing_requests.remote()
     root, began = psutil.Process(), time.process_time()
     first = read(root)

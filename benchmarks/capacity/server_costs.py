@@ -67,7 +67,7 @@ async def send(http: aiohttp.ClientSession, body: dict[str, Any], *, stream: boo
     Raises:
         RuntimeError: it was not answered.
     """
-    began, first, chunks, tokens = time.perf_counter(), 0.0, 0, 0
+    began, first, chunks, last = time.perf_counter(), 0.0, 0, b""
     async with http.post(f"/v1/tasks{'?stream=true' if stream else ''}", json=body) as response:
         if response.status != 200:
             raise RuntimeError(f"{response.status}: {(await response.text())[:500]}")
@@ -122,7 +122,8 @@ async def _session(address: str) -> AsyncIterator[aiohttp.ClientSession]:
 
 async def _poisson(address: str, kind: Kind, rate: float, seconds: float) -> list[Seen]:
     """Tasks at random times, whatever the server is doing; all are waited for."""
-    chance, tasks = random.Random(1), []
+    chance = random.Random(1)
+    tasks: list[asyncio.Task[Seen]] = []
     until = time.perf_counter() + seconds
     async with _session(address) as http, asyncio.TaskGroup() as group:
         while time.perf_counter() < until:
