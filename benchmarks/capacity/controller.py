@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import simpy
 
 from benchmarks.capacity.costs import ControllerCosts, at
-from benchmarks.capacity.simulation import Server
+from benchmarks.capacity.queues import Process, Server
 
 LOOP_S = 0.1  # RAY_SERVE_CONTROL_LOOP_INTERVAL_S
 REPORT_S = 1.0  # metrics_interval_s of serve_app.app
 HEALTH_S = 1.0  # health_check_period_s of serve_app.app
 _MESSAGE_EVENTS = 500  # a second; beyond, several messages are one piece of work
-
-Process = Generator[simpy.Event, Any, None]
 
 
 @dataclass

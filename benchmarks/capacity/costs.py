@@ -28,13 +28,14 @@ class Stage:
         task: for a streamed task, beside its chunks.
         chunk: for each chunk of a streamed answer.
         whole: for a task that is not streamed, in all.
-        body_mb: for each MB (10**6 bytes) of a request's body.
+        picture: beside that, for a task with one small picture; more of the body is
+            `PictureCosts.parse`.
     """
 
     task: float
     chunk: float
     whole: float
-    body_mb: float
+    picture: float
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ class RouterCosts:
 
 @dataclass(frozen=True)
 class PictureCosts:
-    """A picture of a kind: CPU seconds of the preprocessor, bytes of request and tensors."""
+    """A picture of a kind: CPU seconds (``parse`` is the ingress's), bytes of request, tensors."""
 
     prepare: float
+    parse: float
     body_bytes: int
     tensor_bytes: int
     put: float

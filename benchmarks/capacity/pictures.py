@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from benchmarks.capacity.costs import PictureCosts
 from benchmarks.images import Kind, make_picture, model_directory
 from engine import EngineConfig, ImagePreprocessor
 from engine.images import ImageInputs
+from schema.task import Task
 
 SENT = Kind(1024, 768, "JPEG", {"quality": 90})
 """What is sent through the whole server."""
@@ -42,10 +44,16 @@ def measure_preparing() -> dict[str, dict[str, Any]]:
             processor = ImagePreprocessor(EngineConfig(model=str(directory), device="cpu"))
             pictures = [make_picture(kind, (1, number)) for number in range(_COUNT)]
             prepared = processor(pictures[:1], ["0"])
+            body = json.dumps(_task(pictures[0])).encode()
+            began = time.process_time()
+            for _ in range(_COUNT):
+                Task.parse(body).split_images()
+            parse = (time.process_time() - began) / _COUNT
             began = time.process_time()
             for picture in pictures[1:]:
                 prepared = processor([picture], ["0"])
             costs = PictureCosts(
+                parse=parse,
                 prepare=(time.process_time() - began) / (_COUNT - 1),
                 body_bytes=len(pictures[0]),
                 tensor_bytes=_bytes(prepared),
@@ -54,6 +62,11 @@ def measure_preparing() -> dict[str, dict[str, Any]]:
             )
             found[name] = asdict(costs)
     return found
+
+
+def _task(picture: str) -> dict[str, Any]:
+    blocks = [{"type": "image", "base64": picture}, {"type": "text", "text": "What is it?"}]
+    return {"model": "demo", "messages": [{"role": "user", "content": blocks}]}
 
 
 def _bytes(prepared: ImageInputs) -> int:

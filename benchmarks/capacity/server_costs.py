@@ -20,14 +20,13 @@ from benchmarks.capacity.costs import Mode, ModeCosts, Stage
 from benchmarks.capacity.cpu import Spent, read
 from benchmarks.capacity.pictures import picture_base64
 from benchmarks.report import say
-from benchmarks.server import DEMO, TUNED, Server, serving
+from benchmarks.server import DEMO, TUNED, Server, free_port, serving
 
 PARTS = ("proxy", "ingress", "replica")
 _IDLE_S = 4.0
 _SETTLE_S = 1.0
 _CLIENTS = 8
 _LONG = {"do_sample": True, "temperature": 100.0, "top_k": 0}
-_PER_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,6 @@ def _spent(server: Server, mode: Mode) -> dict[str, Any]:
             "tasks": len(seen),
             "chunks": sum(one.chunks for one in seen),
             "tokens": sum(one.tokens for one in seen),
-            "body_mb": len(str(body_of(kind, 0))) / _PER_MB,
             "seconds": spent.seconds,
             "cpu": {
                 part: cpu - rates.get(part, 0.0) * spent.seconds for part, cpu in spent.cpu.items()
@@ -182,12 +180,12 @@ def stage_of(raw: dict[str, Any], part: str) -> Stage:
     task, chunk = (float(cost) for cost in np.linalg.solve(rows, spent))
     picture, whole = raw["picture"], raw["whole"]
     text = task * picture["tasks"] + chunk * picture["chunks"]
-    body_mb = (picture["cpu"].get(part, 0.0) - text) / (picture["tasks"] * picture["body_mb"])
+    further = (picture["cpu"].get(part, 0.0) - text) / picture["tasks"]
     return Stage(
         task=max(0.0, task),
         chunk=max(0.0, chunk),
         whole=whole["cpu"].get(part, 0.0) / whole["tasks"],
-        body_mb=max(0.0, body_mb),
+        picture=max(0.0, further),
     )
 
 
@@ -215,11 +213,17 @@ def _point(server: Server, mode: Mode, replicas: int, rate: float) -> dict[str, 
     }
 
 
+def _free_ports() -> dict[str, str]:
+    """HAProxy's own ports, which are fixed otherwise: another server may run on this machine."""
+    names = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
+    return {name: str(free_port()) for name in names}
+
+
 @contextmanager
 def _server(mode: Mode, replicas: int) -> Iterator[Server]:
     """A server of the demo model that ends with the body."""
     fields = {"min_replicas": replicas, "max_replicas": replicas, "engine": {"threads": 1}}
-    environment = TUNED if mode == "tuned" else {}
+    environment = TUNED | _free_ports() if mode == "tuned" else {}
     args = {"models": [DEMO | fields]}
     with (
         tempfile.TemporaryDirectory(prefix="capacity-") as folder,

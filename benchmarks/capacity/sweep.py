@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.capacity.controller import REPORT_S, control
 from benchmarks.capacity.costs import Measured, Mode, at
 from benchmarks.capacity.scenarios import Engine, Layout, Workload, engines
-from benchmarks.capacity.simulation import HAPROXY_THREADS, Graph, Outcome, routing_s
+from benchmarks.capacity.simulation import HAPROXY_THREADS, Graph, Outcome, routing_s, to_begin
 
 REPLICAS = (1, 3, 10, 30, 100, 300, 1000)
 MODES: tuple[Mode, ...] = ("default", "tuned")
@@ -22,7 +22,9 @@ FULL = 0.6
 SLICE = 60
 """Replicas that are simulated at most where every part has grown with them."""
 FIRST_TOKEN_S = 2.0
-"""A good answer begins within this time."""
+"""A good streamed answer begins within this time."""
+WHOLE_S = 10.0
+"""A good answer that is not streamed is there within this time."""
 _OVERLOADED = 1.6  # there is nothing new to see beyond
 HEALTH_EVERY_S = 5.0
 """How often somebody asks each ingress for ``GET /health``."""
@@ -76,13 +78,12 @@ def demands(
     """
     costs = measured.modes[mode]
     picture = measured.pictures[workload.picture] if workload.picture else None
-    body_mb = picture.body_bytes / 1e6 if picture else 0.0
     found = {}
     for name, stage in (("proxy", costs.proxy), ("ingress", costs.ingress)):
-        streamed = stage.task + workload.chunks * stage.chunk
-        each = stage.whole if workload.tokens_per_chunk is None else streamed
-        found[name] = rate * (each + body_mb * stage.body_mb)
+        told = 0.0 if workload.tokens_per_chunk is None else workload.chunks * stage.chunk
+        found[name] = rate * (to_begin(stage, workload) + told)
     found["ingress"] += rate * routing_s(measured, workload, replicas)
+    found["ingress"] += rate * (picture.parse if picture else 0.0)
     if mode == "tuned":
         found["proxy"] /= HAPROXY_THREADS
     found["preprocessor"] = rate * (picture.prepare + picture.put) if picture else 0.0
@@ -146,6 +147,7 @@ def simulate(
         measured.controller, layout.replicas, layout.ingresses, scaling=layout.scaling
     )
     outcome.busy["controller"] = controlled.busy
+    within = WHOLE_S if workload.tokens_per_chunk is None else FIRST_TOKEN_S
     return Row(
         engine=engine.name,
         workload=workload.name,
@@ -153,7 +155,7 @@ def simulate(
         scaled=scaled,
         layout=layout,
         offered_per_s=rate,
-        goodput_per_s=outcome.goodput(FIRST_TOKEN_S) / share,
+        goodput_per_s=outcome.goodput(within) / share,
         refused=outcome.refused / max(1, len(outcome.tasks)),
         first_token_p50_s=outcome.first_token_s(0.5),
         first_token_p95_s=outcome.first_token_s(0.95),

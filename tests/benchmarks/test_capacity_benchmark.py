@@ -11,8 +11,9 @@ import simpy
 
 from benchmarks.capacity.controller import LOOP_S, control
 from benchmarks.capacity.costs import Measured, at
+from benchmarks.capacity.queues import Replica, Server, Task, bundles
 from benchmarks.capacity.scenarios import Engine, Layout, Workload, engines
-from benchmarks.capacity.simulation import Graph, Outcome, Replica, Server, Task, bundles
+from benchmarks.capacity.simulation import Graph, Outcome
 from benchmarks.capacity.sweep import TEXT, beside, demands, simulate
 
 RATE = 0.8  # tasks a second, each of which is one second of work
