@@ -165,8 +165,9 @@ def _busy(axes: Any, rows: Sequence[Row]) -> None:
         axis.set(xscale="log", xlabel="model replicas", ylabel="busy, % of each process")
         axis.set_title("as many of each as needed" if scaled else "one ingress, one proxy")
         axis.set_ylim(0, 150)
+        axis.set_xlim(0.8, 1.3 * max(REPLICAS))
         axis.grid(visible=True, alpha=0.3)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="lower right")
 
 
 def _first_token(axes: Any, rows: Sequence[Row]) -> None:
