@@ -124,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 # --- What is measured ----------------------------------------------------------------------------
 
 
-def _model_directory(model: str, folder: Path) -> Path:
+def model_directory(model: str, folder: Path) -> Path:
     """The demo model; or one whose pictures become up to 12 tiles of 448 pixels and a thumbnail, as
     InternVL's do. The processor needs no weights.
     """
@@ -146,7 +146,7 @@ def _change(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def _picture(kind: Kind, seed: tuple[int, int]) -> str:
+def make_picture(kind: Kind, seed: tuple[int, int]) -> str:
     """A picture in base64: shades and some noise, about as hard to decode as a photograph."""
     random = np.random.default_rng([_SEED, *seed])
     shades = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -194,12 +194,12 @@ def _direct_side(directory: Path) -> Callable[[str], np.ndarray]:
 
 
 def _measure(model: str, kind: str, options: argparse.Namespace, folder: Path) -> list[Row]:
-    directory = _model_directory(model, folder)
+    directory = model_directory(model, folder)
     sides = {DIRECT: _direct_side(directory), ENGINE: _engine_side(directory)}
     rows: list[Row] = []
     for index in range(-1, options.rounds):
         count = options.images if index >= 0 else 1
-        pictures = [_picture(KINDS[kind], (index + 1, number)) for number in range(count)]
+        pictures = [make_picture(KINDS[kind], (index + 1, number)) for number in range(count)]
         pixels: dict[str, np.ndarray] = {}
         for side, prepare in sides.items():
             wall, cpu = time.perf_counter(), time.process_time()
