@@ -149,8 +149,9 @@ class Dispatcher:
                 self.metrics.replayed(self._routes.choose(task).deployment)
                 again()
                 # At first at once: Ray knows already which replica has died. A replica whose
-                # process lives while its engine has stopped is found out by the next health check.
-                pause = REPLAY_PAUSE_S * losses
+                # process lives while its engine has stopped is replaced after three health checks,
+                # which the pauses together have to outlast.
+                pause = 2 * REPLAY_PAUSE_S * losses
                 losses += 1
             except Overloaded:
                 if losses == 0:

@@ -77,7 +77,9 @@ def test_a_rank_is_lost_in_mid_stream(server: tuple[str, int]) -> None:
             for line in response.iter_lines():
                 if not line.startswith("data: {"):
                     continue
-                for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                event = json.loads(line.removeprefix("data: "))
+                assert "choices" in event, event
+                for choice in event["choices"]:
                     text += choice["delta"].get("content", "")
                 if text and rank.is_running():
                     os.kill(rank.pid, signal.SIGKILL)
