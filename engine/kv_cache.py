@@ -199,33 +199,38 @@ class KVCache:
 
     def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
         """Copy the tokens ``start`` to ``stop`` of one sequence's pages into another's."""
-        slots: dict[torch.device, tuple[Slots, Slots]] = {}
-        for layer in self.layers.values():
-            if layer.device not in slots:
-                slots[layer.device] = (
-                    self.slots(source, start, stop, layer.device),
-                    self.slots(target, start, stop, layer.device),
-                )
-            read, write = slots[layer.device]
+        reads, writes = (
+            self._layer_slots(source, start, stop),
+            self._layer_slots(target, start, stop),
+        )
+        for (layer, read), (_, write) in zip(reads, writes, strict=True):
             for stored in (layer.keys, layer.values):
                 stored[write] = stored[read].clone()  # a slice is a view, not to be written from
 
     def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
         """Fill whole pages with random keys and values; for `engine.probe`."""
         generator = torch.Generator().manual_seed(seed)
-        slots = self.slots(pages, 0, len(pages) * self.page_size)
-        for layer in self.layers.values():
+        for layer, slots in self._layer_slots(pages, 0, len(pages) * self.page_size):
             for stored in (layer.keys, layer.values):
                 stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
 
     def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:
         """All bits of the tokens ``start`` to ``stop`` of a sequence; for `engine.probe`."""
-        slots = self.slots(pages, start, stop)
         return b"".join(
             bits_of(stored[slots])
-            for layer in self.layers.values()
+            for layer, slots in self._layer_slots(pages, start, stop)
             for stored in (layer.keys, layer.values)
         )
+
+    def _layer_slots(
+        self, pages: Sequence[int], start: int, stop: int
+    ) -> Iterator[tuple[LayerKV, Slots]]:
+        """Each layer with `slots` on its own device."""
+        on: dict[torch.device, Slots] = {}
+        for layer in self.layers.values():
+            if layer.device not in on:
+                on[layer.device] = self.slots(pages, start, stop, layer.device)
+            yield layer, on[layer.device]
 
     def check_integrity(self, owned: Sequence[Sequence[int]]) -> None:
         """Raise unless every page is free or owned exactly once (``owned``: each owner's pages)."""

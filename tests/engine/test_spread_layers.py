@@ -125,7 +125,7 @@ async def test_a_crowd_writes_what_generate_writes(
     assert card["layout"] == "layers:2 (0-0, 1-1)"
     assert card["lanes"] == ["batched", "exclusive"]
     alone = tiny_engine("qwen2", max_sequences=8).card()
-    assert "layout" not in alone
+    assert alone["layout"] is None
     assert card["row_counts"] == alone["row_counts"]
     assert card["system_fingerprint"] != alone["system_fingerprint"]
 
@@ -160,7 +160,9 @@ def bits_of(runner: Runner, cache: KVCache) -> list[torch.Tensor]:
     cache.copy(mine, copy, 0, 20)
     logits.append(run(20, mine, copy, decode=True))
     stored = [part for layer in cache.layers.values() for part in (layer.keys, layer.values)]
-    return [*logits, *stored]
+    cache.fill_randomly([8, 12], seed=1)  # as the probe of row counts does
+    drawn = torch.frombuffer(bytearray(cache.bits([8, 12], 3, PAGE + 5)), dtype=torch.uint8)
+    return [*logits, *stored, drawn]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
