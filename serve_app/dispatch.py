@@ -28,6 +28,7 @@ from serve_app.config import AppArgs
 from serve_app.failures import RETRY_AFTER_S, as_task_error
 from serve_app.listing import listing
 from serve_app.log_entry import entry
+from serve_app.own_name import own_actor
 from serve_app.refusals import Refusals
 from serve_app.replay import Delivered
 from serve_app.request_metrics import RequestMetrics
@@ -66,6 +67,7 @@ class Dispatcher:
         self._refusals = Refusals()
         self._stall_s = args.limits.stall_timeout_s
         self._created = int(time.time())
+        self._own_actor = own_actor()
         # By reference: the preprocessor's result is handed on as a pointer into the object store
         # and never enters this process. Both ends of the hand-over must say so.
         self._preprocessor = preprocessor.options(_by_reference=True)
@@ -182,7 +184,7 @@ class Dispatcher:
                 handle = handles[route.deployment, method]
                 if session:
                     handle = handle.options(session_id=session)
-                calls = handle.remote(text, pixels)
+                calls = handle.remote(text, pixels, self._own_actor)
                 while True:
                     silence = now() + self._stall_s
                     watched = replica is not None and silence < deadline

@@ -15,6 +15,15 @@ def own_name() -> str:
         return ""
 
 
+def own_actor() -> str:
+    """The name of this replica's actor; empty outside a cluster."""
+    try:
+        name: str = serve.get_replica_context().replica_id.to_full_id_str()
+    except RayServeException:
+        return ""
+    return name
+
+
 def request_id() -> str:
     """The id of the request that is being answered, as Ray Serve has it; elsewhere empty."""
     found: str = _get_serve_request_context().request_id

@@ -19,6 +19,7 @@ from engine.memory import estimate_bytes
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app import metrics
+from serve_app.callers import Callers
 from serve_app.config import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.failures import as_task_error
 from serve_app.own_name import own_name, request_id
@@ -59,35 +60,37 @@ class PoolReplica:
             max_wait_s=args.max_wait_s,
         )
         self._labels = {"deployment": args.deployment, "replica": own_name()}
+        self._callers = Callers()
 
     async def run(
-        self, task: Task, images: ImageInputs | None
+        self, task: Task, images: ImageInputs | None, caller: str = ""
     ) -> AsyncGenerator[TaskResponse | str, None]:
         """As `ModelReplica.run`; there is no sign of life before the model is loaded."""
-        async with aclosing(self._relayed("run", task, images)) as items:
+        async with aclosing(self._relayed("run", task, images, caller)) as items:
             async for item in items:
                 yield item
 
     async def stream(
-        self, task: Task, images: ImageInputs | None
+        self, task: Task, images: ImageInputs | None, caller: str = ""
     ) -> AsyncGenerator[StreamChunk | str, None]:
         """As `ModelReplica.stream`; there is no sign of life before the model is loaded."""
-        async with aclosing(self._relayed("stream", task, images)) as chunks:
+        async with aclosing(self._relayed("stream", task, images, caller)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def _relayed(
-        self, method: Literal["run", "stream"], task: Task, images: ImageInputs | None
+        self, method: Literal["run", "stream"], task: Task, images: ImageInputs | None, caller: str
     ) -> AsyncGenerator[Any, None]:
         """What the model's process yields; closing this cancels the task there."""
         async with self._child(task) as child:
             method_of_child = getattr(child.actor, method)
             items = method_of_child.options(num_returns="streaming").remote(
-                task, images, request_id()
+                task, images, log_id=request_id()
             )
             ended = False
             try:
                 async for item in items:
+                    self._callers.check(caller)
                     yield await item
                 ended = True
             finally:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from engine.engine import Engine
 from engine.images import ImageInputs
 from engine.outputs import collect
-from schema.errors import TaskArgsInvalid, TaskError
+from schema.errors import Cancelled, TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
+from serve_app.callers import Callers
 from serve_app.config import ModelArgs
 from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
 from serve_app.own_name import own_name, request_id
@@ -73,6 +74,7 @@ class ModelReplica:
             self._loaded = error
         self._configured_dtype = args.dtype
         self._name = own_name()
+        self._callers = Callers()
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
         self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
         self._ticker: Ticker | None = None
@@ -81,19 +83,26 @@ class ModelReplica:
             self._ticker = Ticker(metrics.record)
 
     async def run(
-        self, task: Task, images: ImageInputs | None, log_id: str | None = None
+        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
     ) -> AsyncGenerator[TaskResponse | str, None]:
         """The whole answer, after any number of signs of life (`HEARTBEAT_S`).
 
         An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
-        ``log_id`` is the request's id where Ray Serve does not know it: in a process of the pool.
+
+        Args:
+            task: without its pixels.
+            images: its pixels.
+            caller: `serve_app.own_name.own_actor` of who asks; when it dies, the task is cancelled.
+            log_id: the request's id where Ray Serve does not know it: in a process of the pool.
 
         Raises:
             TaskError: see `schema.errors`.
         """
         told: list[StreamChunk] = []
         # What comes before the end is kept back here: signs of life are all that it is good for.
-        async with aclosing(self._relay(task, images, log_id, lambda: HEARTBEAT_S)) as items:
+        async with aclosing(
+            self._relay(task, images, caller, log_id, lambda: HEARTBEAT_S)
+        ) as items:
             async for item in items:
                 if not isinstance(item, str):
                     told.append(item)
@@ -101,16 +110,16 @@ class ModelReplica:
         yield collect(told)
 
     async def stream(
-        self, task: Task, images: ImageInputs | None, log_id: str | None = None
+        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
     ) -> AsyncGenerator[StreamChunk | str, None]:
         """The answer as it is made, each chunk a JSON-ready dictionary; strings are signs of life.
 
-        Closing the iterator cancels the task. ``log_id``: see `run`.
+        Closing the iterator cancels the task. Arguments as those of `run`.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.
         """
-        async with aclosing(self._relay(task, images, log_id, self._spacing_s)) as items:
+        async with aclosing(self._relay(task, images, caller, log_id, self._spacing_s)) as items:
             async for item in items:
                 yield item
 
@@ -122,6 +131,7 @@ class ModelReplica:
         self,
         task: Task,
         images: ImageInputs | None,
+        caller: str,
         log_id: str | None,
         spacing_s: Callable[[], float],
     ) -> AsyncGenerator[StreamChunk | str, None]:
@@ -133,6 +143,7 @@ class ModelReplica:
             chunks = self._engine.stream(task, images, HEARTBEAT_S, log_id, spacing_s)
             async with aclosing(chunks):
                 async for chunk in chunks:
+                    self._callers.check(caller)
                     yield chunk if chunk["choices"] else self._name
 
     @property
@@ -202,7 +213,7 @@ class ModelReplica:
         try:
             yield
             outcome = "finished"
-        except (asyncio.CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit, Cancelled):
             outcome = "cancelled"
             raise
         finally:

@@ -31,7 +31,9 @@ def chunk(text: str, finish_reason: Any = None) -> StreamChunk:
 class ScriptedReplica:
     """Does what the task's first message says."""
 
-    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | str]:
+    async def run(
+        self, task: Task, images: Any, caller: str = ""
+    ) -> AsyncIterator[TaskResponse | str]:
         yield "replica"
         act = str(task.messages[0].content)
         await self._act(act)
@@ -43,7 +45,7 @@ class ScriptedReplica:
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }
 
-    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
         act = str(task.messages[0].content)
         if not act.startswith("later "):
             await self._act(act)

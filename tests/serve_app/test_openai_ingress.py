@@ -90,7 +90,7 @@ async def test_an_error_of_a_chat_after_the_first_chunk_is_the_last_event(
 class Unspeakable:
     """Its answer goes on with what no JSON in UTF-8 can carry."""
 
-    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
         yield chunk("a")
         yield chunk("\ud800", "stop")
 

@@ -48,10 +48,10 @@ class City(BaseModel):
 class WritingReplica:
     """Writes the last text of the user."""
 
-    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse]:
+    async def run(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[TaskResponse]:
         yield collect([chunk async for chunk in self.stream(task, images)])
 
-    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk]:
+    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
         assert task.answer_format == "message"
         seen.append(task)
         text = [message.text for message in task.messages if message.role == "user"][-1]

@@ -123,7 +123,9 @@ _runs: dict[str, int] = {}
 class LosingReplica:
     """Says what the task's script has for this run: a list of texts for every run."""
 
-    async def stream(self, task: Task, images: Any) -> AsyncIterator[StreamChunk | str]:
+    async def stream(
+        self, task: Task, images: Any, caller: str = ""
+    ) -> AsyncIterator[StreamChunk | str]:
         script = str(task.messages[0].content)
         run = _runs[script] = _runs.get(script, -1) + 1
         runs: list[Texts] = json.loads(script)
@@ -141,7 +143,9 @@ class LosingReplica:
             await asyncio.Event().wait()
         yield chunk(last, "stop")
 
-    async def run(self, task: Task, images: Any) -> AsyncIterator[TaskResponse | str]:
+    async def run(
+        self, task: Task, images: Any, caller: str = ""
+    ) -> AsyncIterator[TaskResponse | str]:
         yield "replica"
         made = [item async for item in self.stream(task, images)]
         yield collect([item for item in made if not isinstance(item, str)])
