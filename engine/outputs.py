@@ -177,13 +177,13 @@ class Mailbox:
 
         Args:
             patience_s: it waits no longer than this for news, and returns that there are none.
-            hold_s: before, it waits for so long even if there are news, unless they are the end.
+            hold_s: it waits for so long even if there are news, unless they are the end.
         """
         timers = []
         if hold_s > 0 and self._hold():
             timers.append(self._loop.call_later(hold_s, self._release))
         if patience_s is not None and not self._arrived.is_set():
-            timers.append(self._loop.call_later(hold_s + patience_s, self._arrived.set))
+            timers.append(self._loop.call_later(max(hold_s, patience_s), self._arrived.set))
         try:
             await self._arrived.wait()
         finally:

@@ -21,6 +21,7 @@ from engine.packing import Piece, upload
 
 _PAGE_MULTIPLE = 256
 _MAX_HEAD_DIM = 256
+_CAPABILITY = (8, 0)  # of flash attention, which it is
 _DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -28,6 +29,8 @@ def varlen_problem(shapes: Collection[KVShape], page_size: int, device: torch.de
     """Why the kernel does not take a cache of these shapes; None where it does."""
     if device.type != "cuda":
         return "it is a CUDA kernel"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _CAPABILITY:
+        return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
     if page_size % _PAGE_MULTIPLE:
         return f"page_size is {page_size}, not a multiple of {_PAGE_MULTIPLE}"
     for shape in shapes:
@@ -109,12 +112,16 @@ def varlen_batch(
     Args:
         cache: whose pages they are.
         pieces: the sequences' rows, in order.
-        num_rows: T. Rows behind the last piece are one more sequence, in the scratch page.
+        num_rows: T. Rows behind the last piece are one more sequence, in the scratch page; in a
+            decode step, where ``max_rows`` is 1, one each.
         max_rows: see `VarlenBatch`.
     """
     size = cache.page_size
     real = sum(piece.num_tokens for piece in pieces)
-    if padding := num_rows - real:
+    padding = num_rows - real
+    if padding and max_rows == 1:
+        pieces = [*pieces, *[Piece(0, 1, [cache.scratch_page])] * padding]
+    elif padding:
         scratch = [cache.scratch_page] * cache.pages_for(padding)
         pieces = [*pieces, Piece(0, padding, scratch)]
     slots = [

@@ -124,6 +124,7 @@ def follow(address: str, rank: int) -> None:
         listener = threading.Thread(target=_listen, args=(connection, calls), daemon=True)
         listener.start()
         follower = Follower(_load(invitation, rank, connection))
+        connection.send(Reply(None))  # it has its weights
         while (call := calls.get()) is not None:
             with suppress(UnsupportedAttentionError):  # rank 0 gets it too, and goes on
                 value = getattr(follower, call.name)(*call.args)

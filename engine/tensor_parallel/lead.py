@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 300.0  # a process imports torch and transformers, maybe from a slow disk
 _POLL_S = 0.5
 _REPLY_TIMEOUT_S = 300.0
+_LOAD_TIMEOUT_S = 3600.0  # a slow disk; a rank that ends is noticed at once
 _CLOSE_TIMEOUT_S = 10.0
 _REPORT_TIMEOUT_S = 1.0
 
@@ -123,7 +124,10 @@ class Lead:
             while len(self._connections) < len(self._processes):
                 self._accept(server, deadline)
         for connection in self._connections:
-            connection.send(Invitation(config, store))
+            try:
+                connection.send(Invitation(config, store))
+            except OSError as error:
+                raise TaskExecutionError(f"a rank has ended while it started: {error}") from None
         self._replies = [queue.SimpleQueue() for _ in self._connections]
         self._listener.start()
         self._take_replies()  # they have looked at their devices, and join now
@@ -143,6 +147,14 @@ class Lead:
             return
         accepted.setblocking(True)
         self._connections.append(Connection(accepted.detach()))
+
+    def wait_until_loaded(self) -> None:
+        """Until all ranks have their weights: from then on they are in step.
+
+        Raises:
+            RanksLostError: one could not load them.
+        """
+        self._take_replies(_LOAD_TIMEOUT_S)
 
     def close(self) -> None:
         """End the followers; nobody is waited for who does not answer. Idempotent."""
@@ -178,11 +190,11 @@ class Lead:
         self._send(Call(name, args, reply=True))
         return self._take_replies()
 
-    def _take_replies(self) -> list[Any]:
+    def _take_replies(self, timeout_s: float = _REPLY_TIMEOUT_S) -> list[Any]:
         values = []
         for rank, replies in enumerate(self._replies, start=1):
             with suppress(queue.Empty):
-                reply = replies.get(timeout=_REPLY_TIMEOUT_S)
+                reply = replies.get(timeout=timeout_s)
                 if reply is not None:
                     values.append(reply.value)
                     continue

@@ -55,6 +55,7 @@ class SplitRunner(Runner):
     def __init__(self, loaded: LoadedModel, image_cache_bytes: int, lead: Lead) -> None:
         super().__init__(loaded, image_cache_bytes)
         self._lead = lead
+        lead.wait_until_loaded()
         expect_step(loaded.model)
 
     def check_health(self) -> None:
