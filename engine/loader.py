@@ -150,23 +150,7 @@ def load_model(
         config = local
         if join is not None:
             join(config, device)
-        quantization = _quantization(config, hf_config)
-        with large_blocks_given_back() if quantization else nullcontext():
-            loaded: Any = auto_class.from_pretrained(
-                config.model,
-                config=hf_config,
-                dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
-                quantization_config=quantization,
-                **placement,
-                use_safetensors=True,
-                output_loading_info=True,
-                **_source(config),
-            )
-        model, found = loaded
-        keep_own_parts(model)
-        _refuse_random_weights(config, found["missing_keys"])
-        if is_original:
-            _refuse_other_weights(config, found["unexpected_keys"])
+        model = _read_weights(config, hf_config, auto_class, placement)
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
         if spread is not None:
@@ -191,6 +175,30 @@ def load_model(
         revision=source.commit,
         image_tag="<image>" if hf_config.model_type == "internvl" else None,
     )
+
+
+def _read_weights(
+    config: EngineConfig, hf_config: PreTrainedConfig, auto_class: Any, placement: dict[str, Any]
+) -> Any:
+    """The module, its weights where ``placement`` (arguments of ``from_pretrained``) says."""
+    quantization = _quantization(config, hf_config)
+    with large_blocks_given_back() if quantization else nullcontext():
+        loaded: Any = auto_class.from_pretrained(
+            config.model,
+            config=hf_config,
+            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+            quantization_config=quantization,
+            **placement,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_source(config),
+        )
+    model, found = loaded
+    keep_own_parts(model)
+    _refuse_random_weights(config, found["missing_keys"])
+    if auto_class is OriginalInternVL:
+        _refuse_other_weights(config, found["unexpected_keys"])
+    return model
 
 
 def load_processor(config: EngineConfig) -> PictureProcessor | None:

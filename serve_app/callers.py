@@ -50,7 +50,9 @@ class Callers:
         if not name:
             return
         now = time.monotonic()
-        caller = self._known.setdefault(name, _Caller(now + LOOK_EVERY_S))
+        caller = self._known.get(name)
+        if caller is None:
+            caller = self._known[name] = _Caller(now + LOOK_EVERY_S)
         if now >= caller.look_at:
             caller.look_at = math.inf  # one look at a time
             look = asyncio.get_running_loop().create_task(self._look(name, caller))
