@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+from engine import Engine
 from schema import Task
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.tiny_models import TEXT_KINDS, Kind
@@ -137,6 +140,24 @@ def actual(engine: Any, messages: list[dict[str, Any]], settings: dict[str, Any]
     """The texts of the engine."""
     response = engine.run_blocking(task(messages, settings))
     return [choice["message"]["content"] for choice in response["choices"]]
+
+
+async def check_crowd(engine: Engine, directory: Path, settings: Iterable[dict[str, Any]]) -> None:
+    """All settings and texts at once, twice: the second time prompts begin in the prefix cache."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    pairs = [(text, chosen) for chosen in settings for text in TEXTS]
+    want = [
+        expected(model, tokenizer, dict(tokenizer(text, return_tensors="pt")), chosen)
+        for text, chosen in pairs
+    ]
+    for _ in range(2):
+        responses = await asyncio.gather(
+            *(engine.run(task([{"role": "user", "content": text}], s)) for text, s in pairs)
+        )
+        got = [[choice["message"]["content"] for choice in r["choices"]] for r in responses]
+        assert got == want
+    assert engine.stats()["prefix_tokens_reused"] > 0
 
 
 @pytest.mark.parametrize("name", SETTINGS)

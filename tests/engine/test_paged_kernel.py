@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
 from engine.execution import Execution, InFlight
 from engine.sequence import Request
 from tests.engine.conftest import TinyModel
-from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
+from tests.engine.test_generate_oracle import SETTINGS, TEXTS, check_crowd, task
 from tests.engine.tiny_models import Kind
 from tests.engine.tiny_vision_models import VisionKind
 from tests.engine.vision_oracle import CONVERSATIONS, oracle, texts
@@ -110,20 +109,7 @@ async def test_a_crowd_writes_what_generate_writes(
     paged: Engine, kind: Kind, tiny_model: TinyModel
 ) -> None:
     """All settings and texts at once, twice: the second time prompts begin in the prefix cache."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model(kind))
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model(kind), dtype=torch.float32)
-    pairs = [(text, settings) for text in TEXTS for settings in SETTINGS.values()]
-    want = [
-        expected(model, tokenizer, dict(tokenizer(text, return_tensors="pt")), settings)
-        for text, settings in pairs
-    ]
-    for _ in range(2):
-        responses = await asyncio.gather(
-            *(paged.run(task([{"role": "user", "content": text}], s)) for text, s in pairs)
-        )
-        got = [[choice["message"]["content"] for choice in r["choices"]] for r in responses]
-        assert got == want
-    assert paged.stats()["prefix_tokens_reused"] > 0
+    await check_crowd(paged, tiny_model(kind), SETTINGS.values())
     paged.close()
     paged._loop.scheduler.check_integrity()
 

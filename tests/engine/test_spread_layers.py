@@ -6,7 +6,6 @@ boundary; and `TwoMemories` watches that no operation takes tensors of two stage
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.accelerate import expand_device_map
 
 from engine import EngineConfig
@@ -31,7 +30,7 @@ from engine.runner import Runner
 from engine.spread import Spread, Stage, balanced, connect, plan_spread, stage_devices
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
-from tests.engine.test_generate_oracle import SETTINGS, TEXTS, expected, task
+from tests.engine.test_generate_oracle import SETTINGS, check_crowd
 from tests.engine.test_paged_kernel import plain_varlen_attn
 from tests.engine.tiny_models import Kind
 from tests.engine.tiny_vision_models import VisionKind
@@ -106,21 +105,11 @@ async def test_a_crowd_writes_what_generate_writes(
 ) -> None:
     """All settings at once, twice: the second time prompts begin in the prefix cache."""
     engine = tiny_engine("qwen2", num_devices=2, split="layers", max_sequences=8)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model("qwen2"))
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model("qwen2"), dtype=torch.float32)
-    names = ("greedy", "everything", "all beams")
-    pairs = [(text, SETTINGS[name]) for text in TEXTS for name in names]
-    want = [
-        expected(model, tokenizer, dict(tokenizer(text, return_tensors="pt")), settings)
-        for text, settings in pairs
-    ]
-    for _ in range(2):
-        responses = await asyncio.gather(
-            *(engine.run(task([{"role": "user", "content": text}], s)) for text, s in pairs)
-        )
-        got = [[choice["message"]["content"] for choice in r["choices"]] for r in responses]
-        assert got == want
-    assert engine.stats()["prefix_tokens_reused"] > 0
+    await check_crowd(
+        engine,
+        tiny_model("qwen2"),
+        [SETTINGS[name] for name in ("greedy", "everything", "all beams")],
+    )
     card = engine.card()
     assert card["layout"] == "layers:2 (0-0, 1-1)"
     assert card["lanes"] == ["batched", "exclusive"]
