@@ -19,7 +19,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from engine.decode_attention import DecodeTokens, decode_tokens, has_kernel
 from engine.kv_cache import KVCache, KVShape
+from engine.packing import Piece, upload, write_slots
 
 PAGED = "paged_per_sequence"
 
@@ -145,9 +147,16 @@ class Segment:
         """Tokens of this sequence that the last row sees, itself included."""
         return self.start + self.num_rows
 
-    def mask(self, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-        """[num_rows, context], True where a row may look; None where every row sees everything."""
-        if self.num_rows == 1 and (sliding_window is None or self.context <= sliding_window):
+    def is_causal(self, sliding_window: int | None) -> bool:
+        """Whether a row sees the rows before it, itself, and nothing else: no mask is needed."""
+        within = sliding_window is None or self.context <= sliding_window
+        return within and not self.whole and (self.start == 0 or self.num_rows == 1)
+
+    def mask(
+        self, sliding_window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor | None:
+        """[num_rows, context], 0 where a row may look and -inf elsewhere; None if `is_causal`."""
+        if self.is_causal(sliding_window):
             return None
         rows = torch.arange(self.start, self.context, device=device)[:, None]
         columns = torch.arange(self.context, device=device)[None, :]
@@ -156,16 +165,22 @@ class Segment:
             visible[start - self.start : stop - self.start, start:stop] = True
         if sliding_window is not None:
             visible &= columns > rows - sliding_window
-        return visible
+        return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(
+            ~visible, -torch.inf
+        )
 
 
 @dataclass
 class PagedBatch:
-    """A packed batch over the KV cache. Rows beyond ``write_slots`` are padding."""
+    """A packed batch over the KV cache. Rows beyond ``write_slots`` are padding.
+
+    ``tokens`` are the rows that the compiled kernel takes, ``segments`` all others.
+    """
 
     cache: KVCache
     segments: Sequence[Segment]
     write_slots: torch.Tensor  # [real rows]: where each row's key and value go
+    tokens: DecodeTokens | None = None
     _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> PagedBatch:
@@ -176,7 +191,8 @@ class PagedBatch:
             else replace(segment, slots=segment.slots.to(device, non_blocking=True))
             for segment in self.segments
         ]
-        return PagedBatch(self.cache, segments, self.write_slots.to(device, non_blocking=True))
+        slots = self.write_slots.to(device, non_blocking=True)
+        return PagedBatch(self.cache, segments, slots, self.tokens)
 
     def attend(
         self,
@@ -192,54 +208,67 @@ class PagedBatch:
         stored = self.cache.layers[layer]
         real = len(self.write_slots)
         stored.write(self.write_slots, key[:, :real], value[:, :real])
-        attended = [
-            scaled_dot_product_attention(
-                queries,
-                *stored.read(segment.slots),
-                attn_mask=self._mask(index, segment, sliding_window, query.device),
-                scale=scaling,
-                enable_gqa=queries.shape[1] != key.shape[0],
-            )
-            for index, (segment, queries) in enumerate(
-                zip(self.segments, self._queries(query, key.shape[0]), strict=True)
-            )
-        ]
-        return self._rows(attended, query, value.shape[2])
-
-    def _queries(self, query: torch.Tensor, kv_heads: int) -> Sequence[torch.Tensor]:
-        """Each segment's queries: [1, H, rows, D], of a single row [1, K, H / K, D].
-
-        The heads that share a key/value head are rows of one product then: the same sums, over
-        keys that are read once instead of once a head (6 to 10 times faster at 7 heads a group).
-        """
-        num_heads, _, dim = query.shape
-        if all(segment.num_rows == 1 for segment in self.segments):
-            rows = query[:, : len(self.segments)].transpose(0, 1)
-            return rows.reshape(-1, 1, kv_heads, num_heads // kv_heads, dim).unbind(0)
-        return [
-            query[None, :, segment.rows]
-            if segment.num_rows > 1
-            else query[:, segment.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
-            for segment in self.segments
-        ]
-
-    def _rows(
-        self, attended: Sequence[torch.Tensor], query: torch.Tensor, dim: int
-    ) -> torch.Tensor:
-        """The segments' outputs as rows of the batch [T, H, D]; padding rows are zero."""
         num_heads, num_rows, _ = query.shape
-        rows = [
-            output.view(1, num_heads, dim) if segment.num_rows == 1 else output[0].transpose(0, 1)
-            for segment, output in zip(self.segments, attended, strict=True)
-        ]
-        padding = num_rows - len(self.write_slots)
-        return torch.cat([*rows, query.new_zeros(padding, num_heads, dim)])
+        output = query.new_empty(num_rows, num_heads, value.shape[2])
+        output[real:] = 0
+        if self.tokens is not None:
+            self.tokens.attend(
+                query, stored, output, scaling=scaling, sliding_window=sliding_window
+            )
+        for index, segment in enumerate(self.segments):
+            attended = scaled_dot_product_attention(
+                _queries(query, segment, len(key)),
+                *stored.read(segment.slots),
+                attn_mask=self._mask(index, segment, sliding_window, query),
+                is_causal=segment.num_rows > 1 and segment.is_causal(sliding_window),
+                scale=scaling,
+                enable_gqa=segment.num_rows > 1 and num_heads != len(key),
+            )
+            output[segment.rows] = (
+                attended.view(1, num_heads, -1)
+                if segment.num_rows == 1
+                else attended[0].transpose(0, 1)
+            )
+        return output
 
     def _mask(
-        self, index: int, segment: Segment, sliding_window: int | None, device: torch.device
+        self, index: int, segment: Segment, sliding_window: int | None, like: torch.Tensor
     ) -> torch.Tensor | None:
         """The segment's mask, computed once a forward instead of once a layer."""
         key = (index, sliding_window)
         if key not in self._masks:
-            self._masks[key] = segment.mask(sliding_window, device)
+            self._masks[key] = segment.mask(sliding_window, like.dtype, like.device)
         return self._masks[key]
+
+
+def _queries(query: torch.Tensor, segment: Segment, kv_heads: int) -> torch.Tensor:
+    """A segment's queries: [1, H, rows, D], of a single row [1, K, H / K, D].
+
+    The heads that share a key/value head are rows of one product then: the same sums, over
+    keys that are read once instead of once a head (6 to 10 times faster at 7 heads a group).
+    """
+    if segment.num_rows > 1:
+        return query[None, :, segment.rows]
+    num_heads, _, dim = query.shape
+    return query[:, segment.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
+
+
+def paged_batch(cache: KVCache, pieces: Sequence[Piece]) -> PagedBatch:
+    """Lay a batch out: pieces of a single token for the compiled kernel, where there is one."""
+    segments: list[Segment] = []
+    singles: dict[int, Piece] = {}
+    by_kernel = has_kernel(cache)
+    row = 0
+    for piece in pieces:
+        if piece.num_tokens == 1 and by_kernel:
+            singles[row] = piece
+        else:
+            slots = cache.slots(piece.pages, 0, piece.context)
+            segments.append(Segment(row, piece.num_tokens, piece.start, slots, piece.whole))
+        row += piece.num_tokens
+    return PagedBatch(
+        cache,
+        segments,
+        upload(write_slots(pieces, cache.page_size), cache.device),
+        decode_tokens(singles, cache.page_size) if singles else None,
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 from engine.config import EngineConfig
 from engine.formats.detect import MessageFormats
@@ -18,14 +19,16 @@ from engine.loader import LoadedModel
 from engine.memory import weight_bytes
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance")
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
 
 
 def device_name(device: torch.device) -> str:
-    """The kind of device, as its driver or kernel names it."""
+    """The kind of device, as its driver or compiler names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    # The compiler's name for it, because `engine.decode_attention` is compiled for it.
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability} {get_host_cpu_name()}"
 
 
 def directory_digest(directory: Path) -> str:

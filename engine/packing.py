@@ -49,6 +49,15 @@ def positions(pieces: Sequence[Piece], num_rows: int, axes: int) -> list[list[in
     return [row + [0] * (num_rows - len(row)) for row in rows]
 
 
+def write_slots(pieces: Sequence[Piece], page_size: int) -> list[int]:
+    """Where the keys and values of all tokens of the pieces go (`engine.kv_cache`)."""
+    return [
+        piece.pages[token // page_size] * page_size + token % page_size
+        for piece in pieces
+        for token in range(piece.start, piece.context)
+    ]
+
+
 def upload(
     values: Sequence[float] | Sequence[Sequence[int]],
     device: torch.device,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from engine.attention import PAGED, Attend, PagedBatch, Segment, ShapeRecorder, SpreadBatch
+from engine.attention import PAGED, Attend, PagedBatch, ShapeRecorder, SpreadBatch, paged_batch
 from engine.graphs import DecodeGraphs
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
@@ -79,6 +79,7 @@ class Runner:
         self._paged_kernel = False
         self._graphs: DecodeGraphs | None = None
         self._max_rows = 0
+        self._logits: torch.Tensor | None = None
 
     @property
     def cache(self) -> KVCache:
@@ -208,7 +209,7 @@ class Runner:
             decode: the pieces are single tokens, and ``num_keep`` is ``num_rows``.
 
         Returns:
-            float32 logits [len(keep), vocab]; the next decode step may overwrite them.
+            float32 logits [len(keep), vocab]; the next forward may overwrite them.
         """
         kept = [*keep, *[0] * (num_keep - len(keep))]
         if self._graphs is not None and decode:
@@ -229,7 +230,7 @@ class Runner:
         if self._paged_kernel:
             batch = varlen_batch(self.cache, pieces, num_rows, max_rows)
         else:
-            batch = self._per_sequence(pieces)
+            batch = paged_batch(self.cache, pieces)
         if self._spread is None:
             return batch
         first, *others = self._spread.stages
@@ -251,8 +252,20 @@ class Runner:
             use_cache=False,
             batch=batch,
         )
-        logits: torch.Tensor = output.logits[0].to(torch.float32, copy=True)
-        return logits
+        return self._float_logits(output.logits[0])
+
+    def _float_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """[rows, vocab] as float32, in a tensor that the model does not use.
+
+        A CPU keeps that tensor: the C library would give back 40 MB (64 rows of 152,000 tokens)
+        after each step, and the kernel would clear them for the next one.
+        """
+        if logits.is_cuda:  # torch keeps the device's memory anyway, and graphs have their own
+            return logits.to(torch.float32, copy=True)
+        rows, vocab = logits.shape
+        if self._logits is None or len(self._logits) < rows:
+            self._logits = torch.empty(rows, vocab)
+        return self._logits[:rows].copy_(logits)
 
     def _decode_forward(
         self,
@@ -263,15 +276,6 @@ class Runner:
     ) -> torch.Tensor:
         return self._run(self.vision.inputs(token_ids[None], None), positions, keep, batch)
 
-    def _per_sequence(self, pieces: Seq[Piece]) -> PagedBatch:
-        segments: list[Segment] = []
-        row = 0
-        for piece in pieces:
-            slots = self.cache.slots(piece.pages, 0, piece.context)
-            segments.append(Segment(row, piece.num_tokens, piece.start, slots, piece.whole))
-            row += piece.num_tokens
-        return PagedBatch(self.cache, segments, self._write_slots(segments))
-
     @torch.inference_mode()
     def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:
         """The model's own forward on a whole prompt, float32 [tokens, vocab]; for the lane
@@ -280,17 +284,6 @@ class Runner:
         ids = torch.tensor([list(token_ids)], device=self.device)
         logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits[0].float()
-
-    def _write_slots(self, segments: Seq[Segment]) -> torch.Tensor:
-        """Where the rows' keys and values go: the last ``num_rows`` slots of every segment."""
-        parts = []
-        for segment in segments:
-            if isinstance(segment.slots, slice):
-                stop = segment.slots.stop
-                parts.append(torch.arange(stop - segment.num_rows, stop, device=self.device))
-            else:
-                parts.append(segment.slots[segment.start :])
-        return torch.cat(parts)
 
     def _chunk_piece(self, chunk: PrefillChunk) -> Piece:
         request, start, stop = chunk.request, chunk.start, chunk.stop

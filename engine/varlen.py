@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from engine.kv_cache import KVCache, KVShape
-from engine.packing import Piece, upload
+from engine.packing import Piece, upload, write_slots
 
 _PAGE_MULTIPLE = 256
 _MAX_HEAD_DIM = 256
@@ -116,7 +116,6 @@ def varlen_batch(
             decode step, where ``max_rows`` is 1, one each.
         max_rows: see `VarlenBatch`.
     """
-    size = cache.page_size
     real = sum(piece.num_tokens for piece in pieces)
     padding = num_rows - real
     if padding and max_rows == 1:
@@ -124,13 +123,10 @@ def varlen_batch(
     elif padding:
         scratch = [cache.scratch_page] * cache.pages_for(padding)
         pieces = [*pieces, Piece(0, padding, scratch)]
-    slots = [
-        p.pages[i // size] * size + i % size for p in pieces for i in range(p.start, p.context)
-    ]
     starts = [0, *accumulate(piece.num_tokens for piece in pieces)]
     return VarlenBatch(
         cache,
-        write_slots=upload(slots, cache.device),
+        write_slots=upload(write_slots(pieces, cache.page_size), cache.device),
         row_starts=upload(starts, cache.device, torch.int32),
         contexts=upload([piece.context for piece in pieces], cache.device, torch.int32),
         block_table=upload(block_table(cache, pieces), cache.device, torch.int32),

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention import PagedBatch, Segment
+from engine.attention import paged_batch
 from engine.kv_cache import KVCache, KVShape
+from engine.packing import Piece
 
 PAGE = 4
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -130,7 +131,7 @@ def test_attention_has_the_same_bits_wherever_the_pages_lie(
         made.layers[0].keys[slots] = past[0]
         made.layers[0].values[slots] = past[1]
         new = torch.tensor(slot_list(made, pages, start, context))
-        batch = PagedBatch(made, [Segment(0, rows, start, slots)], new)
+        batch = paged_batch(made, [Piece(start, rows, pages)])
         outputs.append(batch.attend(0, query, key, value, scaling=None, sliding_window=window))
         assert torch.equal(made.layers[0].keys[new], key.transpose(0, 1))
     assert torch.equal(*outputs)
