@@ -82,8 +82,10 @@ class DecodeTokens:
         scale = query.shape[2] ** -0.5 if scaling is None else scaling
         window = _UNBOUNDED if sliding_window is None else sliding_window
         view = _ELEMENTS[query.dtype][0]
-        numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        _compiled(query.dtype)(
+        kernel = _compiled(query.dtype)
+        threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        numba.set_num_threads(threads)
+        kernel(
             query.view(view).numpy(),
             stored.keys.transpose(0, 1).view(view).numpy(),
             stored.values.transpose(0, 1).view(view).numpy(),
@@ -124,6 +126,9 @@ def _compiled(dtype: torch.dtype) -> Callable[..., None]:
         types.int64,
         element[:, :, ::1],
     )
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
+    torch.set_num_threads(threads)
     options: dict[str, Any] = {"parallel": True, "nogil": True, "fastmath": _FAST_MATH}
     try:
         kernel: Callable[..., None] = numba.njit(signature, cache=True, **options)(_attend)

@@ -12,10 +12,9 @@ dropped, and its keys and values went to pages that its task had reserved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -35,7 +34,8 @@ from schema.errors import EngineStopped, OutOfMemory, TaskError, TaskExecutionEr
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item", PrefillChunk, Request)
+Item = PrefillChunk | Request
+"""What has rows in a forward."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,22 @@ class Execution:
     # --- A step ----------------------------------------------------------------------------------
 
     def launch(self) -> list[InFlight]:
-        """Prefill a chunk of every new prompt and decode a token of every running sequence."""
+        """Prefill chunks of new prompts and decode a token of every running sequence.
+
+        In one forward where that gives the same bits: it reads the weights once, and a product of
+        a few rows, which waits for memory, becomes part of one that does not.
+        """
+        decoding = self._scheduler.decoding()
+        if decoding and self.row_counts.one_class:
+            rows = sum(len(request.to_decode) for request in decoding)
+            chunks = self._scheduler.prefill_chunks(beside=rows)
+            # A picture's features are found their places by the ids of tokens, which an answer
+            # may contain too.
+            if chunks and all(chunk.request.features is None for chunk in chunks):
+                return self._isolated([*chunks, *decoding])
         return [
-            *self._isolated(self._scheduler.prefill_chunks(), self._prefill),
-            *self._isolated(self._scheduler.decoding(), self._decode),
+            *self._isolated(self._scheduler.prefill_chunks()),
+            *self._isolated(self._scheduler.decoding()),
         ]
 
     def finish(self, launched: InFlight) -> None:
@@ -170,15 +182,24 @@ class Execution:
             sequence.last_token = token
             sequence.num_picked += 1
 
-    def _prefill(self, chunks: Sequence[PrefillChunk]) -> list[InFlight]:
-        """Prefill chunks, of different requests, in one forward."""
-        logits = iter(self._runner.prefill(chunks, self.row_counts))
+    def _forward(self, items: Sequence[Item]) -> list[InFlight]:
+        """Run chunks of prompts and running requests in one forward, and pick what follows."""
+        chunks = [item for item in items if isinstance(item, PrefillChunk)]
+        groups = [(item, item.to_decode) for item in items if isinstance(item, Request)]
+        batch = [(request, answer) for request, answers in groups for answer in answers]
+        logits = self._runner.step(chunks, batch, self.row_counts)
         asked: list[Asked | Proposed] = []
+        row = 0
         for chunk in chunks:
             chunk.request.num_prefilled = chunk.stop
             if chunk.is_last:
                 with self._blame([chunk.request]):
-                    asked.append(self._first(chunk.request, next(logits)))
+                    asked.append(self._first(chunk.request, logits[row]))
+                row += 1
+        for request, answers in groups:
+            with self._blame([request]):
+                asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
+            row += len(answers)
         return self._pick(asked)
 
     def _first(self, request: Request, logits: torch.Tensor) -> Asked | Proposed:
@@ -190,19 +211,6 @@ class Execution:
             self._lane.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
         request.status = Status.DECODE
         return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
-
-    def _decode(self, requests: Sequence[Request]) -> list[InFlight]:
-        """One token for every running sequence of some requests, in one forward."""
-        groups = [(request, request.to_decode) for request in requests]
-        batch = [(request, answer) for request, answers in groups for answer in answers]
-        logits = self._runner.decode(batch, self.row_counts)
-        asked: list[Asked | Proposed] = []
-        row = 0
-        for request, answers in groups:
-            with self._blame([request]):
-                asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
-            row += len(answers)
-        return self._pick(asked)
 
     @staticmethod
     def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked | Proposed:
@@ -248,9 +256,7 @@ class Execution:
 
     # --- Faults ----------------------------------------------------------------------------------
 
-    def _isolated(
-        self, items: Sequence[Item], run: Callable[[Sequence[Item]], list[InFlight]]
-    ) -> list[InFlight]:
+    def _isolated(self, items: Sequence[Item]) -> list[InFlight]:
         """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
@@ -259,18 +265,20 @@ class Execution:
         if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
             for item in items:
                 with self._blame([_request_of(item)]):
-                    picked += run(items)
+                    picked += self._forward(items)
             return picked
         try:
-            picked += run(items)
+            picked += self._forward(items)
         except torch.AcceleratorError:
             with self._blame([_request_of(item) for item in items]):
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
             for item in items:
-                with self._blame([_request_of(item)]):
-                    picked += run([item])
+                request = _request_of(item)
+                if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
+                    with self._blame([request]):
+                        picked += self._forward([item])
         return picked
 
     @contextmanager
@@ -297,5 +305,5 @@ def _fail(requests: Sequence[Request], error: TaskError) -> None:
         request.fail(error)
 
 
-def _request_of(item: PrefillChunk | Request) -> Request:
+def _request_of(item: Item) -> Request:
     return item if isinstance(item, Request) else item.request

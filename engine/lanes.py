@@ -96,7 +96,9 @@ def _row_counts(
     # A picture that is prefilled whole may be longer than a chunk.
     prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
     if not config.deterministic:
-        return any_row_counts(config.max_sequences, prefill_rows)
+        return any_row_counts(
+            runner, max_sequences=config.max_sequences, prefill_chunk=prefill_rows
+        )
     return find_row_counts(
         runner,
         vocab_size=_vocab_size(loaded),

@@ -1,6 +1,6 @@
 """The engine's thread: the step loop, and the queue in front of it.
 
-A step prefills a chunk of every new prompt, then decodes one token of every running sequence
+A step prefills chunks of new prompts and decodes one token of every running sequence
 (`engine.execution`). All that touches the model or the cache happens on this thread; callers hand
 requests over through `EngineLoop.submit` and hear of them through their sink.
 """

@@ -44,21 +44,24 @@ class ProbeFailedError(RuntimeError):
 
 
 def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
-    """Row counts worth probing: 2, 3, 4, 6, 8, 12 ... and quarters of a chunk, up to two chunks.
+    """Row counts worth probing: 2, 3, 4, 6, 8, 12 ... and eighths of a chunk, up to two chunks.
 
     At most a third of a small batch is padding then, and little of a large one. One row is left
     out: it takes another kernel almost everywhere, and two rows cost the same.
     """
     largest = max(2 * prefill_chunk, max_sequences)
     steps = {k << i for i in range(largest.bit_length()) for k in (2, 3)}
-    steps.update(range(prefill_chunk, largest + 1, max(prefill_chunk // 4, 1)))
+    eighth = max(prefill_chunk // 8, 1)
+    steps.update(range(eighth, largest + 1, eighth))
     return tuple(sorted(n for n in steps | {max_sequences, prefill_chunk} if 2 <= n <= largest))
 
 
-def any_row_counts(max_sequences: int, prefill_chunk: int) -> RowCounts:
+def any_row_counts(runner: Runner, *, max_sequences: int, prefill_chunk: int) -> RowCounts:
     """Every row count, agreeing or not: no padding and no promise."""
     return RowCounts(
-        decode=tuple(range(1, max_sequences + 1)), prefill=tuple(range(1, 2 * prefill_chunk + 1))
+        decode=tuple(range(1, max_sequences + 1)),
+        prefill=tuple(range(1, 2 * prefill_chunk + 1)),
+        one_class=not runner.decodes_apart,
     )
 
 
@@ -84,7 +87,12 @@ def find_row_counts(
         raise ProbeFailedError("a row's result depends on its position or on the other rows")
     logger.info("row counts that agree bit for bit: decode %s, prefill %s", decode, prefill)
     used = decode[: bisect_left(decode, max_sequences) + 1]
-    return RowCounts(decode, prefill, faster=_faster(_timed(decode_probe, used)))
+    return RowCounts(
+        decode,
+        prefill,
+        one_class=decode == prefill and not runner.decodes_apart,
+        faster=_faster(_timed(decode_probe, used)),
+    )
 
 
 def _classes(probe: _Probe, candidates: Sequence[int]) -> list[list[int]]:

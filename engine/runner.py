@@ -31,13 +31,14 @@ from engine.vision import Features, Vision, joined
 class RowCounts:
     """Row counts at which a forward may run, ascending. `engine.probe` finds them.
 
-    Within each tuple all counts give the same bits. Where both tuples belong to one class, keys and
-    values written by prefill and by decode are the same bits too. ``faster`` names, for a decode
-    count, a larger one that takes less time; it decides nothing but speed.
+    Within each tuple all counts give the same bits. Where ``one_class`` says so, they are the same
+    in both: tokens that are decoded may then share a forward with chunks of prompts. ``faster``
+    names, for a decode count, a larger one that takes less time; it decides nothing but speed.
     """
 
     decode: tuple[int, ...]
     prefill: tuple[int, ...]
+    one_class: bool = False
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     def for_decode(self, rows: int) -> int:
@@ -150,41 +151,46 @@ class Runner:
         """Switch the language model's attention; vision towers keep their own."""
         self._model.get_decoder().set_attn_implementation(implementation)
 
-    def prefill(self, chunks: Seq[PrefillChunk], counts: RowCounts) -> torch.Tensor:
-        """Prefill chunks of different requests; logits [number of last chunks, vocab] in order."""
-        token_ids: list[int] = []
-        pieces: list[Piece] = []
-        for chunk in chunks:
-            token_ids += chunk.request.prompt.token_ids[chunk.start : chunk.stop]
-            pieces.append(self._chunk_piece(chunk))
+    def step(
+        self,
+        chunks: Seq[PrefillChunk],
+        decoding: Seq[tuple[Request, Sequence]],
+        counts: RowCounts,
+    ) -> torch.Tensor:
+        """Prefill chunks of different requests and decode one token of every sequence, at once.
+
+        Args:
+            chunks: may be none, as may be ``decoding``; both only if ``counts.one_class``.
+            decoding: sequences with the requests that they belong to.
+            counts: at which the forward may run.
+
+        Returns:
+            Logits [last chunks of prompts and sequences, vocab], in order.
+        """
+        prompts = [t for c in chunks for t in c.request.prompt.token_ids[c.start : c.stop]]
+        pieces = [self._chunk_piece(chunk) for chunk in chunks]
         ends = accumulate(piece.num_tokens for piece in pieces)
         keep = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
-        # The head runs at a decode count in both kinds of forward, so that the first token's logits
-        # come from the same class as all others.
-        return self.forward(
-            upload(token_ids, self.device),
-            pieces,
-            num_rows=counts.for_prefill(len(token_ids)),
-            keep=keep,
-            num_keep=counts.for_decode(len(keep)),
-        )
-
-    def decode(self, batch: Seq[tuple[Request, Sequence]], counts: RowCounts) -> torch.Tensor:
-        """One step of every sequence; logits [len(batch), vocab] in order."""
-        pieces: list[Piece] = []
-        for request, sequence in batch:
+        keep += range(len(prompts), len(prompts) + len(decoding))
+        token_ids = [upload(prompts, self.device)] if prompts else []
+        for request, sequence in decoding:
             start = request.prompt_tokens + sequence.num_picked - 1
             pieces.append(Piece(start, 1, sequence.pages, rotary=request.rotary))
-        last_tokens = [sequence.last_token for _, sequence in batch]
-        num_rows = counts.for_decode(len(batch))
-        return self.forward(
+        if decoding:
+            picked = [sequence.last_token for _, sequence in decoding]
             # What is not a token (`engine.sampler`) ends its task, but later.
-            torch.stack([token for token in last_tokens if token is not None]).clamp_(min=0),
+            token_ids.append(torch.stack([t for t in picked if t is not None]).clamp_(min=0))
+        # The head runs at a decode count in all kinds of forward, so that the first token's logits
+        # come from the same class as all others.
+        num_keep = counts.for_decode(len(keep))
+        num_rows = len(prompts) + len(decoding)
+        return self.forward(
+            torch.cat(token_ids),
             pieces,
-            num_rows=num_rows,
-            keep=range(len(batch)),
-            num_keep=num_rows,
-            decode=True,
+            num_rows=counts.for_prefill(num_rows) if chunks else num_keep,
+            keep=keep,
+            num_keep=num_keep,
+            decode=not chunks,
         )
 
     @torch.inference_mode()

@@ -98,23 +98,29 @@ class Scheduler:
         request.status = Status.PREFILL
         return request
 
-    def prefill_chunks(self) -> list[PrefillChunk]:
-        """The next chunk of every prompt being prefilled, as far as one forward holds them.
+    def prefill_chunks(self, beside: int = 0) -> list[PrefillChunk]:
+        """The next chunks of the prompts being prefilled, as far as one forward holds them.
 
         A prompt is cut at multiples of the chunk size from its own start, whoever else is there, so
-        that its keys and values are a function of the prompt alone.
+        that its keys and values are a function of the prompt alone. Several chunks of one prompt
+        are attended to one by one: a layer writes the keys and values of all before it reads any.
+
+        Args:
+            beside: rows of that forward that are not of prompts.
         """
         chunks: list[PrefillChunk] = []
-        rows_left = self._max_prefill_rows
+        rows_left = self._max_prefill_rows - beside
         for request in self.running:
             if request.status != Status.PREFILL or not request.settings.batched:
                 continue
             start = request.num_prefilled
-            stop = request.prompt.chunk_stop(start, self._prefill_chunk)
-            if stop - start > rows_left:
-                break
-            rows_left -= stop - start
-            chunks.append(PrefillChunk(request, start, stop))
+            while start < request.prompt_tokens:
+                stop = request.prompt.chunk_stop(start, self._prefill_chunk)
+                if stop - start > rows_left:
+                    return chunks
+                rows_left -= stop - start
+                chunks.append(PrefillChunk(request, start, stop))
+                start = stop
         return chunks
 
     def decoding(self) -> list[Request]:

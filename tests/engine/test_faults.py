@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -63,15 +63,16 @@ async def test_a_failing_forward_ends_only_the_guilty(
     alone = [shared.run_blocking(one) for one in innocent]
 
     engine = Engine(shared.config)
-    forward: Callable[..., torch.Tensor] = getattr(engine._loop.assembly.runner, stage)
+    step = engine._loop.assembly.runner.step
 
-    def failing(batch: Sequence[Any], *rest: Any) -> torch.Tensor:
-        requests = [b.request if stage == "prefill" else b[0] for b in batch]
+    def failing(chunks: Sequence[Any], decoding: Sequence[Any], *rest: Any) -> torch.Tensor:
+        prefilled, decoded = [c.request for c in chunks], [request for request, _ in decoding]
+        requests = prefilled if stage == "prefill" else decoded
         if any(is_guilty(engine, request.prompt.token_ids) for request in requests):
             raise fault
-        return forward(batch, *rest)
+        return step(chunks, decoding, *rest)
 
-    monkeypatch.setattr(engine._loop.assembly.runner, stage, failing)
+    monkeypatch.setattr(engine._loop.assembly.runner, "step", failing)
     tasks = [*innocent[:3], task(GUILTY, 0, num_beams), *innocent[3:]]
     results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
     assert isinstance(results.pop(3), expected)
@@ -91,10 +92,14 @@ async def test_a_lost_device_ends_everything_and_is_reported(
     """After it the process is of no use: health checks must say so."""
     engine = Engine(tiny_engine("qwen2").config)
 
-    def lost(*_: Any) -> torch.Tensor:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    step = engine._loop.assembly.runner.step
 
-    monkeypatch.setattr(engine._loop.assembly.runner, "decode", lost)
+    def lost(chunks: Sequence[Any], decoding: Sequence[Any], *rest: Any) -> torch.Tensor:
+        if decoding:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return step(chunks, decoding, *rest)
+
+    monkeypatch.setattr(engine._loop.assembly.runner, "step", lost)
     results = await asyncio.gather(*(outcome(engine, task(str(n))) for n in range(3)))
     assert [type(result) for result in results] == [EngineStopped] * 3  # run again elsewhere
     with pytest.raises(EngineStopped, match="illegal memory access"):

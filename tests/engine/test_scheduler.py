@@ -98,7 +98,12 @@ class FakeLoop:
                 request.tell([])
         batched = [request for request in scheduler.running if request.settings.batched]
         assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
-        chunks = scheduler.prefill_chunks()
+        beside = sum(len(request.to_decode) for request in scheduler.decoding())
+        chunks = scheduler.prefill_chunks(beside=beside)
+        if chunks:
+            assert beside + sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
+        else:  # they run apart from the others, so that prompts always get on
+            chunks = scheduler.prefill_chunks()
         assert sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
         for chunk in chunks:
             self._prefill(chunk)
