@@ -1,8 +1,8 @@
 """Inference, free of Ray and HTTP: `Engine` serves one model, `run_task` runs one task."""
 
-from engine.openmp import sleep_soon
+from engine.environment import prepare
 
-sleep_soon()  # before anything below imports torch
+prepare()  # before anything below imports torch
 
 from engine.config import EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.openmp import sleep_soon
+from engine.environment import prepare
 
 
 def display(module: str, **environment: str) -> str:
@@ -26,7 +26,7 @@ def display(module: str, **environment: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux only")
 def test_a_replica_waits_for_moments_only() -> None:
     """Nothing that a replica imports before the engine loads libgomp with its own setting."""
-    assert "GOMP_SPINCOUNT = '20000'" in display("serve_app.replica")
+    assert "GOMP_SPINCOUNT = '10000'" in display("serve_app.replica")
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
@@ -35,5 +35,5 @@ def test_what_the_operator_says_stands(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(name, "7")
     monkeypatch.delitem(sys.modules, "torch")  # as if it was not loaded yet
     before = dict(os.environ)
-    sleep_soon()
+    prepare()
     assert dict(os.environ) == before
