@@ -158,8 +158,8 @@ def measure_machine() -> Machine:
     flops["int8"] = 2 * n**3 / _best(partial(torch._int_mm, a, b))
     buffer = torch.ones(_READ_BYTES // 4)
     vector = torch.ones(n)
-    reads = [buffer.sum, partial(torch.mv, buffer.view(-1, n), vector)]
-    return Machine(flops, _READ_BYTES / min(map(_best, reads)))
+    reads: list[Callable[[], object]] = [buffer.sum, partial(torch.mv, buffer.view(-1, n), vector)]
+    return Machine(flops, _READ_BYTES / min(_best(read) for read in reads))
 
 
 def _best(call: Callable[[], object]) -> float:
@@ -245,10 +245,15 @@ def _group_seconds(
     ):  # the first warms up: bitsandbytes packs its weights in it
         for call in calls:
             x = inputs[call.modules[0].in_features]
-            taken = _seconds(lambda x=x, call=call: [module(x) for module in call.modules])
+            taken = _seconds(partial(_run, call, x))
             if round_index > 0:
                 seconds[call.group].append(taken)
     return {name: _usual(times) * len(times) / rounds for name, times in seconds.items()}
+
+
+def _run(call: _Call, x: torch.Tensor) -> None:
+    for module in call.modules:
+        module(x)
 
 
 def _usual(times: Sequence[float]) -> float:
