@@ -1,8 +1,8 @@
 """Measures what a model's matrix products cost on this CPU: ``python -m benchmarks.products``.
 
-First the machine: the fastest large products in bfloat16, float32 and INT8, and the fastest read of
-a buffer that no cache holds. Then, for each way in which the engine holds weights, the products of
-one forward at several numbers of rows. The model is loaded by the engine's own loader and its
+The machine itself: the fastest large products in bfloat16, float32 and INT8, and the fastest read
+of a buffer that no cache holds. Then, for each way in which the engine holds weights, the products
+of one forward at several numbers of rows. The model is loaded by the engine's own loader and its
 layers are called one after the other, each with its own weights, so none is found in a cache. They
 stand beside the roofline: no product takes less time than reading its weights, nor less than its
 operations at the machine's peak. bitsandbytes' NF4 computes in bfloat16; its roofline does too.
@@ -14,14 +14,13 @@ moments disturbs little. Prints a table; writes ``products.json`` and ``products
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import aligned, pyplot, say
+from benchmarks.products_report import Group, Machine, Row, save, table
+from benchmarks.report import say
 from benchmarks.workload import GEOMETRIES, save_model
 from engine import EngineConfig
 from engine.determinism import make_deterministic
@@ -65,7 +65,7 @@ class HeldAs:
     dtype: Dtype
     quantize_bits: QuantizeBits | None
     packed: bool
-    peak: str
+    computes_in: str
 
 
 PATHS = {
@@ -76,27 +76,6 @@ PATHS = {
     "NF4": HeldAs("bfloat16", 4, True, "bfloat16"),
     "INT8": HeldAs("bfloat16", 8, True, "int8"),
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine can do: operations a second by type, bytes read a second."""
-
-    flops: dict[str, float]
-    bandwidth: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """The products of one forward. ``groups`` has the seconds of each kind of layer, all layers."""
-
-    path: str
-    rows: int
-    seconds: float
-    roofline_s: float
-    flop: float
-    weight_bytes: int
-    groups: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -122,10 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in options.paths:
                 if PATHS[name].dtype == dtype:
                     say(f"{name} ...")
-                    rows += _measure(name, directory, options.rows, options.rounds, machine)
+                    rows += _measure(name, directory, options.rows, options.rounds)
+                    machine = machine.best(measure_machine())
     rows.sort(key=lambda row: options.paths.index(row.path))
-    print(_table(machine, rows))
-    print("written:", *_save(options, machine, rows))
+    about = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "geometry": options.geometry,
+        "threads": options.threads,
+        "architecture": platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
+    }
+    print(table(machine, rows))
+    print("written:", *save(options.out, about, machine, rows))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -176,9 +163,7 @@ def _seconds(call: Callable[[], object]) -> float:
 # --- The model -----------------------------------------------------------------------------------
 
 
-def _measure(
-    name: str, directory: str, counts: Sequence[int], rounds: int, machine: Machine
-) -> Iterator[Row]:
+def _measure(name: str, directory: str, counts: Sequence[int], rounds: int) -> Iterator[Row]:
     """All row counts of one path. The model is dropped at the end."""
     path = PATHS[name]
     config = EngineConfig(
@@ -192,22 +177,17 @@ def _measure(
     if path.packed and not prepack(loaded.model, trial=Runner(loaded, 0).kv_shapes):
         raise RuntimeError("the model's weights could not be prepacked")
     calls = list(_calls(loaded.model))
-    flop = 2 * sum(call.weights for call in calls)
-    nbytes = sum(call.weight_bytes for call in calls)
     for rows in counts:
-        groups = _group_seconds(calls, rows, rounds, getattr(torch, path.dtype))
-        roofline = sum(
-            max(
-                call.weight_bytes / machine.bandwidth,
-                2 * call.weights * rows / machine.flops[_peak(path, call)],
-            )
-            for call in calls
-        )
-        yield Row(name, rows, sum(groups.values()), roofline, flop * rows, nbytes, groups)
-
-
-def _peak(path: HeldAs, call: _Call) -> str:
-    return path.dtype if call.group == "head" else path.peak  # the head is never quantized
+        seconds = _group_seconds(calls, rows, rounds, getattr(torch, path.dtype))
+        groups = {}
+        for name_of_group, taken in seconds.items():
+            own = [call for call in calls if call.group == name_of_group]
+            # The head is never quantized.
+            dtype = path.dtype if name_of_group == "head" else path.computes_in
+            flop = 2.0 * rows * sum(call.weights for call in own)
+            nbytes = sum(call.weight_bytes for call in own)
+            groups[name_of_group] = Group(taken, dtype, flop, nbytes)
+        yield Row(name, rows, path.computes_in, groups)
 
 
 def _calls(model: Any) -> Iterator[_Call]:
@@ -258,86 +238,6 @@ def _run(call: _Call, x: torch.Tensor) -> None:
 
 def _usual(times: Sequence[float]) -> float:
     return quantiles(times, n=4)[0] if len(times) > 3 else min(times)
-
-
-# --- What comes out ------------------------------------------------------------------------------
-
-
-def _table(machine: Machine, rows: Sequence[Row]) -> str:
-    peaks = ", ".join(f"{name} {flops / 1e9:.0f}" for name, flops in machine.flops.items())
-    lines = [
-        [
-            "rows",
-            "weights",
-            "products",
-            "roofline",
-            "reached",
-            "GFLOP/s",
-            "of peak",
-            "GB/s",
-            "of read",
-        ]
-    ]
-    for row in rows:
-        speed = row.flop / row.seconds
-        bandwidth = row.weight_bytes / row.seconds
-        lines.append(
-            [
-                str(row.rows),
-                row.path,
-                f"{row.seconds * 1e3:.1f} ms",
-                f"{row.roofline_s * 1e3:.1f} ms",
-                f"{row.roofline_s / row.seconds:.0%}",
-                f"{speed / 1e9:.0f}",
-                f"{speed / machine.flops[PATHS[row.path].peak]:.0%}",
-                f"{bandwidth / 1e9:.1f}",
-                f"{bandwidth / machine.bandwidth:.0%}",
-            ]
-        )
-    header = f"peak in GFLOP/s: {peaks}; reading {machine.bandwidth / 1e9:.1f} GB/s"
-    return "\n".join([header, aligned(lines, names=1)])
-
-
-def _save(options: argparse.Namespace, machine: Machine, rows: Sequence[Row]) -> list[Path]:
-    options.out.mkdir(parents=True, exist_ok=True)
-    data, picture = options.out / "products.json", options.out / "products.png"
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "geometry": options.geometry,
-        "threads": options.threads,
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
-        "peaks": asdict(machine),
-        "runs": [asdict(row) for row in rows],
-    }
-    data.write_text(json.dumps(about, indent=1) + "\n")
-    return [data, picture] if _plot(picture, rows) else [data]
-
-
-def _plot(file: Path, rows: Sequence[Row]) -> bool:
-    """Time a row, and the share of the roofline; False where matplotlib is not installed."""
-    if (plt := pyplot()) is None:
-        return False
-    figure, (times, shares) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for path in dict.fromkeys(row.path for row in rows):
-        own = [row for row in rows if row.path == path]
-        counts = [row.rows for row in own]
-        (line,) = times.plot(counts, [row.seconds * 1e3 for row in own], marker="o", label=path)
-        roofline = [row.roofline_s * 1e3 for row in own]
-        times.plot(counts, roofline, linestyle=":", color=line.get_color())
-        shares.plot(counts, [row.roofline_s / row.seconds for row in own], marker="o")
-    times.set(title="products of a forward, ms (dotted: roofline)", yscale="log")
-    shares.set(title="share of the roofline", ylim=(0, 1.05))
-    for axis in (times, shares):
-        axis.set(xlabel="rows", xscale="log")
-        axis.set_xticks(sorted({row.rows for row in rows}))
-        axis.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return True
 
 
 if __name__ == "__main__":
