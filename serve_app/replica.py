@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from schema.errors import Cancelled, TaskArgsInvalid, TaskError
@@ -21,7 +21,6 @@ from serve_app.ranks import PlacedRanks
 from serve_app.scaling import KV_RESERVED
 
 if TYPE_CHECKING:
-    from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.images import ImageInputs
 
@@ -50,15 +49,6 @@ def _log_loading() -> None:
         engine.setLevel(logging.INFO)
 
 
-def _load_libraries(config: EngineConfig) -> None:
-    """Import the engine, while the kernel reads the model's weights from the disk."""
-    from engine.read_ahead import read_ahead  # noqa: PLC0415
-
-    with suppress(OSError, ValueError):  # loading says what is wrong with the files
-        read_ahead(config)
-    load_libraries()
-
-
 class ModelReplica:
     """One engine in one process. The engine has its own thread; the event loop here only relays.
 
@@ -77,7 +67,7 @@ class ModelReplica:
         self._loaded: Engine | TaskError
         try:
             config = args.engine_config(device=device)
-            _load_libraries(config)
+            load_libraries(config)
             from engine.engine import Engine  # noqa: PLC0415 - see `serve_app.libraries`
 
             launcher = PlacedRanks(device) if config.tensor_parallel else None
