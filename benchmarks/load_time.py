@@ -87,6 +87,7 @@ def load(directory: Path, dtype: str) -> dict[str, Any]:
     engine = Engine(config)
     stages.note(READY)
     engine.close()
+    log.removeHandler(stages)
     return {"seconds": stages.seconds, "cpu_seconds": stages.cpu_seconds}
 
 

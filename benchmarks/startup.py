@@ -62,7 +62,6 @@ _WHO = {
     "ServeController": "controller",
     "ProxyActor": "proxy",
     "haproxy": "proxy",
-    "IDLE": "builder",
 }
 
 
