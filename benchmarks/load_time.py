@@ -75,9 +75,9 @@ def read(directory: Path) -> float:
 
 def load(directory: Path, dtype: str) -> dict[str, Any]:
     """Load a model as a replica does; seconds and processor seconds until each stage's end."""
+    stages = _Stages()
     fields = {"id": "benchmark", "source": str(directory), "dtype": dtype}
     config = ModelArgs.model_validate(fields).engine_config("cpu")
-    stages = _Stages()
     log = logging.getLogger("engine")
     log.addHandler(stages)
     log.setLevel(logging.INFO)
