@@ -45,6 +45,7 @@ DEPLOYMENT = "Model:demo:float32"
 
 _START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
+_POLL_S = 0.1
 _LOG = "server.log"
 
 
@@ -177,13 +178,14 @@ def running(
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{server.address}/health", timeout=10).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # nobody listens yet
-        time.sleep(0.5)
+    with httpx.Client(base_url=server.address, timeout=10) as http:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if http.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # nobody listens yet
+            time.sleep(_POLL_S)
     raise NotReadyError(f"the server did not become ready; {log_tail(server.log.parent)}")
 
 

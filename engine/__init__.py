@@ -1,12 +1,32 @@
 """Inference, free of Ray and HTTP: `Engine` serves one model, `run_task` runs one task."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from engine.config import EngineConfig
 from engine.environment import prepare
+from engine.run_task import run_task
 
-prepare()  # before anything below imports torch
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images import ImageInputs, ImagePreprocessor
 
-from engine.config import EngineConfig  # noqa: E402
-from engine.engine import Engine  # noqa: E402
-from engine.images import ImageInputs, ImagePreprocessor  # noqa: E402
-from engine.run_task import run_task  # noqa: E402
+prepare()  # nothing above imports torch
 
 __all__ = ["Engine", "EngineConfig", "ImageInputs", "ImagePreprocessor", "run_task"]
+
+# Imported when somebody asks for them: they need torch and transformers, which take seconds, and
+# who only reads a configuration needs neither.
+_MODULES = {
+    "Engine": "engine.engine",
+    "ImageInputs": "engine.images",
+    "ImagePreprocessor": "engine.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

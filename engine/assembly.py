@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from engine.card import model_card
+from engine.card import model_card, weights_digest
 from engine.config import EngineConfig
 from engine.determinism import make_deterministic
 from engine.formats.detect import MessageFormats, detect
@@ -67,7 +68,10 @@ def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
 
 
 def _assembled(config: EngineConfig, loaded: LoadedModel, runner: Runner) -> Assembly:
-    lane = build_batched_lane(runner, loaded, config)
+    # The files are hashed while the model is measured: neither waits for the other.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as beside:
+        weights = beside.submit(weights_digest, config, loaded)
+        lane = build_batched_lane(runner, loaded, config)
     formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
-    card = model_card(config, loaded, lane, formats)
+    card = model_card(config, loaded, lane, formats, weights.result())
     return Assembly(loaded, runner, lane, PromptRenderer(loaded), formats, card)

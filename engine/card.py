@@ -31,12 +31,17 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} {capability} {get_host_cpu_name()}"
 
 
-def directory_digest(directory: Path) -> str:
-    """SHA-256 over the files of a local model that its answers depend on.
+def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
+    """What stands for the model's files: a commit of the hub, or a digest of a directory.
 
-    It reads the weights once more, from the page cache that loading has just filled; a commit of
-    the hub stands for its files and needs no digest.
+    The digest reads the weights once more, through the page cache. It computes nothing with torch,
+    so it may run beside what does, on another thread.
     """
+    return loaded.revision or _directory_digest(Path(config.model))
+
+
+def _directory_digest(directory: Path) -> str:
+    """SHA-256 over the files of a local model that its answers depend on."""
     digest = hashlib.sha256()
     for path in sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES):
         with path.open("rb") as file:
@@ -50,16 +55,17 @@ def model_card(
     loaded: LoadedModel,
     lane: BatchedLane,
     formats: MessageFormats,
+    weights: str,
 ) -> dict[str, Any]:
     """A JSON-able description of the engine.
 
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
-    engines with the same fingerprint give the same bytes.
+    engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
     """
     spread = loaded.spread
     devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
     arithmetic: dict[str, Any] = {
-        "weights": loaded.revision or directory_digest(Path(config.model)),
+        "weights": weights,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
         "device": " and ".join(dict.fromkeys(map(device_name, devices))),

@@ -95,7 +95,10 @@ def _storage(
 ) -> torch.Tensor:
     """Zeros [slots, heads, dim], in the order of memory that the device reads best."""
     if device.type == "cpu":
-        return torch.zeros(heads, slots, dim, dtype=dtype, device=device).transpose(0, 1)
+        # numpy leaves them to the system, which clears a page when it is used: torch would take
+        # seconds for a gigabyte, most of which may never be needed.
+        zeros = np.zeros((heads, slots, dim * dtype.itemsize), dtype=np.uint8)
+        return torch.from_numpy(zeros).view(dtype).transpose(0, 1)
     return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
 

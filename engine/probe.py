@@ -30,7 +30,8 @@ _CONTEXT = 7  # tokens before the probed row; any number that is not special
 # most rows (four of five, at 4864 terms): few probes would miss that they differ.
 _PROBES = 16
 _LANE_TOKENS = 24  # prompt of the lane check
-_TIMED_RUNS = 5
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing; no more begin after so many seconds:
+_TIMED_S = 1.0
 _CLEARLY = 0.9  # of the time of the smaller count
 _MOST_PADDING = 4  # times the rows
 
@@ -114,9 +115,15 @@ def _classes(probe: _Probe, candidates: Sequence[int]) -> list[list[int]]:
 def _timed(probe: _Probe, counts: Sequence[int]) -> dict[int, float]:
     """Seconds of a forward at each row count: the best of a few rounds over all of them.
 
-    In rounds, so that a machine that is busy for a moment is so for all.
+    In rounds, so that a machine that is busy for a moment is so for all. Slow forwards are timed
+    less often: a moment is a small part of one, and loading waits for them.
     """
-    rounds = [{n: probe.seconds(n) for n in counts} for _ in range(_TIMED_RUNS)]
+    until = time.perf_counter() + _TIMED_S
+    rounds: list[dict[int, float]] = []
+    for number in range(_MOST_ROUNDS):
+        if number >= _FEWEST_ROUNDS and time.perf_counter() > until:
+            break
+        rounds.append({n: probe.seconds(n) for n in counts})
     return {n: min(seconds[n] for seconds in rounds) for n in counts}
 
 

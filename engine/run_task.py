@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
-from engine.engine import Engine
 from schema.errors import ModelInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
 
 _PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
 
@@ -48,6 +50,8 @@ def run_task(
         task = Task.from_fields(**fields)
     if engine is not None:
         return engine.run_blocking(task, stream_callback)
+    from engine.engine import Engine  # noqa: PLC0415 - see `engine`
+
     own = Engine(
         EngineConfig(
             model=source or task.model,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import ray
 
-from engine.engine import Engine
 from serve_app import metrics
 from serve_app.config import POOL, ModelArgs, PooledModel
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
 
 PERIOD_S = 1.0
 

@@ -8,23 +8,25 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from engine.images import ImageInputs
-from engine.memory import estimate_bytes
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app import metrics
 from serve_app.callers import Callers
 from serve_app.config import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.failures import as_task_error
+from serve_app.libraries import load_libraries
 from serve_app.own_name import own_name, request_id
 from serve_app.replica import ModelReplica
 from serve_app.residency import Calls, Loaded, Residency
+
+if TYPE_CHECKING:
+    from engine.images import ImageInputs
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,6 +53,7 @@ class PoolReplica:
     """
 
     def __init__(self, args: PoolArgs, device: Literal["cpu", "cuda"]) -> None:
+        load_libraries()
         self._args = args
         self._device = device
         self._models: Residency[PooledModel, Child] = Residency(
@@ -147,6 +150,8 @@ class PoolReplica:
     # --- What `Residency` calls ------------------------------------------------------------------
 
     async def _size(self, key: PooledModel) -> int:
+        from engine.memory import estimate_bytes  # noqa: PLC0415 - see `serve_app.libraries`
+
         return await asyncio.to_thread(estimate_bytes, key.engine_config(self._device))
 
     async def _load(self, key: PooledModel) -> Loaded[Child]:

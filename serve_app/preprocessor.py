@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from engine.images import ImageInputs, ImagePreprocessor, image_params
 from schema.task import Task
 from serve_app.config import POOL, ModelArgs, PoolArgs
 from serve_app.fetch import Fetcher
 from serve_app.image_sources import load_images
 from serve_app.image_urls import ImageUrlArgs
+from serve_app.libraries import load_libraries
 
+if TYPE_CHECKING:
+    from engine.images import ImageInputs, ImagePreprocessor
+
+# Seconds after its start in which a preprocessor leaves the CPU to the replicas that load models on
+# the same machine; then it imports what it needs, unless a picture has come first.
+_LIBRARIES_AFTER_S = 10.0
 MAX_PROCESSORS = 32
 """Processors of models that are loaded on demand; then the least recently used is dropped."""
 
@@ -20,10 +28,10 @@ MAX_PROCESSORS = 32
 class PreprocessorReplica:
     """One process that prepares the pictures of all models.
 
-    It loads each model's image processor with the first picture for it and keeps it: a processor
-    is a few kilobytes of settings, never weights. Decoding runs in one worker thread, so that the
-    event loop stays free for health checks; more throughput is more replicas
-    (``preprocessor_replicas``), not more threads.
+    It imports its libraries some seconds after its start, and loads each model's image processor
+    with the first picture for it and keeps it: a processor is a few kilobytes of settings, never
+    weights. Decoding runs in one worker thread, so that the event loop stays free for health
+    checks; more throughput is more replicas (``preprocessor_replicas``), not more threads.
     """
 
     def __init__(
@@ -38,6 +46,10 @@ class PreprocessorReplica:
         self._processors: dict[str, ImagePreprocessor] = {}
         self._on_demand: OrderedDict[str, ImagePreprocessor] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
+        self._has_libraries = False
+        later = threading.Timer(_LIBRARIES_AFTER_S, self._worker.submit, [self._load_libraries])
+        later.daemon = True
+        later.start()
 
     async def prepare(self, deployment: str, task: Task, images: list[str]) -> ImageInputs:
         """The pixel tensors of one task's pictures, as the model of ``deployment`` wants them.
@@ -50,12 +62,23 @@ class PreprocessorReplica:
                 reads no pictures.
             ImageDownloadError: the host of an address did not deliver.
         """
-        files = await load_images(images, image_params(task), self._fetcher)
         loop = asyncio.get_running_loop()
+        if not self._has_libraries:
+            await loop.run_in_executor(self._worker, self._load_libraries)
+        from engine.images import image_params  # noqa: PLC0415 - see `serve_app.libraries`
+
+        files = await load_images(images, image_params(task), self._fetcher)
         return await loop.run_in_executor(self._worker, self._prepare, deployment, task, files)
+
+    def _load_libraries(self) -> None:
+        # On the worker thread, so that the event loop stays free and nobody imports twice.
+        load_libraries()
+        self._has_libraries = True
 
     def _prepare(self, deployment: str, task: Task, images: list[str | bytes]) -> ImageInputs:
         # Runs on the one worker thread, which therefore owns the processors.
+        from engine.images import image_params  # noqa: PLC0415
+
         if deployment == POOL:
             processor = self._pooled(task.model)
         else:
@@ -75,5 +98,7 @@ class PreprocessorReplica:
 
 
 def _processor(model: ModelArgs) -> ImagePreprocessor:
+    from engine.images import ImagePreprocessor  # noqa: PLC0415
+
     # The weights' device is none of this process's business.
     return ImagePreprocessor(model.engine_config(device="cpu"))

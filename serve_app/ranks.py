@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.exceptions import RayError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from engine.tensor_parallel.follower import follow
-from engine.tensor_parallel.launcher import FollowerProcess
+from serve_app.libraries import load_libraries
+
+if TYPE_CHECKING:
+    from engine.tensor_parallel.launcher import FollowerProcess
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -21,6 +23,9 @@ class _Rank:
     """The actor of a rank: a process in which `follow` is the only call."""
 
     def follow(self, address: str, rank: int) -> None:
+        load_libraries()
+        from engine.tensor_parallel.follower import follow  # noqa: PLC0415 - see there
+
         follow(address, rank)
 
 

@@ -7,20 +7,22 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from engine.engine import Engine
-from engine.images import ImageInputs
-from engine.outputs import collect
 from schema.errors import Cancelled, TaskArgsInvalid, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.callers import Callers
 from serve_app.config import ModelArgs
 from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
+from serve_app.libraries import load_libraries
 from serve_app.own_name import own_name, request_id
 from serve_app.ranks import PlacedRanks
 from serve_app.scaling import KV_RESERVED
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images import ImageInputs
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,6 +67,9 @@ class ModelReplica:
         self._loaded: Engine | TaskError
         try:
             config = args.engine_config(device=device)
+            load_libraries(config)
+            from engine.engine import Engine  # noqa: PLC0415 - see `serve_app.libraries`
+
             launcher = PlacedRanks(device) if config.tensor_parallel else None
             self._loaded = Engine(config, launcher)
         except TaskError as error:
@@ -78,7 +83,7 @@ class ModelReplica:
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
         self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
         self._ticker: Ticker | None = None
-        if isinstance(self._loaded, Engine):
+        if not isinstance(self._loaded, TaskError):
             metrics = EngineMetrics(self._loaded, self._counts, self._labels)
             self._ticker = Ticker(metrics.record)
 
@@ -98,6 +103,8 @@ class ModelReplica:
         Raises:
             TaskError: see `schema.errors`.
         """
+        from engine.outputs import collect  # noqa: PLC0415 - see `serve_app.libraries`
+
         told: list[StreamChunk] = []
         # What comes before the end is kept back here: signs of life are all that it is good for.
         async with aclosing(
@@ -183,13 +190,13 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Called by Ray; raising has this replica replaced."""
-        if isinstance(self._loaded, Engine):
+        if not isinstance(self._loaded, TaskError):
             self._loaded.check_health()
 
     def __del__(self) -> None:
         # Ray calls this when the replica stops. Absent if loading failed.
-        loaded = getattr(self, "_loaded", None)
-        if isinstance(loaded, Engine):
+        loaded: Engine | TaskError | None = getattr(self, "_loaded", None)
+        if loaded is not None and not isinstance(loaded, TaskError):
             loaded.close()
         if ticker := getattr(self, "_ticker", None):
             ticker.stop()

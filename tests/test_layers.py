@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import engine
+
 REPOSITORY = Path(__file__).parent.parent
 
 TRANSPORT = {"ray", "fastapi", "starlette", "uvicorn"}
@@ -44,10 +46,22 @@ def test_imports_point_one_way(package: str) -> None:
     assert wrong == []
 
 
-def test_the_ingress_loads_no_torch() -> None:
-    """It would cost every ingress process seconds and hundreds of megabytes."""
-    code = "import sys, serve_app.ingress; sys.exit('torch' in sys.modules)"
+def test_only_processes_that_compute_load_torch() -> None:
+    """It would cost every ingress seconds and hundreds of megabytes; and nothing can start before
+    the process has ended that parses the configuration and builds the graph of all classes.
+    """
+    code = (
+        "import sys, serve_app.app, serve_app.config as config; "
+        "config.AppArgs.model_validate({'models': [{'id': 'a/b', 'min_replicas': 0}]}); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_the_engine_has_the_names_that_it_lists() -> None:
+    """Some are imported only when they are asked for."""
+    assert [name for name in engine.__all__ if not callable(getattr(engine, name))] == []
+    assert not hasattr(engine, "another")
 
 
 def test_the_architecture_page_names_files_that_exist() -> None:

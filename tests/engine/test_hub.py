@@ -20,6 +20,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.loader import load_model
+from engine.read_ahead import read_ahead
 from engine.source import locate, with_weights
 from schema.errors import (
     ModelCorrupt,
@@ -100,7 +101,10 @@ def test_it_downloads_once_and_then_works_offline(
     hub: Hub, repository: Path, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / "pytorch_model.bin").write_bytes(b"never fetched")
+    assert read_ahead(_config()) == 0
     loaded = load_model(_config())
+    weights = repository / "model.safetensors"
+    assert read_ahead(_config()) == read_ahead(_config(revision=COMMIT)) == weights.stat().st_size
     assert loaded.revision == COMMIT
     assert hub.downloads["model.safetensors"] == 1
     assert hub.downloads["pytorch_model.bin"] == 0
