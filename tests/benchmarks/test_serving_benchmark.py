@@ -100,7 +100,7 @@ async def test_an_answer_is_read_as_it_came(scripted: tuple[Scripted, Endpoint])
     assert (answer.text, answer.tokens, answer.complete) == (" word" * 5, 5, True)
     each = per_token_s(answer, None)
     assert each is not None
-    assert each >= PAUSE_S
+    assert each > PAUSE_S / 2  # clocks differ; here it is only told from none at all
 
 
 @pytest.mark.parametrize(

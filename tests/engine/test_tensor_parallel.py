@@ -122,7 +122,8 @@ async def test_another_start_gives_the_same_bytes_and_a_lost_rank_ends_it(
 async def test_a_rank_that_hangs_ends_it(
     tiny_model: TinyModel, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "EXCHANGE_TIMEOUT", timedelta(seconds=0.5))
+    # Long enough for a rank that compiles its attention while the other one waits.
+    monkeypatch.setattr(group, "EXCHANGE_TIMEOUT", timedelta(seconds=4))
 
     def hang() -> None:
         assert fork_server.last.pid is not None
