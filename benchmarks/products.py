@@ -220,9 +220,7 @@ def _group_seconds(
     widths = {call.modules[0].in_features for call in calls}
     inputs = {width: torch.randn(rows, width).to(dtype) for width in widths}
     seconds: dict[str, list[float]] = defaultdict(list)
-    for round_index in range(
-        1 + rounds
-    ):  # the first warms up: bitsandbytes packs its weights in it
+    for round_index in range(1 + rounds):  # one to warm up, in which bitsandbytes packs its weights
         for call in calls:
             x = inputs[call.modules[0].in_features]
             taken = _seconds(partial(_run, call, x))

@@ -270,5 +270,5 @@ def paged_batch(cache: KVCache, pieces: Sequence[Piece]) -> PagedBatch:
         cache,
         segments,
         upload(write_slots(pieces, cache.page_size), cache.device),
-        decode_tokens(singles, cache.page_size) if singles else None,
+        decode_tokens(cache, singles) if singles else None,
     )

@@ -98,15 +98,14 @@ class DecodeTokens:
         )
 
 
-def decode_tokens(pieces: Mapping[int, Piece], page_size: int) -> DecodeTokens:
+def decode_tokens(cache: KVCache, pieces: Mapping[int, Piece]) -> DecodeTokens:
     """The tokens of pieces that are a single one, by their rows in the batch."""
-    within = np.arange(page_size, dtype=np.int32)
-    contexts = [
-        (np.array(piece.pages, dtype=np.int32)[:, None] * page_size + within).ravel()[
-            : piece.context
-        ]
-        for piece in pieces.values()
-    ]
+    within = np.arange(cache.page_size, dtype=np.int32)
+    contexts = []
+    for piece in pieces.values():
+        used = np.array(piece.pages[: cache.pages_for(piece.context)], dtype=np.int32)
+        slots = (used[:, None] * cache.page_size + within).ravel()
+        contexts.append(slots[: piece.context])
     ends = np.cumsum([len(slots) for slots in contexts], dtype=np.int64)
     return DecodeTokens(np.array(list(pieces), dtype=np.int64), np.concatenate(contexts), ends)
 
@@ -217,6 +216,17 @@ def _exp_below_zero(x: Any) -> Any:
 _exp = numba.njit(inline="always", fastmath=_FAST_MATH)(_exp_below_zero)
 
 
+def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
+    """Four rows of ``stored`` [S, D] as float32; behind the last slot, the last one again."""
+    for j in range(4):
+        slot = slots[min(first + j, len(slots) - 1)]
+        for d in range(stored.shape[1]):
+            four[j, d] = _widen(stored[slot, d])
+
+
+_read_four = numba.njit(inline="always", fastmath=_FAST_MATH)(_widen_four)
+
+
 def _attend(
     query: Any,  # [H, T, D]
     keys: Any,  # [K, S, D]
@@ -251,10 +261,7 @@ def _attend(
         weights = np.empty((group, padded), np.float32)
         four = np.empty((4, max(key_dim, value_dim)), np.float32)
         for t in range(0, padded, 4):
-            for j in range(4):
-                slot = slots[min(start + t + j, stop - 1)]
-                for d in range(key_dim):
-                    four[j, d] = _widen(keys[kv_head, slot, d])
+            _read_four(keys[kv_head], slots[:stop], start + t, four)
             for g in range(group):
                 s0, s1, s2, s3 = _f32(0), _f32(0), _f32(0), _f32(0)
                 for d in range(key_dim):
@@ -277,10 +284,7 @@ def _attend(
             totals[g] = total
         mean = np.zeros((group, value_dim), np.float32)
         for t in range(0, padded, 4):
-            for j in range(4):
-                slot = slots[min(start + t + j, stop - 1)]
-                for d in range(value_dim):
-                    four[j, d] = _widen(values[kv_head, slot, d])
+            _read_four(values[kv_head], slots[:stop], start + t, four)
             for g in range(group):
                 w0, w1, w2, w3 = (
                     weights[g, t],
