@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,19 +96,29 @@ def _text(generator: random.Random, length: int) -> str:
     return "".join(generator.choices(string.ascii_lowercase + " ", k=length))
 
 
-def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    vocab_size: int, special_tokens: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
     """One token for each byte, and a word of its own for every further id.
 
     There are no merges, so that text is always cut into bytes; only answers hold words. All have
     the same length, so that different ids give different texts.
+
+    Args:
+        vocab_size: how many ids there are.
+        special_tokens: tokens that take the last ids, in this order, each by the name of the
+            tokenizer's attribute for it.
     """
+    special = dict(special_tokens or {})
     vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    for token_id in range(len(vocab), vocab_size):
+    for token_id in range(len(vocab), vocab_size - len(special)):
         vocab["Ġ" + _word(token_id)] = token_id
+    for token in special.values():
+        vocab[token] = len(vocab)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=special)
 
 
 def _word(number: int) -> str:
@@ -122,23 +134,54 @@ def save_model(name: str, dtype: str, directory: str) -> None:
     path = Path(directory)
     geometry = GEOMETRIES[name]
     wanted = {"geometry": asdict(geometry), "dtype": dtype}
+    if is_saved(path, wanted):
+        return
+    with random_weights():
+        model = random_model(geometry, getattr(torch, dtype))
+    save(path, wanted, model, word_tokenizer(geometry.vocab_size))
+
+
+def is_saved(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether an earlier `save` has left there what is wanted; if not, makes the folder.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
     marker = path / _MARKER
     if marker.exists() and json.loads(marker.read_text()) == wanted:
-        return
+        return True
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
-        raise ValueError(f"{directory} holds something else: name an empty or a new folder")
-    transformers_logging.disable_progress_bar()
+        raise ValueError(f"{path} holds something else: name an empty or a new folder")
+    return False
+
+
+@contextmanager
+def random_weights() -> Iterator[None]:
+    """Models made in here have the same weights every time, and are made where that is fast."""
     torch.manual_seed(_SEED)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = random_model(geometry, getattr(torch, dtype))
+        yield
+
+
+def save(path: Path, wanted: Mapping[str, Any], model: Any, *parts: Any) -> None:
+    """Save a model and what belongs to it (its tokenizer), for `is_saved` to find."""
+    transformers_logging.disable_progress_bar()
     model.generation_config.do_sample = False
-    model.save_pretrained(path)
-    word_tokenizer(geometry.vocab_size).save_pretrained(path)
-    marker.write_text(json.dumps(wanted))
+    for part in (model, *parts):
+        part.save_pretrained(path)
+    (path / _MARKER).write_text(json.dumps(wanted))
 
 
 def random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
+    config = decoder_config(geometry)
+    if isinstance(config, LlamaConfig):
+        return LlamaForCausalLM._from_config(config, dtype=dtype)
+    return Qwen2ForCausalLM._from_config(config, dtype=dtype)
+
+
+def decoder_config(geometry: Geometry) -> LlamaConfig | Qwen2Config:
+    """A geometry as transformers knows it."""
     fields: dict[str, Any] = asdict(geometry)
     architecture = fields.pop("architecture")
     rope_theta = fields.pop("rope_theta")
@@ -150,9 +193,7 @@ def random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
     }
-    if architecture == "llama":
-        return LlamaForCausalLM._from_config(LlamaConfig(**fields), dtype=dtype)
-    return Qwen2ForCausalLM._from_config(Qwen2Config(**fields), dtype=dtype)
+    return LlamaConfig(**fields) if architecture == "llama" else Qwen2Config(**fields)
 
 
 def weight_bytes_per_step(directory: str, geometry: Geometry, itemsize: int) -> int:

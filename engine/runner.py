@@ -222,8 +222,12 @@ class Runner:
             return self._graphs.logits(token_ids, pieces, num_rows, kept)[: len(keep)]
         ids = pad(token_ids, (0, num_rows - len(token_ids)))
         features = [piece.features for piece in pieces if piece.features is not None]
+        ends = accumulate(piece.num_tokens for piece in pieces)
+        with_images = [end for end, p in zip(ends, pieces, strict=True) if p.features is not None]
         logits = self._run(
-            self.vision.inputs(ids[None], joined(features) if features else None),
+            self.vision.inputs(
+                ids[None], joined(features) if features else None, max(with_images, default=0)
+            ),
             upload(positions(pieces, num_rows, self.vision.axes), self.device),
             upload(kept, self.device),
             self._batch(pieces, num_rows, 1 if decode else self._max_rows),

@@ -171,8 +171,12 @@ class Vision:
         layers = getattr(output, "deepstack_features", None) or ()
         return Features(_flat(output.pooler_output), tuple(_flat(layer) for layer in layers))
 
-    def inputs(self, ids: torch.Tensor, features: Features | None) -> dict[str, Any]:
-        """What a forward on token ids [1, T] takes, with the features in their places."""
+    def inputs(self, ids: torch.Tensor, features: Features | None, stop: int = 0) -> dict[str, Any]:
+        """What a forward on token ids [1, T] takes, with the features in their places.
+
+        All places are before ``stop``. Behind it are generated tokens, and an image token among
+        them is no picture.
+        """
         if features is None:
             return {"input_ids": ids}
         if features.deepstack:
@@ -180,6 +184,7 @@ class Vision:
         # As the model itself does, but without the look at the device that its checks take.
         embeddings = self._model.get_input_embeddings()(ids)
         places = torch.eq(ids, self._image_token_id)[..., None]
+        places[:, stop:] = False
         images = features.tokens.to(embeddings.dtype)
         return {"inputs_embeds": embeddings.masked_scatter(places, images)}
 

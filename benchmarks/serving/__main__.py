@@ -1,7 +1,8 @@
 """Compares this project's server with others, as their clients see them.
 
     python -m benchmarks.serving --vllm-python PATH            # Qwen2.5-0.5B geometry, on a CPU
-    python -m benchmarks.serving --geometry demo --workloads text images
+    python -m benchmarks.serving --geometry demo --workloads text images images-short
+    python -m benchmarks.serving --geometry internvl3-1b --workloads images mixed
     python -m benchmarks.serving --model org/name --images     # a real model, on a GPU
     python -m benchmarks.serving --address http://host:port --model NAME   # a server that runs
     python -m benchmarks.serving --graph-cost                  # graph minus engine, demo model
@@ -85,7 +86,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         say(f"model of {options.geometry}'s geometry")
         model = make_model(options.geometry, options.dtype, options.model_dir or folder)
     if not model.images and WITH_IMAGES & set(options.workloads):
-        parser.error("--workloads images: this model sees no pictures")
+        parser.error("--workloads with images: this model sees no pictures")
     plan = Plan(
         loads=_loads(options),
         workloads=options.workloads,

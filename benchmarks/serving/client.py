@@ -31,14 +31,16 @@ class Job:
 
     Attributes:
         max_tokens: the most tokens of the answer.
-        png: a picture that stands before the text.
+        png: a picture that stands before the text, or before the first of the earlier ones.
         seed: None asks for the most probable tokens; else they are drawn at temperature 1.
+        earlier: what the user has said before, and what was answered.
     """
 
     text: str
     max_tokens: int
     png: bytes | None = None
     seed: int | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,8 @@ class Endpoint:
 
     def body(self, job: Job) -> dict[str, Any]:
         """The request as JSON."""
-        content: Any = job.text
-        if job.png is not None:
-            data = base64.b64encode(job.png).decode()
-            url = {"url": f"data:image/png;base64,{data}"}
-            picture = (
-                {"type": "image", "base64": data}
-                if self.dialect == "tasks"
-                else {"type": "image_url", "image_url": url}
-            )
-            content = [picture, {"type": "text", "text": job.text}]
-        messages = [{"role": "user", "content": content}]
         sampled = job.seed is not None
-        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        body: dict[str, Any] = {"model": self.model, "messages": self._messages(job)}
         if self.dialect == "tasks":
             config: dict[str, Any] = {"max_new_tokens": job.max_tokens, "do_sample": sampled}
             if sampled:
@@ -84,6 +75,24 @@ class Endpoint:
         if sampled:
             body["seed"] = job.seed
         return {**body, **self.extra}
+
+    def _messages(self, job: Job) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        for said, answered in job.earlier:
+            messages.append({"role": "user", "content": said})
+            messages.append({"role": "assistant", "content": answered})
+        messages.append({"role": "user", "content": job.text})
+        if job.png is not None:
+            first = messages[0]
+            text = {"type": "text", "text": first["content"]}
+            first["content"] = [self._picture(job.png), text]
+        return messages
+
+    def _picture(self, png: bytes) -> dict[str, Any]:
+        data = base64.b64encode(png).decode()
+        if self.dialect == "tasks":
+            return {"type": "image", "base64": data}
+        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
 @dataclass

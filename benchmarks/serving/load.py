@@ -15,11 +15,17 @@ from typing import Protocol
 from benchmarks.serving.client import Answer, Job
 from benchmarks.serving.models import ServedModel
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS
-from demo.shapes import HELD_OUT_SEED, draw_picture
+from demo.shapes import HELD_OUT_SEED, Picture, draw_picture
 
 PREFIX_TOKENS = 512
 _SEED = 20260101
 _COUNTING = "Count from {} to 99."
+# What the demo model answers to these with 128 tokens or more. It ends sooner from other numbers.
+_COUNTING_LONG = "Count from {} to 40."
+_LONG_FROM = (1, 4)
+_ASKING = "What is in this image?"
+_DESCRIBING = "Describe this picture at length."
+_TILE = (448, 448)  # pixels: what InternVL reads as one tile, and others about as much of
 
 
 def workload_names() -> list[str]:
@@ -67,9 +73,33 @@ def _cold(model: ServedModel, texts: random.Random, number: int, prompt: int, an
 
 
 def _image(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
-    picture = io.BytesIO()
-    draw_picture(HELD_OUT_SEED + texts.randrange(10_000)).image.save(picture, "PNG")
-    return Job("What is in this image?", answer, picture.getvalue())
+    """A picture, and a long answer.
+
+    The demo model answers a question about a picture in five tokens; so its picture belongs to an
+    earlier turn, and it goes on by counting.
+    """
+    picture, png = _picture(model, texts)
+    if not model.padded:
+        counting = _COUNTING_LONG.format(texts.randint(*_LONG_FROM))
+        return Job(counting, answer, png, earlier=((_ASKING, picture.description),))
+    text = _DESCRIBING if model.told else _letters(texts, prompt)
+    return Job(text, answer, png)
+
+
+def _image_short(
+    model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int
+) -> Job:
+    """A picture, and a question that a trained model answers in a few words."""
+    return Job(_ASKING, answer, _picture(model, texts)[1])
+
+
+def _picture(model: ServedModel, texts: random.Random) -> tuple[Picture, bytes]:
+    """Another one each time, so that nobody finds it in a cache; and its file."""
+    picture = draw_picture(HELD_OUT_SEED + texts.getrandbits(32))
+    image = picture.image.resize(_TILE) if model.padded else picture.image
+    png = io.BytesIO()
+    image.save(png, "PNG", compress_level=1)  # the best would take the client 0.2 s
+    return picture, png.getvalue()
 
 
 def _mixed(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
@@ -82,9 +112,10 @@ _MAKERS: dict[str, Callable[[ServedModel, random.Random, int, int, int], Job]] =
     "prefix-cold": _cold,
     "prefix-warm": _warm,
     "images": _image,
+    "images-short": _image_short,
     "mixed": _mixed,
 }
-WITH_IMAGES = frozenset({"images", "mixed"})
+WITH_IMAGES = frozenset({"images", "images-short", "mixed"})
 
 
 def _letters(texts: random.Random, length: int) -> str:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.serving.vision_models import IMAGE_TOKEN, VISION_GEOMETRIES, save_vision_model
 from benchmarks.worker import in_own_process
 from benchmarks.workload import GEOMETRIES, save_model
 from serve_app.config import REPOSITORY
@@ -13,16 +14,23 @@ from serve_app.config import REPOSITORY
 DEMO = "demo"
 
 # Servers of chat completions want a template. This one leaves a text as it is, so that each letter
-# of a random model's prompt stays one token, here as in the other benchmarks.
+# of a random model's prompt stays one token, here as in the other benchmarks. A picture becomes its
+# placeholder, whether its block came as chat completions name it or as transformers does.
 _PLAIN_TEMPLATE = """\
 {%- for message in messages -%}
     {%- if message.content is string -%}
         {{- message.content -}}
     {%- else -%}
-        {%- for block in message.content if block.type == 'text' -%}{{- block.text -}}{%- endfor -%}
+        {%- for block in message.content -%}
+            {%- if block.type == 'text' -%}
+                {{- block.text -}}
+            {%- elif block.type in ['image', 'image_url'] -%}
+                {{- 'IMAGE_TOKEN\\n' -}}
+            {%- endif -%}
+        {%- endfor -%}
     {%- endif -%}
 {%- endfor -%}
-"""
+""".replace("IMAGE_TOKEN", IMAGE_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def real_model(source: str, dtype: str | None, *, images: bool) -> ServedModel:
 
 def geometry_names() -> list[str]:
     """What ``--geometry`` may be."""
-    return [*GEOMETRIES, DEMO]
+    return [*GEOMETRIES, *VISION_GEOMETRIES, DEMO]
 
 
 def make_model(geometry: str, dtype: str | None, directory: Path) -> ServedModel:
@@ -70,6 +78,13 @@ def make_model(geometry: str, dtype: str | None, directory: Path) -> ServedModel
         return ServedModel(str(source), dtype or "float32", images=True, padded=False, told=True)
     dtype = dtype or "bfloat16"
     source = directory / f"{geometry}-{dtype}"
-    in_own_process(save_model, geometry, dtype, str(source))
-    (source / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
-    return ServedModel(str(source), dtype, images=False, padded=True, told=False)
+    in_own_process(save_random, geometry, dtype, str(source))
+    sees = geometry in VISION_GEOMETRIES
+    return ServedModel(str(source), dtype, images=sees, padded=True, told=False)
+
+
+def save_random(geometry: str, dtype: str, directory: str) -> None:
+    """Save a model with random weights and a chat template, unless an earlier call has."""
+    save = save_vision_model if geometry in VISION_GEOMETRIES else save_model
+    save(geometry, dtype, directory)
+    (Path(directory) / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")

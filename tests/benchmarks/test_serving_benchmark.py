@@ -1,28 +1,40 @@
 """The benchmark of servers, against a small scripted server over real HTTP."""
 
 import asyncio
+import base64
+import io
 import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from socket import socket
 from typing import Any
 
 import pytest
+import torch
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from transformers import AutoModelForImageTextToText
 
-from benchmarks.serving.client import Answer, Client, Endpoint, Job
+from benchmarks.serving.client import Answer, Client, Dialect, Endpoint, Job
 from benchmarks.serving.equality import compare
-from benchmarks.serving.load import Load, Run, jobs, run
+from benchmarks.serving.load import Load, Run, jobs, run, workload_names
 from benchmarks.serving.measure import Plan, measure_running
 from benchmarks.serving.metrics import Target, per_token_s, spread, summary
-from benchmarks.serving.models import ServedModel
+from benchmarks.serving.models import ServedModel, save_random
 from benchmarks.serving.profile import top_functions
+from benchmarks.serving.transformers_serve import load_processor
+from engine import Engine, EngineConfig
+from schema import Task
+from schema.response import TaskResponse
 
 MODEL = ServedModel("", "float32", images=True, padded=True, told=False)
 TARGET = Target(first_token_s=1.0, per_token_s=0.1)
@@ -211,7 +223,7 @@ def test_workloads_are_the_same_for_every_server_and_new_in_every_round() -> Non
     def first(workload: str, stream: str) -> list[Job]:
         return [job for job, _ in zip(jobs(workload, MODEL, stream), range(4), strict=False)]
 
-    for workload in ("text", "prefix-cold", "prefix-warm", "images", "mixed"):
+    for workload in workload_names():
         assert first(workload, "a") == first(workload, "a")
         assert first(workload, "a") != first(workload, "b")
     warm, cold = first("prefix-warm", "a"), first("prefix-cold", "a")
@@ -219,6 +231,72 @@ def test_workloads_are_the_same_for_every_server_and_new_in_every_round() -> Non
     assert len({job.text[:512] for job in warm}) == 1
     assert len({job.text[:8] for job in cold}) == 4
     assert [job.png is not None for job in first("mixed", "a")] == [False, True, False, True]
+    pictures = [job.png for job in first("images", "a")]
+    assert len(set(pictures)) == 4
+    for png in pictures:
+        assert Image.open(io.BytesIO(png or b"")).size == (448, 448)
+
+
+def test_earlier_turns_and_their_picture_are_sent() -> None:
+    job = Job("And now?", 5, b"png", earlier=(("What is it?", "A star."),))
+    data = base64.b64encode(b"png").decode()
+    blocks: dict[Dialect, Any] = {
+        "chat": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        "tasks": {"type": "image", "base64": data},
+    }
+    for dialect, picture in blocks.items():
+        assert Endpoint("", "m", dialect).body(job)["messages"] == [
+            {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]},
+            {"role": "assistant", "content": "A star."},
+            {"role": "user", "content": "And now?"},
+        ]
+
+
+def answers(model: ServedModel, asked: list[Job]) -> list[tuple[str, int]]:
+    """What the engine answers, and with how many tokens."""
+    config = EngineConfig(model=model.source, dtype="float32", device="cpu", threads=1)
+    engine = Engine(replace(config, kv_cache_tokens=4096, local_files_only=True))
+    bodies = [Endpoint("", "m", "tasks").body(job) for job in asked]
+
+    async def run_all() -> list[TaskResponse]:
+        tasks = [Task.model_validate(body) for body in bodies]
+        return await asyncio.gather(*(engine.run(task) for task in tasks))
+
+    try:
+        responses = asyncio.run(run_all())
+    finally:
+        engine.close()
+    return [
+        (str(r["choices"][0]["message"]["content"]), r["usage"]["completion_tokens"])
+        for r in responses
+    ]
+
+
+def test_a_random_model_sees_pictures_as_in_transformers(tmp_path: Path) -> None:
+    """Both read the saved folder; answers are as long as was asked, and depend on the picture."""
+    save_random("tiny-vlm", "float32", str(tmp_path))
+    model = ServedModel(str(tmp_path), "float32", images=True, padded=True, told=False)
+    first, second = (replace(job, max_tokens=12) for job in islice(jobs("images", model, "a"), 2))
+    asked = [first, second, replace(first, png=second.png), replace(first, png=None)]
+    found = answers(model, asked)
+    assert [tokens for _, tokens in found] == [12] * 4
+    assert len({text for text, _ in found}) == 4
+
+    own: Any = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    processor = load_processor(str(tmp_path))
+    for job, (text, _) in zip(asked, found, strict=True):
+        pictures = [] if job.png is None else [Image.open(io.BytesIO(job.png)).convert("RGB")]
+        said = [*({"type": "image"} for _ in pictures), {"type": "text", "text": job.text}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": said}], tokenize=False)
+        inputs = processor(text=prompt, images=pictures or None, return_tensors="pt")
+        ids = own.generate(**inputs, max_new_tokens=12, do_sample=False)
+        assert processor.decode(ids[0, inputs["input_ids"].shape[1] :]) == text
+
+
+def test_the_demo_model_answers_at_the_asked_length() -> None:
+    model = ServedModel("demo/model", "float32", images=True, padded=False, told=True)
+    asked = list(islice(jobs("images", model, "a"), 8))
+    assert [tokens for _, tokens in answers(model, asked)] == [job.max_tokens for job in asked]
 
 
 def test_a_running_server_is_measured_and_reported(scripted: tuple[Scripted, Endpoint]) -> None:

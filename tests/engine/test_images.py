@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps, PngImagePlugin
+from transformers import InternVLForConditionalGeneration
 
 from engine import images
 from engine.config import EngineConfig
@@ -22,6 +24,7 @@ from engine.images import (
     decode_base64,
     image_params,
 )
+from engine.vision import Features, Vision
 from schema import Task
 from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
@@ -318,3 +321,15 @@ def test_a_digest_stands_for_a_file(tiny_model: TinyModel) -> None:
     first, other, again = prepare(task.split_images()[1], image_params(task))
     assert first.digest == again.digest != other.digest
     assert np.array_equal(first.arrays["pixel_values"], again.arrays["pixel_values"])
+
+
+def test_an_image_token_in_an_answer_is_no_picture() -> None:
+    """Generated tokens share forwards with prompts, and one of them may be the image token."""
+    model: Any = InternVLForConditionalGeneration.from_pretrained("demo/model")
+    image_token = model.config.image_token_id
+    vision = Vision(model, image_token, cache_bytes=0)
+    ids = torch.tensor([[image_token, image_token, 5, image_token]])
+    features = torch.randn(2, model.config.text_config.hidden_size)
+    found = vision.inputs(ids, Features(features), 3)["inputs_embeds"][0]
+    own = model.get_input_embeddings()(ids[0])
+    assert torch.equal(found, torch.cat([features, own[2:]]))

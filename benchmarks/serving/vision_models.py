@@ -1,0 +1,133 @@
+"""Models that see pictures, of known geometries and with random weights: InternVL."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from benchmarks.workload import (
+    GEOMETRIES,
+    Geometry,
+    decoder_config,
+    is_saved,
+    random_weights,
+    save,
+    word_tokenizer,
+)
+
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+
+_DOWNSAMPLE = 0.5  # of the patches' grid, along each side
+_MAX_TILES = 12
+_SPECIAL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": IMAGE_TOKEN,
+    "video_token": "<video>",
+}
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """The shape of an InternVL: a decoder, and the vision tower as its configuration names it."""
+
+    decoder: Geometry
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    image_size: int
+    patch_size: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that a tile takes in the prompt."""
+        return int((self.image_size // self.patch_size * _DOWNSAMPLE) ** 2)
+
+
+def _internvl3(decoder: Geometry) -> VisionGeometry:
+    """With the tower of InternViT-300M-448px."""
+    return VisionGeometry(decoder, 1024, 24, 16, 4096, 448, 14)
+
+
+# The vocabulary of InternVL3's decoders, whose head is a table of its own also where Qwen2.5's is
+# not (0.94 billion parameters in the model of 1B).
+_VOCABULARY: dict[str, Any] = {"vocab_size": 151674, "tie_word_embeddings": False}
+
+VISION_GEOMETRIES = {
+    # Weights of the usual size would make it say two words in turns, whatever it has seen.
+    "internvl3-1b": _internvl3(
+        replace(GEOMETRIES["qwen2.5-0.5b"], **_VOCABULARY, initializer_range=0.04)
+    ),
+    "internvl3-8b": _internvl3(
+        Geometry("qwen2", 3584, 28, 28, 4, 18944, rope_theta=1e6, **_VOCABULARY)
+    ),
+    "tiny-vlm": VisionGeometry(GEOMETRIES["tiny"], 64, 2, 2, 128, 56, 14),
+}
+
+
+def save_vision_model(name: str, dtype: str, directory: str) -> None:
+    """As `benchmarks.workload.save_model`, with what prepares pictures.
+
+    The layout is that of the repositories whose names end in ``-hf``.
+    """
+    path = Path(directory)
+    geometry = VISION_GEOMETRIES[name]
+    wanted = {"geometry": asdict(geometry), "dtype": dtype}
+    if is_saved(path, wanted):
+        return
+    tokenizer = word_tokenizer(geometry.decoder.vocab_size, _SPECIAL_TOKENS)
+    image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
+    with random_weights():
+        model = InternVLForConditionalGeneration._from_config(
+            _config(geometry, image_token_id), dtype=getattr(torch, dtype)
+        )
+    # Written by hand: a processor of its class cannot be made without torchvision.
+    settings = {
+        "processor_class": "InternVLProcessor",
+        "image_seq_length": geometry.image_tokens,
+    }
+    (path / "processor_config.json").write_text(json.dumps(settings))
+    save(path, wanted, model, tokenizer, _image_processor(geometry))
+
+
+def _config(geometry: VisionGeometry, image_token_id: int) -> InternVLConfig:
+    tower: dict[str, Any] = asdict(geometry)
+    del tower["decoder"]
+    decoder = geometry.decoder
+    vision = InternVLVisionConfig(
+        **tower,
+        attention_bias=True,
+        use_qk_norm=False,
+        norm_type="layer_norm",
+        layer_scale_init_value=0.1,
+        initializer_range=decoder.initializer_range,
+    )
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=decoder_config(decoder),
+        image_token_id=image_token_id,
+        image_seq_length=geometry.image_tokens,
+        downsample_ratio=_DOWNSAMPLE,
+        tie_word_embeddings=decoder.tie_word_embeddings,
+    )
+
+
+def _image_processor(geometry: VisionGeometry) -> GotOcr2ImageProcessorPil:
+    """Cuts a picture into the tiles that fit its shape best; a square of one tile stays one."""
+    side = geometry.image_size
+    return GotOcr2ImageProcessorPil(
+        size={"height": side, "width": side},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=_MAX_TILES,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
