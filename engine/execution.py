@@ -126,9 +126,7 @@ class Execution:
         if decoding and self.row_counts.one_class:
             rows = sum(len(request.to_decode) for request in decoding)
             chunks = self._scheduler.prefill_chunks(beside=rows)
-            # A picture's features are found their places by the ids of tokens, which an answer
-            # may contain too.
-            if chunks and all(chunk.request.features is None for chunk in chunks):
+            if chunks and not any(_places_itself(chunk.request) for chunk in chunks):
                 return self._isolated([*chunks, *decoding])
         return [
             *self._isolated(self._scheduler.prefill_chunks()),
@@ -303,6 +301,14 @@ class Execution:
 def _fail(requests: Sequence[Request], error: TaskError) -> None:
     for request in requests:
         request.fail(error)
+
+
+def _places_itself(request: Request) -> bool:
+    """Whether the model finds the places of this request's pictures, by the ids of tokens.
+
+    It would take an image token that was generated for one of them; `Vision.inputs` does not.
+    """
+    return request.features is not None and bool(request.features.deepstack)
 
 
 def _request_of(item: Item) -> Request:

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from engine import Engine
 from engine.outputs import collect
 from schema import Task, TaskResponse
 from tests.engine.conftest import TinyEngine
 from tests.engine.test_generate_oracle import picture
-from tests.engine.tiny_models import Kind
+from tests.engine.tiny_models import IMAGE, Kind
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
@@ -105,6 +106,29 @@ async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> 
         )
         assert together == [alone[i] for i in order]
     restarted.close()
+
+
+async def test_an_image_token_in_an_answer_is_no_picture(
+    tiny_engine: TinyEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answers that are made of image tokens, beside prompts with pictures."""
+    engine = tiny_engine("internvl")
+    tokenizer: Any = AutoTokenizer.from_pretrained(engine.config.model)
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE)
+    forced = [
+        Task.from_fields(
+            model="tiny",
+            messages=[{"role": "user", "content": text}],
+            generation_config={"max_new_tokens": 60, "logit_bias": {str(image_token): 100}},
+        )
+        for text in ("one", "another")
+    ]
+    wanted = [*forced, *(task for task in tasks(24, images=True) if task.split_images()[1])]
+    alone = [engine.run_blocking(task) for task in wanted]
+    assert [response["usage"]["completion_tokens"] for response in alone[:2]] == [60, 60]
+    assert await at_once(engine, wanted) == alone
+    # No forward has failed, and was run again for one task after the other.
+    assert [record.message for record in caplog.records if record.name.startswith("engine")] == []
 
 
 async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
