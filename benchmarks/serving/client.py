@@ -124,13 +124,18 @@ class Answer:
 
     @cached_property
     def deltas(self) -> list[tuple[float, str]]:
-        """When text came, and the text."""
-        found = []
+        """When text came, and the text.
+
+        Without the prompt, which `transformers serve` sends back first where the chat template
+        writes nothing behind it.
+        """
+        found: list[tuple[float, str]] = []
         for when, event in self.events:
             for choice in event.get("choices", ()):
                 delta = choice.get("delta") or {}
                 if text := (delta.get("reasoning_content") or "") + (delta.get("content") or ""):
-                    found.append((when, text))
+                    if found or text != self.job.text:
+                        found.append((when, text))
         return found
 
     @property

@@ -237,6 +237,15 @@ def test_workloads_are_the_same_for_every_server_and_new_in_every_round() -> Non
         assert Image.open(io.BytesIO(png or b"")).size == (448, 448)
 
 
+def test_a_prompt_that_is_sent_back_is_no_answer() -> None:
+    texts = ["the prompt", "one", "the prompt"]
+    events = [{"choices": [{"delta": {"content": text}}]} for text in texts]
+    answer = Answer(Job("the prompt", 5), 0.0, list(enumerate(events)))
+    assert answer.deltas == [(1, "one"), (2, "the prompt")]
+    events = [{"choices": [{"delta": {"content": text}}]} for text in ("no", "echo")]
+    assert len(Answer(Job("the prompt", 5), 0.0, list(enumerate(events))).deltas) == 2
+
+
 def test_earlier_turns_and_their_picture_are_sent() -> None:
     job = Job("And now?", 5, b"png", earlier=(("What is it?", "A star."),))
     data = base64.b64encode(b"png").decode()
