@@ -133,9 +133,9 @@ class Answer:
         for when, event in self.events:
             for choice in event.get("choices", ()):
                 delta = choice.get("delta") or {}
-                if text := (delta.get("reasoning_content") or "") + (delta.get("content") or ""):
-                    if found or text != self.job.text:
-                        found.append((when, text))
+                text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
+                if text and (found or text != self.job.text):
+                    found.append((when, text))
         return found
 
     @property
