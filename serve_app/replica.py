@@ -30,10 +30,11 @@ HEARTBEAT_S = 2.0
 """A call that has nothing to tell says this often that its process still runs: it yields its
 replica's name, a string, which is also the first thing that it yields."""
 
-SPACING_S, MAX_SPACING_S = 0.001, 0.1
+SPACING_S, MAX_SPACING_S = 0.002, 0.1
 """How far apart the chunks of a stream are, for each other stream, and at the most. To pass on a
 chunk costs this process, the ingress and what is between them about as much as to make a token. So
-they pass on some thousand a second, which carry all there is. A stream alone tells each token."""
+they pass on some five hundred a second, which carry all there is. A stream alone tells each
+token."""
 
 
 def _log_loading() -> None:
