@@ -30,11 +30,11 @@ HEARTBEAT_S = 2.0
 """A call that has nothing to tell says this often that its process still runs: it yields its
 replica's name, a string, which is also the first thing that it yields."""
 
-SPACING_S, MAX_SPACING_S = 0.002, 0.1
-"""How far apart the chunks of a stream are, for each other stream, and at the most. To pass on a
-chunk costs this process, the ingress and what is between them about as much as to make a token. So
-they pass on some five hundred a second, which carry all there is. A stream alone tells each
-token."""
+MIN_SPACING_S, SPACING_S, MAX_SPACING_S = 0.01, 0.002, 0.1
+"""How far apart the chunks of a stream are: at the least, for each other stream, and at the most.
+To pass on a chunk costs this process, the ingress and what is between them about as much as to make
+a token of a small model. So they pass on some five hundred a second, which carry all there is, and
+a hundred of a stream: more than an eye can follow. Slower models tell each token."""
 
 
 def _log_loading() -> None:
@@ -133,7 +133,7 @@ class ModelReplica:
 
     def _spacing_s(self) -> float:
         others = self._counts["ongoing"] - 1
-        return min(others * SPACING_S, MAX_SPACING_S)
+        return min(max(MIN_SPACING_S, others * SPACING_S), MAX_SPACING_S)
 
     async def _relay(
         self,
