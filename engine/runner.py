@@ -221,13 +221,15 @@ class Runner:
         if self._graphs is not None and decode:
             return self._graphs.logits(token_ids, pieces, num_rows, kept)[: len(keep)]
         ids = pad(token_ids, (0, num_rows - len(token_ids)))
-        features = [piece.features for piece in pieces if piece.features is not None]
-        ends = accumulate(piece.num_tokens for piece in pieces)
-        with_images = [end for end, p in zip(ends, pieces, strict=True) if p.features is not None]
+        features: list[Features] = []
+        row = stop = 0
+        for piece in pieces:
+            row += piece.num_tokens
+            if piece.features is not None:
+                features.append(piece.features)
+                stop = row
         logits = self._run(
-            self.vision.inputs(
-                ids[None], joined(features) if features else None, max(with_images, default=0)
-            ),
+            self.vision.inputs(ids[None], joined(features) if features else None, stop),
             upload(positions(pieces, num_rows, self.vision.axes), self.device),
             upload(kept, self.device),
             self._batch(pieces, num_rows, 1 if decode else self._max_rows),
@@ -284,7 +286,7 @@ class Runner:
         keep: torch.Tensor,
         batch: VarlenBatch,
     ) -> torch.Tensor:
-        return self._run(self.vision.inputs(token_ids[None], None), positions, keep, batch)
+        return self._run(self.vision.inputs(token_ids[None], None, 0), positions, keep, batch)
 
     @torch.inference_mode()
     def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:

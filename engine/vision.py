@@ -171,7 +171,7 @@ class Vision:
         layers = getattr(output, "deepstack_features", None) or ()
         return Features(_flat(output.pooler_output), tuple(_flat(layer) for layer in layers))
 
-    def inputs(self, ids: torch.Tensor, features: Features | None, stop: int = 0) -> dict[str, Any]:
+    def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
         """What a forward on token ids [1, T] takes, with the features in their places.
 
         All places are before ``stop``. Behind it are generated tokens, and an image token among

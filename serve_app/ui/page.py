@@ -60,7 +60,8 @@ class Page:
         self.blocks.state_session_capacity = args.max_sessions
         # The server decides what is too much; here everybody may ask at the same time.
         self.blocks.queue(api_open=False, default_concurrency_limit=None)
-        # It looks for a message a thousand times a second, for 3 % of a core; a setting of Windows.
+        # Else it looks for a message a thousand times a second, which takes 3 % of a core. This is
+        # what gradio itself takes on Windows.
         self.blocks._queue.sleep_when_free = 0.05
 
     def _build(self) -> None:
