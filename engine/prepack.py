@@ -42,7 +42,7 @@ class _Product:
         """The output of one of the layers; all are computed when the first one asks."""
         if x is not self._input or self._outputs[index] is None:
             output = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-            self._input, self._outputs = x, list(output.split(self.sizes, dim=-1))
+            self._input, self._outputs = x, list(output.split_with_sizes(self.sizes, dim=-1))
         mine = self._outputs[index]
         assert mine is not None
         self._outputs[index] = None

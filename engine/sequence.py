@@ -115,10 +115,11 @@ class Request:
         """
         if self.beams is not None and self.beams.in_flight:
             return []
-        if any(s.matcher and s.num_picked > len(s.token_ids) for s in self.running):
+        running = self.running
+        if any(s.matcher and s.num_picked > len(s.token_ids) for s in running):
             return []
         limit = self.settings.max_new_tokens
-        return [sequence for sequence in self.running if sequence.num_picked < limit]
+        return [sequence for sequence in running if sequence.num_picked < limit]
 
     @property
     def completion_tokens(self) -> int:
