@@ -183,7 +183,7 @@ def _far(output: torch.Tensor, expected: torch.Tensor, where: str) -> str | None
 
 
 def _bitsandbytes() -> Any:
-    # It warns, when it is imported and at every call, about what is meant: see engine.loader.
+    # It warns, when it is imported and at every call, about what is meant: see engine.quantization.
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return importlib.import_module("bitsandbytes")

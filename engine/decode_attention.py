@@ -6,8 +6,8 @@ was half of a step. This kernel reads the pages where they lie. What it computes
 is a function of that sequence alone: nothing in it depends on how many others there are.
 
 Numba compiles it for this CPU at its first use, and keeps the machine code beside this file, or in
-the user's cache directory. Sums are in float32 whatever the dtype; their order is the compiler's
-choice, the same in every run on the same kind of CPU.
+the user's cache directory, until this file changes: so all that it compiles stands here. Sums are
+in float32; their order is the compiler's choice, the same on the same kind of CPU.
 
 Shapes: N tokens, each the last of its sequence; H query heads, K key/value heads, D and E sizes of
 a key and of a value, S slots of the cache, L tokens of a context.
@@ -286,12 +286,8 @@ def _attend(
         for t in range(0, padded, 4):
             _read_four(values[kv_head], slots[:stop], start + t, four)
             for g in range(group):
-                w0, w1, w2, w3 = (
-                    weights[g, t],
-                    weights[g, t + 1],
-                    weights[g, t + 2],
-                    weights[g, t + 3],
-                )
+                w0, w1 = weights[g, t], weights[g, t + 1]
+                w2, w3 = weights[g, t + 2], weights[g, t + 3]
                 for d in range(value_dim):
                     mean[g, d] += (w0 * four[0, d] + w1 * four[1, d]) + (
                         w2 * four[2, d] + w3 * four[3, d]

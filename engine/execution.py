@@ -12,25 +12,25 @@ dropped, and its keys and values went to pages that its task had reserved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.assembly import Assembly
 from engine.beams import BeamSearch
+from engine.blame import blame
 from engine.exclusive import run_exclusive
 from engine.grammar_mask import GrammarMask
 from engine.outputs import ChoiceDelta
 from engine.packing import Download, upload
 from engine.probe import plain_attention
-from engine.runner import PrefillChunk, RowCounts
+from engine.row_counts import RowCounts
+from engine.runner import PrefillChunk
 from engine.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
 from engine.scheduler import Scheduler
-from engine.sequence import Request, Status, log_ids
+from engine.sequence import Request, Status
 from engine.sequence import Sequence as Answer
-from schema.errors import EngineStopped, OutOfMemory, TaskError, TaskExecutionError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Execution:
 
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
-        with self._blame([request]):
+        with blame([request]):
             vision = self._runner.vision
             request.features, request.features_skipped = vision.encode(
                 request.prompt, request.num_prefilled
@@ -139,14 +139,14 @@ class Execution:
         self._runner.check_health()  # or they are of an exchange that was broken off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
-                with self._blame([launched.request]):
+                with blame([launched.request]):
                     self._advance_beams(launched.request, picked)
             return
         tokens = iter(picked.tolist())
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
-                with self._blame([request]):
+                with blame([request]):
                     self._append(request, news, launched.reports.get(request.id))
 
     def _append(
@@ -191,11 +191,11 @@ class Execution:
         for chunk in chunks:
             chunk.request.num_prefilled = chunk.stop
             if chunk.is_last:
-                with self._blame([chunk.request]):
+                with blame([chunk.request]):
                     asked.append(self._first(chunk.request, logits[row]))
                 row += 1
         for request, answers in groups:
-            with self._blame([request]):
+            with blame([request]):
                 asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
             row += len(answers)
         return self._pick(asked)
@@ -233,7 +233,7 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
             for one in asked:
-                with self._blame([one.request]):
+                with blame([one.request]):
                     picked.append(self._advance([one], pick([one.candidates])))
         return picked
 
@@ -242,7 +242,7 @@ class Execution:
         reports: dict[int, Download] = {}
         parts = tokens.split([len(one.answers) for one in asked])
         for one, part in zip(asked, parts, strict=True):
-            with self._blame([one.request]):
+            with blame([one.request]):
                 assert one.request.sampler is not None
                 one.request.sampler.advance(part, [answer.index for answer in one.answers])
                 if one.candidates.logprobs is not None:
@@ -262,45 +262,22 @@ class Execution:
         picked: list[InFlight] = []
         if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
             for item in items:
-                with self._blame([_request_of(item)]):
+                with blame([_request_of(item)]):
                     picked += self._forward(items)
             return picked
         try:
             picked += self._forward(items)
         except torch.AcceleratorError:
-            with self._blame([_request_of(item) for item in items]):
+            with blame([_request_of(item) for item in items]):
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
             for item in items:
                 request = _request_of(item)
                 if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
-                    with self._blame([request]):
+                    with blame([request]):
                         picked += self._forward([item])
         return picked
-
-    @contextmanager
-    def _blame(self, requests: Sequence[Request]) -> Iterator[None]:
-        """End these requests, and only these, when the body raises."""
-        try:
-            yield
-        except TaskError as error:
-            _fail(requests, error)
-        except torch.OutOfMemoryError as error:
-            logger.warning("out of memory, tasks %s: %s", log_ids(requests), error)
-            _fail(requests, OutOfMemory(f"the device ran out of memory: {error}"))
-        except torch.AcceleratorError as error:
-            # The CUDA context is lost, and with it the process: let the replica be replaced.
-            _fail(requests, EngineStopped(f"the device failed: {error}"))
-            raise
-        except Exception as error:
-            logger.exception("tasks failed: %s", log_ids(requests))
-            _fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
-
-
-def _fail(requests: Sequence[Request], error: TaskError) -> None:
-    for request in requests:
-        request.fail(error)
 
 
 def _places_itself(request: Request) -> bool:

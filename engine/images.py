@@ -21,7 +21,7 @@ from transformers.image_transforms import convert_to_rgb
 
 from engine.config import EngineConfig
 from engine.image_cache import ImageCache
-from engine.loader import load_processor
+from engine.model_files import load_processor
 from engine.processors import ProcessedPicture
 from schema.errors import OutOfMemory, TaskArgsInvalid, TaskExecutionError
 from schema.task import ImageBlock, Task

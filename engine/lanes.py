@@ -23,7 +23,8 @@ from engine.probe import (
     pages_needed,
     plain_attention,
 )
-from engine.runner import RowCounts, Runner
+from engine.row_counts import RowCounts
+from engine.runner import Runner
 from engine.varlen import varlen_problem
 from schema.errors import ModelInvalid
 

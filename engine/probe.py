@@ -21,7 +21,8 @@ import torch
 from engine.attention import PAGED
 from engine.kv_cache import KVCache, bits_of
 from engine.packing import Piece
-from engine.runner import RowCounts, Runner
+from engine.row_counts import RowCounts
+from engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ A forward has T rows, one token each, of any number of sequences: ``input_ids`` 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -22,33 +21,10 @@ from engine.graphs import DecodeGraphs
 from engine.kv_cache import KVCache, KVShape
 from engine.loader import LoadedModel
 from engine.packing import Piece, positions, upload
+from engine.row_counts import RowCounts
 from engine.sequence import Request, Sequence
 from engine.varlen import VarlenBatch, varlen_batch
 from engine.vision import Features, Vision, joined
-
-
-@dataclass(frozen=True)
-class RowCounts:
-    """Row counts at which a forward may run, ascending. `engine.probe` finds them.
-
-    Within each tuple all counts give the same bits. Where ``one_class`` says so, they are the same
-    in both: tokens that are decoded may then share a forward with chunks of prompts. ``faster``
-    names, for a decode count, a larger one that takes less time; it decides nothing but speed.
-    """
-
-    decode: tuple[int, ...]
-    prefill: tuple[int, ...]
-    one_class: bool = False
-    faster: Mapping[int, int] = field(default_factory=dict, compare=False)
-
-    def for_decode(self, rows: int) -> int:
-        """The fastest decode count that holds ``rows``."""
-        smallest = self.decode[bisect_left(self.decode, rows)]
-        return self.faster.get(smallest, smallest)
-
-    def for_prefill(self, rows: int) -> int:
-        """The smallest prefill count that holds ``rows``."""
-        return self.prefill[bisect_left(self.prefill, rows)]
 
 
 @dataclass(frozen=True)

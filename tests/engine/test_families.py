@@ -16,7 +16,8 @@ import pytest
 
 from engine import Engine, EngineConfig
 from engine.images import ImagePreprocessor
-from engine.loader import load_model, load_processor
+from engine.loader import load_model
+from engine.model_files import load_processor
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_generate_oracle import picture

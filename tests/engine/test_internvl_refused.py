@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from engine import EngineConfig
 from engine.internvl import native_config
-from engine.loader import load_processor
+from engine.model_files import load_processor
 from engine.prompt import PromptRenderer
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from tests.engine.test_internvl_original import asked, image, load, prepared, text

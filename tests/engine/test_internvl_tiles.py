@@ -19,7 +19,7 @@ from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from engine.config import EngineConfig
-from engine.loader import load_processor
+from engine.model_files import load_processor
 from tests.engine.tiny_internvl import TILE, save_original
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

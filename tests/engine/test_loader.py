@@ -22,7 +22,8 @@ from transformers import (
 
 from engine import Engine
 from engine.config import EngineConfig
-from engine.loader import load_model, load_processor
+from engine.loader import load_model
+from engine.model_files import load_processor
 from schema.errors import (
     ModelCorrupt,
     ModelIncomplete,
