@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.image_tags import fill_image_tags
 from engine.images import ImageInputs
 from engine.loader import LoadedModel
+from engine.vision import rope_index
 from schema.errors import TaskArgsInvalid
 from schema.json_values import check_json, parse_json
 from schema.task import ImageBlock, Message, Task
@@ -64,6 +65,7 @@ class PromptRenderer:
         self._tokenizer = loaded.tokenizer
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
+        self._tells_pictures_apart = rope_index(loaded.model) is None
         embeddings = loaded.model and loaded.model.get_input_embeddings()
         self._num_embeddings: int | None = getattr(embeddings, "num_embeddings", None)
         # No token stands for more characters than the longest entry of the vocabulary.
@@ -74,7 +76,8 @@ class PromptRenderer:
 
         Raises:
             TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
-                the model's own image placeholder, or other than one ``<image>`` an image.
+                the model's own image placeholder, or other than one ``<image>`` an image, or
+                two images side by side that the model cannot tell apart.
         """
         self._check_length(sum(len(message.text) for message in task.messages))
         loaded = self._loaded
@@ -96,10 +99,12 @@ class PromptRenderer:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
         self._refuse_unknown(token_ids)
         places = self._image_places(token_ids, images)
+        starts = self._image_starts(places, images)
+        self._refuse_neighbours(starts, images)
         return Prompt(
             tuple(token_ids),
             images,
-            self._image_starts(places, images),
+            starts,
             self._whole(places),
             text[-_TEXT_END:],
         )
@@ -190,6 +195,18 @@ class PromptRenderer:
     def _image_starts(places: Sequence[int], images: ImageInputs) -> tuple[int, ...]:
         firsts = accumulate((image.num_tokens for image in images), initial=0)
         return tuple(places[first] for first, _ in zip(firsts, images, strict=False))
+
+    def _refuse_neighbours(self, starts: Sequence[int], images: ImageInputs) -> None:
+        """Texts may say where pictures stand, and so have two side by side."""
+        ends = [start + image.num_tokens for start, image in zip(starts, images, strict=True)]
+        if self._tells_pictures_apart or set(starts).isdisjoint(ends):
+            return
+        raise TaskArgsInvalid(
+            "messages: two pictures have nothing between them, and this model cannot tell them "
+            f"apart: write a text between their {self._loaded.image_token!r}, or have the chat "
+            "template place them",
+            param="messages",
+        )
 
     def _whole(self, places: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Runs of image tokens, for a model whose image tokens see each other."""

@@ -88,6 +88,14 @@ def whole_image_tokens(model: Any) -> int:
     return int(model.config.mm_tokens_per_image)
 
 
+def rope_index(model: Any) -> Any:
+    """What computes the rotary positions of a prompt with pictures; None where they are 0, 1, 2 ...
+
+    It takes neighbouring image tokens for one picture: between two there has to be another token.
+    """
+    return getattr(getattr(model, "model", None), "get_rope_index", None)
+
+
 FeatureLayout = tuple[Any, bool]
 """The type in which a model returns features, None before it has made any, and whether as lists."""
 
@@ -98,9 +106,7 @@ class Vision:
     def __init__(self, model: Any, image_token_id: int | None, cache_bytes: int) -> None:
         self._model = model
         self._image_token_id = -1 if image_token_id is None else image_token_id
-        self._get_rope_index: Any = None
-        if image_token_id is not None:
-            self._get_rope_index = getattr(model.model, "get_rope_index", None)
+        self._get_rope_index = None if image_token_id is None else rope_index(model)
         self.axes = 1 if self._get_rope_index is None else _ROTARY_AXES
         self._cache = ImageCache[Features](cache_bytes)
         self.layout: FeatureLayout = (None, False)  # known once the model has made features

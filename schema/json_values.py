@@ -38,6 +38,8 @@ def parse_json(body: bytes | str) -> Any:
         text = body if isinstance(body, str) else body.decode("utf-8")
         if not text.strip():
             raise TaskArgsInvalid("The body is empty; it must be a JSON object.")
+        if text.startswith("\ufeff"):
+            raise TaskArgsInvalid("The body begins with a byte order mark; leave it out.")
         if text.count("[") + text.count("{") > MAX_BRACKETS:
             raise TaskArgsInvalid(
                 f"The body has more than {MAX_BRACKETS} objects and arrays; no task needs so many."
@@ -62,7 +64,9 @@ def parse_json(body: bytes | str) -> Any:
         ) from None
     except ValueError:
         # Python refuses integers of more than some thousand digits.
-        raise TaskArgsInvalid("The body has a number with too many digits.") from None
+        raise TaskArgsInvalid(
+            f"The body has an integer of thousands of digits; the largest is {MAX_JSON_INTEGER}."
+        ) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

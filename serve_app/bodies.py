@@ -25,7 +25,8 @@ async def read_body(request: Request, limit: int) -> bytes:
         RequestTooLarge: it has more than ``limit`` bytes.
         TaskArgsInvalid: it is compressed.
     """
-    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.lower() not in ("", "identity"):  # upper and lower case are the same there
         raise TaskArgsInvalid(
             f"the body is compressed ({clipped(encoding)}); send it as it is",
             param="content-encoding",

@@ -11,12 +11,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from schema.errors import (
+    Cancelled,
     ErrorResponse,
     Overloaded,
     TaskArgsInvalid,
@@ -98,6 +99,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
             Exception: _on_bug,
         },
         middleware=[
@@ -192,6 +194,11 @@ async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[b
 async def _on_task_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TaskError)
     return error_response(error)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """A client that has left before its body was there: nobody reads this, but it is counted."""
+    return error_response(Cancelled("the client has left in the midst of its body"))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -7,11 +7,14 @@ import logging
 import re
 import uuid
 
+from ray.exceptions import TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.bodies import error_response
+from serve_app.failures import LOST
 from serve_app.gate import OPEN_PATHS
 from serve_app.log_entry import Entry, current
 from serve_app.refusal_log import RefusalLog
@@ -23,6 +26,9 @@ REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
 MAX_PATH = 200
 """Characters of a path in the log."""
+
+GONE = (TaskCancelledError, RequestCancelledError, *LOST)
+"""What Ray's call to its proxy, which has the client, raises when one of both has gone."""
 
 
 class RequestLog:
@@ -63,7 +69,7 @@ class RequestLog:
             if len(given) > 1 or not _REQUEST_ID.fullmatch(request_id):
                 await error_response(_bad_id())(scope, receive, observed)
             else:
-                await self._app(scope, receive, observed)
+                await self._app(scope, _told(receive), observed)
         except Exception:
             made.error = TaskExecutionError.code
             made.status = made.status or TaskExecutionError.http_status
@@ -78,6 +84,21 @@ class RequestLog:
                 self._metrics.ended(made)  # probes are not
             if made.error != Overloaded.code or not self._refusals.joins(made):
                 _log(scope, made, made.seconds)
+
+
+def _told(receive: Receive) -> Receive:
+    """``receive``, which says of a client that has gone what ASGI says.
+
+    Behind Ray's own proxy it may raise instead.
+    """
+
+    async def told() -> Message:
+        try:
+            return await receive()
+        except GONE:
+            return {"type": "http.disconnect"}
+
+    return told
 
 
 def _bad_id() -> TaskArgsInvalid:

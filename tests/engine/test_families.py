@@ -18,6 +18,7 @@ from engine import Engine, EngineConfig
 from engine.images import ImagePreprocessor
 from engine.loader import load_model
 from engine.model_files import load_processor
+from schema import Task
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.test_generate_oracle import picture
@@ -136,6 +137,30 @@ def test_image_tokens_in_a_text_are_refused(
     for content in ([text(token)], [image("square"), text(f"x{token}")]):
         with pytest.raises(TaskArgsInvalid, match="reserved"):
             engine.run_blocking(task([user(*content)]))
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+def test_two_pictures_side_by_side(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+    """Without the template a text says where they stand. Qwen's positions need a token between."""
+    engine = small_chunks(kind, tiny_engine)
+    token = engine._loaded.image_token
+
+    def beside(between: str) -> Task:
+        blocks = [image("square"), image("tall"), text(f"{token}{between}{token}What?")]
+        return Task.from_fields(
+            model="tiny",
+            messages=[user(*blocks)],
+            use_chat_template=False,
+            generation_config={"max_new_tokens": 4},
+        )
+
+    assert texts(engine.run_blocking(beside(" and ")))
+    if kind.startswith("qwen"):
+        with pytest.raises(TaskArgsInvalid, match="nothing between them") as caught:
+            engine.run_blocking(beside(""))
+        assert caught.value.param == "messages"
+    else:
+        assert texts(engine.run_blocking(beside("")))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (33, 31)])

@@ -56,6 +56,14 @@ def with_settings(**settings: Any) -> str:
     ("body", "message"),
     [
         (
+            b"\xef\xbb\xbf" + with_settings().encode(),
+            "The body begins with a byte order mark; leave it out.",
+        ),
+        (
+            '{"seed": ' + "9" * 5000 + "}",
+            "The body has an integer of thousands of digits; the largest is 18446744073709551615.",
+        ),
+        (
             with_settings(top_p=1.5),
             "generation_config.top_p: must be at most 1, not 1.5.",
         ),
@@ -101,7 +109,7 @@ def with_settings(**settings: Any) -> str:
         ),
     ],
 )
-def test_messages_name_field_limit_and_way_out(body: str, message: str) -> None:
+def test_messages_name_field_limit_and_way_out(body: bytes | str, message: str) -> None:
     assert refusal(body).message == message
 
 

@@ -92,6 +92,14 @@ async def test_a_compressed_body_is_refused() -> None:
     assert response.json()["error"]["param"] == "content-encoding"
 
 
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "IDENTITY", ""])
+async def test_a_body_that_says_it_is_not_compressed_is_read(encoding: str) -> None:
+    async with client(APP) as http:
+        headers = {"content-encoding": encoding}
+        response = await http.post("/v1/tasks", json=task("go"), headers=headers)
+    assert response.status_code == 200
+
+
 INJECTED = "demo\r\nx-evil: 1\r\n\r\ndata: [DONE]\n\n"
 
 

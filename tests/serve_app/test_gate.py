@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, TaskCancelledError
 from starlette.types import ASGIApp, Message
 
 from tests.serve_app.scripted import app_maker, cancelled, client, task
@@ -287,6 +288,41 @@ async def test_every_request_is_logged_in_one_line(lines: list[str]) -> None:
         "error=not_found",
         'GET "/v1/models/forged\\r\\nline" 404 key=- model=null tokens=- error=not_found',
     ]
+
+
+GONE: list[Message | Exception] = [
+    {"type": "http.disconnect"},
+    TaskCancelledError(),  # what Ray's call to its proxy raises
+    ActorDiedError(),
+]
+
+
+@pytest.mark.parametrize("gone", GONE, ids=["disconnect", "cancelled", "proxy"])
+@pytest.mark.parametrize("more_body", [True, False], ids=["body", "answer"])
+async def test_a_client_that_leaves_is_no_fault_of_the_server(
+    more_body: bool, gone: Message | Exception, lines: list[str]
+) -> None:
+    cancelled.clear()
+    body = json.dumps(task("later hang") | {"stream": True}).encode()
+    begun = asyncio.Event()
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": more_body}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        if not more_body:
+            await begun.wait()
+        if isinstance(gone, Exception):
+            raise gone
+        return gone
+
+    async def send(message: Message) -> None:
+        begun.set()
+
+    await MAKE()(_scope("/v1/chat/completions"), receive, send)
+    assert more_body or await asyncio.to_thread(cancelled.wait, 30)
+    (line,) = [line for line in lines if line.startswith("POST ")]
+    assert line.endswith(" error=cancelled")
 
 
 async def test_the_refusals_of_a_second_share_a_line(
