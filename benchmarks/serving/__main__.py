@@ -3,7 +3,8 @@
     python -m benchmarks.serving --vllm-python PATH            # Qwen2.5-0.5B geometry, on a CPU
     python -m benchmarks.serving --geometry demo --workloads text images images-short
     python -m benchmarks.serving --geometry internvl3-1b --workloads images mixed
-    python -m benchmarks.serving --model org/name --images     # a real model, on a GPU
+    python -m benchmarks.serving --model org/name              # a real model, on a GPU
+    python -m benchmarks.serving --model org/name --images --workloads images
     python -m benchmarks.serving --address http://host:port --model NAME   # a server that runs
     python -m benchmarks.serving --graph-cost                  # graph minus engine, demo model
 
@@ -12,8 +13,9 @@ that becomes slower becomes so for all, and only one of them is ever there to us
 wait for their answers (--clients) or requests that arrive at random (--rates) come in mixed
 lengths, streamed. Throughput counts the tokens of the measured seconds; what is unfinished at their
 end is cut off. Then every server answers the same requests alone and in a crowd, and the texts are
-compared. Prints a table; writes serving.json and serving.png. On 2 cores the first of the commands
-takes about 25 minutes, and vLLM's first start some more; docs/performance.md has others.
+compared. Prints a table; writes serving.json and serving.png into --out. On 2 cores the first of
+the commands takes about 30 minutes, and vLLM's first start some more; docs/performance.md has
+others.
 
 Exits with 1 if a server that promises equal answers gave others, or did not run.
 """
@@ -45,6 +47,7 @@ from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
 
 _RAMP_S = 4.0  # at least so long before a measurement
+_PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
 _QUIET_LOAD = 0.5  # running processes, averaged over a minute
 
 
@@ -52,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    _refuse_idle(parser, options)
     # So that servers end with this process, and take Ctrl-C where it runs in the background.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.out,
                 with_profile=options.profile,
             )
-        report = _compare(parser, options, Path(folder))
+        try:
+            report = _compare(parser, options, Path(folder))
+        except RuntimeError as error:  # of a server that somebody else has started
+            parser.exit(1, f"{options.address}: {error}\n")
     report.about["load_before"] = before
     print(report.table())
     print("written:", *report.save(options.out))
@@ -77,9 +84,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if broken or absent else 0
 
 
+def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the run for options that would say nothing in it, or whose partner is missing."""
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+
+    def refuse(names: set[str], why: str) -> None:
+        if idle := sorted(names & given):
+            parser.error(f"--{idle[0].replace('_', '-')} {why}")
+
+    if options.graph_cost:
+        used = {"graph_cost", "profile", "clients", "seconds", "rounds", "out"}
+        refuse(given - used, "says nothing with --graph-cost: the demo model, one thread")
+    else:
+        refuse({"profile"}, "needs --graph-cost")
+    if options.address:
+        if not options.model:
+            parser.error("--address needs --model: the name that the server knows it by")
+        started = {"peers", "vllm_python", "threads", "context", "device", "dtype"}
+        refuse(started, "says nothing with --address: that server runs already")
+    else:
+        refuse({"dialect", "promises"}, "needs --address")
+    if options.model:
+        refuse({"geometry", "model_dir"}, "says nothing with --model")
+        is_path = options.model.startswith(_PATHS) and not options.address
+        if is_path and not Path(options.model).is_dir():
+            parser.error(f"--model: there is no directory {options.model}")
+    else:
+        refuse({"images"}, "needs --model")
+
+
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> Report:
-    if options.address and not options.model:
-        parser.error("--address needs --model: the name that the server knows it by")
     if options.model:
         model = real_model(options.model, options.dtype, images=options.images)
     else:
@@ -165,7 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", choices=["auto", "cpu"])
     add("--model-dir", type=Path, metavar="DIR", help="keep the random model here")
     names = ", ".join(f"{name!r}" for name in PEERS)
-    add("--peers", nargs="+", default=DEFAULT_PEERS, choices=PEERS, metavar="PEER", help=names)
+    usual = f"of {names}; if nothing is said all but the last {len(PEERS) - len(DEFAULT_PEERS)}"
+    add("--peers", nargs="+", default=DEFAULT_PEERS, choices=PEERS, metavar="PEER", help=usual)
     add("--address", help="measure this server instead, which runs already")
     add("--dialect", default="chat", choices=["chat", "tasks"], help="with --address")
     add("--promises", action="store_true", help="with --address: it promises equal answers")
@@ -174,14 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--workloads", nargs="+", default=["text"], choices=kinds, metavar="KIND", help=str(kinds))
     add("--clients", type=_numbers(int), default=[1, 16, 64], metavar="1,16,64")
     add("--rates", type=_numbers(float), default=[], metavar="0.5,1", help="requests a second")
-    add("--rounds", type=int, default=2)
+    add("--rounds", type=int, default=2, help="of each server (2)")
     joining = "between one client and the next; when all are there, the measurement begins"
     add("--join", type=float, default=0.3, metavar="S", help=joining)
-    add("--seconds", type=float, default=20.0, metavar="S", help="of each measurement")
+    add("--seconds", type=float, default=20.0, metavar="S", help="of each measurement (20)")
     add("--target-first", type=float, default=5.0, metavar="S", help="of a good answer")
     add("--target-token", type=float, default=0.25, metavar="S", help="of a good answer")
-    add("--equal", type=int, default=16, metavar="N", help="requests to compare; 0: none")
-    add("--equal-tokens", type=int, default=16, metavar="N", help="of each of them")
+    add("--equal", type=int, default=16, metavar="N", help="requests to compare (16); 0: none")
+    add("--equal-tokens", type=int, default=16, metavar="N", help="of each of them (16)")
     add("--orders", type=int, default=3, help="of the crowd")
     add("--context", type=int, default=1024, help="tokens of the longest prompt and answer")
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")

