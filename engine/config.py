@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from schema.task import Dtype, QuantizeBits
 
@@ -22,6 +22,21 @@ class Sizes:
 # A CPU's chunk keeps the streams of others waiting for a fraction of a second. CUDA's paged
 # attention kernel takes pages of multiples of 256 tokens, and larger chunks fill the device.
 _SIZES = {"cpu": Sizes(prefill_chunk=128, page_size=16), "cuda": Sizes(512, 256)}
+
+_CHOICES = {"dtype": Dtype, "device": Device, "split": Split}
+_LEAST = {
+    "num_devices": 1,
+    "context_length": 2,
+    "max_sequences": 1,
+    "max_waiting": 1,
+    "prefill_chunk": 1,
+    "page_size": 1,
+    "max_exclusive_tokens": 1,
+    "kv_cache_tokens": 1,
+    "image_cache_bytes": 0,
+    "max_kv_cache_bytes": 1,
+    "threads": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +110,16 @@ class EngineConfig:
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_devices",
-            "max_sequences",
-            "max_waiting",
-            "prefill_chunk",
-            "page_size",
-            "max_exclusive_tokens",
-        ):
+        for name, kind in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                allowed = ", ".join(map(repr, get_args(kind)))
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if self.quantize_bits not in (None, *get_args(QuantizeBits)):
+            raise ValueError(f"quantize_bits must be None, 4 or 8, got {self.quantize_bits!r}")
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.image_cache_bytes < 0:
-            raise ValueError(f"image_cache_bytes must be at least 0, got {self.image_cache_bytes}")
-
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.split == "tensor" and self.quantize_bits is not None:
             raise ValueError(
                 "split is 'tensor', which a quantized model cannot be: set split to 'layers' or "

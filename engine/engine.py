@@ -25,9 +25,10 @@ from engine.meter import Meter, TaskTimes
 from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
 from engine.sequence import Request
 from engine.sequence import Sequence as Answer
+from engine.source import is_directory
 from engine.task_grammar import task_grammar
 from engine.tensor_parallel.launcher import Launcher
-from schema.errors import TaskArgsInvalid
+from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
@@ -78,7 +79,7 @@ class Engine:
         A chunk carries whatever has been generated since the last one was taken.
 
         Args:
-            task: the task; that its model is this one has been checked already.
+            task: the task.
             images: its prepared images; None to prepare them here.
             heartbeat_s: after this many seconds without news of a task that has been accepted, a
                 chunk without choices says that this process still runs. None: no such chunks.
@@ -173,6 +174,7 @@ class Engine:
     ) -> tuple[Request, ResponseFormat]:
         """Validate, render and tokenize a task."""
         arrived = time.monotonic()
+        self._refuse_another(task)
         params = image_params(task)
         if images is None:
             images = self._prepare_images(task, params) if params else ()
@@ -220,6 +222,28 @@ class Engine:
         )
         return request, response
 
+    def _refuse_another(self, task: Task) -> None:
+        """Refuse a task for another model, or for this one in another form.
+
+        A directory without ``model_id`` has no name that a task could give.
+        """
+        config, dtype = self.config, self._card["dtype"]
+        if task.model != config.name and (config.model_id or not is_directory(config)):
+            raise ModelInvalid(
+                f"model {task.model!r} is not served here; served: {config.name}", param="model"
+            )
+        if task.quantize_bits != config.quantize_bits:
+            raise TaskArgsInvalid(
+                f"{task.model} is not served with quantize_bits {_json(task.quantize_bits)}, but "
+                f"with {_json(config.quantize_bits)}",
+                param="quantize_bits",
+            )
+        if task.dtype not in ("auto", dtype):
+            raise TaskArgsInvalid(
+                f"{task.model} is not served with dtype {task.dtype!r}, but with {dtype!r}",
+                param="dtype",
+            )
+
     def _constrain(self, request: Request, grammar: Grammar) -> None:
         """Have all answers of a request keep to a grammar."""
         _refuse_beams(request.settings, grammar)
@@ -236,6 +260,10 @@ class Engine:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self.config)
             return self._preprocessor(task.split_images()[1], params)
+
+
+def _json(bits: int | None) -> str:
+    return "null" if bits is None else str(bits)
 
 
 def _refuse_beams(settings: GenerationSettings, grammar: Grammar) -> None:

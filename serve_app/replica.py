@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from schema.errors import Cancelled, TaskArgsInvalid, TaskError
+from schema.errors import Cancelled, TaskError
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.callers import Callers
@@ -78,7 +78,6 @@ class ModelReplica:
                 raise
             logger.exception("%s cannot be loaded", args.deployment)
             self._loaded = error
-        self._configured_dtype = args.dtype
         self._name = own_name()
         self._callers = Callers()
         self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
@@ -144,7 +143,6 @@ class ModelReplica:
         spacing_s: Callable[[], float],
     ) -> AsyncGenerator[StreamChunk | str, None]:
         with self._counted():
-            self._check_dtype(task)
             yield self._name
             # Closed here and not by the garbage collector: that is what cancels the task.
             log_id = log_id or request_id()
@@ -201,18 +199,6 @@ class ModelReplica:
             loaded.close()
         if ticker := getattr(self, "_ticker", None):
             ticker.stop()
-
-    def _check_dtype(self, task: Task) -> None:
-        """The half of the routing that needs the loaded checkpoint: what "auto" came to."""
-        if self._configured_dtype != "auto":
-            return
-        dtype = self._engine.card()["dtype"]
-        if task.dtype not in ("auto", dtype):
-            raise TaskArgsInvalid(
-                f"{task.model} is not served with dtype {task.dtype!r}; "
-                f"its checkpoint's own is {dtype!r}",
-                param="dtype",
-            )
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tasks(number: int, *, images: bool) -> list[Task]:
+def tasks(number: int, *, images: bool, bits: int | None = None) -> list[Task]:
     """Tasks of all lengths and settings; a fresh but fixed selection."""
     rng = random.Random(number)
     made = []
@@ -48,6 +48,7 @@ def tasks(number: int, *, images: bool) -> list[Task]:
                 | ({"do_sample": True, "num_return_sequences": 3} if index % 5 == 0 else {})
                 | ({"num_beams": 2, "num_return_sequences": 1} if index == 7 else {}),
                 seed=rng.randrange(1000),
+                quantize_bits=bits,
             )
         )
     return made
@@ -68,7 +69,8 @@ async def at_once(engine: Engine, wanted: list[Task]) -> list[TaskResponse]:
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "internvl"])
 async def test_alone_and_in_a_crowd(kind: Kind, options: str, tiny_engine: TinyEngine) -> None:
     engine = tiny_engine(kind, **OPTIONS[options])
-    wanted = tasks(16, images=kind == "internvl")
+    bits = engine.config.quantize_bits
+    wanted = tasks(16, images=kind == "internvl", bits=bits)
     alone = [engine.run_blocking(task) for task in wanted]
     assert len({str(response["choices"]) for response in alone}) > 8  # they do differ
     for seed in range(3):
@@ -94,7 +96,7 @@ async def leave_after(engine: Engine, task: Task, chunks: int) -> None:
 async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> None:
     """One at a time; all at once in other orders, with clients that leave; after a restart."""
     engine = tiny_engine("internvl", **OPTIONS[options])
-    wanted = tasks(count, images=True)
+    wanted = tasks(count, images=True, bits=engine.config.quantize_bits)
     alone = [engine.run_blocking(task) for task in wanted]
     restarted = Engine(engine.config)
     for seed, served_by in ((0, engine), (1, restarted)):

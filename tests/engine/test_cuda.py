@@ -27,7 +27,7 @@ ARITHMETIC: dict[str, dict[str, Any]] = {
 }
 
 
-def tasks() -> list[Task]:
+def tasks(bits: int | None = None) -> list[Task]:
     """Tasks of all settings, short and longer than a page."""
     texts = ["Hi", "A prompt. " * 9, "A prompt of more than one page and chunk. " * 9]
     return [
@@ -36,6 +36,7 @@ def tasks() -> list[Task]:
             messages=[{"role": "user", "content": f"{number} {text}"}],
             generation_config={"max_new_tokens": 40} | settings,
             seed=number,
+            quantize_bits=bits,
         )
         for number, (text, settings) in enumerate(
             (text, settings) for text in texts for settings in SETTINGS.values()
@@ -54,14 +55,15 @@ def config(request: pytest.FixtureRequest, tiny_model: TinyModel) -> EngineConfi
 def answers(config: EngineConfig, *, at_once: bool) -> list[Any]:
     """The responses of all tasks, at once or one after the other, by a new engine."""
     engine = Engine(config)
+    wanted = tasks(config.quantize_bits)
 
     async def run_all() -> list[Any]:
-        return list(await asyncio.gather(*(engine.run(task) for task in tasks())))
+        return list(await asyncio.gather(*(engine.run(task) for task in wanted)))
 
     try:
         if at_once:
             return asyncio.run(run_all())
-        return [engine.run_blocking(task) for task in tasks()]
+        return [engine.run_blocking(task) for task in wanted]
     finally:
         engine.close()
         engine._loop.scheduler.check_integrity()
