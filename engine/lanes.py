@@ -134,7 +134,7 @@ def _working_attention(
             problem = str(error)
     if problem is None:
         return "paged kernel"
-    logger.info("attention is computed sequence by sequence: %s", problem)
+    logger.info("attention runs sequence by sequence, not in the paged kernel: %s", problem)
     runner.use_cache(cache)
     if problem := batched_lane_problem(runner, vocab_size=_vocab_size(loaded)):
         raise UnsupportedAttentionError(problem)
