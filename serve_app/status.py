@@ -116,10 +116,14 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
     for model in models:
         name = f"{_title(model)}, {model['deployment']}"
         running = [replica for replica in model["replicas"] if "load" in replica]
+        problem = model.get("problem")
         errors = [r["error"]["message"] for r in model["replicas"] if "error" in r]
         lines += [f"{name}: cannot load: {message}" for message in dict.fromkeys(errors)]
         if len(running) < model["min_replicas"]:
-            lines.append(f"{name}: {len(running)} of {model['min_replicas']} replicas answer")
+            missing = f"{name}: {len(running)} of {model['min_replicas']} replicas answer"
+            lines.append(missing + (f": {problem}" if problem else ""))
+        elif problem:
+            lines.append(f"{name}: {problem}")
     return lines
 
 
