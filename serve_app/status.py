@@ -17,8 +17,9 @@ from typing import Any
 
 from serve_app.console import models_of, server_parser
 
+_OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
-    *("model", "deployment", "replicas", "running", "waiting", "finished", "failed", "cancelled"),
+    *("model", "deployment", "replicas", "running", "waiting", *_OUTCOMES),
     *("tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in"),
 )
 CLEAR = "\x1b[H\x1b[2J"
@@ -150,7 +151,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         *head,
         f"{total('load', 'running')} ({total('load', 'running_sequences')})",
         str(total("load", "waiting")),
-        *(str(total("tasks", outcome)) for outcome in ("finished", "failed", "cancelled")),
+        *(str(total("tasks", outcome)) for outcome in _OUTCOMES),
         _rate(model, now, before),
         str(total("load", "generated_tokens")),
         _share(held, pages),
