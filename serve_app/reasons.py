@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -34,29 +34,6 @@ _ANY = re.compile(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception))\b", re.MULTILINE)
 _NO_PLACE = re.compile(r"for each replica: ([\[{].*), total resources available: ({.*?})")
 
 
-class Reasons:
-    """What keeps this application's deployments from running. Belongs to an event loop."""
-
-    def __init__(self) -> None:
-        self._asked: asyncio.Task[dict[str, str]] | None = None
-        self._asked_at = 0.0
-
-    async def all(self) -> Mapping[str, str]:
-        """A sentence for each deployment that something is known of, by its name.
-
-        Empty where no controller answers (in time). Raises nothing but cancellation.
-        """
-        now = asyncio.get_running_loop().time()
-        if self._asked is None or (self._asked.done() and now >= self._asked_at + KEPT_S):
-            self._asked_at = now
-            self._asked = asyncio.create_task(asyncio.to_thread(_ask))
-        try:
-            # Shielded: others wait for the same answer.
-            return await asyncio.wait_for(asyncio.shield(self._asked), TIMEOUT_S)
-        except TimeoutError:
-            return {}
-
-
 def _ask() -> dict[str, str]:
     """Ask the controller, which blocks this thread."""
     try:
@@ -73,6 +50,33 @@ def _ask() -> dict[str, str]:
         return {}
     said = {name: reason(status.status.value, status.message) for name, status in found.items()}
     return {name: sentence for name, sentence in said.items() if sentence}
+
+
+class Reasons:
+    """What keeps this application's deployments from running. Belongs to an event loop.
+
+    ``ask`` gives the sentences, by deployment. It may block, and raises nothing.
+    """
+
+    def __init__(self, ask: Callable[[], dict[str, str]] = _ask) -> None:
+        self._ask = ask
+        self._asked: asyncio.Task[dict[str, str]] | None = None
+        self._asked_at = 0.0
+
+    async def all(self) -> Mapping[str, str]:
+        """A sentence for each deployment that something is known of, by its name.
+
+        Empty where no controller answers (in time). Raises nothing but cancellation.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._asked is None or (self._asked.done() and now >= self._asked_at + KEPT_S):
+            self._asked_at = now
+            self._asked = asyncio.create_task(asyncio.to_thread(self._ask))
+        try:
+            # Shielded: others wait for the same answer.
+            return await asyncio.wait_for(asyncio.shield(self._asked), TIMEOUT_S)
+        except TimeoutError:
+            return {}
 
 
 def reason(status: str, message: str) -> str | None:
@@ -108,16 +112,20 @@ def _of_traceback(traceback: str) -> str:
 
 
 def _no_place(required: Any, free: Mapping[str, float]) -> str:
-    """``required`` is a mapping, or one for each bundle of a placement group."""
+    """``required`` is a mapping; or one for each bundle, of which Ray does not say what is free."""
+    bundles = required if isinstance(required, list) else [required]
     needs: Counter[str] = Counter()
-    for bundle in required if isinstance(required, list) else [required]:
+    for bundle in bundles:
         needs.update(bundle)
-    wanted = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
-    lacking = [name for name, amount in needs.items() if amount > free.get(name, 0.0)]
-    if not lacking:
-        return f"a replica waits for a machine that has free: {wanted}"
-    left = ", ".join(f"{name} {free.get(name, 0.0):g}" for name in lacking)
-    return f"a replica waits for a machine that has free: {wanted}; the whole cluster has {left}"
+    told = f"a replica waits for a machine that has free: {_amounts(needs)}"
+    lacking = {name: free.get(name, 0.0) for name in needs if needs[name] > free.get(name, 0.0)}
+    if bundles is required or not lacking:
+        return told
+    return f"{told}; free in the whole cluster: {_amounts(lacking)}"
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
 
 
 def _clipped(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import traceback
 
 import pytest
 
 from schema import ModelDownloadError, TaskError
-from serve_app.reasons import MAX_CHARACTERS, reason
+from serve_app.reasons import MAX_CHARACTERS, Reasons, reason
 
 SECRET = "hf_secret in /home/somebody"
 
@@ -53,13 +55,58 @@ def test_of_one_that_runs_or_starts_there_is_nothing_to_tell(status: str) -> Non
     assert reason(status, "Upscaling from 1 to 2 replicas.") is None
 
 
-def test_bundles_for_which_there_is_no_room() -> None:
+@pytest.mark.parametrize(
+    ("required", "free", "told"),
+    [
+        (
+            '{"CPU": 0.1, "GPU": 1.0}',
+            '{"CPU": 1.9}',
+            "CPU 0.1, GPU 1; free in the whole cluster: GPU 0",
+        ),
+        ('{"CPU": 0.1, "GPU": 0.5}', '{"CPU": 0.2, "GPU": 0.7}', "CPU 0.1, GPU 0.5"),  # on no one
+        ('[{"CPU": 0.1, "GPU": 1}, {"CPU": 0.1, "GPU": 1}]', "{}", "CPU 0.2, GPU 2"),
+    ],
+)
+def test_resources_that_are_waited_for(required: str, free: str, told: str) -> None:
     said = reason(
         "UPDATING",
         "Deployment 'a' in application 'b' has 1 replicas that have taken more than 30s to be "
-        'scheduled. Resources required for each replica: [{"CPU": 0.1, "GPU": 1}, {"CPU": 0.1, '
-        '"GPU": 1}], total resources available: {"CPU": 3, "GPU": 1}. Use `ray status` for more '
-        "details.",
+        "scheduled. This may be due to waiting for the cluster to auto-scale or for a runtime "
+        f"environment to be installed. Resources required for each replica: {required}, total "
+        f"resources available: {free}. Use `ray status` for more details.",
     )
-    wanted = "a replica waits for a machine that has free: CPU 0.2, GPU 2"
-    assert said == f"{wanted}; the whole cluster has GPU 1"
+    assert said == f"a replica waits for a machine that has free: {told}"
+
+
+async def test_a_flood_asks_the_controller_once() -> None:
+    asked = []
+
+    def ask() -> dict[str, str]:
+        asked.append(1)
+        return {"Model:a": "no"}
+
+    reasons = Reasons(ask)
+    assert await asyncio.gather(*(reasons.all() for _ in range(50))) == [{"Model:a": "no"}] * 50
+    assert await reasons.all() == {"Model:a": "no"}
+    assert len(asked) == 1
+
+
+async def test_nobody_waits_for_a_controller_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.reasons.TIMEOUT_S", 0.01)
+    monkeypatch.setattr("serve_app.reasons.KEPT_S", 0.0)
+    answers, asked = threading.Event(), []
+
+    def ask() -> dict[str, str]:
+        asked.append(1)
+        answers.wait()
+        return {"Model:a": "no"}
+
+    reasons = Reasons(ask)
+    assert await reasons.all() == {}
+    assert await reasons.all() == {}
+    assert len(asked) == 1  # nor is it asked again meanwhile
+    answers.set()
+    monkeypatch.setattr("serve_app.reasons.TIMEOUT_S", 60.0)
+    assert await reasons.all() == {"Model:a": "no"}
