@@ -7,14 +7,17 @@ says it first, in one line for each fault, and exits with status 1.
 from __future__ import annotations
 
 import argparse
+import json
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
@@ -25,6 +28,7 @@ from serve_app.ui import config as chat
 BUILDER = "serve_app.app:build"
 MAX_PORT = 65_535
 _TOP_LEVEL = ServeDeploySchema.model_fields
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRAPH = ("Ingress", "ImagePreprocessor")
 
 
@@ -103,8 +107,9 @@ def _check_application(
     for index, model in enumerate(args.models):
         source = Path(resolve_source(model.source or model.id))
         # A hub id can only be checked by asking the hub, which is the replica's business.
-        if source.is_absolute() and not (source / "config.json").is_file():
-            faults.append(f"{where}.args.models.{index}.source: no model in {source}")
+        if source.is_absolute():
+            found = _check_directory(source, model.engine.context_length)
+            faults += [f"{where}.args.models.{index}.{fault}" for fault in found]
     if args.pool is not None and args.pool.root is not None:
         root = Path(resolve_source(args.pool.root))
         if not root.is_dir():
@@ -119,6 +124,22 @@ def _check_application(
             faults.append(f"{where}.args.auth.{error}")
     known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
     faults.extend(_check_overrides(application, where, known))
+
+
+def _check_directory(source: Path, context_length: int | None) -> list[str]:
+    """The faults of a model that lies here, as far as its ``config.json`` tells them."""
+    file = source / "config.json"
+    if not file.is_file():
+        return [f"source: no model in {source}"]
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        text = config.get("text_config") or config.get("llm_config") or config
+        own = text.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return [f"source: {file} is no configuration of a model"]
+    if context_length is not None and isinstance(own, int) and context_length > own:
+        return [f"engine.context_length: {context_length}, but the model was made for {own} tokens"]
+    return []
 
 
 def _check_chat(application: dict[str, Any], where: str) -> list[str]:
@@ -182,16 +203,37 @@ def plan_gate(args: AppArgs) -> list[str]:
     return lines
 
 
+def plan_gpus(args: AppArgs) -> list[str]:
+    """A warning for each deployment that must have GPUs if this machine has none."""
+    waiting = [owner.deployment for owner in args.deployments if owner.device == "cuda"]
+    # What Ray itself asks when it starts here.
+    manager = get_accelerator_manager_for_resource("GPU") if waiting else None
+    if manager is not None and manager.get_current_node_num_accelerators():
+        return []
+    return [
+        f"Warning: {name} has device: cuda, and this machine has no GPU: it waits until one joins "
+        "the cluster"
+        for name in waiting
+    ]
+
+
 def plan_chats(path: Path) -> list[str]:
-    """A line for each web chat of a file that is right, and what it lacks."""
-    applications = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
+    """A line for each web chat of a file that is right, what it lacks, whom it will not reach."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    port = (document.get("http_options") or {}).get("port", 8000)
     lines = []
-    for application in applications:
+    for application in document["applications"]:
         if application.get("import_path") == chat.BUILDER:
             args = chat.ChatArgs.model_validate(application.get("args") or {})
             prefix = application.get("route_prefix", "/")
             lines.append(f"{chat.DEPLOYMENT}: a page at {prefix} to chat with {args.server}")
             lines += [advice] if (advice := chat.missing()) else []
+            url = urlsplit(args.server)
+            if url.hostname in _LOOPBACK and url.port != port:
+                lines.append(
+                    f"Warning: the chat asks {args.server}, but this server listens on {port}; "
+                    "is `server` of the chat right?"
+                )
     return lines
 
 
@@ -233,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(plan_pool(args.pool))
         if args.image_urls is not None:
             print(args.image_urls.plan())
-        print(*plan_gate(args), sep="\n")
+        print(*plan_gate(args), *plan_gpus(args), sep="\n")
     for line in plan_chats(options.config):
         print(line)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, nullcontext, suppress
 from typing import Any, cast
@@ -25,8 +24,8 @@ from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.beginning import beginning_of
 from serve_app.config import AppArgs
+from serve_app.deployments import Deployments
 from serve_app.failures import RETRY_AFTER_S, as_task_error
-from serve_app.listing import listing
 from serve_app.log_entry import entry
 from serve_app.own_name import own_actor
 from serve_app.refusals import Refusals
@@ -37,7 +36,6 @@ from serve_app.suspects import SUSPECTS
 
 logger = logging.getLogger("ray.serve")
 
-STATUS_TIMEOUT_S = 2.0
 REPLAY_PAUSE_S = 1.0
 
 MAX_MESSAGE = 1_000_000
@@ -53,6 +51,7 @@ class Dispatcher:
 
     Attributes:
         metrics: what this ingress counts of requests.
+        deployments: which models run.
     """
 
     def __init__(
@@ -66,15 +65,15 @@ class Dispatcher:
         self._routes = Routes(args.models, args.pool)
         self._refusals = Refusals()
         self._stall_s = args.limits.stall_timeout_s
-        self._created = int(time.time())
         self._own_actor = own_actor()
         # By reference: the preprocessor's result is handed on as a pointer into the object store
         # and never enters this process. Both ends of the hand-over must say so.
         self._preprocessor = preprocessor.options(_by_reference=True)
-        self._by_reference = {
+        by_reference = {
             name: handle.options(_by_reference=True) for name, handle in replicas.items()
         }
-        self._calls_by_reference = _calls(self._by_reference)
+        self.deployments = Deployments(args, by_reference)
+        self._calls_by_reference = _calls(by_reference)
         # In the tuned mode the plain ones are gRPC, which takes a third of the time for a chunk.
         # What they carry is ours: it needs none of what cloudpickle can beyond pickle.
         self._plain_calls = _calls(
@@ -207,8 +206,11 @@ class Dispatcher:
             except Exception as error:
                 # Asked of the timeout itself: Ray may turn its cancellation into another error.
                 if timeout.expired():
-                    raise self._too_late(replica if watched else None) from None
+                    why_not = "" if replica else await self.deployments.why_not(route.deployment)
+                    raise self._too_late(replica if watched else None, why_not) from None
                 plain_error = as_task_error(error)
+                if isinstance(error, DeploymentUnavailableError):
+                    plain_error = await self.deployments.unavailable(route.deployment)
                 if isinstance(plain_error, Cancelled) and not _is_cancelled():
                     raise _stopped() from error
                 # Ray gives an error of a replica a second class of its own, which nobody can copy.
@@ -217,36 +219,17 @@ class Dispatcher:
                 _cancel(calls)
                 _cancel(pixels)
 
-    def _too_late(self, silent: str | None) -> TaskError:
-        """Why waiting was given up: for the deadline, or for a replica that was silent."""
+    def _too_late(self, silent: str | None, why_not: str) -> TaskError:
+        """Why waiting was given up: for the deadline, or for a replica that was silent.
+
+        ``why_not`` is why no replica has begun, if that is known.
+        """
         if silent is None:
             limit = self._args.limits.request_timeout_s
-            return RequestTimeout(f"the task did not end within {limit:g} seconds")
+            return RequestTimeout(f"the task did not end within {limit:g} seconds{why_not}")
         SUSPECTS.add(silent)
         message = f"the replica gave no sign of life for {self._stall_s:g} seconds"
         return EngineStopped(message, retry_after_s=RETRY_AFTER_S)
-
-    async def statuses(self) -> dict[str, list[dict[str, Any]]]:
-        """What the running replicas of each deployment say of themselves.
-
-        Asks only replicas that run: a deployment that is scaled to zero stays there.
-        """
-        names = [owner.deployment for owner in self._args.deployments]
-        return dict(zip(names, await asyncio.gather(*map(self._statuses, names)), strict=True))
-
-    async def models(self) -> list[dict[str, Any]]:
-        """Every configured model, and those loaded on demand: see `serve_app.listing`."""
-        return listing(self._args, await self.statuses(), created=self._created)
-
-    async def _statuses(self, deployment: str) -> list[dict[str, Any]]:
-        response = self._by_reference[deployment].broadcast("status")
-        try:
-            answers = await response.results_async(
-                timeout_s=STATUS_TIMEOUT_S, return_exceptions=True
-            )
-        except (DeploymentUnavailableError, TimeoutError):
-            return []  # none runs, or none answers
-        return [answer for answer in answers if isinstance(answer, dict)]
 
     def _split(self, task: Task, route: Route) -> tuple[Task, Any]:
         """The task without its pixels, and the un-awaited tensors: never awaited here."""

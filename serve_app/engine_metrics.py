@@ -31,7 +31,8 @@ _COUNTERS = {
     "images_encoded": metrics.IMAGES_ENCODED,
     "images_reused": metrics.IMAGES_REUSED,
 }
-OUTCOMES = ("finished", "failed", "cancelled")
+OUTCOMES = ("finished", "refused", "failed", "cancelled")
+"""How a task ends; refused: see `serve_app.log_filter.REFUSALS`."""
 
 
 def labels_of(model: ModelArgs) -> dict[str, str]:

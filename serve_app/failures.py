@@ -50,6 +50,12 @@ RETRY_AFTER_S = 1.0
 """When a client should try again if whoever refused did not say."""
 
 
+class NotReady(Overloaded):
+    """A model does not run: not yet, for the moment, or because it cannot."""
+
+    code = "not_ready"
+
+
 def as_task_error(error: Exception) -> TaskError:
     """What a client is told about ``error``; a fault of ours is logged with its traceback.
 
@@ -78,9 +84,8 @@ def as_task_error(error: Exception) -> TaskError:
                 retry_after_s=RETRY_AFTER_S,
             )
         case DeploymentUnavailableError():
-            return Overloaded(
-                "the model's deployment is not available; see `serve status`",
-                retry_after_s=RETRY_AFTER_S,
+            return NotReady(
+                "a deployment that the task needs is not available", retry_after_s=RETRY_AFTER_S
             )
         case RequestCancelledError() | TaskCancelledError() | asyncio.CancelledError():
             return Cancelled("the task was cancelled")

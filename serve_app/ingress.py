@@ -19,7 +19,6 @@ from starlette.types import ASGIApp
 from schema.errors import (
     Cancelled,
     ErrorResponse,
-    Overloaded,
     TaskArgsInvalid,
     TaskError,
     TaskExecutionError,
@@ -48,12 +47,6 @@ from serve_app.metrics_page import metrics_page
 from serve_app.openai_routes import OpenAIRoutes
 from serve_app.request_log import RequestLog
 from serve_app.sse import event, relay
-
-
-class NotReady(Overloaded):
-    """A model that should always be on is not (yet, or for the moment)."""
-
-    code = "not_ready"
 
 
 class Ingress:
@@ -136,7 +129,7 @@ class _Routes:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""
         answer = {
             "object": "list",
-            "data": await self._dispatcher.models(),
+            "data": await self._dispatcher.deployments.models(),
             "ingress": self._dispatcher.metrics.counts(),
         }
         return json_response(answer)
@@ -145,13 +138,9 @@ class _Routes:
         """``GET /health``: 200 when every model that is always on has a replica that answers.
 
         Models with ``min_replicas: 0`` do not count: they start with their first task. Until then,
-        and while the last replica of one is being replaced, 503.
+        and while the last replica of one is being replaced, 503, with the reasons that are known.
         """
-        statuses = await self._dispatcher.statuses()
-        always_on = [owner.deployment for owner in self._args.deployments if owner.min_replicas]
-        if missing := [name for name in always_on if not statuses[name]]:
-            raise NotReady(f"no replica of {', '.join(missing)} answers yet")
-        running = {name: len(replicas) for name, replicas in statuses.items()}
+        running = await self._dispatcher.deployments.running()
         return json_response({"status": "ok", "replicas": running})
 
     async def metrics(self, request: Request) -> Response:

@@ -13,12 +13,15 @@ Statuses = Mapping[str, Sequence[dict[str, Any]]]
 """What the replicas of each deployment say of themselves: see ``status`` of the replica classes."""
 
 
-def listing(args: AppArgs, statuses: Statuses, created: int) -> list[dict[str, Any]]:
+def listing(
+    args: AppArgs, statuses: Statuses, reasons: Mapping[str, str], created: int
+) -> list[dict[str, Any]]:
     """An entry for each configured model, and for each that is loaded on demand now.
 
     ``id``, ``object``, ``created`` (Unix time at which the ingress started) and ``owned_by`` are
     OpenAI's; clients of theirs ignore the rest. Variants of a model have entries with the same id.
-    ``replicas`` has the card (`engine.card`) of each one that runs.
+    ``replicas`` has the card (`engine.card`) of each one that runs, ``problem`` says why others do
+    not: that of ``reasons`` (`serve_app.reasons`), by deployment.
     """
     entries = [
         _entry(
@@ -27,6 +30,7 @@ def listing(args: AppArgs, statuses: Statuses, created: int) -> list[dict[str, A
             deployment=model.deployment,
             limits=(model.min_replicas, model.max_replicas),
             replicas=statuses[model.deployment],
+            problem=reasons.get(model.deployment),
         )
         for model in args.models
     ]
@@ -44,6 +48,7 @@ def listing(args: AppArgs, statuses: Statuses, created: int) -> list[dict[str, A
             deployment=POOL,
             limits=(0, args.pool.max_replicas),
             replicas=replicas,
+            problem=reasons.get(POOL),
         )
         for key, replicas in loaded.items()
     ]
@@ -56,6 +61,7 @@ def _entry(
     deployment: str,
     limits: tuple[int, int],
     replicas: Sequence[dict[str, Any]],
+    problem: str | None,
 ) -> dict[str, Any]:
     return {
         "id": variant["id"],
@@ -68,4 +74,5 @@ def _entry(
         "min_replicas": limits[0],
         "max_replicas": limits[1],
         "replicas": list(replicas),
+        "problem": problem,
     }

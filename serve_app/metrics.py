@@ -95,7 +95,7 @@ KV_KEPT = _gauge("kv_pages_kept", "Pages of the KV cache that hold beginnings of
 LOAD_SECONDS = _gauge("model_load_seconds", "How long the model took to load, downloads included")
 TASKS = _counter(
     "tasks",
-    "Tasks that have ended, by how: finished, failed or cancelled",
+    "Tasks that have ended, by how: finished, refused, failed or cancelled",
     (*MODEL_LABELS, "outcome"),
 )
 PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of prompts whose answers have begun")

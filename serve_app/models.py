@@ -42,7 +42,8 @@ def _block(model: dict[str, Any]) -> str:
         rows = _rows(card) if card else [("cannot load", group[0]["error"]["message"])]
         lines += [f"  {name:<14}{value}" for name, value in [*rows, ("replicas", len(group))]]
     if not replicas:
-        lines.append("  no replica runs: it starts with its first task")
+        idle = "not yet" if model["min_replicas"] else "it starts with its first task"
+        lines.append(f"  no replica runs: {model.get('problem') or idle}")
     return "\n".join(lines)
 
 

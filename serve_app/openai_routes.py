@@ -51,7 +51,7 @@ class OpenAIRoutes:
     async def retrieve_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``: its entry of the list; the first, if there are variants."""
         wanted = request.path_params["id"]
-        for model in await self._dispatcher.models():
+        for model in await self._dispatcher.deployments.models():
             if model["id"] == wanted:
                 return json_response(model)
         raise ModelInvalid(f"model {clipped(wanted)!r} is not served now", param="model")

@@ -24,6 +24,7 @@ _MODEL = {
         "min_replicas": _COUNT,
         "max_replicas": _COUNT,
         "replicas": {"type": "array", "items": {"type": "object"}},
+        "problem": {"type": ["string", "null"], "description": "Why replicas are missing"},
     },
 }
 

@@ -21,6 +21,7 @@ from serve_app.callers import Callers
 from serve_app.config import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.failures import as_task_error
 from serve_app.libraries import load_libraries
+from serve_app.log_filter import leave_out_refusals
 from serve_app.own_name import own_name, request_id
 from serve_app.replica import ModelReplica
 from serve_app.residency import Calls, Loaded, Residency
@@ -54,6 +55,7 @@ class PoolReplica:
 
     def __init__(self, args: PoolArgs, device: Literal["cpu", "cuda"]) -> None:
         load_libraries()
+        leave_out_refusals()
         self._args = args
         self._device = device
         self._models: Residency[PooledModel, Child] = Residency(

@@ -14,6 +14,7 @@ from serve_app.fetch import Fetcher
 from serve_app.image_sources import load_images
 from serve_app.image_urls import ImageUrlArgs
 from serve_app.libraries import load_libraries
+from serve_app.log_filter import leave_out_refusals
 
 if TYPE_CHECKING:
     from engine.images import ImageInputs, ImagePreprocessor
@@ -40,6 +41,7 @@ class PreprocessorReplica:
         pool: PoolArgs | None = None,
         image_urls: ImageUrlArgs | None = None,
     ) -> None:
+        leave_out_refusals()
         self._models = {model.deployment: model for model in models}
         self._pool = pool
         self._fetcher = None if image_urls is None else Fetcher(image_urls)

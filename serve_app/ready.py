@@ -1,20 +1,21 @@
 """``python -m serve_app.ready serve_config.yaml``: waits for the server and says when it answers.
 
 ``serve run`` says that it has submitted the graph, seconds before anything answers, and no more.
+While a model does not answer this says which, and why if that is known: once, until it changes.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import yaml
 
-POLL_S = 0.5
+POLL_S, GROWTH, MAX_POLL_S = 0.5, 1.4, 2.0
 
 
 def address_of(config: Path) -> str:
@@ -26,16 +27,23 @@ def address_of(config: Path) -> str:
     return f"http://{reachable}:{options.get('port', 8000)}"
 
 
-def is_ready(address: str) -> bool:
-    """Whether every model that is always on answers."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=5)
+def what_is_missing(address: str) -> str | None:
+    """Why the server is not ready, in its own words; empty if it says nothing, None if it is."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
     try:
         connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        response = connection.getresponse()
+        body = response.read()
     except (OSError, http.client.HTTPException):
-        return False
+        return ""
     finally:
         connection.close()
+    if response.status == http.HTTPStatus.OK:
+        return None
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return ""  # Ray's proxy, before it knows the application
 
 
 def main() -> None:
@@ -44,14 +52,20 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     address = address_of(parser.parse_args().config)
     parent = os.getppid()
+    said, pause = "", POLL_S
     try:
-        while not is_ready(address):
+        while (missing := what_is_missing(address)) is not None:
             if os.getppid() != parent:
                 return
-            time.sleep(POLL_S)
+            if missing and missing != said:
+                print(f"not ready: {missing}", flush=True)
+                said = missing
+            time.sleep(pause)
+            if missing:  # Ray writes lines for each answer
+                pause = min(pause * GROWTH, MAX_POLL_S)
     except KeyboardInterrupt:
         return
-    sys.stdout.write(f"ready: {address}\n")
+    print(f"ready: {address}", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Refusals:
             return None
         if not full.freed:
             last = full.refusal
-            raise Overloaded(last.message, last.param, last.retry_after_s)
+            raise type(last)(last.message, last.param, last.retry_after_s)
         return full
 
     def _free(self, deployment: str) -> None:

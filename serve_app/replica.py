@@ -14,8 +14,9 @@ from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.callers import Callers
 from serve_app.config import ModelArgs
-from serve_app.engine_metrics import EngineMetrics, Ticker, labels_of
+from serve_app.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
 from serve_app.libraries import load_libraries
+from serve_app.log_filter import REFUSALS, leave_out_refusals
 from serve_app.own_name import own_name, request_id
 from serve_app.ranks import PlacedRanks
 from serve_app.scaling import KV_RESERVED
@@ -65,6 +66,7 @@ class ModelReplica:
     def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:
         # Blocks until the model is loaded: Ray sends no task to a replica before that.
         _log_loading()
+        leave_out_refusals()
         self._loaded: Engine | TaskError
         try:
             config = args.engine_config(device=device)
@@ -80,7 +82,7 @@ class ModelReplica:
             self._loaded = error
         self._name = own_name()
         self._callers = Callers()
-        self._counts = {"ongoing": 0, "finished": 0, "failed": 0, "cancelled": 0}
+        self._counts = {"ongoing": 0, **dict.fromkeys(OUTCOMES, 0)}
         self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
         self._ticker: Ticker | None = None
         if not isinstance(self._loaded, TaskError):
@@ -209,6 +211,9 @@ class ModelReplica:
             outcome = "finished"
         except (asyncio.CancelledError, GeneratorExit, Cancelled):
             outcome = "cancelled"
+            raise
+        except REFUSALS:
+            outcome = "refused"
             raise
         finally:
             self._counts["ongoing"] -= 1

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.bodies import error_response
-from serve_app.failures import LOST
+from serve_app.failures import LOST, NotReady
 from serve_app.gate import OPEN_PATHS
 from serve_app.log_entry import Entry, current
 from serve_app.refusal_log import RefusalLog
@@ -24,6 +24,7 @@ logger = logging.getLogger("ray.serve")
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
+_REFUSED = (Overloaded.code, NotReady.code)
 MAX_PATH = 200
 """Characters of a path in the log."""
 
@@ -80,10 +81,17 @@ class RequestLog:
             made.status = made.status or Cancelled.http_status
             if not complete:  # gone in the midst of the answer
                 made.error = made.error or Cancelled.code
-            if scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
-                self._metrics.ended(made)  # probes are not
-            if made.error != Overloaded.code or not self._refusals.joins(made):
+            self._ended(scope, made)
+
+    def _ended(self, scope: Scope, made: Entry) -> None:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
+            # A probe is not counted. It comes every second or so: what it is for is no news.
+            if made.error not in (None, NotReady.code):
                 _log(scope, made, made.seconds)
+            return
+        self._metrics.ended(made)
+        if made.error not in _REFUSED or not self._refusals.joins(made):
+            _log(scope, made, made.seconds)
 
 
 def _told(receive: Receive) -> Receive:

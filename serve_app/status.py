@@ -17,8 +17,9 @@ from typing import Any
 
 from serve_app.console import models_of, server_parser
 
+_OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
-    *("model", "deployment", "replicas", "running", "waiting", "finished", "failed", "cancelled"),
+    *("model", "deployment", "replicas", "running", "waiting", *_OUTCOMES),
     *("tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in"),
 )
 CLEAR = "\x1b[H\x1b[2J"
@@ -116,10 +117,14 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
     for model in models:
         name = f"{_title(model)}, {model['deployment']}"
         running = [replica for replica in model["replicas"] if "load" in replica]
+        problem = model.get("problem")
         errors = [r["error"]["message"] for r in model["replicas"] if "error" in r]
         lines += [f"{name}: cannot load: {message}" for message in dict.fromkeys(errors)]
         if len(running) < model["min_replicas"]:
-            lines.append(f"{name}: {len(running)} of {model['min_replicas']} replicas answer")
+            missing = f"{name}: {len(running)} of {model['min_replicas']} replicas answer"
+            lines.append(missing + (f": {problem}" if problem else ""))
+        elif problem:
+            lines.append(f"{name}: {problem}")
     return lines
 
 
@@ -146,7 +151,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         *head,
         f"{total('load', 'running')} ({total('load', 'running_sequences')})",
         str(total("load", "waiting")),
-        *(str(total("tasks", outcome)) for outcome in ("finished", "failed", "cancelled")),
+        *(str(total("tasks", outcome)) for outcome in _OUTCOMES),
         _rate(model, now, before),
         str(total("load", "generated_tokens")),
         _share(held, pages),

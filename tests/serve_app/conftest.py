@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,20 @@ def _free_port() -> int:
         return port
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+def _is_ready(health: httpx.Response) -> bool:
+    return health.status_code == 200
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes],
+    address: str,
+    log: Path,
+    ready: Callable[[httpx.Response], bool],
+) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.get(f"{address}/health", timeout=10).status_code == 200:
+            if ready(httpx.get(f"{address}/health", timeout=10)):
                 return
         except httpx.TransportError:
             pass  # the proxy does not listen yet
@@ -59,11 +68,15 @@ def _tail(log: Path) -> str:
 
 @contextmanager
 def running_server(
-    config: dict[str, Any], folder: Path, environment: dict[str, str] | None = None
+    config: dict[str, Any],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    ready: Callable[[httpx.Response], bool] = _is_ready,
 ) -> Iterator[tuple[str, int]]:
     """Serve a configuration on a free port; gives the address and the process id.
 
-    Everything that the server logged is shown if it does not start.
+    ``ready`` says by an answer of ``/health`` whether it has started. Everything that the server
+    logged is shown if it does not start.
     """
     port = _free_port()
     config = config | {"http_options": {"host": "127.0.0.1", "port": port}}
@@ -85,7 +98,7 @@ def running_server(
             env=os.environ | (environment or {}),
         )
     try:
-        _wait_until_ready(process, address, log)
+        _wait_until_ready(process, address, log, ready)
         yield address, process.pid
     finally:
         _stop(process, log)

@@ -1,5 +1,6 @@
 """`python -m serve_app.check`: the file is right, or every fault is named."""
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from serve_app.check import main
 from serve_app.config import REPOSITORY
 
+GPUS = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
 COMMITTED = REPOSITORY / "serve_config.yaml"
 
 
@@ -85,6 +88,48 @@ def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"
     assert main([_written(tmp_path, document)]) == 1
     assert "args.models.0.source: no model in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [None, "text_config", "llm_config"])
+def test_a_context_that_the_model_does_not_have(
+    part: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = {"max_position_embeddings": 4096}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({part: limit} if part else limit))
+    document = _document()
+    model = document["applications"][0]["args"]["models"][1]
+    model |= {"source": str(tmp_path), "engine": {"context_length": 4096}}
+    assert main([_written(tmp_path, document)]) == 0
+    model["engine"]["context_length"] = 4097
+    assert main([_written(tmp_path, document)]) == 1
+    said = "args.models.1.engine.context_length: 4097, but the model was made for 4096 tokens"
+    assert said in capsys.readouterr().err
+    config.write_text("[")
+    assert main([_written(tmp_path, document)]) == 1
+    assert "args.models.1.source: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(GPUS > 0, reason="this machine has GPUs")
+def test_a_gpu_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    assert main([_written(tmp_path, document)]) == 0
+    assert "Warning" not in capsys.readouterr().out
+    document["applications"][0]["args"]["models"][0]["device"] = "cuda"
+    assert main([_written(tmp_path, document)]) == 0  # it may join later
+    said = capsys.readouterr().out
+    assert "Warning: Model:demo:float32 has device: cuda, and this machine has no GPU" in said
+
+
+def test_a_chat_that_asks_another_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document() | {"http_options": {"port": 8123}}
+    assert main([_written(tmp_path, document)]) == 0
+    said = capsys.readouterr().out
+    assert "Warning: the chat asks http://127.0.0.1:8000, but this server listens on 8123" in said
+    for server in ("http://127.0.0.1:8123", "https://elsewhere.example.org"):
+        document["applications"][1]["args"]["server"] = server
+        assert main([_written(tmp_path, document)]) == 0
+        assert "Warning: the chat" not in capsys.readouterr().out
 
 
 def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ ARGS = AppArgs.model_validate(
 def test_what_does_not_run_is_listed_too() -> None:
     error: dict[str, Any] = dict(ModelCorrupt("model 'a' is damaged: it is").to_dict())
     statuses = {"Model:a:float32": [{"tasks": {}, **error}], "Model:a:int4": [], "Pool": []}
-    entries = listing(ARGS, statuses, created=7)
+    entries = listing(ARGS, statuses, {}, created=7)
     assert [(e["id"], e["created"], e["quantize_bits"]) for e in entries] == [
         ("a", 7, None),
         ("a", 7, 4),

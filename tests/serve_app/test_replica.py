@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schema import ModelInvalid, Task
+from schema import ModelInvalid, Task, TaskArgsInvalid
 from serve_app.config import ModelArgs
 from serve_app.replica import ModelReplica
 
@@ -49,3 +50,17 @@ async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPat
 def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="broken"):
         ModelReplica(model(tmp_path, min_replicas=1), "cpu")
+
+
+def test_the_log_has_no_traceback_of_a_refused_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray Serve logs what leaves a replica's methods as this does."""
+    ModelReplica(model(tmp_path, min_replicas=0), "cpu")
+    for raised in (TaskArgsInvalid("too long"), ValueError("a bug")):
+        try:
+            raise raised
+        except type(raised):
+            logging.getLogger("ray.serve").exception("Request failed.")
+    assert "a bug" in caplog.text
+    assert "too long" not in caplog.text

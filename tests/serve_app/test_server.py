@@ -154,6 +154,14 @@ def test_what_only_the_server_can_refuse(
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 
+def test_what_is_the_tasks_fault_is_no_failure(client: httpx.Client) -> None:
+    before = _status(client)["tasks"]
+    error(client.post("/v1/tasks", json=text_task("word " * 4_000)), 400)
+    after = _status(client)["tasks"]
+    assert after["refused"] == before["refused"] + 1
+    assert after["failed"] == before["failed"]
+
+
 def test_a_body_that_is_too_large(client: httpx.Client) -> None:
     def pieces() -> Any:
         for _ in range(40):

@@ -29,7 +29,7 @@ def _running(name: str, **load: int) -> dict[str, Any]:
     names = ["waiting", "running", "running_sequences", "kv_pages", "kv_pages_free"]
     names += ["kv_pages_kept", "prefix_tokens_reused", "images_encoded", "images_reused"]
     names += ["prompt_tokens", "generated_tokens"]
-    tasks = {"ongoing": 0, "finished": 1, "failed": 2, "cancelled": 3}
+    tasks = {"ongoing": 0, "finished": 1, "refused": 4, "failed": 2, "cancelled": 3}
     return {
         "replica": name,
         "load_seconds": 1.5,
@@ -64,6 +64,7 @@ def test_replicas_are_added_up() -> None:
         "running": "2 (4)",
         "waiting": "4",
         "finished": "2",
+        "refused": "8",
         "failed": "4",
         "cancelled": "6",
         "tokens/s": "-",
