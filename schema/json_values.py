@@ -94,6 +94,10 @@ def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
         raise TaskArgsInvalid(f"The number {clipped(digits)} is too large for a 64-bit float.")
+    if value == 0 and digits.lower().partition("e")[0].strip("-0."):
+        raise TaskArgsInvalid(
+            f"The number {clipped(digits)} is too small for a 64-bit float; 0 is another number."
+        )
     return value
 
 

@@ -130,6 +130,7 @@ _BODIES = [
     Malformed("NaN", b'{"model": "demo", "seed": NaN}', None, NOT_JSON),
     Malformed("-Infinity", b'{"generation_config": {"temperature": -Infinity}}', None, NOT_JSON),
     Malformed("1e999", b'{"generation_config": {"temperature": 1e999}}', None, NOT_JSON),
+    Malformed("1e-999", b'{"generation_config": {"temperature": 1e-999}}', None, NOT_JSON),
     Malformed("5000 digits", b'{"seed": ' + b"9" * 5000 + b"}", None, NOT_JSON),
     Malformed("key twice", b'{"model": "demo", "model": "other"}', None, NOT_JSON),
     Malformed("deep arrays", b"[" * 100_000 + b"]" * 100_000, None, NOT_JSON),
