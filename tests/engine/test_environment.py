@@ -26,7 +26,7 @@ def display(module: str, **environment: str) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux only")
 def test_a_replica_waits_for_moments_only() -> None:
     """Nothing that a replica imports before the engine loads libgomp with its own setting."""
-    assert "GOMP_SPINCOUNT = '10000'" in display("serve_app.replica, engine.engine")
+    assert "GOMP_SPINCOUNT = '20000'" in display("serve_app.replica, engine.engine")
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
