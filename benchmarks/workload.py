@@ -170,6 +170,7 @@ def save(path: Path, wanted: Mapping[str, Any], model: Any, *parts: Any) -> None
     model.generation_config.do_sample = False
     for part in (model, *parts):
         part.save_pretrained(path)
+    transformers_logging.enable_progress_bar()  # it is the whole process's
     (path / _MARKER).write_text(json.dumps(wanted))
 
 

@@ -72,6 +72,8 @@ class Reasons:
         if self._asked is None or (self._asked.done() and now >= self._asked_at + KEPT_S):
             self._asked_at = now
             self._asked = asyncio.create_task(asyncio.to_thread(self._ask))
+        if self._asked.done():
+            return self._asked.result()
         try:
             # Shielded: others wait for the same answer.
             return await asyncio.wait_for(asyncio.shield(self._asked), TIMEOUT_S)
