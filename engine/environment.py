@@ -6,8 +6,8 @@ looking again and again, by default for 4 to 7 ms. That is fastest while each ha
 Where another process has taken one of the cores, the thread that was to use it waits for its turn,
 and the one that looks keeps a core from it. Beside busy neighbours on two cores, decode steps of 16
 rows took 3.4 s so, and 1.2 s with threads that sleep after half a millisecond (medians of runs in
-turns). Most operations of a forward follow each other faster than that. With half of it again a
-replica with one client was 11 % slower: its threads slept once in each layer.
+turns). Most operations of a forward follow each other faster than that. With a quarter of a
+millisecond a replica with one client was 11 % slower than with one: it slept once in each layer.
 
 Answers do not depend on it: the parts are the same, wherever they are computed.
 """
