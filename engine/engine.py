@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from json import dumps
 from typing import Any
 
 from engine.config import EngineConfig
@@ -234,8 +235,8 @@ class Engine:
             )
         if task.quantize_bits != config.quantize_bits:
             raise TaskArgsInvalid(
-                f"{task.model} is not served with quantize_bits {_json(task.quantize_bits)}, but "
-                f"with {_json(config.quantize_bits)}",
+                f"{task.model} is not served with quantize_bits {dumps(task.quantize_bits)}, but "
+                f"with {dumps(config.quantize_bits)}",
                 param="quantize_bits",
             )
         if task.dtype not in ("auto", dtype):
@@ -260,10 +261,6 @@ class Engine:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self.config)
             return self._preprocessor(task.split_images()[1], params)
-
-
-def _json(bits: int | None) -> str:
-    return "null" if bits is None else str(bits)
 
 
 def _refuse_beams(settings: GenerationSettings, grammar: Grammar) -> None:

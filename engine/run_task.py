@@ -14,7 +14,7 @@ from schema.task import Task
 if TYPE_CHECKING:
     from engine.engine import Engine
 
-_PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
+PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
 
 
 def run_task(
@@ -42,7 +42,7 @@ def run_task(
     source = fields.get("model")
     if engine is None and isinstance(source, str) and Path(source).is_dir():
         fields["model"] = Path(source).resolve().name
-    elif engine is None and isinstance(source, str) and source.startswith(_PATHS):
+    elif engine is None and isinstance(source, str) and source.startswith(PATHS):
         raise ModelInvalid(f"model: there is no directory {source!r} here", param="model")
     else:
         source = None

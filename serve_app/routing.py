@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from json import dumps
 from typing import NamedTuple
 
 from pydantic_core import from_json
@@ -105,7 +106,7 @@ class Routes:
         same_bits = [model for model in same_id if model.quantize_bits == task.quantize_bits]
         if not same_bits:
             raise TaskArgsInvalid(
-                f"{task.model} is not served with quantize_bits {_json(task.quantize_bits)}; "
+                f"{task.model} is not served with quantize_bits {dumps(task.quantize_bits)}; "
                 f"served: {_combinations(same_id)}",
                 param="quantize_bits",
             )
@@ -117,16 +118,12 @@ class Routes:
                     return model
         raise TaskArgsInvalid(
             f"{task.model} is not served with dtype {task.dtype!r} and quantize_bits "
-            f"{_json(task.quantize_bits)}; served: {_combinations(same_id)}",
+            f"{dumps(task.quantize_bits)}; served: {_combinations(same_id)}",
             param="dtype",
         )
 
 
-def _json(bits: int | None) -> str:
-    return "null" if bits is None else str(bits)
-
-
 def _combinations(models: Sequence[ModelArgs]) -> str:
     return "; ".join(
-        f"dtype {model.dtype!r} with quantize_bits {_json(model.quantize_bits)}" for model in models
+        f"dtype {model.dtype!r} with quantize_bits {dumps(model.quantize_bits)}" for model in models
     )

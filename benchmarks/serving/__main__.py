@@ -45,9 +45,9 @@ from benchmarks.serving.metrics import Target
 from benchmarks.serving.models import geometry_names, make_model, real_model
 from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
+from engine.run_task import PATHS
 
 _RAMP_S = 4.0  # at least so long before a measurement
-_PATHS = ("/", "./", "../", "~")  # what can be no id of the hub
 _QUIET_LOAD = 0.5  # running processes, averaged over a minute
 
 
@@ -72,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.out,
                 with_profile=options.profile,
             )
-        try:
-            report = _compare(parser, options, Path(folder))
-        except RuntimeError as error:  # of a server that somebody else has started
-            parser.exit(1, f"{options.address}: {error}\n")
+        report = _compare(parser, options, Path(folder))
     report.about["load_before"] = before
     print(report.table())
     print("written:", *report.save(options.out))
@@ -106,7 +103,7 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         refuse({"dialect", "promises"}, "needs --address")
     if options.model:
         refuse({"geometry", "model_dir"}, "says nothing with --model")
-        is_path = options.model.startswith(_PATHS) and not options.address
+        is_path = options.model.startswith(PATHS) and not options.address
         if is_path and not Path(options.model).is_dir():
             parser.error(f"--model: there is no directory {options.model}")
     else:
@@ -135,7 +132,10 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
     if options.address:
         extra = USAGE if options.dialect == "chat" else {}
         endpoint = Endpoint(options.address, options.model, options.dialect, extra)
-        return measure_running(plan, endpoint, model, about, promises=options.promises)
+        try:
+            return measure_running(plan, endpoint, model, about, promises=options.promises)
+        except RuntimeError as error:
+            parser.exit(1, f"{options.address}: {error}\n")
     setup = Setup(
         model=model,
         folder=folder,
