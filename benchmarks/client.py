@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from demo.shapes import HELD_OUT_SEED, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, draw_picture
 
 _IDLE_TIMEOUT_S = 60.0
 

@@ -1,6 +1,6 @@
 """Measures image preprocessing: ``python -m benchmarks.images``.
 
-Compares `engine.images.ImagePreprocessor`, base64 in and prepared image out, with what nobody can
+Compares `preprocessor.ImagePreprocessor`, base64 in and prepared image out, with what nobody can
 do without: decoding base64, opening the picture with Pillow, and calling the model's own processor
 with it and the text of its place. Both do one picture after the other on one core, in turns (A B, A
 B), and must make the same pixels.

@@ -37,8 +37,8 @@ from benchmarks.report import aligned, say
 from benchmarks.worker import in_own_process
 from benchmarks.workload import Geometry
 from engine import EngineConfig
-from engine.loader import load_model
-from engine.memory import weight_bytes
+from engine.loading.estimate import weight_bytes
+from engine.loading.loader import load_model
 from schema.task import Dtype, QuantizeBits
 
 GEOMETRIES = workload.GEOMETRIES | {

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import ModelArgs
-from serve_app.libraries import load_libraries
+from serve_app.config.app_args import ModelArgs
+from serve_app.replicas.lazy_imports import load_libraries
 
 STAGES = {
     "libraries imported": "loading ",

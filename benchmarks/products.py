@@ -34,10 +34,10 @@ from benchmarks.products_report import Group, Machine, Row, save, table
 from benchmarks.report import say
 from benchmarks.workload import GEOMETRIES, save_model
 from engine import EngineConfig
-from engine.determinism import make_deterministic
-from engine.loader import load_model
-from engine.prepack import PackedLinear, prepack
-from engine.runner import Runner
+from engine.execution.model_runner import Runner
+from engine.execution.prepack import PackedLinear, prepack
+from engine.loading.loader import load_model
+from engine.platform.determinism import make_deterministic
 from schema.task import Dtype, QuantizeBits
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

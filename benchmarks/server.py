@@ -18,7 +18,7 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.config import REPOSITORY
+from serve_app.config.app_args import REPOSITORY
 
 DEMO: dict[str, Any] = {
     "id": "demo",
@@ -82,7 +82,7 @@ def serving(
     environment: Mapping[str, str] | None = None,
     deployments: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Server]:
-    """Serve this project's application with these ``args`` (see `serve_app.config`).
+    """Serve this project's application with these ``args`` (see `serve_app.config.app_args`).
 
     Args:
         args: of the application.

@@ -34,7 +34,7 @@ from benchmarks.load_time import READY, STAGES
 from benchmarks.processes import name_of
 from benchmarks.report import aligned, pyplot, say
 from benchmarks.server import DEMO, TUNED, Server, serving
-from serve_app.config import REPOSITORY
+from serve_app.config.app_args import REPOSITORY
 
 _REPLICA = "replica_default_Model_*.log"
 MARKS = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve_app import metrics
-from serve_app.metrics import Metric
+from serve_app.observability import metrics
+from serve_app.observability.metrics import Metric
 
 FILE = Path(__file__).parent / "grafana" / "dashboard.json"
 

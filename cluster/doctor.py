@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cluster.checks import Line, judge
-from cluster.machine import collect
+from cluster.hardware.checks import Line, judge
+from cluster.hardware.machine import collect
 
 
 def report(lines: Sequence[Line]) -> str:

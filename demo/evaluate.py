@@ -21,13 +21,19 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from demo.conversations import COMPARING_MIX, Conversation, draw_text_turn, pair_turn, single_turn
-from demo.knowledge import FALLBACK
-from demo.model_files import render
-from demo.picture_skills import PAIR_SKILLS, PICTURE_SKILLS, WHAT
-from demo.shapes import HELD_OUT_SEED, draw_picture
-from demo.turns import Turn
-from demo.words import lines
+from demo.data.conversations import (
+    COMPARING_MIX,
+    Conversation,
+    draw_text_turn,
+    pair_turn,
+    single_turn,
+)
+from demo.data.image_skills import PAIR_SKILLS, PICTURE_SKILLS, WHAT
+from demo.data.knowledge import FALLBACK
+from demo.data.shapes import HELD_OUT_SEED, draw_picture
+from demo.data.turns import Turn
+from demo.data.words import lines
+from demo.training.model_files import render
 
 BATCH = 50  # conversations that are generated together
 LONGEST_ANSWER = 220  # tokens

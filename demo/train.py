@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from transformers import InternVLForConditionalGeneration
 
-from demo.architecture import PictureHead, new_model
-from demo.conversation_stage import ConversationTraining, Plan
-from demo.conversations import COMPARING_MIX, COUNTING_MIX, JOINT_MIX, TEXT_MIX
-from demo.model_files import new_tokenizer, save_model
-from demo.shapes import COLOURS, SHAPES
-from demo.vision_stage import train_vision
+from demo.data.conversations import COMPARING_MIX, COUNTING_MIX, JOINT_MIX, TEXT_MIX
+from demo.data.shapes import COLOURS, SHAPES
+from demo.training.architecture import PictureHead, new_model
+from demo.training.conversation_stage import ConversationTraining, Plan
+from demo.training.model_files import new_tokenizer, save_model
+from demo.training.vision_stage import train_vision
 
 SEED = 0
 VISION_STEPS = 2600

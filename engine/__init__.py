@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
-from engine.environment import prepare
+from engine.platform.openmp import prepare
 from engine.run_task import run_task
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.images import ImageInputs, ImagePreprocessor
+    from engine.vision.preprocessor import ImageInputs, ImagePreprocessor
 
 prepare()  # nothing above imports torch
 
@@ -21,8 +21,8 @@ __all__ = ["Engine", "EngineConfig", "ImageInputs", "ImagePreprocessor", "run_ta
 # who only reads a configuration needs neither.
 _MODULES = {
     "Engine": "engine.engine",
-    "ImageInputs": "engine.images",
-    "ImagePreprocessor": "engine.images",
+    "ImageInputs": "engine.vision.preprocessor",
+    "ImagePreprocessor": "engine.vision.preprocessor",
 }
 
 

@@ -136,7 +136,7 @@ class EngineConfig:
 
     @property
     def tensor_parallel(self) -> bool:
-        """Whether the model is split tensor by tensor (`engine.tensor_parallel`)."""
+        """Whether the model is split tensor by tensor (`engine.parallel`)."""
         return self.layout is not None and self.layout.startswith("tensor")
 
     @property

@@ -1,7 +1,7 @@
 """The engine: one model, and the ways in.
 
 `Engine.stream` and `Engine.run` serve many tasks on an event loop; `Engine.run_blocking` runs one.
-A task is validated, rendered and tokenized on its caller's thread; `engine.loop` runs it.
+A task is validated, rendered and tokenized on its caller's thread; `engine.core.loop` runs it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from json import dumps
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.detokenizer import Detokenizer
-from engine.formats.message import MessageReader, message_readers
-from engine.generation import GenerationSettings, resolve_settings
-from engine.grammar import Grammar, GrammarCompiler
-from engine.images import ImageInputs, ImagePreprocessor, image_params
-from engine.logprobs import TokenTexts
-from engine.loop import EngineLoop
-from engine.meter import Meter, TaskTimes
-from engine.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
-from engine.sequence import Request
-from engine.sequence import Sequence as Answer
-from engine.source import is_directory
-from engine.task_grammar import task_grammar
-from engine.tensor_parallel.launcher import Launcher
+from engine.core.loop import EngineLoop
+from engine.loading.snapshot import is_directory
+from engine.parallel.launcher import Launcher
+from engine.requests.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
+from engine.requests.request import Request
+from engine.requests.request import Sequence as Answer
+from engine.requests.stats import Meter, TaskTimes
+from engine.sampling.grammar import Grammar, GrammarCompiler
+from engine.sampling.logprobs import TokenTexts
+from engine.sampling.settings import GenerationSettings, resolve_settings
+from engine.sampling.task_grammar import task_grammar
+from engine.text.detokenizer import Detokenizer
+from engine.text.message import MessageReader, message_readers
+from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
@@ -50,7 +50,7 @@ class Engine:
                 tensor; None starts them from this one.
 
         Raises:
-            TaskError: see `engine.loader.load_model`.
+            TaskError: see `engine.loading.loader.load_model`.
         """
         self.config = config
         begun = time.monotonic()
@@ -142,11 +142,11 @@ class Engine:
             request.cancel_requested = True
 
     def card(self) -> dict[str, Any]:
-        """What this engine is: see `engine.card`. JSON-able."""
+        """What this engine is: see `engine.core.model_info`. JSON-able."""
         return dict(self._card)
 
     def stats(self) -> dict[str, int]:
-        """What it does now, and what it has done since it was loaded; tokens: see `engine.meter`.
+        """What it does now, and what it has done since it was loaded; tokens: see `stats`.
 
         Read from any thread; the numbers may be a step old.
         """

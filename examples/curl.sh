@@ -21,7 +21,7 @@ curl -sS --fail-with-body -N "$BASE_URL/v1/chat/completions" -H 'Content-Type: a
 }'
 
 echo '# a picture'
-picture=$(base64 < demo/pictures/red_circle.png | tr -d '\n')
+picture=$(base64 < demo/images/red_circle.png | tr -d '\n')
 curl -sS --fail-with-body "$BASE_URL/v1/chat/completions" -H 'Content-Type: application/json' -d '{
   "model": "demo",
   "messages": [{"role": "user", "content": [

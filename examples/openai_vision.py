@@ -7,7 +7,7 @@ from pathlib import Path
 from openai import OpenAI  # pip install openai
 
 BASE_URL = os.environ.get("BASE_URL", "http://127.0.0.1:8000")
-PICTURES = Path(__file__).resolve().parent.parent / "demo" / "pictures"
+PICTURES = Path(__file__).resolve().parent.parent / "demo" / "images"
 client = OpenAI(base_url=f"{BASE_URL}/v1", api_key=os.environ.get("API_KEY", "none"))
 
 

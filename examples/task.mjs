@@ -40,7 +40,7 @@ const whole = await post("/v1/tasks", {
 const answer = await whole.json();
 console.log(answer.choices[0].message.content);
 
-const picture = await readFile(new URL("../demo/pictures/blue_star.png", import.meta.url));
+const picture = await readFile(new URL("../demo/images/blue_star.png", import.meta.url));
 const streamed = await post("/v1/tasks?stream=true", {
   model: "demo",
   messages: [

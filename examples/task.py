@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 BASE_URL = os.environ.get("BASE_URL", "http://127.0.0.1:8000")
-PICTURES = Path(__file__).resolve().parent.parent / "demo" / "pictures"
+PICTURES = Path(__file__).resolve().parent.parent / "demo" / "images"
 
 
 def post(path: str, task: dict) -> urllib.request.Request:

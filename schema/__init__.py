@@ -26,7 +26,7 @@ from schema.errors import (
     TaskExecutionError,
 )
 from schema.generation import DEFAULT_MAX_NEW_TOKENS, DEFAULT_NUM_RETURN_SEQUENCES
-from schema.published import schemas
+from schema.published.schemas import schemas
 from schema.response import (
     Choice,
     Delta,

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from schema.published import file_name, schemas
+from schema.published.schemas import file_name, schemas
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "published"
 
 
 def rendered() -> dict[Path, str]:

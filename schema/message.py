@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schema.json_values import check_json
+from schema.validation.json_values import check_json
 
 MAX_BLOCKS = 1024
 MAX_BLOCKS_OF_TASK = 4096
@@ -29,7 +29,7 @@ MAX_TOOL_CALL_ID_CHARS = 256
 MAX_URL_CHARS = 8192
 """Of a picture's address, where a request may have one; `data:` URLs are not addresses."""
 
-# Pydantic puts these into the paths of errors; `schema.problems` takes them out again. No field is
+# Pydantic puts these into the paths of errors; `problems` takes them out again. No field is
 # called like this.
 TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG = TAGS = (
     "<text>",
@@ -46,7 +46,7 @@ _BASE64_PATTERN = (
 )
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
-"""An object that a chat template reads as it is; see `schema.json_values` for its limits."""
+"""An object that a chat template reads as it is; see `json_values` for its limits."""
 
 
 def rule(problem: str, *path: str) -> PydanticCustomError:

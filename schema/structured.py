@@ -14,8 +14,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from schema.json_values import check_json
 from schema.message import rule
+from schema.validation.json_values import check_json
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without spaces: the work of compiling one grows with its length. JSON
@@ -24,7 +24,7 @@ MAX_PATTERN_CHARS = 4_096
 MAX_CHOICES = 1_000
 MAX_CHOICE_CHARS = 1_024
 
-# Pydantic puts these into the paths of errors; `schema.problems` takes them out again.
+# Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
 JSON_SCHEMA_TAG, JSON_OBJECT_TAG, REGEX_TAG, CHOICE_TAG = FORM_TAGS = (
     "<json schema>",
     "<json object>",

@@ -11,9 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from schema.bulk import refuse_bulk
 from schema.generation import GenerationConfig
-from schema.json_values import parse_json
 from schema.message import (
     MAX_IMAGES,
     ImageBlock,
@@ -23,9 +21,11 @@ from schema.message import (
     rule,
 )
 from schema.model_id import MODEL_ID_PATTERN, ModelName
-from schema.problems import explain
 from schema.structured import StructuredOutput
 from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls
+from schema.validation.bulk import refuse_bulk
+from schema.validation.json_values import parse_json
+from schema.validation.problems import explain
 
 __all__ = [
     "AnswerFormat",

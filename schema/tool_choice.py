@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from schema.json_values import quoted
 from schema.message import rule
 from schema.structured import MAX_SCHEMA_CHARS
+from schema.validation.json_values import quoted
 
 if TYPE_CHECKING:
     from schema.task import Task
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_FUNCTION_NAME_CHARS = 256
 """Of the one that a task names."""
 
-# Pydantic puts these into the paths of errors; `schema.problems` takes them out again.
+# Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
 MODE_TAG, FUNCTION_TAG = CHOICE_TAGS = ("<tool choice>", "<function choice>")
 
 Functions = Mapping[str, Any]

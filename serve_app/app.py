@@ -11,12 +11,12 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs
-from serve_app.gate import SENDING_S
-from serve_app.ingress import Ingress
-from serve_app.pool import PoolReplica
-from serve_app.preprocessor import PreprocessorReplica
-from serve_app.replica import ModelReplica
+from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs
+from serve_app.http.ingress import Ingress
+from serve_app.http.middleware.admission import SENDING_S
+from serve_app.replicas.image_replica import PreprocessorReplica
+from serve_app.replicas.model_replica import ModelReplica
+from serve_app.replicas.pool_replica import PoolReplica
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,7 +35,7 @@ HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s"
 AUTOSCALING: dict[str, Any] = {
     "metrics_interval_s": 1.0,
     "look_back_period_s": 5.0,
-    "policy": {"policy_function": "serve_app.scaling:wanted_replicas"},
+    "policy": {"policy_function": "serve_app.replicas.autoscaling_policy:wanted_replicas"},
 }
 # An update starts the new processes of what needs no GPU before it stops the old ones.
 SURGE: dict[str, Any] = {"max_surge_percent": 100}
@@ -45,7 +45,7 @@ INGRESS_SPARE = 1024
 INGRESS_MAX_QUEUED = 4096
 # Each holds the base64 of one task's pictures.
 PREPROCESSOR_MAX_ONGOING = 64
-BY_BEGINNING = "serve_app.prefix_router:PrefixRouter"
+BY_BEGINNING = "serve_app.graph.prefix_router:PrefixRouter"
 BY_SESSION = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 # Tasks that wait in one ingress for a replica to come up; beyond, they are refused (503).
 MAX_QUEUED = 1024
@@ -131,7 +131,7 @@ def _draining(longest_s: float) -> dict[str, Any]:
 def _placed_ranks(actor: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A replica's actor, and its placement group: a bundle for each rank, all on one machine.
 
-    The replica is rank 0 and starts the other ranks in their bundles (`serve_app.ranks`). They go
+    The replica is rank 0 and starts the other ranks in their bundles (`ranks`). They go
     with it, because Serve removes the group when the replica is gone.
     """
     bundle: dict[str, float] = {"CPU": actor["num_cpus"]}

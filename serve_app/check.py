@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from serve_app.config import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
-from serve_app.keys import read_keys, readable_by_others
-from serve_app.strict import explain, unknown_key
+from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
+from serve_app.config.strict import explain, unknown_key
+from serve_app.http.middleware.api_keys import read_keys, readable_by_others
 from serve_app.ui import config as chat
 
 BUILDER = "serve_app.app:build"

@@ -18,7 +18,7 @@ from benchmarks.capacity.cpu import Spent, read
 from benchmarks.capacity.pictures import measure_store
 from benchmarks.report import say
 from serve_app.app import AUTOSCALING, HEALTH
-from serve_app.scaling import KV_RESERVED
+from serve_app.replicas.autoscaling_policy import KV_RESERVED
 
 _FEW, _MANY = 1, 14
 _CASES = ((_FEW, False), (_MANY, False), (_MANY, True))

@@ -15,7 +15,7 @@ import ray
 from benchmarks.capacity.costs import PictureCosts
 from benchmarks.images import Kind, make_picture, model_directory
 from engine import EngineConfig, ImagePreprocessor
-from engine.images import ImageInputs
+from engine.vision.preprocessor import ImageInputs
 from schema.task import Task
 
 SENT = Kind(1024, 768, "JPEG", {"quality": 90})

@@ -13,8 +13,8 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest, RunningReplica
 
 from benchmarks.capacity.costs import Curve
-from serve_app.prefix_router import PrefixRouter
-from serve_app.suspects import SUSPECTS
+from serve_app.graph.ejection import SUSPECTS
+from serve_app.graph.prefix_router import PrefixRouter
 
 REPLICAS = (1, 3, 10, 30, 100, 300, 1000)
 _SECONDS = 0.4

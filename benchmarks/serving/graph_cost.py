@@ -31,7 +31,7 @@ from benchmarks.serving.profile import profile
 from benchmarks.worker import in_own_process
 from engine import Engine
 from schema.task import Task
-from serve_app.config import AppArgs
+from serve_app.config.app_args import AppArgs
 
 ENGINE = "engine alone"
 _TOKENS = 128

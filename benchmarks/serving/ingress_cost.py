@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message
 
 from benchmarks.report import aligned
 from schema.response import StreamChunk
-from serve_app.config import AppArgs
-from serve_app.dispatch import Dispatcher
-from serve_app.ingress import asgi_app
+from serve_app.config.app_args import AppArgs
+from serve_app.graph.dispatcher import Dispatcher
+from serve_app.http.ingress import asgi_app
 
 _MODEL = "demo"
 _CHUNKS = 2000

@@ -15,7 +15,7 @@ from typing import Protocol
 from benchmarks.serving.client import Answer, Job
 from benchmarks.serving.models import ServedModel
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS
-from demo.shapes import HELD_OUT_SEED, Picture, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, Picture, draw_picture
 
 PREFIX_TOKENS = 512
 _SEED = 20260101

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.serving.vision_models import IMAGE_TOKEN, VISION_GEOMETRIES, save_vision_model
 from benchmarks.worker import in_own_process
 from benchmarks.workload import GEOMETRIES, save_model
-from serve_app.config import REPOSITORY
+from serve_app.config.app_args import REPOSITORY
 
 DEMO = "demo"
 

@@ -9,7 +9,7 @@ from ray.serve import Application
 
 from engine.config import EngineConfig
 from serve_app import app
-from serve_app.config import AppArgs, ModelArgs
+from serve_app.config.app_args import AppArgs, ModelArgs
 
 
 class RelaxedModelArgs(ModelArgs):

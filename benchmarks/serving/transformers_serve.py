@@ -15,7 +15,7 @@ from transformers.cli.transformers import main
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
-from engine.processors import image_only_processor
+from engine.loading.families.processors import image_only_processor
 
 
 def load_processor(source: str, **arguments: Any) -> Any:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from gpt_task.models import GPTTaskArgs
 from schema import errors as contract
-from schema.problems import explain
+from schema.validation.problems import explain
 
 __all__ = [
     "ModelDownloadError",

@@ -9,7 +9,7 @@ from schema.errors import TaskError
 from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
 from schema.openai.fields import Only
 from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
-from schema.problems import Dialect
+from schema.validation.problems import Dialect
 
 # What the same things are called in a task, and by other servers.
 _ELSEWHERE = {
@@ -37,7 +37,7 @@ _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
 def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
-    """How `schema.problems` speaks of a ``root``; ``inner`` has the models of objects in it."""
+    """How `problems` speaks of a ``root``; ``inner`` has the models of objects in it."""
     fields = {**ChatMessage.model_fields, **root.model_fields}
     return Dialect(
         noun="request",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.load_time import READY, STAGES, load, weights
 from benchmarks.startup import MARKS, Start, load_table, marks, start_table
-from serve_app.config import REPOSITORY
+from serve_app.config.app_args import REPOSITORY
 
 
 def test_when_the_logs_say_that_something_was_there(tmp_path: Path) -> None:

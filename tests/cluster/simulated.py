@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 import serve_app.app
-from serve_app.config import AppArgs, ModelArgs
-from serve_app.replica import ModelReplica
+from serve_app.config.app_args import AppArgs, ModelArgs
+from serve_app.replicas.model_replica import ModelReplica
 
 WAIT_S = 120.0
 

@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from cluster.dashboard import COLUMNS, FILE, written
-from serve_app.metrics import METRICS, Metric
+from serve_app.observability.metrics import METRICS, Metric
 
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 CHARTS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

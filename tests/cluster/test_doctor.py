@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.checks import Line, judge
 from cluster.doctor import main, report
-from cluster.gpus import GIB
-from cluster.kernels import ProbeResult, attempt, paged_attention_problem
-from cluster.machine import GpuFacts, MachineFacts, RayFacts, pinned_versions
-from cluster.ray_nodes import RayNode, nodes_of, running_nodes
-from engine.device_check import DeviceFacts
-from tests.engine.test_device_check import CU126, CU130, RTX_5090
-from tests.engine.test_paged_kernel import PAGE, plain_varlen_attn
+from cluster.hardware.checks import Line, judge
+from cluster.hardware.kernels import ProbeResult, attempt, paged_attention_problem
+from cluster.hardware.machine import GpuFacts, MachineFacts, RayFacts, pinned_versions
+from cluster.planning.gpus import GIB
+from cluster.planning.ray_nodes import RayNode, nodes_of, running_nodes
+from engine.platform.device_check import DeviceFacts
+from tests.engine.execution.test_paged_kernel import PAGE, plain_varlen_attn
+from tests.engine.platform.test_device_check import CU126, CU130, RTX_5090
 
 GOOD = dict.fromkeys(("INT4", "INT8", "attention", "paged attention"))
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0", "ray": "2.60.0", "bitsandbytes": "0.50.2"}
@@ -166,20 +166,20 @@ def test_pins(tmp_path: Path) -> None:
 def test_the_paged_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernel's contract in plain operations; then with a kernel that sees too much."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr("engine.varlen.varlen_attn", plain_varlen_attn)
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
     check = lambda device: paged_attention_problem(device, PAGE)  # noqa: E731
     assert attempt(check, cpu) is None
 
     def wrong(*args: Any, **options: Any) -> torch.Tensor:
         return plain_varlen_attn(*args, **options).flip(0)
 
-    monkeypatch.setattr("engine.varlen.varlen_attn", wrong)
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", wrong)
     assert "off by" in str(attempt(check, cpu)) or "depend" in str(attempt(check, cpu))
 
     def broken(*args: Any, **options: Any) -> torch.Tensor:
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
 
-    monkeypatch.setattr("engine.varlen.varlen_attn", broken)
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", broken)
     assert attempt(check, cpu) == "RuntimeError: CUDA error: no kernel image is available"
 
 

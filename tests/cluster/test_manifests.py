@@ -18,9 +18,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.machine import CONSTRAINTS, pinned_versions
+from cluster.hardware.machine import CONSTRAINTS, pinned_versions
 from serve_app.check import check
-from serve_app.config import AppArgs
+from serve_app.config.app_args import AppArgs
 
 REPOSITORY = CONSTRAINTS.parent
 CLUSTER = REPOSITORY / "cluster"

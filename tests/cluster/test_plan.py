@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.gpus import GIB, parse_nodes
-from cluster.needs import Need, needs_of, parse_parameters
-from cluster.packing import PROCESS_BYTES, Packing, misplaceable, pack, tokens_per_s, why_not
 from cluster.plan import main
-from cluster.plan_report import notes
-from serve_app.config import AppArgs, ModelArgs
+from cluster.planning.gpus import GIB, parse_nodes
+from cluster.planning.needs import Need, needs_of, parse_parameters
+from cluster.planning.packing import (
+    PROCESS_BYTES,
+    Packing,
+    misplaceable,
+    pack,
+    tokens_per_s,
+    why_not,
+)
+from cluster.planning.report import notes
+from serve_app.config.app_args import AppArgs, ModelArgs
 
 # Keys and values of a token: 80 layers of 8 heads of 128 in 2 bytes, as in Llama 3 70B.
 KV_70B = 2 * 80 * 8 * 128 * 2

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from demo.shapes import BACKGROUND_DISTANCE, COLOURS, SHAPES, draw_picture
+from demo.data.shapes import BACKGROUND_DISTANCE, COLOURS, SHAPES, draw_picture
 
 SEEDS = range(300)
 

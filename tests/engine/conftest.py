@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from engine import Engine, EngineConfig
-from tests.engine.tiny_models import Kind, save_tiny_model
-from tests.engine.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
+from tests.engine.models.tiny_models import Kind, save_tiny_model
+from tests.engine.models.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
 
 TinyModel = Callable[[Kind | VisionKind], Path]
 TinyEngine = Callable[..., Engine]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt_task.config import get_config
-from tests.engine.tiny_models import save_tiny_model
+from tests.engine.models.tiny_models import save_tiny_model
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "demo" / "model")

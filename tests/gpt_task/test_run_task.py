@@ -21,7 +21,7 @@ from gpt_task.inference import get_executed_gpu_count, get_execution_dtype, run_
 from gpt_task.inference.translation import ChunkStream
 from gpt_task.models import GPTTaskArgs, GPTTaskResponse, GPTTaskStreamResponse, TextContentBlock
 from schema.response import StreamChunk
-from tests.engine.tiny_models import save_tiny_model
+from tests.engine.models.tiny_models import save_tiny_model
 from tests.gpt_task.conftest import DEMO
 
 PROMPT = "one task"

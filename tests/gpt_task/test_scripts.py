@@ -135,7 +135,7 @@ def test_it_runs(script: str, answer: str, tmp_path: Path) -> None:
     for model in ("Qwen/Qwen3-8B", "Qwen/Qwen2.5-VL-3B-Instruct"):
         script = script.replace(model, DEMO)
     (tmp_path / "examples").mkdir()
-    shutil.copy(REPOSITORY / "demo/pictures/red_circle.png", tmp_path / "examples/test.png")
+    shutil.copy(REPOSITORY / "demo/images/red_circle.png", tmp_path / "examples/test.png")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         cwd=tmp_path,

@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.config import REPOSITORY
+from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
-from tests.serve_app.picture_host import PICTURES, PictureHost
+from tests.serve_app.replicas.images.image_host import PICTURES, PictureHost
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0

@@ -12,9 +12,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from schema import Overloaded, StreamChunk, Task, TaskArgsInvalid, TaskExecutionError, TaskResponse
-from serve_app.config import AppArgs
-from serve_app.dispatch import Dispatcher
-from serve_app.ingress import asgi_app
+from serve_app.config.app_args import AppArgs
+from serve_app.graph.dispatcher import Dispatcher
+from serve_app.http.ingress import asgi_app
 
 cancelled = threading.Event()
 

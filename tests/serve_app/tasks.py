@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from jsonschema import Draft202012Validator
 
-from demo.shapes import HELD_OUT_SEED, draw_picture
-from schema.published import schemas
+from demo.data.shapes import HELD_OUT_SEED, draw_picture
+from schema.published.schemas import schemas
 
 QUESTION = "What is in this image?"
 

@@ -1,0 +1,189 @@
+"""Runs the kernels that an engine needs, small, and compares them with plain arithmetic.
+
+Each function returns None, or what is wrong in a few words. None of them measures time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from engine import Engine, EngineConfig
+from engine.execution.attention.packing import Piece
+from engine.execution.attention.varlen import varlen_batch
+from engine.execution.kv_cache import KVCache, KVShape
+from schema.task import Task
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo" / "model"
+
+# Rounding in half precision; a kernel that computes something else is off by its result's own size.
+_TOLERANCE = 0.05
+_ROWS = (1, 2, 8, 33)
+_IN, _OUT = 256, 128
+_PAGE = 256
+_QUESTIONS = ("Hello!", "Count from 3 to 9.", "What is 5 + 4?", "Tell me a story about a fox.")
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the demo model did on a device: ``problem``, if any, and its card's main points."""
+
+    problem: str | None
+    attention: str | None = None
+    fingerprint: str | None = None
+
+
+def attempt(check: Callable[[torch.device], str | None], device: torch.device) -> str | None:
+    """The problem that a check finds, or the error that it ends with."""
+    try:
+        with torch.inference_mode():
+            return check(device)
+    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the finding
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}"
+
+
+def int4_problem(device: torch.device) -> str | None:
+    """NF4 of bitsandbytes, at a few numbers of rows, against its own dequantized weights."""
+    bitsandbytes = _bitsandbytes()
+    layer = bitsandbytes.nn.Linear4bit(
+        _IN, _OUT, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+    ).to(device)
+    weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return _differs(layer, weight, torch.bfloat16, device)
+
+
+def int8_problem(device: torch.device) -> str | None:
+    """INT8 of bitsandbytes with threshold 0, as the engine runs it."""
+    bitsandbytes = _bitsandbytes()
+    layer = bitsandbytes.nn.Linear8bitLt(
+        _IN, _OUT, bias=False, has_fp16_weights=False, threshold=0.0
+    ).to(device)
+    rows = torch.zeros(1, _IN, dtype=torch.float16, device=device)
+    layer(rows)  # moves the scales to where it keeps them
+    weight = layer.weight.data.float() * layer.state.SCB.float()[:, None] / 127
+    return _differs(layer, weight, torch.float16, device)
+
+
+def _differs(
+    layer: Any, weight: torch.Tensor, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    for num_rows in _ROWS:
+        rows = _random(num_rows, _IN).to(device, dtype)
+        if problem := _far(layer(rows), rows.float() @ weight.float().T, f"{num_rows} rows"):
+            return problem
+    return None
+
+
+def attention_problem(device: torch.device) -> str | None:
+    """torch's attention of one sequence against softmax written out."""
+    query, key, value = (_random(1, 4, 40, 64).to(device, torch.bfloat16) for _ in range(3))
+    output = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    scores = query.float() @ key.float().transpose(-1, -2) / 8
+    later = torch.ones(40, 40, dtype=torch.bool, device=device).triu(1)
+    weights = scores.masked_fill(later, float("-inf")).softmax(-1)
+    return _far(output, weights @ value.float(), "a causal sequence")
+
+
+def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str | None:
+    """The paged kernel as `varlen` uses it: right, and the same bits in any company."""
+    cache = KVCache(
+        {0: KVShape(2, 64, 64, torch.bfloat16)}, num_pages=4, page_size=page_size, device=device
+    )
+    long = page_size + 3
+    pieces = [Piece(0, long, [2, 0]), Piece(0, 5, [3])]
+    batch = varlen_batch(cache, pieces, num_rows=long + 5, max_rows=long + 5)
+
+    def attend(seed: int) -> torch.Tensor:
+        """The long sequence is always the same, the other one depends on ``seed``."""
+        rows = [
+            torch.cat([_random(heads, long, 64), _random(heads, 5, 64, seed=seed)], dim=1)
+            for heads in (4, 2, 2)
+        ]
+        query, key, value = (part.to(device, torch.bfloat16) for part in rows)
+        return batch.attend(0, query, key, value, scaling=None, sliding_window=None)[:long]
+
+    output = attend(1)
+    if not torch.equal(output, attend(2)):
+        return "a sequence's bits depend on its neighbours"
+    query, key, value = (
+        _random(heads, long, 64).to(device, torch.bfloat16)[None] for heads in (4, 2, 2)
+    )
+    expected = functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    )
+    return _far(output, expected[0].transpose(0, 1).float(), "a sequence of two pages")
+
+
+def probe(device: torch.device) -> ProbeResult:
+    """The demo model through the whole engine: the same bytes alone and in a crowd. Blocking."""
+    dtype: Any = "bfloat16" if device.type == "cuda" else "float32"
+    kind: Any = device.type
+    config = EngineConfig(
+        model=str(DEMO_MODEL),
+        model_id="demo",
+        device=kind,
+        dtype=dtype,
+        max_sequences=8,
+        context_length=256,
+        threads=1,
+    )
+    engine: Engine | None = None
+    try:
+        engine = Engine(config)
+        card = engine.card()
+        alone, crowd = asyncio.run(_answers(engine))
+    except Exception as error:  # noqa: BLE001 - as in `attempt`
+        return ProbeResult(f"{type(error).__name__}: {error}")
+    finally:
+        if engine is not None:
+            engine.close()
+    differ = sum(a != b for a, b in zip(alone, crowd, strict=True))
+    problem = f"{differ} of {len(alone)} answers differ in a crowd" if differ else None
+    return ProbeResult(problem, card["attention"], card["system_fingerprint"])
+
+
+async def _answers(engine: Engine) -> tuple[list[str], list[str]]:
+    tasks = [
+        Task.model_validate(
+            {
+                "model": "demo",
+                "messages": [{"role": "user", "content": text}],
+                "generation_config": {"max_new_tokens": 24, "do_sample": sampled},
+                "seed": 7,
+            }
+        )
+        for text in _QUESTIONS
+        for sampled in (False, True)
+    ]
+    alone = [await engine.run(task) for task in tasks]
+    crowd = await asyncio.gather(*(engine.run(task) for task in tasks))
+    return [_text(answer) for answer in alone], [_text(answer) for answer in crowd]
+
+
+def _text(answer: Any) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _far(output: torch.Tensor, expected: torch.Tensor, where: str) -> str | None:
+    off = ((output.float() - expected).abs().max() / expected.abs().max()).item()
+    # Not `off > _TOLERANCE`, which NaN passes.
+    return None if off < _TOLERANCE else f"results are off by {off:.0%} ({where})"
+
+
+def _bitsandbytes() -> Any:
+    # It warns, when it is imported and at every call, about what is meant: see engine.quantization.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return importlib.import_module("bitsandbytes")

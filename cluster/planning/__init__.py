@@ -1,0 +1,1 @@
+"""What fits where: GPUs, needs of replicas, and how they are packed."""

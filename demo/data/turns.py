@@ -1,0 +1,23 @@
+"""What every skill produces: one question with its answer."""
+
+import re
+from dataclasses import dataclass
+
+from demo.data.shapes import Picture
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, the pictures that come with it, and the answer to learn."""
+
+    question: str
+    answer: str
+    pictures: tuple[Picture, ...] = ()
+    accepted: str | None = None
+    """A regular expression of all right answers, where there are more than the one to learn."""
+
+    def accepts(self, answer: str) -> bool:
+        """Whether `answer` is right, to the letter."""
+        if self.accepted is None:
+            return answer == self.answer
+        return re.fullmatch(self.accepted, answer) is not None

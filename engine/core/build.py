@@ -1,0 +1,77 @@
+"""Puts an engine together: the model, its runner, its batched lane and its card."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.core.model_info import model_card, weights_digest
+from engine.execution.batching import BatchedLane, build_batched_lane
+from engine.execution.model_runner import Runner
+from engine.loading.loader import LoadedModel, load_model
+from engine.loading.sharding.tensor_plan import refuse_without_batched_lane
+from engine.parallel.coordinator import Lead
+from engine.parallel.launcher import Launcher
+from engine.parallel.runner import SplitRunner
+from engine.platform.determinism import make_deterministic
+from engine.requests.prompt import PromptRenderer
+from engine.text.detect import MessageFormats, detect
+from schema.errors import TaskError
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What the engine's thread works with; read-only for others."""
+
+    loaded: LoadedModel
+    runner: Runner
+    lane: BatchedLane
+    renderer: PromptRenderer
+    formats: MessageFormats
+    card: dict[str, Any]
+
+
+def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
+    """Load a model and measure what it needs. Blocking; on the thread that will run it.
+
+    Args:
+        config: of the engine.
+        launcher: starts processes for the other devices of a model that is split tensor by tensor.
+
+    Raises:
+        TaskError: see `engine.loading.loader.load_model`.
+    """
+    make_deterministic(config.threads)
+    if config.tensor_parallel:
+        return _assemble_ranks(config, Lead(launcher))
+    loaded = load_model(config)
+    return _assembled(config, loaded, Runner(loaded, config.image_cache_bytes))
+
+
+def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
+    """Load and measure on all ranks; none is left behind when that fails on one."""
+    try:
+        loaded = load_model(config, lead.start)
+        assembly = _assembled(config, loaded, SplitRunner(loaded, config.image_cache_bytes, lead))
+        refuse_without_batched_lane(config, assembly.lane.problem)
+    except BaseException as error:
+        # What this rank has found wrong by itself is told as it is.
+        own = isinstance(error, TaskError) and error.__cause__ is None
+        cause = None if own or not isinstance(error, Exception) else lead.load_error()
+        lead.close()
+        if cause is not None:
+            raise cause from error
+        raise
+    return assembly
+
+
+def _assembled(config: EngineConfig, loaded: LoadedModel, runner: Runner) -> Assembly:
+    # The files are hashed while the model is measured: neither waits for the other.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as beside:
+        weights = beside.submit(weights_digest, config, loaded)
+        lane = build_batched_lane(runner, loaded, config)
+    formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
+    card = model_card(config, loaded, lane, formats, weights.result())
+    return Assembly(loaded, runner, lane, PromptRenderer(loaded), formats, card)

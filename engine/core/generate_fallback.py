@@ -1,0 +1,124 @@
+"""The exclusive lane: a whole task through transformers' ``generate``, alone on the device.
+
+It serves what the batch loop does not cover: models whose layers keep another kind of state, and
+settings that need another kind of forward. Alone means that its shapes, and so its bits, depend on
+the task alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from engine.loading.loader import LoadedModel
+from engine.requests.request import Request
+from engine.sampling.grammar_mask import GrammarMask
+from engine.sampling.logprobs import LastLogits, Logprobs
+from engine.sampling.penalties import own_processors
+from engine.sampling.sampler import check_numbers
+from schema.errors import TaskExecutionError
+
+
+class _Watch(StoppingCriteria):
+    """Called by `generate` after every token: streams plain decoding, stops a cancelled task.
+
+    It also stops at stop strings. `generate`'s own criterion compares tokens and not the text, and
+    takes the bytes of byte-level tokenizers for letters.
+    """
+
+    def __init__(self, request: Request, logits: LastLogits, *, stream: bool) -> None:
+        self._request = request
+        self._logits = logits
+        self._stream = stream
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        request = self._request
+        if self._stream and not request.cancel_requested:
+            tokens = input_ids[:, -1]
+            deltas = [
+                delta
+                for sequence, token_id, report in zip(
+                    request.sequences, tokens.tolist(), self._reports(tokens), strict=True
+                )
+                if not sequence.finished and (delta := request.accept(sequence, token_id, report))
+            ]
+            request.tell(deltas)
+        if request.cancel_requested:
+            stop = [True] * len(input_ids)
+        elif self._stream:
+            stop = [sequence.finished for sequence in request.sequences]
+        else:
+            stop = self._beams_stopped(input_ids[:, request.prompt_tokens :].tolist())
+        return torch.tensor(stop, device=input_ids.device)
+
+    def _reports(self, tokens: torch.Tensor) -> list[Any]:
+        """What `Request.accept` is told of the log probabilities of tokens [sequences]."""
+        num_top = self._request.settings.logprobs
+        if num_top is None:
+            return [None] * len(tokens)
+        reports: list[Any] = Logprobs(self._logits.take(), num_top).of(tokens).tolist()
+        return reports
+
+    def _beams_stopped(self, beams: list[list[int]]) -> list[bool]:
+        stop_strings = self._request.settings.stop_strings
+        if not stop_strings:
+            return [False] * len(beams)
+        texts = map(self._request.sequences[0].detokenizer.decode, beams)
+        return [any(stop in text for stop in stop_strings) for text in texts]
+
+
+class _NumbersOnly(LogitsProcessor):
+    """Ends the task where `generate` would go on with NaN."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        check_numbers(scores)
+        return scores
+
+
+def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
+    """Run a request to its end and report its text. The model's own attention must be on.
+
+    ``images`` are the arguments of `generate` for the request's pictures.
+    """
+    settings = request.settings
+    beams = settings.num_beams > 1
+    logits = LastLogits()
+    watch = _Watch(request, logits, stream=not beams)
+    constrained = request.sequences[0].matcher is not None
+    mask = [GrammarMask(request.sequences)] if constrained else []
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
+        **images,
+    }
+    own = own_processors(settings.penalties, request.prompt_tokens)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    # `generate` draws from the global generator; give it the task's seed, then put it back.
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), ExitStack() as hooks:
+        if settings.logprobs is not None:
+            hooks.callback(loaded.model.register_forward_hook(logits).remove)
+        torch.manual_seed(request.seed)
+        output = loaded.model.generate(
+            **inputs,
+            generation_config=settings.hf,
+            logits_processor=LogitsProcessorList([*mask, _NumbersOnly(), *own]),
+            stopping_criteria=StoppingCriteriaList([watch]),
+            return_dict_in_generate=beams,
+        )
+    if request.cancel_requested:
+        return  # the engine ends it
+    if beams:
+        # Behind an answer that is shorter than the longest lies padding.
+        lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
+        rows = output.sequences[:, request.prompt_tokens :].tolist()
+        request.answer([row[:length] for row, length in zip(rows, lengths, strict=True)])
+    if request.running:
+        raise TaskExecutionError("generate ended before the answer was complete")

@@ -1,0 +1,123 @@
+"""What a loaded model is, for people and for comparison between machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from llvmlite.binding import get_host_cpu_name
+
+from engine.config import EngineConfig
+from engine.execution.batching import BatchedLane
+from engine.loading.estimate import weight_bytes
+from engine.loading.loader import LoadedModel
+from engine.text.detect import MessageFormats
+
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of device, as its driver or compiler names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # The compiler's name for it, because `cpu_decode` is compiled for it.
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability} {get_host_cpu_name()}"
+
+
+def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
+    """What stands for the model's files: a commit of the hub, or a digest of a directory.
+
+    The digest reads the weights once more, through the page cache. It computes nothing with torch,
+    so it may run beside what does, on another thread.
+    """
+    return loaded.revision or _directory_digest(Path(config.model))
+
+
+def _directory_digest(directory: Path) -> str:
+    """SHA-256 over the files of a local model that its answers depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def model_card(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    lane: BatchedLane,
+    formats: MessageFormats,
+    weights: str,
+) -> dict[str, Any]:
+    """A JSON-able description of the engine.
+
+    ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
+    engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
+    """
+    spread = loaded.spread
+    devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
+    arithmetic: dict[str, Any] = {
+        "weights": weights,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "quantize_bits": config.quantize_bits,
+        "device": " and ".join(dict.fromkeys(map(device_name, devices))),
+        "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
+        "deterministic": config.deterministic,
+        "prefill_chunk": lane.prefill_chunk,
+        "attention": lane.attention,
+        "prepacked": lane.prepacked,
+        "row_counts": lane.row_counts
+        and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+    if config.layout is not None:
+        arithmetic["layout"] = spread.name if spread else config.layout
+    digest = hashlib.sha256(json.dumps(arithmetic, sort_keys=True).encode()).hexdigest()
+    return {
+        "id": config.name,
+        "source": config.model,
+        "revision": loaded.revision,
+        "system_fingerprint": f"fp_{digest[:12]}",
+        "takes_images": loaded.takes_images,
+        "tool_format": formats.tools.name if formats.tools else None,
+        "reasoning_format": formats.reasoning.name if formats.reasoning else None,
+        "context_length": loaded.context_length,
+        "max_sequences": config.max_sequences,
+        "kv_cache_tokens": lane.cache.capacity_tokens,
+        "num_devices": config.num_devices,
+        "layout": config.layout,
+        "memory": {  # of the rank that answers, one of equals; of all devices of a spread model
+            "weights_bytes": weight_bytes(loaded.model),
+            "kv_cache_bytes": lane.cache.num_bytes,
+        },
+        "lanes": _lanes(config, lane),
+        "exclusive_reason": lane.problem,
+        "deterministic_reason": _why(config, lane),
+        **arithmetic,
+    }
+
+
+def _lanes(config: EngineConfig, lane: BatchedLane) -> list[str]:
+    if config.tensor_parallel:  # `generate` knows nothing of ranks
+        return ["batched"]
+    return ["exclusive"] if lane.problem else ["batched", "exclusive"]
+
+
+def _why(config: EngineConfig, lane: BatchedLane) -> str:
+    """Why the same task gives the same bytes here, or may not."""
+    if not config.deterministic:
+        return (
+            "deterministic is off: tasks share forwards at whatever row count the load makes, so "
+            "an answer may depend on the tasks beside it"
+        )
+    if lane.problem is not None or lane.row_counts is None:
+        return f"each task runs alone on the device, because {lane.problem}"
+    return "every forward runs at a row count that was measured, at load, to give the same bits"

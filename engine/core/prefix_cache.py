@@ -1,0 +1,134 @@
+"""Prefix reuse: keys and values of prompt beginnings, kept for tasks that begin alike.
+
+A prompt is cut into chunks at multiples of the chunk size, and always prefilled chunk by chunk, so
+that a chunk's keys and values are a function of the tokens and images up to its end. Whole chunks
+are kept here under a chained hash of exactly that. A task that finds its beginning here copies it
+into its own pages, which then hold the very bits that it would have computed: a copy costs a
+fraction of a prefill, happens once a task, and leaves every task's pages contiguous.
+
+While the task that made a chunk runs, the chunk's pages are its own; after it they are kept here
+until somebody needs the room (least recently used first, ends before beginnings).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.execution.kv_cache import KVCache
+from engine.requests.prompt import Prompt
+
+
+@dataclass(eq=False)
+class _Chunk:
+    key: bytes
+    parent: _Chunk | None
+    pages: list[int]
+    last_used: int
+    owned_by_task: bool = True
+    children: set[bytes] = field(default_factory=set)
+
+
+def chunk_keys(prompt: Prompt, chunk: int) -> list[bytes]:
+    """A key for each chunk of a prompt that may be reused.
+
+    The chunk with the last token is not among them: a task needs its logits. Nor are those from
+    where the cuts leave the multiples of ``chunk`` (`Prompt.chunk_stop`). Each key covers the
+    tokens up to the chunk's end and the content of every image that has a token there.
+    """
+    keys: list[bytes] = []
+    digest = hashlib.sha256()
+    images = 0
+    for stop in range(chunk, len(prompt.token_ids), chunk):
+        if prompt.chunk_stop(stop - chunk, chunk) != stop:
+            break
+        digest.update(array("q", prompt.token_ids[stop - chunk : stop]).tobytes())
+        while images < len(prompt.images) and prompt.image_starts[images] < stop:
+            digest.update(prompt.images[images].digest)
+            images += 1
+        keys.append(digest.digest())
+    return keys
+
+
+class PrefixCache:
+    """Chunks by key. Belongs to the engine's thread, like the pages that it keeps."""
+
+    def __init__(self, cache: KVCache, chunk: int) -> None:
+        self._cache = cache
+        self.chunk = chunk
+        self._pages_per_chunk = chunk // cache.page_size
+        # Pages must not straddle chunks.
+        self.enabled = chunk % cache.page_size == 0
+        self._chunks: dict[bytes, _Chunk] = {}
+        self._chunk_of_page: dict[int, _Chunk] = {}
+        self._clock = 0
+        self.num_kept_pages = 0
+        self.reused_tokens = 0
+
+    @property
+    def kept_pages(self) -> list[int]:
+        """Pages that no task owns any more; on the engine's thread only."""
+        return [
+            p for chunk in self._chunks.values() if not chunk.owned_by_task for p in chunk.pages
+        ]
+
+    def fill(self, keys: Sequence[bytes], pages: Sequence[int]) -> int:
+        """Copy the longest known beginning into a task's pages; returns its number of tokens."""
+        self._clock += 1
+        known: list[int] = []
+        for key in keys:
+            chunk = self._chunks.get(key)
+            if chunk is None:
+                break
+            chunk.last_used = self._clock
+            known += chunk.pages
+        tokens = len(known) * self._cache.page_size
+        if known:
+            self._cache.copy(known, pages, 0, tokens)
+            self.reused_tokens += tokens
+        return tokens
+
+    def register(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
+        """Make a prefilled prompt's chunks known. Its pages stay the task's until `retire`."""
+        self._clock += 1
+        parent: _Chunk | None = None
+        for index, key in enumerate(keys):
+            chunk = self._chunks.get(key)
+            if chunk is None:
+                start = index * self._pages_per_chunk
+                mine = list(pages[start : start + self._pages_per_chunk])
+                chunk = self._chunks[key] = _Chunk(key, parent, mine, self._clock)
+                self._chunk_of_page |= dict.fromkeys(mine, chunk)
+                if parent is not None:
+                    parent.children.add(key)
+            parent = chunk
+
+    def retire(self, pages: Sequence[int]) -> list[int]:
+        """Keep what is known of an ended sequence's pages; returns those to be freed."""
+        free: list[int] = []
+        for page in pages:
+            if (chunk := self._chunk_of_page.get(page)) is None:
+                free.append(page)
+            else:
+                chunk.owned_by_task = False
+                self.num_kept_pages += 1
+        return free
+
+    def make_room(self, num_pages: int) -> None:
+        """Forget chunks until that many pages are free, or none is left to forget."""
+        while self._cache.num_free_pages < num_pages:
+            ends = [c for c in self._chunks.values() if not c.owned_by_task and not c.children]
+            if not ends:
+                return
+            self._forget(min(ends, key=lambda chunk: chunk.last_used))
+
+    def _forget(self, chunk: _Chunk) -> None:
+        del self._chunks[chunk.key]
+        for page in chunk.pages:
+            del self._chunk_of_page[page]
+        if chunk.parent is not None:
+            chunk.parent.children.discard(chunk.key)
+        self._cache.release(chunk.pages)
+        self.num_kept_pages -= len(chunk.pages)

@@ -1,0 +1,166 @@
+"""Who runs: first come, first served, with the worst case of every admitted task reserved."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from engine.core.prefix_cache import PrefixCache, chunk_keys
+from engine.execution.kv_cache import KVCache
+from engine.execution.model_runner import PrefillChunk
+from engine.requests.request import Request, Sequence, Status
+from schema.errors import Overloaded, TaskArgsInvalid
+
+RETRY_AFTER_S = 1.0
+
+
+class Scheduler:
+    """Admission and the content of each step. Belongs to the engine's thread."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        max_sequences: int,
+        prefill_chunk: int,
+        max_prefill_rows: int,
+        max_exclusive_tokens: int,
+    ) -> None:
+        self._cache = cache
+        self._max_sequences = max_sequences
+        self._prefill_chunk = prefill_chunk
+        self._max_prefill_rows = max_prefill_rows
+        self._max_exclusive_tokens = max_exclusive_tokens
+        self.prefixes = PrefixCache(cache, prefill_chunk)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # in order of admission
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse a task that could never run.
+
+        Raises:
+            TaskArgsInvalid: more sequences or more KV tokens than the engine has at all.
+        """
+        needed = len(request.sequences) * self._cache.pages_for(request.worst_case_tokens)
+        if not request.settings.batched:
+            self._check_exclusive(request)
+            return
+        if len(request.sequences) > self._max_sequences:
+            name = "num_beams" if request.settings.num_beams > 1 else "num_return_sequences"
+            raise TaskArgsInvalid(
+                f"generation_config.{name} is {len(request.sequences)}; this model runs at most "
+                f"{self._max_sequences} sequences at once",
+                param=f"generation_config.{name}",
+            )
+        if needed > self._cache.num_pages:
+            raise TaskArgsInvalid(
+                f"the task needs {needed * self._cache.page_size} tokens of KV cache (prompt of "
+                f"{request.prompt_tokens} and up to {request.settings.max_new_tokens} new tokens, "
+                f"times {len(request.sequences)} sequences or beams); there are "
+                f"{self._cache.capacity_tokens}: lower max_new_tokens, num_return_sequences or "
+                "num_beams, or shorten the messages",
+                param="generation_config.max_new_tokens",
+            )
+
+    def _check_exclusive(self, request: Request) -> None:
+        """The exclusive lane has a cache of its own; what is short there is everybody's time."""
+        settings = request.settings
+        width = settings.num_rows
+        if width * settings.max_new_tokens > self._max_exclusive_tokens:
+            raise TaskArgsInvalid(
+                f"generation_config.max_new_tokens is {settings.max_new_tokens}, times {width} "
+                "beams or sequences; a task that runs alone, as this one would, may have "
+                f"{self._max_exclusive_tokens} of both together: lower one of them",
+                param="generation_config.max_new_tokens",
+            )
+
+    def admit(self) -> Request | None:
+        """Move the first waiting request to running if its worst case fits beside the others'.
+
+        A request for the exclusive lane is admitted in its turn as well; it needs no pages here.
+        """
+        if not self.waiting:
+            return None
+        request = self.waiting[0]
+        if request.settings.batched:
+            num_pages = self._cache.pages_for(request.worst_case_tokens)
+            active = sum(len(r.sequences) for r in self.running)
+            if active + len(request.sequences) > self._max_sequences:
+                return None
+            self.prefixes.make_room(num_pages * len(request.sequences))
+            if num_pages * len(request.sequences) > self._cache.num_free_pages:
+                return None
+            for sequence in request.sequences:
+                sequence.pages = self._cache.allocate(num_pages)
+            keys = self._chunk_keys(request)
+            request.num_prefilled = self.prefixes.fill(keys, request.sequences[0].pages)
+        self.waiting.popleft()
+        self.running.append(request)
+        request.status = Status.PREFILL
+        return request
+
+    def prefill_chunks(self, beside: int = 0) -> list[PrefillChunk]:
+        """The next chunks of the prompts being prefilled, as far as one forward holds them.
+
+        A prompt is cut at multiples of the chunk size from its own start, whoever else is there, so
+        that its keys and values are a function of the prompt alone. Several chunks of one prompt
+        are attended to one by one: a layer writes the keys and values of all before it reads any.
+
+        Args:
+            beside: rows of that forward that are not of prompts.
+        """
+        chunks: list[PrefillChunk] = []
+        rows_left = self._max_prefill_rows - beside
+        for request in self.running:
+            if request.status != Status.PREFILL or not request.settings.batched:
+                continue
+            start = request.num_prefilled
+            while start < request.prompt_tokens:
+                stop = request.prompt.chunk_stop(start, self._prefill_chunk)
+                if stop - start > rows_left:
+                    return chunks
+                rows_left -= stop - start
+                chunks.append(PrefillChunk(request, start, stop))
+                start = stop
+        return chunks
+
+    def decoding(self) -> list[Request]:
+        """The requests whose sequences take a decode step."""
+        return [r for r in self.running if r.status == Status.DECODE and r.to_decode]
+
+    def prefilled(self, request: Request) -> None:
+        """Make a complete prompt known to tasks that begin alike."""
+        self.prefixes.register(self._chunk_keys(request), request.sequences[0].pages)
+
+    def _chunk_keys(self, request: Request) -> list[bytes]:
+        if not self.prefixes.enabled:
+            return []
+        if request.chunk_keys is None:
+            request.chunk_keys = chunk_keys(request.prompt, self.prefixes.chunk)
+        return request.chunk_keys
+
+    def release(self, sequence: Sequence) -> None:
+        """Free a sequence's pages, except those that are kept as a known prefix."""
+        if sequence.pages:
+            self._cache.release(self.prefixes.retire(sequence.pages))
+            sequence.pages = []
+
+    def drop_finished(self) -> None:
+        """Forget ended requests and free what they hold."""
+        for request in self.running:
+            for sequence in request.sequences:
+                if sequence.finished or request.status == Status.FINISHED:
+                    self.release(sequence)
+        self.running = [r for r in self.running if r.status != Status.FINISHED]
+        self.waiting = deque(r for r in self.waiting if r.status != Status.FINISHED)
+
+    def check_integrity(self) -> None:
+        """Raise unless every page of the cache is free or owned once."""
+        owned = [s.pages for r in self.running for s in r.sequences]
+        self._cache.check_integrity([*owned, self.prefixes.kept_pages])
+
+
+def overloaded(num_waiting: int) -> Overloaded:
+    """The error of a full queue."""
+    return Overloaded(
+        f"{num_waiting} tasks are waiting already: try again later", retry_after_s=RETRY_AFTER_S
+    )

@@ -1,0 +1,292 @@
+"""Executes what the scheduler has admitted: prefill, decode, sampling, and who is to blame.
+
+A step has two halves. `Execution.launch` tells the device to compute the next tokens; nothing in
+it needs to know the last ones, which stay on the device. `Execution.finish` waits for tokens, and
+turns them into text. On CUDA the next step is launched before the last one is finished, so that the
+device never waits for Python; on a CPU, where nothing runs by itself, a step is finished at once.
+
+A sequence that turns out to have ended has then been decoded once too often. The extra token is
+dropped, and its keys and values went to pages that its task had reserved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.core.build import Assembly
+from engine.core.faults import blame
+from engine.core.generate_fallback import run_exclusive
+from engine.core.scheduler import Scheduler
+from engine.execution.attention.packing import Download, upload
+from engine.execution.batch_invariance import plain_attention
+from engine.execution.batch_sizes import RowCounts
+from engine.execution.model_runner import PrefillChunk
+from engine.requests.outputs import ChoiceDelta
+from engine.requests.request import Request, Status
+from engine.requests.request import Sequence as Answer
+from engine.sampling.beam_search import BeamSearch
+from engine.sampling.grammar_mask import GrammarMask
+from engine.sampling.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
+
+logger = logging.getLogger(__name__)
+
+Item = PrefillChunk | Request
+"""What has rows in a forward."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Picked tokens, in the owners' order; log probabilities by the id of who asks for them."""
+
+    owners: Sequence[tuple[Request, Sequence[Answer]]]
+    download: Download
+    reports: Mapping[int, Download]
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """What the beams of a request may go on with (`engine.sampling.beam_search`)."""
+
+    request: Request
+    download: Download
+
+
+InFlight = Picked | Proposed
+"""What a launch leaves to be finished."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, the sequences of it that get a token, and what these are picked from."""
+
+    request: Request
+    answers: Sequence[Answer]
+    candidates: Candidates
+
+
+class Execution:
+    """Runs steps. Belongs to the engine's thread."""
+
+    def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
+        self._loaded = assembly.loaded
+        self._runner = assembly.runner
+        self._lane = assembly.lane
+        self._scheduler = scheduler
+
+    @property
+    def row_counts(self) -> RowCounts:
+        """Where forwards may run; only requests for the batched lane ask."""
+        assert self._lane.row_counts is not None
+        return self._lane.row_counts
+
+    # --- The beginning of a request --------------------------------------------------------------
+
+    def start(self, request: Request) -> None:
+        """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
+        with blame([request]):
+            vision = self._runner.vision
+            request.features, request.features_skipped = vision.encode(
+                request.prompt, request.num_prefilled
+            )
+            if not request.settings.batched:
+                with plain_attention(self._runner):
+                    inputs = vision.generate_inputs(request.prompt, request.features)
+                    run_exclusive(self._loaded, request, inputs)
+                return
+            request.rotary = vision.rotary(request.prompt)
+            task = (
+                self._loaded.model,
+                request.settings,
+                request.prompt.token_ids,
+                request.seed,
+                self._loaded.device,
+            )
+            if request.settings.num_beams > 1:
+                fresh = request.sequences[0].detokenizer
+                text = fresh.fork() if request.settings.stop_strings else None
+                request.beams = BeamSearch(*task, text)
+            else:
+                constrained = request.sequences[0].matcher is not None
+                mask = GrammarMask(request.sequences) if constrained else None
+                request.sampler = Sampler(*task, mask)
+
+    # --- A step ----------------------------------------------------------------------------------
+
+    def launch(self) -> list[InFlight]:
+        """Prefill chunks of new prompts and decode a token of every running sequence.
+
+        In one forward where that gives the same bits: it reads the weights once, and a product of
+        a few rows, which waits for memory, becomes part of one that does not.
+        """
+        decoding = self._scheduler.decoding()
+        if decoding and self.row_counts.one_class:
+            rows = sum(len(request.to_decode) for request in decoding)
+            chunks = self._scheduler.prefill_chunks(beside=rows)
+            if chunks and not any(_places_itself(chunk.request) for chunk in chunks):
+                return self._isolated([*chunks, *decoding])
+        return [
+            *self._isolated(self._scheduler.prefill_chunks()),
+            *self._isolated(self._scheduler.decoding()),
+        ]
+
+    def finish(self, launched: InFlight) -> None:
+        """Wait for tokens, append them to their sequences and report the new text."""
+        picked = launched.download.wait()
+        self._runner.check_health()  # or they are of an exchange that was broken off
+        if isinstance(launched, Proposed):
+            if launched.request.status < Status.FINISHED:
+                with blame([launched.request]):
+                    self._advance_beams(launched.request, picked)
+            return
+        tokens = iter(picked.tolist())
+        for request, answers in launched.owners:
+            news = [(answer, next(tokens)) for answer in answers]
+            if request.status < Status.FINISHED:
+                with blame([request]):
+                    self._append(request, news, launched.reports.get(request.id))
+
+    def _append(
+        self, request: Request, news: Sequence[tuple[Answer, int]], reports: Download | None
+    ) -> None:
+        deltas: list[ChoiceDelta] = []
+        rows = [None] * len(news) if reports is None else reports.wait().tolist()
+        for (answer, token), report in zip(news, rows, strict=True):
+            if answer.finished:
+                continue
+            if token == NOT_NUMBERS:
+                raise not_numbers()
+            if delta := request.accept(answer, token, report):
+                deltas.append(delta)
+        request.tell(deltas)
+
+    def _advance_beams(self, request: Request, candidates: torch.Tensor) -> None:
+        """Choose among candidates where the beams go on, and bring their keys and values there."""
+        assert request.beams is not None
+        homes, copies = request.beams.advance(candidates)
+        if request.beams.done:
+            request.answer(request.beams.answers())
+            return
+        pages = [sequence.pages for sequence in request.sequences]
+        stop = request.prompt_tokens + request.sequences[0].num_picked
+        for source, target, num_tokens in copies:
+            self._lane.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
+        tokens = upload([beam.token for beam in request.beams.running], self._loaded.device)
+        for sequence, home, token in zip(request.sequences, homes, tokens.unbind(), strict=True):
+            sequence.pages = pages[home]
+            sequence.last_token = token
+            sequence.num_picked += 1
+
+    def _forward(self, items: Sequence[Item]) -> list[InFlight]:
+        """Run chunks of prompts and running requests in one forward, and pick what follows."""
+        chunks = [item for item in items if isinstance(item, PrefillChunk)]
+        groups = [(item, item.to_decode) for item in items if isinstance(item, Request)]
+        batch = [(request, answer) for request, answers in groups for answer in answers]
+        logits = self._runner.step(chunks, batch, self.row_counts)
+        asked: list[Asked | Proposed] = []
+        row = 0
+        for chunk in chunks:
+            chunk.request.num_prefilled = chunk.stop
+            if chunk.is_last:
+                with blame([chunk.request]):
+                    asked.append(self._first(chunk.request, logits[row]))
+                row += 1
+        for request, answers in groups:
+            with blame([request]):
+                asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
+            row += len(answers)
+        return self._pick(asked)
+
+    def _first(self, request: Request, logits: torch.Tensor) -> Asked | Proposed:
+        """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
+        self._scheduler.prefilled(request)
+        request.features = None  # they have done their work; memory of the device
+        first, *others = request.sequences
+        for other in others:  # each has its own copy of the prompt's keys and values
+            self._lane.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
+        request.status = Status.DECODE
+        return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
+
+    @staticmethod
+    def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked | Proposed:
+        if request.beams is not None:
+            return Proposed(request, Download(request.beams.candidates(logits)))
+        assert request.sampler is not None
+        alive = [answer.index for answer in answers]
+        return Asked(request, answers, request.sampler.candidates(logits, alive))
+
+    def _pick(self, everybody: Sequence[Asked | Proposed]) -> list[InFlight]:
+        """Pick the tokens of a batch, at once for all; they are the input of the next step.
+
+        What failed here must not fail the forward: that would run again, and draw again.
+        """
+        picked: list[InFlight] = [one for one in everybody if isinstance(one, Proposed)]
+        asked = [one for one in everybody if isinstance(one, Asked)]
+        try:
+            if asked:
+                picked.append(self._advance(asked, pick([one.candidates for one in asked])))
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+            logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
+            for one in asked:
+                with blame([one.request]):
+                    picked.append(self._advance([one], pick([one.candidates])))
+        return picked
+
+    def _advance(self, asked: Sequence[Asked], tokens: torch.Tensor) -> Picked:
+        """Make the picked tokens [sequences of all] the last ones of their sequences."""
+        reports: dict[int, Download] = {}
+        parts = tokens.split([len(one.answers) for one in asked])
+        for one, part in zip(asked, parts, strict=True):
+            with blame([one.request]):
+                assert one.request.sampler is not None
+                one.request.sampler.advance(part, [answer.index for answer in one.answers])
+                if one.candidates.logprobs is not None:
+                    reports[one.request.id] = Download(one.candidates.logprobs.of(part))
+                for answer, token in zip(one.answers, part.unbind(), strict=True):
+                    answer.last_token = token
+                    answer.num_picked += 1
+        return Picked([(one.request, one.answers) for one in asked], Download(tokens), reports)
+
+    # --- Faults ----------------------------------------------------------------------------------
+
+    def _isolated(self, items: Sequence[Item]) -> list[InFlight]:
+        """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
+
+        A forward that failed has changed no request: what it wrote to their pages is written again.
+        """
+        picked: list[InFlight] = []
+        if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
+            for item in items:
+                with blame([_request_of(item)]):
+                    picked += self._forward(items)
+            return picked
+        try:
+            picked += self._forward(items)
+        except torch.AcceleratorError:
+            with blame([_request_of(item) for item in items]):
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+            logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
+            for item in items:
+                request = _request_of(item)
+                if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
+                    with blame([request]):
+                        picked += self._forward([item])
+        return picked
+
+
+def _places_itself(request: Request) -> bool:
+    """Whether the model finds the places of this request's pictures, by the ids of tokens.
+
+    It would take an image token that was generated for one of them; `Vision.inputs` does not.
+    """
+    return request.features is not None and bool(request.features.deepstack)
+
+
+def _request_of(item: Item) -> Request:
+    return item if isinstance(item, Request) else item.request

@@ -1,0 +1,1 @@
+"""Runs forwards at verified batch sizes: model runner, KV cache, invariance check."""

@@ -1,0 +1,86 @@
+"""What a packed forward is made of, and its numbers on the way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.vision.features import Features, Rotary
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one sequence in a packed forward.
+
+    Attributes:
+        start: where the first token stands in its sequence.
+        num_tokens: how many there are.
+        pages: the sequence's.
+        features: of the image tokens among them.
+        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
+        whole: runs (start, stop) of the sequence, within the piece, whose tokens see each other.
+    """
+
+    start: int
+    num_tokens: int
+    pages: Sequence[int]
+    features: Features | None = None
+    rotary: Rotary | None = None
+    whole: Sequence[tuple[int, int]] = ()
+
+    @property
+    def context(self) -> int:
+        """Tokens of the sequence that the last token sees, itself included."""
+        return self.start + self.num_tokens
+
+    def positions(self, axes: int) -> Sequence[Sequence[int]]:
+        """The rotary positions [axes, num_tokens] of the tokens."""
+        if self.rotary is None:
+            return [range(self.start, self.context)] * axes
+        return self.rotary.of(self.start, self.context)
+
+
+def positions(pieces: Sequence[Piece], num_rows: int, axes: int) -> list[list[int]]:
+    """The rotary position of every row, on each axis; 0 for padding."""
+    real = [piece.positions(axes) for piece in pieces]
+    rows = [[i for places in real for i in places[axis]] for axis in range(axes)]
+    return [row + [0] * (num_rows - len(row)) for row in rows]
+
+
+def write_slots(pieces: Sequence[Piece], page_size: int) -> list[int]:
+    """Where the keys and values of all tokens of the pieces go (`engine.execution.kv_cache`)."""
+    return [
+        piece.pages[token // page_size] * page_size + token % page_size
+        for piece in pieces
+        for token in range(piece.start, piece.context)
+    ]
+
+
+def upload(
+    values: Sequence[float] | Sequence[Sequence[int]],
+    device: torch.device,
+    dtype: torch.dtype = torch.long,
+) -> torch.Tensor:
+    """A tensor on the device; the host does not wait until it is there."""
+    on_cuda = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
+
+
+class Download:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._copied: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._tensor = tensor.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> torch.Tensor:
+        """The tensor; the one place where the host waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor

@@ -1,0 +1,146 @@
+"""Decode steps as CUDA graphs: the few thousand kernels of a step are launched as one.
+
+A graph replays what was captured with the addresses that were captured, so each row count has
+buffers of its own that a step's numbers are copied into. Without CUDA the same code runs the
+forward itself: that is how it is tested.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from engine.execution.attention.packing import Piece, positions, upload
+from engine.execution.attention.varlen import VarlenBatch, block_table
+from engine.execution.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, VarlenBatch], torch.Tensor]
+"""(token ids [T], positions [axes, T], rows of the head [T], batch) -> float32 [T, vocab]."""
+
+_WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
+
+
+class DecodeGraphs:
+    """Runs decode steps at fixed row counts. Belongs to the engine's thread."""
+
+    def __init__(self, forward: Forward, cache: KVCache, max_pages: int, axes: int) -> None:
+        """``axes``: rotary positions of a token."""
+        self._axes = axes
+        self._forward = forward
+        self._cache = cache
+        self._max_pages = max_pages
+        self._steps: dict[int, _Step] = {}
+        self._pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
+
+    def logits(
+        self, token_ids: torch.Tensor, pieces: Sequence[Piece], num_rows: int, keep: Sequence[int]
+    ) -> torch.Tensor:
+        """One decode step.
+
+        Args:
+            token_ids: int64 [at most ``num_rows``], on the device.
+            pieces: one token each.
+            num_rows: rows of the step; the rest is padding.
+            keep: ``num_rows`` row numbers, in the order in which their logits are wanted.
+
+        Returns:
+            float32 [num_rows, vocab]; overwritten by the next step.
+        """
+        step = self._steps.get(num_rows)
+        if step is None:
+            step = self._steps[num_rows] = _Step(self._cache, num_rows, self._max_pages, self._axes)
+            step.load(token_ids, pieces, keep)
+            step.capture(self._forward, self._pool)
+        step.load(token_ids, pieces, keep)
+        return step.run()
+
+
+class _Step:
+    """One row count: its buffers, and its graph once it is captured."""
+
+    def __init__(self, cache: KVCache, num_rows: int, max_pages: int, axes: int) -> None:
+        self._cache = cache
+        self._num_rows = num_rows
+        self._max_pages = max_pages
+        self._token_ids = torch.zeros(num_rows, dtype=torch.long, device=cache.device)
+        self._axes = axes
+        # All numbers in one tensor, so that a step copies once: write slot, context, row of the
+        # head, rotary positions, pages.
+        columns = 3 + axes + max_pages
+        self._numbers = torch.zeros(num_rows, columns, dtype=torch.int32, device=cache.device)
+        self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=cache.device)
+        self._replay: Callable[[], torch.Tensor] | None = None
+
+    def load(self, token_ids: torch.Tensor, pieces: Sequence[Piece], keep: Sequence[int]) -> None:
+        """Copy a step's numbers into the buffers."""
+        cache, size = self._cache, self._cache.page_size
+        padding = Piece(0, 1, [cache.scratch_page])
+        pieces = [*pieces, *[padding] * (self._num_rows - len(pieces))]
+        table = block_table(cache, pieces, self._max_pages)
+        rotary = zip(*positions(pieces, self._num_rows, self._axes), strict=True)
+        rows = [
+            [
+                piece.pages[piece.start // size] * size + piece.start % size,
+                piece.context,
+                row,
+                *position,
+                *pages,
+            ]
+            for piece, row, position, pages in zip(pieces, keep, rotary, table, strict=True)
+        ]
+        self._numbers.copy_(upload(rows, cache.device, torch.int32))
+        self._token_ids[: len(token_ids)] = token_ids
+
+    def capture(self, forward: Forward, pool: Any) -> None:
+        """Capture the forward on what is loaded; without CUDA, or if that fails, it just runs."""
+
+        def run() -> torch.Tensor:
+            write_slot, context, row = self._numbers[:, :3].unbind(1)
+            position = self._numbers[:, 3 : 3 + self._axes].t()
+            batch = VarlenBatch(
+                self._cache,
+                write_slots=write_slot.long(),
+                row_starts=self._row_starts,
+                contexts=context.contiguous(),
+                block_table=self._numbers[:, 3 + self._axes :].contiguous(),
+                max_rows=1,
+            )
+            return forward(self._token_ids, position.long(), row.long(), batch)
+
+        self._replay = run
+        if pool is None:
+            return
+        try:
+            self._replay = _captured(run, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("decode runs without a CUDA graph at %d rows: %s", self._num_rows, error)
+
+    def run(self) -> torch.Tensor:
+        """The step on what is loaded."""
+        assert self._replay is not None
+        return self._replay()
+
+
+def _captured(run: Callable[[], torch.Tensor], pool: Any) -> Callable[[], torch.Tensor]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        output = run()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return output
+
+    return replay

@@ -1,0 +1,178 @@
+"""Prepacked weights on CPU: oneDNN's own layout, made once at load instead of at every call.
+
+A linear layer with packed weights is 1.1 to 2.3 times as fast in bfloat16 and 1.2 to 3.5 times in
+float32 at the row counts of decoding, and a row's bits agree at all row counts from 2 up, where the
+plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
+same input, one after the other, become one product: queries, keys and values; gate and up. The
+packed copy replaces the weight; a weight that something else uses too (a head tied to the
+embedding) is kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+# What oneDNN's inner product takes on CPU. float16 needs instructions that few CPUs have.
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Product:
+    """``x @ weight.T + bias`` for layers that share their input, stacked into one weight."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        weights = [_weight(layer) for layer in layers]
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.sizes = [len(weight) for weight in weights]
+        self._bias = _stacked(biases) if biases else None
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(_stacked(weights))
+        self._input: torch.Tensor | None = None
+        self._outputs: list[torch.Tensor | None] = []
+
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors that it keeps."""
+        return [self._packed] if self._bias is None else [self._packed, self._bias]
+
+    def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """The output of one of the layers; all are computed when the first one asks."""
+        if x is not self._input or self._outputs[index] is None:
+            output = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+            self._input, self._outputs = x, list(output.split_with_sizes(self.sizes, dim=-1))
+        mine = self._outputs[index]
+        assert mine is not None
+        self._outputs[index] = None
+        if not any(output is not None for output in self._outputs):
+            self._input = None  # everybody has theirs
+        return mine
+
+
+class PackedLinear(nn.Module):
+    """One linear layer of a product."""
+
+    def __init__(self, product: _Product, index: int, in_features: int) -> None:
+        super().__init__()
+        self._product = product
+        self._index = index
+        self.in_features = in_features
+        self.out_features = product.sizes[index]
+
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors of the whole product, so the same ones for all of its layers."""
+        return self._product.stored()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        return self._product(x, self._index)
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    """[out_features, in_features]; Conv1D, GPT-2's linear layer, is stored transposed."""
+    weight: torch.Tensor = layer.weight.detach()
+    return weight.t().contiguous() if type(layer) is Conv1D else weight
+
+
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
+
+
+def can_prepack(model: Any) -> bool:
+    """Whether this build of torch and this CPU pack weights of the model's dtype."""
+    return (
+        model.device.type == "cpu"
+        and model.dtype in _DTYPES
+        and torch.backends.mkldnn.is_available()
+        and (model.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+class _OnTrial(nn.Module):
+    """A linear layer without a ``weight``, as `PackedLinear` is, that notes its calls."""
+
+    def __init__(self, place: _Place, calls: list[tuple[_Place, torch.Tensor]]) -> None:
+        super().__init__()
+        self._place = place
+        self._calls = calls
+        self._call = place.layer.forward  # not a submodule: parameters must not be found through it
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._calls.append((self._place, x))
+        output: torch.Tensor = self._call(x)
+        return output
+
+
+class _Place:
+    """Where a linear layer stands in the model."""
+
+    def __init__(self, parent: nn.Module, name: str, layer: Any) -> None:
+        self._parent = parent
+        self._name = name
+        self.layer: Any = layer
+
+    def put(self, module: nn.Module) -> None:
+        setattr(self._parent, self._name, module)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What layers that become one product have in common."""
+        return type(self.layer), self.layer.bias is None
+
+
+@torch.inference_mode()
+def prepack(model: Any, trial: Callable[[], object]) -> bool:
+    """Replace the plain linear layers of the language model and its head, in place.
+
+    Layers of other types (bitsandbytes' are subclasses of `nn.Linear`) are left alone.
+
+    Args:
+        model: a causal language model or one with a vision tower, which is left alone.
+        trial: runs a forward. Modules that read a layer's ``weight`` fail in it, and nothing is
+            replaced then; it also shows which layers are called with the same input.
+
+    Returns:
+        Whether the layers were replaced.
+    """
+    places = [
+        _Place(parent, name, child)
+        for parent in [model, *model.get_decoder().modules()]
+        for name, child in parent.named_children()
+        if type(child) in (nn.Linear, Conv1D)
+    ]
+    calls: list[tuple[_Place, torch.Tensor]] = []
+    for place in places:
+        place.put(_OnTrial(place, calls))
+    try:
+        trial()
+    except AttributeError:
+        for place in places:
+            place.put(place.layer)
+        return False
+    groups = _groups(calls)
+    called = {place for group in groups for place in group}
+    groups += [[place] for place in places if place not in called]
+    calls.clear()
+    del places, called
+    while groups:  # one by one, so that weights are freed when their packed copy is made
+        group = groups.pop()
+        product = _Product([place.layer for place in group])
+        for index, place in enumerate(group):
+            place.put(PackedLinear(product, index, _weight(place.layer).shape[1]))
+            place.layer = None
+    return True
+
+
+def _groups(calls: Sequence[tuple[_Place, torch.Tensor]]) -> list[list[_Place]]:
+    """Layers that were called one after the other with the very same tensor, and with it alone."""
+    counts: dict[_Place, int] = {}
+    for place, _ in calls:
+        counts[place] = counts.get(place, 0) + 1
+    runs = groupby(calls, key=lambda call: (id(call[1]), call[0].kind, counts[call[0]] == 1))
+    groups: list[list[_Place]] = []
+    for (_, _, once), run in runs:
+        members = [place for place, _ in run]
+        groups += [members] if once else [[place] for place in dict.fromkeys(members)]
+    return [list(group) for group in dict.fromkeys(tuple(group) for group in groups)]

@@ -1,0 +1,263 @@
+"""How much memory a model takes: counted of a loaded one, estimated of one that is only described.
+
+What is counted is what grows with the model, its weights and its KV cache. Python, libraries and
+activations come on top and are about the same for every model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, get_local_safetensors_metadata
+from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from engine.config import EngineConfig
+from engine.execution.prepack import PackedLinear
+from engine.loading.errors import load_errors
+from engine.loading.families import internvl
+from engine.loading.snapshot import Source, locate, read_json, weight_files, with_weights
+
+_DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
+# Bytes of a quantized weight: NF4 has a float32 scale for each 64 weights, INT8 one for each row.
+_QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
+# Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
+_VISION = ("vision", "visual", "projector", "mlp1")
+_UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", *_VISION)
+# A decoder layer, by the names of what it has.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# The embedding of tokens, as most architectures call it.
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
+
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and safetensors' name of the dtype of each tensor."""
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of a loaded model's weights: shared ones once, quantized ones as they are stored."""
+    seen: dict[int, int] = {}
+    for tensor in _tensors(model):
+        seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def _tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            yield from module.stored()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _scales(tensor)
+
+
+def _scales(weight: Any) -> Iterator[torch.Tensor]:
+    """What bitsandbytes keeps beside a quantized weight."""
+    state = getattr(weight, "quant_state", None)
+    while state is not None:  # the scales may be quantized in their turn
+        yield state.absmax
+        yield state.code
+        state = state.state2
+    if (scales := getattr(weight, "SCB", None)) is not None:
+        yield scales
+
+
+def estimate_bytes(config: EngineConfig) -> int:
+    """What an engine will take, before anything but small files is downloaded. Blocking.
+
+    Raises:
+        TaskError: as `engine.loading.snapshot` does.
+    """
+    estimate = estimate_memory(config)
+    return estimate.weights + estimate.kv_cache
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a model that is not loaded will take, in bytes.
+
+    An estimate: which tensors are quantized is read from their names.
+
+    Attributes:
+        weights: of the whole model.
+        decode_weights: of them, what decoding a token reads: without the vision tower and its
+            projector, and without an embedding of tokens that is not the head as well.
+        kv_per_token: of the KV cache.
+        context_length: of the configuration or the model, in tokens; None where neither says it.
+        kv_cache: what the configuration allows, or less where the model can use less.
+        layers: of the weights, those of each decoder layer.
+        head: of the weights, the language model head's if it is a tensor of its own.
+        kv_heads: key/value heads of a layer; 0 where the configuration does not say.
+    """
+
+    weights: int
+    decode_weights: int
+    kv_per_token: int
+    context_length: int | None
+    kv_cache: int
+    layers: tuple[int, ...] = ()
+    head: int = 0
+    kv_heads: int = 0
+
+
+def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> MemoryEstimate:
+    """What a model will take, from the headers of its files. Blocking.
+
+    Args:
+        config: which model, and how it is to be loaded.
+        from_config: count the parameters of the architecture that ``config.json`` describes, for a
+            model whose weights are not here.
+
+    Raises:
+        TaskError: as `engine.loading.snapshot` does.
+    """
+    source = locate(config)
+    with load_errors(config):
+        description = read_json(config, source.directory / "config.json")
+        text = description.get("text_config") or description.get("llm_config") or description
+        dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
+        tensors = _described(source.config(config)) if from_config else _stored(config, source)
+        sizes = {
+            name: math.prod(shape)
+            * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
+            for name, (shape, stored) in tensors.items()
+        }
+        kv_per_token = _kv_bytes_per_token(text, _DTYPE_BYTES.get(dtype or "", 4))
+        context = (
+            config.context_length or text.get("max_position_embeddings") or text.get("n_positions")
+        )
+        return MemoryEstimate(
+            weights=int(
+                sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
+            ),
+            decode_weights=int(sum(sizes.values()) - _not_decoded(sizes)),
+            kv_per_token=kv_per_token,
+            context_length=context,
+            kv_cache=_kv_bytes(config, context, kv_per_token),
+            layers=_layer_bytes(sizes),
+            head=int(sum(size for name, size in sizes.items() if "lm_head" in name)),
+            kv_heads=_kv_heads(text),
+        )
+
+
+def _layer_bytes(sizes: dict[str, float]) -> tuple[int, ...]:
+    layers: Counter[int] = Counter()
+    for name, size in sizes.items():
+        if (match := _LAYER.search(name)) and not any(part in name for part in _VISION):
+            layers[int(match[1])] += int(size)
+    return tuple(size for _, size in sorted(layers.items()))
+
+
+def _not_decoded(sizes: dict[str, float]) -> float:
+    """Bytes that decoding a token does not read, but for a row of the embedding."""
+    has_head = any("lm_head" in name for name in sizes)
+    return sum(
+        size
+        for name, size in sizes.items()
+        if any(part in name for part in _VISION) or (has_head and name.endswith(_EMBEDDINGS))
+    )
+
+
+def _tied_head(sizes: dict[str, float]) -> float:
+    """A head that is the embedding: a CPU packs it for itself and keeps the embedding."""
+    if any("lm_head" in name for name in sizes):
+        return 0
+    return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
+
+
+def _stored(config: EngineConfig, source: Source) -> Tensors:
+    return {
+        name: (tuple(tensor.shape), tensor.dtype)
+        for file in _headers(config, source).files_metadata.values()
+        for name, tensor in file.tensors.items()
+    }
+
+
+def _described(config: EngineConfig) -> Tensors:
+    """The tensors that the model would have, shared ones once, by making it without memory."""
+    found, _ = PreTrainedConfig.get_config_dict(config.model, local_files_only=True)
+    hf_config: Any = (
+        internvl.native_config(found, config.name)
+        if internvl.is_original(found)
+        else AutoConfig.from_pretrained(config.model, local_files_only=True)
+    )
+    is_vision = type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto_class.from_config(hf_config)
+    names: dict[int, str] = {}
+    return {
+        name: (tuple(tensor.shape), _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if names.setdefault(id(tensor), name) == name
+    }
+
+
+def _headers(config: EngineConfig, source: Source) -> SafetensorsRepoMetadata:
+    """The headers of all files of weights; from the hub where the files are not here yet."""
+    names = weight_files(config, source)
+    if all((source.directory / name).is_file() for name in names) or config.local_files_only:
+        with_weights(config, source)  # says what is wrong with them, if anything is
+        return get_local_safetensors_metadata(source.directory)
+    return HfApi().get_safetensors_metadata(config.model, revision=source.commit)
+
+
+def _bytes_of(name: str, dims: int, stored: str, dtype: str | None, bits: int | None) -> float:
+    if bits is not None and dims > 1 and not any(part in name for part in _UNQUANTIZED):
+        return _QUANTIZED_BYTES[bits]
+    return _DTYPE_BYTES.get(dtype or "", _SAFETENSORS_BYTES.get(stored, 1))
+
+
+def tensor_bytes(name: str, tensor: torch.Tensor, dtype: str, bits: int | None) -> float:
+    """What a tensor of a model that is not loaded yet will take, by its name and shape."""
+    return tensor.numel() * _bytes_of(name, tensor.dim(), "F32", dtype, bits)
+
+
+def _own_dtype(*descriptions: dict[str, Any]) -> str | None:
+    for description in descriptions:
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(description.get(key), str):
+                return str(description[key])
+    return None
+
+
+def _heads(text: dict[str, Any]) -> int:
+    return int(text.get("num_attention_heads") or text.get("n_head") or 0)
+
+
+def _kv_heads(text: dict[str, Any]) -> int:
+    return int(text.get("num_key_value_heads") or _heads(text))
+
+
+def _kv_bytes_per_token(text: dict[str, Any], item: int) -> int:
+    heads = _heads(text) or 1
+    hidden = text.get("hidden_size") or text.get("n_embd") or 0
+    return int(
+        2
+        * (text.get("num_hidden_layers") or text.get("n_layer") or 0)
+        * (_kv_heads(text) or 1)
+        * (text.get("head_dim") or hidden // heads)
+        * item
+    )
+
+
+def _kv_bytes(config: EngineConfig, context: int | None, per_token: int) -> int:
+    """The KV cache: what the operator allows, or less where the model can use less."""
+    if config.kv_cache_tokens is not None:
+        return config.kv_cache_tokens * per_token
+    allowed = config.max_kv_cache_bytes or 0
+    return min(allowed, config.max_sequences * (context or 0) * per_token or allowed)

@@ -1,0 +1,1 @@
+"""What is special about families of models and their repositories."""

@@ -1,0 +1,203 @@
+"""Loads a model from the hub or from a directory: where its weights go, and in which form."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from engine.config import EngineConfig
+from engine.loading.errors import load_errors
+from engine.loading.families import internvl
+from engine.loading.families.internvl_weights import OriginalInternVL
+from engine.loading.model_files import (
+    context_length,
+    is_vision,
+    read_chat_template,
+    read_config,
+    read_processor,
+    read_tokenizer,
+    source_arguments,
+)
+from engine.loading.progress import loading_bars
+from engine.loading.quantization import quantization_config
+from engine.loading.sharding.layer_split import Spread, connect, plan_spread, stage_devices
+from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
+from engine.loading.sharding.tensor_styles import keep_own_parts
+from engine.loading.snapshot import locate, with_weights
+from engine.platform.device_check import check_device, device_facts, device_problem
+from engine.platform.malloc import large_blocks_given_back
+from engine.vision.features import whole_image_tokens
+from schema.errors import ModelInvalid
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what its prompts need.
+
+    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
+    tokens go in and logits come out.
+    """
+
+    model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    image_token: str | None
+    image_token_id: int | None
+    context_length: int
+    device: torch.device
+    revision: str | None
+    spread: Spread | None = None  # over several devices, of which ``device`` is the first
+    whole_image_tokens: int = 0  # see `engine.vision.features.whole_image_tokens`
+    tool_template: str | None = None  # for tasks with tools, where that is another one
+    image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether messages may hold image blocks."""
+        return self.image_token is not None
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device that ``config.device`` means on this machine; torch can compute on it.
+
+    Raises:
+        ModelInvalid: CUDA is asked for and there is none.
+        TaskExecutionError: see `engine.platform.device_check`.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        why = device_problem(device_facts(torch.device("cuda")))
+        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    check_device(device)
+    return device
+
+
+def load_model(
+    config: EngineConfig, join: Callable[[EngineConfig, torch.device], None] | None = None
+) -> LoadedModel:
+    """Load weights, tokenizer and templates. Blocking; downloads when the hub has to be asked.
+
+    Args:
+        config: which model, and how.
+        join: for a model that is split tensor by tensor: called when all files are here, with
+            the configuration that loads them, to form the process group of all ranks.
+
+    Raises:
+        ModelInvalid: no such model, or one that this engine cannot run; its subclasses say which.
+        ModelNotDownloaded: offline, and not in the cache or only in part.
+        ModelDownloadError: the hub could not be reached.
+        OutOfMemory: the weights do not fit into the device's memory.
+        TaskExecutionError: this build of torch cannot compute on the device.
+    """
+    device = resolve_device(config)
+    start = time.monotonic()
+    logger.info("loading %s on %s", config.name, device)
+    source = locate(config)
+    with load_errors(config), loading_bars():
+        # Refused before gigabytes are downloaded, if it is.
+        local = source.config(config)
+        hf_config = read_config(local)
+        takes_images = is_vision(hf_config, config)
+        processor = read_processor(local, hf_config) if takes_images else None
+        tokenizer = processor.tokenizer if processor else read_tokenizer(local)
+        chat_template = read_chat_template(config, processor, tokenizer)
+        is_original = internvl.original_layout(hf_config) is not None
+        auto_class: Any = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+        if is_original:
+            auto_class = OriginalInternVL
+        spread: Spread | None = None
+        placement: dict[str, Any] = {"device_map": {"": device}}
+        if config.tensor_parallel:
+            placement = {"distributed_config": tensor_plan(config, auto_class, hf_config)}
+        elif config.layout is not None:
+            spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
+            placement = {"device_map": device_map}
+        source = with_weights(config, source)
+        if config.tensor_parallel:
+            refuse_fused(config, source)
+        config = local
+        if join is not None:
+            join(config, device)
+        model = _read_weights(config, hf_config, auto_class, placement)
+        if is_original:
+            internvl.adopt_tokens(model, tokenizer)
+        if spread is not None:
+            connect(model, spread, config)
+    logger.info(
+        "loaded %s in %.1f s, %.2f GiB of weights",
+        config.name,
+        time.monotonic() - start,
+        model.get_memory_footprint() / 2**30,
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        tool_template=read_chat_template(config, processor, tokenizer, "tool_use"),
+        image_token=processor.image_token if processor else None,
+        image_token_id=processor.feature_token_id if processor else None,
+        context_length=context_length(config, hf_config),
+        device=device,
+        spread=spread,
+        whole_image_tokens=whole_image_tokens(model) if processor else 0,
+        revision=source.commit,
+        image_tag="<image>" if hf_config.model_type == "internvl" else None,
+    )
+
+
+def _read_weights(
+    config: EngineConfig, hf_config: PreTrainedConfig, auto_class: Any, placement: dict[str, Any]
+) -> Any:
+    """The module, its weights where ``placement`` (arguments of ``from_pretrained``) says."""
+    quantization = quantization_config(config, hf_config)
+    with large_blocks_given_back() if quantization else nullcontext():
+        loaded: Any = auto_class.from_pretrained(
+            config.model,
+            config=hf_config,
+            dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+            quantization_config=quantization,
+            **placement,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source_arguments(config),
+        )
+    model, found = loaded
+    keep_own_parts(model)
+    _refuse_random_weights(config, found["missing_keys"])
+    if auto_class is OriginalInternVL:
+        _refuse_other_weights(config, found["unexpected_keys"])
+    return model
+
+
+def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> None:
+    """transformers makes up what a checkpoint lacks; the answers would be noise."""
+    if missing:
+        raise ModelInvalid(
+            f"model {config.name!r} is no complete text generation model: its weights lack "
+            f"{len(missing)} tensors, such as {min(missing)}"
+        )
+
+
+def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> None:
+    """An original InternVL with more parts than transformers' would run without them."""
+    if unexpected:
+        raise ModelInvalid(
+            f"model {config.name!r} is an InternVL with parts that this engine does not have: "
+            f"{len(unexpected)} tensors, such as {min(unexpected)}"
+        )

@@ -1,0 +1,41 @@
+"""Has the weights of a model read from the disk while this process does something else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from engine.config import EngineConfig
+
+_SHARE = 0.5  # of the machine's memory: more would push out what has been read before
+
+
+def read_ahead(config: EngineConfig) -> int:
+    """Ask the kernel for a model's files of weights, and wait for nothing.
+
+    It finds them as loading will: in a directory, or in the cache of the hub, which is not asked.
+    What is not there yet, or is too much for this machine's memory, is left to loading.
+
+    Returns:
+        The bytes that were asked for.
+    """
+    directory = _directory(config)
+    files = sorted(directory.glob("*.safetensors")) if directory else []
+    total = sum(file.stat().st_size for file in files)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if total > _SHARE * memory or not hasattr(os, "posix_fadvise"):  # Linux has it
+        return 0
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return total
+
+
+def _directory(config: EngineConfig) -> Path | None:
+    """Where the files are; `snapshot` says so too, but needs more libraries and the hub."""
+    if not config.from_hub and Path(config.model).is_dir():
+        return Path(config.model)
+    known = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
+    return Path(known).parent if isinstance(known, str) else None

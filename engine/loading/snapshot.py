@@ -1,0 +1,242 @@
+"""From a model's name to a directory that holds all of it, checked before anything reads it.
+
+A repository of the hub is brought into the local cache first, at one commit, and is loaded from
+there. So whatever can be wrong with it (gated, missing, half downloaded, damaged, a pickle) is
+found here, in one place, and not by whichever library stumbles over it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    HfApi,
+    parse_local_safetensors_file_metadata,
+    snapshot_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError
+
+from engine.config import EngineConfig
+from engine.loading.errors import load_errors
+from engine.loading.progress import download_bar
+from schema.errors import ModelCorrupt, ModelIncomplete, ModelInvalid, ModelUnsafe
+
+logger = logging.getLogger(__name__)
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Everything but the weights: configurations, tokenizers, templates.
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+_CODE = "*.py"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Shards lie beside their index: a name with a slash could lead anywhere.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are on this machine.
+
+    Attributes:
+        directory: holds them.
+        commit: of the hub repository; None for a directory of the operator's.
+        weights: names of the safetensors files, in order; empty before `with_weights`.
+    """
+
+    directory: Path
+    commit: str | None
+    weights: tuple[str, ...] = ()
+
+    def config(self, config: EngineConfig) -> EngineConfig:
+        """``config`` for whatever loads from the directory, without asking the hub again."""
+        return replace(
+            config,
+            model=str(self.directory),
+            from_hub=False,
+            model_id=config.name,
+            revision=None,
+            local_files_only=True,
+        )
+
+
+def is_directory(config: EngineConfig) -> bool:
+    """Whether the model is a directory of the operator's, and not a repository of the hub."""
+    return not config.from_hub and Path(config.model).is_dir()
+
+
+def locate(config: EngineConfig) -> Source:
+    """Find the files of a model but for its weights, and check them; download what is missing.
+
+    A name that is a directory here means that directory, unless ``from_hub`` is set.
+
+    Raises:
+        TaskError: a subclass for each way in which it fails; see `engine.loading.errors`.
+    """
+    with load_errors(config):
+        if is_directory(config):
+            source = Source(Path(config.model), None)
+        else:
+            patterns = [*_SMALL_FILES, _CODE] if config.trust_remote_code else list(_SMALL_FILES)
+            source = _download(config, patterns)
+        _check_json(config, source.directory)
+    return source
+
+
+def with_weights(config: EngineConfig, source: Source) -> Source:
+    """The same, with all files of weights. Raises as `locate` does."""
+    with load_errors(config):
+        names = weight_files(config, source)
+        if source.commit is not None:
+            _download(config, names, commit=source.commit)
+        for name in names:
+            _check_weights(config, source.directory / name)
+    return replace(source, weights=tuple(names))
+
+
+def weight_files(config: EngineConfig, source: Source) -> list[str]:
+    """The names of the safetensors files that belong to the model; they may still be missing.
+
+    Raises:
+        ModelUnsafe: it has pickles only.
+        ModelInvalid: it has no weights at all.
+        ModelCorrupt: its index is none.
+    """
+    directory = source.directory
+    if (directory / SINGLE).is_file():
+        return [SINGLE]
+    if (directory / INDEX).is_file():
+        shards = read_json(config, directory / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelCorrupt(f"model {config.name!r} is damaged: {INDEX} names no weights")
+        for shard in shards.values():
+            if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+                raise ModelCorrupt(
+                    f"model {config.name!r} is damaged: {INDEX} names {shard!r:.80} as a file of "
+                    "weights"
+                )
+        return sorted(set(shards.values()))
+    names = [path.name for path in directory.iterdir()]
+    if source.commit is not None:
+        names += _repository_files(config, source.commit)
+    if SINGLE in names:
+        return [SINGLE]
+    _refuse_pickles(config, names)
+    if source.commit is None:
+        raise ModelInvalid(
+            f"model {config.name!r} has no weights: neither {SINGLE} nor {INDEX} is in {directory}"
+        )
+    return [SINGLE]  # not reachable now and not in the cache: what is missing is this
+
+
+def read_json(config: EngineConfig, path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the model's.
+
+    Raises:
+        ModelCorrupt: it holds something else.
+    """
+    text = path.read_bytes()
+    _refuse_lfs_pointer(config, path, text)
+    try:
+        content = json.loads(text)
+    except ValueError as error:  # of UTF-8 too
+        raise ModelCorrupt(
+            f"model {config.name!r} is damaged: {path.name} is not JSON ({error}); {_again(config)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelCorrupt(f"model {config.name!r} is damaged: {path.name} holds no JSON object")
+    return content
+
+
+def _download(config: EngineConfig, patterns: list[str], commit: str | None = None) -> Source:
+    """The snapshot of the repository in the cache, with all files that match ``patterns``."""
+    folder = snapshot_download(
+        config.model,
+        revision=commit or config.revision,
+        cache_dir=config.cache_dir,
+        local_files_only=config.local_files_only,
+        allow_patterns=patterns,
+        # In folders lie other formats of the same model; code may be in folders of its own.
+        ignore_patterns=None if config.trust_remote_code else ["*/*"],
+        tqdm_class=download_bar(),
+    )
+    return Source(Path(folder), Path(folder).name)
+
+
+def _repository_files(config: EngineConfig, commit: str) -> list[str]:
+    """The names of all files of the repository; none if the hub cannot be asked."""
+    if config.local_files_only:
+        return []
+    try:
+        return HfApi().list_repo_files(config.model, revision=commit)
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        return []
+
+
+def _refuse_pickles(config: EngineConfig, names: list[str]) -> None:
+    pickles = sorted(name for name in names if name.endswith(_PICKLES) and name.count("/") == 0)
+    if pickles:
+        raise ModelUnsafe(
+            f"model {config.name!r} has its weights as a pickle only ({pickles[0]}), which can run "
+            "code when it is opened; only safetensors are loaded: look for a revision that has "
+            "them, or convert it with a tool that you trust"
+        )
+
+
+def _check_json(config: EngineConfig, directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelInvalid(
+            f"model {config.name!r} is no model that transformers can load: it has no config.json"
+        )
+    for path in sorted(directory.glob("*.json")):
+        # Vocabularies are objects too, but a list may lie here that nobody reads.
+        if path.name.endswith(("config.json", "tokenizer.json", ".index.json")):
+            read_json(config, path)
+
+
+def _check_weights(config: EngineConfig, path: Path) -> None:
+    """Refuse a file that is missing, or shorter or longer than its own header says."""
+    if not path.is_file():
+        raise ModelIncomplete(
+            f"model {config.name!r} is half downloaded: {path.name} is missing; {_again(config)}"
+        )
+    with path.open("rb") as file:
+        _refuse_lfs_pointer(config, path, file.read(len(_LFS_POINTER)))
+        file.seek(0)
+        header_size = int.from_bytes(file.read(8), "little")
+    try:
+        tensors = parse_local_safetensors_file_metadata(path).tensors
+    except SafetensorsParsingError as error:
+        raise ModelCorrupt(
+            f"model {config.name!r} is damaged: {path.name} is not a safetensors file; "
+            f"{_again(config)}"
+        ) from error
+    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    expected, found = 8 + header_size + end, path.stat().st_size
+    if found != expected:
+        raise ModelCorrupt(
+            f"model {config.name!r} is damaged: {path.name} has {found} bytes and should have "
+            f"{expected}; {_again(config)}"
+        )
+
+
+def _refuse_lfs_pointer(config: EngineConfig, path: Path, start: bytes) -> None:
+    if start.startswith(_LFS_POINTER):
+        raise ModelIncomplete(
+            f"model {config.name!r} is half downloaded: {path.name} is a Git LFS pointer and not "
+            f"the file itself: run `git lfs pull` in {path.parent}"
+        )
+
+
+def _again(config: EngineConfig) -> str:
+    """The way out of a damaged or incomplete copy."""
+    if is_directory(config):
+        return "copy the model again"
+    revision = f" --revision {config.revision}" if config.revision else ""
+    return f"run `hf download {config.model}{revision}` where the hub can be reached"

@@ -1,0 +1,82 @@
+"""The process group of the ranks: what their devices exchange while they compute."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from schema.errors import ModelInvalid
+
+logger = logging.getLogger(__name__)
+
+# How long a rank waits for the others where all are in step. That one has ended is noticed at once,
+# by other means (`engine.parallel.coordinator`); this is for one that hangs. While they load, which
+# some may do slower, torch's own limit holds, of 10 minutes and more.
+EXCHANGE_TIMEOUT = timedelta(minutes=2)
+
+
+def check_can_join(device: torch.device) -> None:
+    """Raise `ModelInvalid` if this process cannot be a rank on this kind of device."""
+    if dist.is_initialized():
+        raise ModelInvalid(
+            "one process can have one model that is split tensor by tensor: close the other "
+            "engine first, or start this one in a process of its own"
+        )
+    if device.type == "cpu" and torch.accelerator.is_available():
+        raise ModelInvalid(
+            "device is 'cpu' and num_devices more than 1, which needs GPUs to be hidden from this "
+            "process: set CUDA_VISIBLE_DEVICES to nothing"
+        )
+
+
+def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> None:
+    """Form the group of this process with the others, which are about to do so too.
+
+    Args:
+        store: a file's path, the same for all.
+        rank: this process's.
+        num_ranks: of all.
+        device: this process's.
+    """
+    if device.type == "cpu":
+        # All ranks are on this machine; gloo would look for a network by the host's name.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.FileStore(store, num_ranks),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=num_ranks,
+        timeout=EXCHANGE_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def expect_step(model: Any) -> None:
+    """From now on the ranks are in step: wait for none longer than `EXCHANGE_TIMEOUT`."""
+    group = model._mesh_manager.get_mesh("tp").get_group()
+    dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT, group)
+
+
+def leave_group() -> None:
+    """Leave it; does not wait for the others. Idempotent."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # what a rank that is gone already leads to
+            dist.destroy_process_group()
+
+
+def abort_group() -> None:
+    """End the exchanges that wait for a rank that is gone; called by any thread.
+
+    gloo ends them by itself, as soon as the connection breaks.
+    """
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        try:
+            dist.distributed_c10d._abort_process_group()
+        except RuntimeError:
+            logger.exception("the exchange with a lost rank could not be ended")

@@ -1,0 +1,1 @@
+"""A task on its way through the engine: prompt, request, outputs, chunks."""

@@ -1,0 +1,204 @@
+"""A task inside the engine: a `Request`, and the `Sequence`s that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import count
+from math import isnan
+
+import torch
+
+from engine.requests.outputs import ChoiceDelta, Progress, Sink
+from engine.requests.prompt import Prompt
+from engine.sampling.beam_search import BeamSearch
+from engine.sampling.grammar import Matcher
+from engine.sampling.logprobs import TokenTexts
+from engine.sampling.sampler import Sampler, not_numbers
+from engine.sampling.settings import GenerationSettings
+from engine.text.detokenizer import Detokenizer
+from engine.vision.features import Features, Rotary
+from schema.errors import Cancelled, TaskError
+from schema.response import FinishReason, TokenLogprob
+
+_ids = count()
+
+
+class Status(IntEnum):
+    """Where a request stands; it only ever moves on."""
+
+    WAITING = 0
+    PREFILL = 1
+    DECODE = 2
+    FINISHED = 3
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One answer of a request, or one beam of its search.
+
+    The tokens of beams are their search's (`beam_search`) until they are answers; then the first
+    sequences have those of the best.
+
+    Attributes:
+        token_ids: the tokens so far.
+        num_picked: the same tokens and those that the device has been told to pick since.
+        last_token: the last one picked, a scalar on the device.
+        logprobs: of tokens that no delta has told yet, where the task asks for them.
+        matcher: how far it has come in the grammar it has to keep to, if there is one.
+    """
+
+    index: int
+    detokenizer: Detokenizer
+    pages: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    num_picked: int = 0
+    last_token: torch.Tensor | None = None
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    matcher: Matcher | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete."""
+        return self.finish_reason is not None
+
+
+@dataclass(eq=False)
+class Request:
+    """A task that the engine has accepted.
+
+    Built on the caller's thread, then touched by the engine's thread alone, except
+    ``cancel_requested``, which anybody may set.
+    """
+
+    prompt: Prompt
+    settings: GenerationSettings
+    seed: int
+    sequences: list[Sequence]
+    sink: Sink
+    id: int = field(default_factory=lambda: next(_ids))
+    status: Status = Status.WAITING
+    num_prefilled: int = 0
+    chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
+    features: Features | None = None  # of the prompt's image tokens, less those skipped
+    features_skipped: int = 0
+    rotary: Rotary | None = None  # where positions are not simply where tokens stand
+    sampler: Sampler | None = None
+    beams: BeamSearch | None = None
+    token_texts: TokenTexts | None = None  # for log probabilities
+    log_id: str = "-"  # what log lines call it
+    cancel_requested: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, image tokens included."""
+        return len(self.prompt.token_ids)
+
+    @property
+    def worst_case_tokens(self) -> int:
+        """KV tokens that one sequence may come to need."""
+        return self.prompt_tokens + self.settings.max_new_tokens
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences that are not finished, in order of index."""
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
+    @property
+    def to_decode(self) -> list[Sequence]:
+        """Of those, the ones that may have more tokens than have been picked.
+
+        Beams go on only when it is known from where: none of them, or all. What a grammar allows
+        is known only when the last token is.
+        """
+        if self.beams is not None and self.beams.in_flight:
+            return []
+        running = self.running
+        if any(s.matcher and s.num_picked > len(s.token_ids) for s in running):
+            return []
+        limit = self.settings.max_new_tokens
+        return [sequence for sequence in running if sequence.num_picked < limit]
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, over all sequences, end-of-sequence tokens included."""
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
+    def accept(
+        self, sequence: Sequence, token_id: int, report: Seq[float] | None = None
+    ) -> ChoiceDelta | None:
+        """Append a token to a sequence; returns the news, if there is any to tell.
+
+        ``report`` has its log probabilities (`of`) if the task wants them.
+
+        Raises:
+            TaskExecutionError: these are not numbers.
+        """
+        sequence.token_ids.append(token_id)
+        if report is not None and token_id not in self.settings.eos_token_ids:
+            assert self.token_texts is not None
+            if isnan(report[0]):  # processors may have hidden it from the pick
+                raise not_numbers()
+            sequence.logprobs.append(self.token_texts.entry(token_id, report))
+        text = sequence.detokenizer.push(token_id)
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token_id)
+        sequence.finish_reason = self._reason(sequence)
+        if sequence.finished:
+            text += sequence.detokenizer.flush()
+        if not text and not sequence.finished:
+            return None
+        told = None
+        if self.settings.logprobs is not None:
+            told, sequence.logprobs = tuple(sequence.logprobs), []
+        return ChoiceDelta(sequence.index, text, sequence.finish_reason, told)
+
+    def answer(self, answers: Seq[Seq[int]]) -> None:
+        """End the task with whole answers, as a beam search has them: their tokens, best first.
+
+        They take the same way as tokens that come one by one. Further sequences were beams only.
+        """
+        deltas: list[ChoiceDelta] = []
+        for sequence, token_ids in zip(self.sequences, answers, strict=False):
+            sequence.token_ids.extend(token_ids)
+            text = sequence.detokenizer.push(*token_ids) + sequence.detokenizer.flush()
+            # Before a limit that we know, the search has ended for want of anything to go on with.
+            sequence.finish_reason = self._reason(sequence) or "stop"
+            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason))
+        for sequence in self.sequences[len(answers) :]:
+            sequence.finish_reason = "stop"
+        self.tell(deltas)
+
+    def _reason(self, sequence: Sequence) -> FinishReason | None:
+        """Why a sequence ends with its last token, if it does."""
+        last = sequence.token_ids[-1:]
+        if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
+            return "stop"
+        if sequence.matcher is not None and sequence.matcher.done:
+            return "stop"
+        return "length" if len(sequence.token_ids) >= self.settings.max_new_tokens else None
+
+    def tell(self, deltas: list[ChoiceDelta]) -> None:
+        """Report new text; reports the end as well when all sequences are finished."""
+        done = not self.running
+        if done:
+            self.status = Status.FINISHED
+        if deltas or done:
+            self.sink(Progress(tuple(deltas), self.completion_tokens, done))
+
+    def fail(self, error: TaskError) -> None:
+        """End the task with an error. Does nothing when it has ended already."""
+        if self.status < Status.FINISHED:
+            self.status = Status.FINISHED
+            self.sink(Progress(completion_tokens=self.completion_tokens, error=error))
+
+    def cancel(self) -> None:
+        """End the task because nobody wants its answer any more."""
+        self.fail(Cancelled("the task was cancelled"))
+
+
+def log_ids(requests: Seq[Request]) -> str:
+    """What a log line calls some requests."""
+    return ", ".join(request.log_id for request in requests)

@@ -1,0 +1,80 @@
+"""What the engine has measured, as plain numbers: tokens since the start, times of ended tasks.
+
+Nothing of it changes what is computed. It hears what a task's sink hears (`outputs`), so a
+token counts when its text is told, and the first token of a beam search comes with its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+from engine.requests.outputs import Progress, Sink
+
+MAX_KEPT = 8192
+"""Tasks whose times are kept for who asks; the oldest go first."""
+
+
+class TaskTimes(NamedTuple):
+    """How long a task took that has come to its end: not one that failed or was cancelled.
+
+    Attributes:
+        first_s: seconds from its arrival, before it was tokenized, to its first token.
+        per_token_s: seconds between two tokens of one answer; None where all came at once.
+        total_s: seconds from its arrival to its end.
+    """
+
+    first_s: float
+    per_token_s: float | None
+    total_s: float
+
+
+class Meter:
+    """The numbers of one engine. Written on the engine's thread, read on any."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        """Of tasks that have told a token."""
+        self.generated_tokens = 0
+        """Of all tasks: also of those that failed or were cancelled, as far as they came."""
+        self._ended: deque[TaskTimes] = deque(maxlen=MAX_KEPT)
+
+    def watch(self, sink: Sink, *, prompt_tokens: int, num_answers: int, arrived: float) -> Sink:
+        """The sink of a task that came at ``arrived`` (`time.monotonic`), overheard."""
+        told = 0
+        first_tokens = 0
+        first_at = 0.0
+
+        def overheard(progress: Progress) -> None:
+            nonlocal told, first_tokens, first_at
+            now = time.monotonic()
+            if told == 0 and progress.completion_tokens:
+                self.prompt_tokens += prompt_tokens
+                first_tokens, first_at = progress.completion_tokens, now
+            self.generated_tokens += progress.completion_tokens - told
+            told = progress.completion_tokens
+            if progress.done:
+                pace = per_token(now - first_at, told - first_tokens, num_answers)
+                self._ended.append(TaskTimes(first_at - arrived, pace, now - arrived))
+            sink(progress)
+
+        return overheard
+
+    def take_times(self) -> list[TaskTimes]:
+        """The times of tasks that have ended since the last call, in the order of their ends."""
+        taken: list[TaskTimes] = []
+        while self._ended:
+            taken.append(self._ended.popleft())
+        return taken
+
+
+def per_token(seconds: float, num_tokens: int, num_answers: int) -> float | None:
+    """Seconds between two tokens of one answer, when several answers grow at the same time.
+
+    Args:
+        seconds: from the first token to the last.
+        num_tokens: that came in this time, after the first ones, in all answers.
+        num_answers: that the task has.
+    """
+    return seconds * num_answers / num_tokens if num_tokens > 0 else None

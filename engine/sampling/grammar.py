@@ -1,0 +1,243 @@
+"""What an answer may be: grammars, compiled by llguidance and followed token by token.
+
+A `Grammar` says it, a `GrammarCompiler` makes a `Matcher` of it for the tokens of one model, and
+`grammar_mask` forbids what the matchers do not allow. All of llguidance's limits are counts,
+none is a time, so whether a grammar is too much for them depends on the task alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from schema.errors import TaskArgsInvalid, TaskExecutionError
+from schema.structured import ChoiceForm, JsonSchemaForm, RegexForm, StructuredOutput
+from schema.validation.json_values import clipped
+
+# JSON as people and programs write it: a space, or a line break and an indentation. White space
+# without end would be valid JSON too, and is what models lose themselves in.
+_WHITE_SPACE = r" |\n[ \t]{0,20}"
+_JSON_OPTIONS: Any = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": _WHITE_SPACE,
+    "lenient": False,  # what constrains and is not supported is refused
+    "coerce_one_of": False,
+}
+# llguidance's defaults, except for the states, of which a hostile pattern could make 250000.
+_LIMITS = LLParserLimits(
+    max_items_in_row=2_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=500_000,
+    verbose_errors=False,
+)
+_SILENT = 0
+_MAX_REASON_CHARS = 300
+_NOTHING_FITS = "no token of the model can come next"
+
+_ERROR_LINE = re.compile(r"^error: (.*)$", re.MULTILINE)
+_PLACE = re.compile(r"^at \d+\(\d+\): ")  # in a grammar that nobody has seen
+_OPTION_HINT = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer may be; make one by one of the class methods.
+
+    Attributes:
+        text: the grammar in llguidance's own form: JSON, a list of one or more.
+        param: the field of the task that asks for it, which errors name.
+        parts: grammars in it, with fields of their own: where it cannot be used because one of
+            them cannot, that one is named.
+    """
+
+    text: str
+    param: str
+    parts: tuple[Grammar, ...] = ()
+
+    @classmethod
+    def of(cls, form: StructuredOutput) -> Grammar:
+        """The grammar of a task's ``structured_output``."""
+        if isinstance(form, JsonSchemaForm):
+            return cls.json(form.json_schema, "structured_output.schema")
+        if isinstance(form, RegexForm):
+            text = LLMatcher.grammar_from_regex(form.pattern)
+            return cls(text, "structured_output.pattern")
+        if isinstance(form, ChoiceForm):
+            choices = " | ".join(json.dumps(choice) for choice in form.choices)
+            return cls.lark(f"start: {choices}", "structured_output.choices")
+        return cls.json({"type": "object"}, "structured_output")
+
+    @classmethod
+    def json(cls, schema: Mapping[str, Any], param: str) -> Grammar:
+        """JSON that is valid under a JSON Schema of at most `MAX_JSON_DEPTH` levels."""
+        text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
+        return cls(text, param)
+
+    @classmethod
+    def lark(cls, text: str, param: str, parts: tuple[Grammar, ...] = ()) -> Grammar:
+        """A grammar in llguidance's Lark dialect, for code of ours that builds one.
+
+        https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md has the syntax. The rule
+        ``start`` is the whole answer, as in this call of a function with markers around it::
+
+            start: "<tool_call>\\n" call "\\n</tool_call>"
+            call: %json {...}
+
+        * What comes from outside must be quoted by `json.dumps`, which is how a literal is written,
+          or by `lark_json`; nothing protects the parser of this dialect from hostile rules.
+        * A literal is text, spelled by any tokens but special ones. A marker that is a special
+          token of the model is written without quotes, ``<|tool_call|>`` or by number,
+          ``<[151657]>``; it is then the token, and is not in the answer's text.
+        * White space in a grammar is none in the answer. ``TEXT: /(.|\\n)*/`` is any text.
+
+        Args:
+            text: the grammar.
+            param: the field of the task that asks for it, which errors name.
+            parts: see the attribute.
+        """
+        return cls(json.dumps({"grammars": [{"lark_grammar": text}]}), param, parts)
+
+    def after(self, lark: str) -> Grammar:
+        """This grammar after something else.
+
+        ``lark`` is a grammar that says what comes before; ``@answer`` in it stands for this one.
+        """
+        (answer,) = json.loads(self.text)["grammars"]
+        both = [{"lark_grammar": lark}, {**answer, "name": "answer"}]
+        return replace(self, text=json.dumps({"grammars": both}))
+
+
+def lark_json(schema: Mapping[str, Any]) -> str:
+    """JSON that is valid under a schema, as a term of a Lark grammar (`Grammar.lark`)."""
+    return "%json " + json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+
+
+class GrammarCompiler:
+    """Compiles grammars for the tokens of one model. Thread safe, once it is made."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: Iterable[int],
+        param: str = "structured_output",
+    ) -> None:
+        """Read the vocabulary; takes a second or two for a large one.
+
+        Args:
+            tokenizer: of the model; must not be used by another thread meanwhile.
+            eos_token_ids: any of these ends an answer.
+            param: the field of the task that asks for the first grammar, which errors name.
+
+        Raises:
+            TaskArgsInvalid: the model's tokens cannot be constrained.
+        """
+        self._eos = sorted(token for token in eos_token_ids if token < len(tokenizer))
+        if not self._eos:
+            raise _unfit("it has no token that ends an answer", param)
+        try:
+            self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, eos_token=self._eos)  # type: ignore[arg-type]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise _unfit(clipped(str(error), _MAX_REASON_CHARS), param) from error
+
+    def compile(self, grammar: Grammar) -> Matcher:
+        """A matcher at the beginning of an answer.
+
+        Raises:
+            TaskArgsInvalid: the grammar is none, is too large, has what is not supported, or allows
+                no answer that the model's tokens can write.
+        """
+        inner = LLMatcher(self._tokenizer, grammar.text, log_level=_SILENT, limits=_LIMITS)
+        if not inner.is_error():
+            inner.compute_bitmask()  # finds out whether there is a first token
+        if inner.is_error():
+            for part in grammar.parts:
+                self.compile(part)
+            reason = _reason(inner)
+            if reason == _NOTHING_FITS:
+                reason = "it allows no answer"
+            raise TaskArgsInvalid(f"{grammar.param} cannot be used: {reason}", param=grammar.param)
+        return Matcher(inner, self._tokenizer.vocab_size, frozenset(self._eos), grammar.param)
+
+
+class Matcher:
+    """How far one answer has come in its grammar.
+
+    Attributes:
+        done: the answer is complete, by a token that ends it or because nothing can follow.
+    """
+
+    def __init__(self, inner: LLMatcher, vocab_size: int, eos: frozenset[int], param: str) -> None:
+        self._inner = inner
+        self._vocab_size = vocab_size
+        self._eos = eos
+        self._param = param
+        self.done = False
+
+    @property
+    def num_words(self) -> int:
+        """Length of a row for `fill`: 32-bit words that hold a bit for each token."""
+        return -(-self._vocab_size // 32)
+
+    def fork(self) -> Matcher:
+        """Another one that has come as far; what is costly to make, they share."""
+        return Matcher(self._inner.deep_copy(), self._vocab_size, self._eos, self._param)
+
+    def fill(self, row: torch.Tensor) -> None:
+        """Write which tokens may come next, a bit each, lowest first; those that end the answer
+        are among them exactly where the answer is complete.
+
+        Args:
+            row: int32 [num_words], contiguous, on the host.
+
+        Raises:
+            TaskExecutionError: the grammar has become too complex here, or no token fits.
+        """
+        self._inner.unsafe_compute_mask_ptr(row.data_ptr(), row.nbytes)
+        self._check()
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that was chosen.
+
+        Raises:
+            TaskExecutionError: as for `fill`, or the token was not allowed.
+        """
+        if token_id in self._eos:
+            self.done = True
+            return
+        self._inner.consume_token(token_id)
+        self._check()
+        self.done = self._inner.is_stopped()
+
+    def _check(self) -> None:
+        if self._inner.is_error():
+            raise TaskExecutionError(
+                f"{self._param}: the answer cannot go on: {_reason(self._inner)}", self._param
+            )
+
+
+def _reason(inner: LLMatcher) -> str:
+    """What is wrong, without what is said to developers of llguidance."""
+    if inner.get_error().startswith("NoExtension"):
+        return _NOTHING_FITS
+    text = inner.get_error()
+    if inside := _ERROR_LINE.search(text):  # of a regular expression, below a drawing of it
+        text = inside[1]
+    text = _PLACE.sub("", text.partition("\n")[0])
+    return clipped(text.replace(_OPTION_HINT, "Use anyOf"), _MAX_REASON_CHARS)
+
+
+def _unfit(why: str, param: str) -> TaskArgsInvalid:
+    return TaskArgsInvalid(f"{param} is not supported for this model: {why}", param=param)

@@ -1,0 +1,48 @@
+"""Forbids the tokens that the grammars of a task's answers do not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+from transformers import LogitsProcessor
+
+from engine.requests.request import Sequence
+
+
+class GrammarMask(LogitsProcessor):
+    """A processor of `generate`'s kind, for both lanes: reads the matchers, never moves them."""
+
+    def __init__(self, sequences: Seq[Sequence]) -> None:
+        """``sequences`` are the task's, all with a matcher."""
+        self._matchers = [(answer, answer.matcher) for answer in sequences if answer.matcher]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [sequences, vocab] with -inf for what is not allowed.
+
+        Raises:
+            TaskExecutionError: see `engine.sampling.grammar.Matcher.fill`.
+        """
+        shape = (len(self._matchers), self._matchers[0][1].num_words)
+        on_cuda = scores.is_cuda
+        bits = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_cuda)
+        for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
+            if not sequence.finished:  # nobody looks at the rows of others
+                matcher.fill(row)
+        return forbid(scores, bits.to(scores.device, non_blocking=on_cuda))
+
+
+def forbid(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Scores with -inf where a bit is 0.
+
+    Args:
+        scores: float [rows, vocab].
+        bits: int32 [rows, words], a bit for each token, lowest first; there may be fewer tokens
+            than columns of scores, as in models with a padded vocabulary, and the rest is
+            forbidden.
+    """
+    vocab = scores.shape[1]
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab].bool()
+    allowed = torch.nn.functional.pad(allowed, (0, vocab - allowed.shape[1]))
+    return scores.masked_fill(~allowed, float("-inf"))

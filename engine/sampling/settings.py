@@ -1,0 +1,189 @@
+"""The effective generation settings of a task.
+
+Order of precedence, as in transformers' ``generate``: the task's own settings, then the model's
+``generation_config.json``, then transformers' defaults. What transformers has no setting for is the
+task's alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import GenerationConfig as HFGenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from engine.sampling.penalties import Penalties, resolve_penalties
+from schema.errors import TaskArgsInvalid
+from schema.generation import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_NUM_RETURN_SEQUENCES,
+    GenerationConfig,
+)
+
+_BATCHED_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+_NOT_OF_TRANSFORMERS = {"frequency_penalty", "presence_penalty", "logit_bias", "logprobs"}
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What the engine needs to know to generate.
+
+    Attributes:
+        hf: the effective transformers config, for processors and for the exclusive lane.
+        max_new_tokens: tokens to generate at most, per sequence.
+        num_sequences: answers to return.
+        eos_token_ids: tokens that end a sequence.
+        stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
+        batched: whether the batch loop covers these settings; else they run through ``generate``.
+        penalties: what transformers has no settings for (`engine.sampling.penalties`).
+        logprobs: alternatives to report with each token; None to report no log probabilities.
+    """
+
+    hf: HFGenerationConfig
+    max_new_tokens: int
+    num_sequences: int
+    eos_token_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    batched: bool
+    penalties: Penalties = field(default_factory=Penalties)
+    logprobs: int | None = None
+
+    @property
+    def num_beams(self) -> int:
+        """Beams of a beam search; 1 where there is none."""
+        return self.hf.num_beams or 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a forward that the task takes: one for each answer, or for each beam."""
+        return max(self.num_sequences, self.num_beams)
+
+
+def resolve_settings(
+    asked: GenerationConfig,
+    model: Any,
+    *,
+    prompt_tokens: int,
+    context_length: int,
+    batched_lane: bool,
+    cut_to_context: bool = False,
+) -> GenerationSettings:
+    """Overlay the task's settings on the model's own.
+
+    Raises:
+        TaskArgsInvalid: the prompt and the answer do not fit the context, or transformers refuses
+            the combination of settings.
+    """
+    overrides: dict[str, Any] = asked.model_dump(
+        exclude_none=True, exclude={"stop_strings", *_NOT_OF_TRANSFORMERS}
+    )
+    own = model.generation_config
+    overrides["max_new_tokens"] = _max_new_tokens(
+        asked.max_new_tokens,
+        own.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        prompt_tokens,
+        context_length,
+        cut_to_context,
+    )
+    overrides.setdefault(
+        "num_return_sequences", own.num_return_sequences or DEFAULT_NUM_RETURN_SEQUENCES
+    )
+    if asked.stop_strings is not None:
+        overrides["stop_strings"] = list(asked.stop_strings)
+    if asked.temperature == 0:  # transformers refuses 0; everybody means greedy by it
+        overrides.update(temperature=1.0, do_sample=False)
+    # Not through the constructor, which refuses what only the model's own settings make valid. The
+    # number of answers comes last, to be refused in our own words.
+    number = overrides.pop("num_return_sequences")
+    wanted = HFGenerationConfig(num_return_sequences=1)
+    for name, value in overrides.items():
+        setattr(wanted, name, value)
+    try:
+        hf, _ = model._prepare_generation_config(wanted)
+        hf.num_return_sequences = number
+        hf.max_length = None  # max_new_tokens alone limits the length
+        hf.max_time = None  # an answer must not depend on the machine's speed
+        hf.return_dict_in_generate = False
+        for name in ("num_beams", "num_return_sequences"):
+            if not isinstance(getattr(hf, name), int | None):
+                raise ValueError(f"{name} is {getattr(hf, name)!r} in the model's own settings")
+        mode = hf.get_generation_mode()
+        _refuse_equal_answers(hf, mode)
+        _refuse_logprobs_of_beams(hf, asked.logprobs)
+        hf.validate(strict=False)
+        stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
+    except (ValueError, TypeError) as error:  # a TypeError is of the model's own settings
+        raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
+    return GenerationSettings(
+        hf=hf,
+        max_new_tokens=hf.max_new_tokens,
+        num_sequences=hf.num_return_sequences,
+        eos_token_ids=_eos_token_ids(hf),
+        stop_strings=stop_strings,
+        batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+        penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
+        logprobs=asked.logprobs,
+    )
+
+
+def _refuse_equal_answers(hf: HFGenerationConfig, mode: GenerationMode) -> None:
+    if mode == GenerationMode.GREEDY_SEARCH and hf.num_return_sequences > 1:
+        raise TaskArgsInvalid(
+            f"generation_config.num_return_sequences is {hf.num_return_sequences}, but greedy "
+            "search has one answer: set do_sample to true (and temperature above 0), or num_beams "
+            "to at least that",
+            param="generation_config.num_return_sequences",
+        )
+
+
+def _refuse_logprobs_of_beams(hf: HFGenerationConfig, logprobs: int | None) -> None:
+    if logprobs is not None and (hf.num_beams or 1) > 1:
+        raise TaskArgsInvalid(
+            "generation_config.logprobs are not reported for beams, and num_beams is "
+            f"{hf.num_beams} in the model's own settings: leave it out, or set num_beams to 1",
+            param="generation_config.logprobs",
+        )
+
+
+def _max_new_tokens(
+    asked: int | None, default: int, prompt_tokens: int, context_length: int, cut: bool
+) -> int:
+    """The task's limit, checked or ``cut``; or the default, cut to what the context leaves."""
+    left = context_length - prompt_tokens
+    if left < 1:
+        raise TaskArgsInvalid(
+            f"messages: the prompt has {prompt_tokens} tokens, and the context of "
+            f"{context_length} tokens must hold it and at least one token of answer: shorten the "
+            "messages",
+            param="messages",
+        )
+    if asked is None:
+        return min(default, left)
+    if cut:
+        return min(asked, left)
+    if asked > left:
+        raise TaskArgsInvalid(
+            f"generation_config.max_new_tokens is {asked}, but the prompt of "
+            f"{prompt_tokens} tokens leaves {left} of the context of {context_length} tokens: ask "
+            f"for at most {left}",
+            param="generation_config.max_new_tokens",
+        )
+    return asked
+
+
+def _stop_strings(hf: HFGenerationConfig) -> tuple[str, ...]:
+    stop = hf.stop_strings
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def _eos_token_ids(hf: HFGenerationConfig) -> frozenset[int]:
+    eos = hf.eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)

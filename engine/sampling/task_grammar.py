@@ -1,0 +1,150 @@
+"""The grammar that a task's answers keep to: their form or their calls, behind their reasoning."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.requests.prompt import Prompt
+from engine.sampling.grammar import Grammar, lark_json
+from engine.text.detect import MessageFormats
+from engine.text.events import CallLayout
+from engine.text.message import reasoning_stage
+from engine.text.reasoning import ReasoningFormat
+from schema.errors import TaskArgsInvalid
+from schema.task import Task
+from schema.tool_choice import NamedFunction, callable_functions
+from schema.validation.json_values import quoted
+
+MAX_CALLS = 16
+"""Of one answer that has to call functions: a model may not know when it has called enough."""
+
+# What a model of Mistral's writes without quotes, and its reader takes for a name.
+_PLAIN_NAME = re.compile(r"[0-9A-Za-z_.:/-]+")
+_NO_PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {},
+    "additionalProperties": False,
+}
+
+
+def task_grammar(task: Task, formats: MessageFormats, prompt: Prompt) -> Grammar | None:
+    """The grammar of a task's answers; None if they may be anything.
+
+    The reasoning of an answer that is to be a message runs freely up to its end. An answer that is
+    to be text has no such parts, and keeps to its grammar from the first token.
+
+    Args:
+        task: the task.
+        formats: of the model; how it calls is known if the task forces calls.
+        prompt: of the task.
+
+    Raises:
+        TaskArgsInvalid: a function cannot be called by this model.
+    """
+    if task.forces_calls:
+        assert formats.tools is not None
+        assert formats.tools.layout is not None
+        grammar = _calls(task, formats.tools.layout, formats.added)
+    elif task.structured_output is not None:
+        grammar = Grammar.of(task.structured_output)
+    else:
+        return None
+    stage = reasoning_stage(formats, task, prompt)
+    if task.answer_format == "text" or stage == "over" or formats.reasoning is None:
+        return grammar
+    return grammar.after(_reasoning(formats.reasoning, formats.added, is_open=stage == "open"))
+
+
+def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
+    """One or more calls of the functions that a task allows, and nothing else."""
+    rules: list[str] = []
+    parts: list[Grammar] = []
+    functions = callable_functions(task)
+    for name, parameters in functions.items():
+        param = f"tools.{_index(task, name)}.function.parameters"
+        schema = _object_schema(parameters, param)
+        parts.append(Grammar.json(schema, param))
+        head = [*_spelled(layout.before, added), json.dumps(_written(name, layout))]
+        head += _spelled(layout.between, added)
+        tail = _spelled(layout.after, added)
+        rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(schema), *tail])}")
+    one = isinstance(task.tool_choice, NamedFunction) or not task.parallel_tool_calls
+    more = " ".join([*_spelled(layout.separator, added), "call"])
+    answer = [
+        *_spelled(layout.begin, added),
+        "call" if one else f"call ({more}){{0,{MAX_CALLS - 1}}}",
+        *_spelled(layout.end, added),
+    ]
+    names = " | ".join(f"f{number}" for number in range(len(rules)))
+    lark = "\n".join([f"start: {' '.join(answer)}", f"call: {names}", *rules])
+    return Grammar.lark(lark, "tool_choice", tuple(parts))
+
+
+def _reasoning(form: ReasoningFormat, added: Mapping[str, int], *, is_open: bool) -> str:
+    """Reasoning, and white space behind it, before ``@answer``.
+
+    A marker that is a token is that token: its spelling ends no reasoning, and must not stand in
+    it, because who reads the text could not tell.
+    """
+    rules = ["ANY: /(?s:.*)/", "GAP: /[ \\n]{1,8}/"]
+    if form.end in added:
+        free = f"THOUGHTS? {_marker(form.end, added)}"
+        rules.append(f"THOUGHTS: /(?s:.+)/ & ~(ANY {json.dumps(form.end)} ANY)")
+    else:
+        free = "thoughts"
+        rules.append(f"thoughts[suffix={json.dumps(form.end)}]: ANY")
+    before = f"{free} GAP?" if is_open else f"({_marker(form.begin, added)} {free} GAP?)?"
+    return "\n".join([f"start: {before} @answer", *rules])
+
+
+def _spelled(text: str, added: Mapping[str, int]) -> list[str]:
+    """A piece of a layout as terms of Lark: what is a token of its own, as that token."""
+    markers = [marker for marker in added if marker in text]
+    if not markers:
+        return [json.dumps(text)] if text else []
+    longest_first = sorted(markers, key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    return [_marker(piece, added) for piece in pieces if piece]
+
+
+def _marker(text: str, added: Mapping[str, int]) -> str:
+    return f"<[{added[text]}]>" if text in added else json.dumps(text)
+
+
+def _written(name: str, layout: CallLayout) -> str:
+    """A function's name as it stands in a call."""
+    if layout.quotes_name:
+        return json.dumps(name, ensure_ascii=False)[1:-1]
+    if not _PLAIN_NAME.fullmatch(name):
+        raise TaskArgsInvalid(
+            f"tool_choice: this model cannot call a function with the name {quoted(name)}; let it "
+            "have letters, digits, _ and - only",
+            param="tool_choice",
+        )
+    return name
+
+
+def _object_schema(parameters: Any, param: str) -> dict[str, Any]:
+    """The JSON Schema of a call's arguments, which are an object whatever else is said of them."""
+    if parameters is None:
+        return _NO_PARAMETERS
+    kind = parameters.get("type", "object") if isinstance(parameters, dict) else None
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise TaskArgsInvalid(
+            f"{param} must be the JSON Schema of an object: a function has named arguments",
+            param=param,
+        )
+    return {**parameters, "type": "object"}
+
+
+def _index(task: Task, name: str) -> int:
+    """The place of a function among the tools; the last one's, if several have the name."""
+    places = [
+        index
+        for index, tool in enumerate(task.tools or ())
+        if isinstance(function := tool.get("function", tool), dict) and function.get("name") == name
+    ]
+    return places[-1]

@@ -1,0 +1,100 @@
+"""Which formats a model writes, found in its chat template and its vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.text.events import ToolFormat
+from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
+from engine.text.tool_calls.hermes import HERMES, INTERNLM
+from engine.text.tool_calls.llama import LLAMA
+from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
+from engine.text.tool_calls.qwen_coder import QWEN_CODER
+
+# What a template says that asks for a format, in the order in which they are tried. Some say more
+# than one: a model made of Llama's keeps its tokens, Qwen3-Coder's begins as Hermes' does.
+_TEMPLATES: tuple[tuple[tuple[str, ...], ToolFormat | None], ...] = (
+    (("<tool_call>", "<arg_key>"), None),  # GLM's own
+    (("<function=", "<parameter="), QWEN_CODER),
+    (("[TOOL_CALLS]", "[ARGS]"), MISTRAL_NAMED),
+    (("[TOOL_CALLS]",), MISTRAL),
+    (("<tool_call>",), HERMES),
+    (("<|plugin|>",), INTERNLM),
+    (("<|python_tag|>",), LLAMA),
+    (('"parameters": dictionary of argument name',), LLAMA),
+)
+_VOCABULARIES: tuple[tuple[tuple[str, ...], ToolFormat | None], ...] = (
+    (("<tool_call>", "<arg_key>"), None),
+    (("[TOOL_CALLS]", "[ARGS]"), MISTRAL_NAMED),
+    (("[TOOL_CALLS]",), MISTRAL),
+    (("<tool_call>",), HERMES),
+    (("<|action_start|>", "<|plugin|>"), INTERNLM),
+    (("<|python_tag|>",), LLAMA),
+)
+
+
+@dataclass(frozen=True)
+class MessageFormats:
+    """What a model writes beside text; None is nothing that is known here.
+
+    Attributes:
+        tools: how it calls tools.
+        reasoning: how it marks its reasoning.
+        special: the special tokens of its vocabulary, by their text; plain text has none of them.
+        added: all tokens that were added to its vocabulary, by their text, which is always read as
+            the one token.
+    """
+
+    tools: ToolFormat | None
+    reasoning: ReasoningFormat | None
+    special: dict[str, int]
+    added: dict[str, int] = field(default_factory=dict)
+
+    def that_can_be_forced(self) -> MessageFormats:
+        """The same, with Hermes' calls where the layout of the model's own is not known."""
+        return self if self.tools and self.tools.layout else replace(self, tools=HERMES)
+
+    def hidden_tokens(self, *, with_tools: bool) -> frozenset[int] | None:
+        """The special tokens that are no part of a message's text, which its markers are.
+
+        None if all of them are none.
+        """
+        markers = set(self.reasoning[1:]) if self.reasoning else set()
+        if self.tools and with_tools:
+            markers.update(self.tools.markers)
+        if markers.isdisjoint(self.special):
+            return None
+        return frozenset(id for text, id in self.special.items() if text not in markers)
+
+
+def detect(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> MessageFormats:
+    """The formats of a model.
+
+    For calls the template decides. Only one that says nothing of tools leaves it to the vocabulary:
+    the model knows a format, and its prompts have to explain tools in some other way.
+    """
+    template = chat_template or ""
+    added = tokenizer.get_added_vocab()
+    tools = _first(_TEMPLATES, template) if "tool" in template else _first(_VOCABULARIES, added)
+    reasoning = None
+    for known in (MISTRAL_THINK, THINK):
+        if known.end in template or known.end in added:
+            reasoning = known
+            break
+    return MessageFormats(tools, reasoning, _special_tokens(tokenizer), added)
+
+
+def _first(
+    table: tuple[tuple[tuple[str, ...], ToolFormat | None], ...], found: str | dict[str, int]
+) -> ToolFormat | None:
+    return next((form for words, form in table if all(word in found for word in words)), None)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What ``decode(..., skip_special_tokens=True)`` leaves out."""
+    if tokenizer.is_fast:
+        tokens = tokenizer.added_tokens_decoder
+        return {str(token): id for id, token in tokens.items() if token.special}
+    return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

@@ -1,0 +1,87 @@
+"""What the readers of formats tell: pieces of content, of reasoning and of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from engine.text.cursor import Reading, Source
+from schema.tool_choice import Functions
+
+
+class Event(NamedTuple):
+    """A piece of a message. ``call`` begins a call of the function ``text``; the ``arguments``
+    that follow, joined, are those of this call.
+    """
+
+    kind: Literal["content", "reasoning", "call", "arguments"]
+    text: str
+
+
+class Out:
+    """Collects events."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self.num_calls = 0
+
+    def content(self, text: str) -> None:
+        """Text of the answer."""
+        self._events.append(Event("content", text))
+
+    def reasoning(self, text: str) -> None:
+        """Text of the reasoning before the answer."""
+        self._events.append(Event("reasoning", text))
+
+    def call(self, name: str) -> None:
+        """The beginning of a call."""
+        self.num_calls += 1
+        self._events.append(Event("call", name))
+
+    def arguments(self, text: str) -> None:
+        """A piece of the last call's arguments."""
+        self._events.append(Event("arguments", text))
+
+    def taken(self) -> Iterator[Event]:
+        """The events since the last time; empty pieces are left out."""
+        events, self._events = self._events, []
+        return (event for event in events if event.text or event.kind == "call")
+
+
+CallReader = Callable[[Source, Out, Functions], Reading[None]]
+"""Reads a whole answer in which calls may stand, and tells what it finds."""
+
+
+class CallLayout(NamedTuple):
+    """How a model writes calls. One is ``before``, the name, ``between``, the arguments as a JSON
+    object, ``after``. An answer of several is ``begin``, the calls with ``separator`` between them,
+    ``end``.
+    """
+
+    before: str
+    between: str
+    after: str
+    separator: str
+    begin: str = ""
+    end: str = ""
+
+    @property
+    def quotes_name(self) -> bool:
+        """Whether the name is written as a JSON string."""
+        return self.before.endswith('"')
+
+
+class ToolFormat(NamedTuple):
+    """A way to write calls of tools.
+
+    Attributes:
+        name: what the model's card calls it.
+        markers: texts that are special tokens in some vocabularies, and have to be seen.
+        read: its reader.
+        layout: how it is written; None where the arguments are no JSON.
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    read: CallReader
+    layout: CallLayout | None

@@ -1,0 +1,186 @@
+"""An answer's text as a message: content, reasoning, calls of tools.
+
+It runs on the caller's side, choice by choice, on text that may come in any pieces. The joined
+deltas are a function of the text alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from engine.requests.prompt import Prompt
+from engine.sampling.settings import GenerationSettings
+from engine.text.cursor import Reading, Source
+from engine.text.detect import MessageFormats
+from engine.text.events import Out
+from engine.text.reasoning import Stage
+from engine.text.stop_strings import StopCut
+from schema.response import (
+    Delta,
+    FinishReason,
+    FunctionCall,
+    ResponseMessage,
+    ToolCall,
+    ToolCallDelta,
+)
+from schema.task import Task
+from schema.tool_choice import Functions, functions_of
+
+CALL_ID_CHARS = 9
+"""Mistral's templates take ids of nine letters and digits and no others."""
+
+
+class MessageReader:
+    """Makes the message of one choice of its text."""
+
+    def __init__(
+        self,
+        formats: MessageFormats | None,
+        functions: Functions,
+        stop_strings: Sequence[str],
+        call_id: Callable[[int], str],
+        *,
+        is_open: bool = False,
+    ) -> None:
+        """Begin a message.
+
+        Args:
+            formats: of the model; None if the answer is plain text.
+            functions: those that may be called.
+            stop_strings: the message ends before the first of them.
+            call_id: the id of a call, from its number.
+            is_open: whether the prompt has begun the reasoning.
+        """
+        self._cut = StopCut(stop_strings)
+        self._out = Out()
+        self._call_id = call_id
+        self._num_told = 0
+        self._reading = _read(formats, functions, self._out, is_open)
+        next(self._reading)
+
+    def push(self, text: str, reason: FinishReason | None) -> tuple[Delta, FinishReason | None]:
+        """Add text, and with the last of it the reason why it ends.
+
+        Returns what that adds to the message, and its own reason.
+        """
+        text = self._cut.push(text)
+        if reason is not None:
+            text += self._cut.flush()
+        if text:
+            self._reading.send(text)
+        if reason is not None:
+            with suppress(StopIteration):
+                self._reading.send(None)
+            if reason == "stop" and self._out.num_calls:
+                reason = "tool_calls"
+        return self._delta(), reason
+
+    def _delta(self) -> Delta:
+        content: list[str] = []
+        reasoning: list[str] = []
+        calls: list[ToolCallDelta] = []
+        arguments: list[list[str]] = []
+        for kind, text in self._out.taken():
+            if kind == "content":
+                content.append(text)
+            elif kind == "reasoning":
+                reasoning.append(text)
+            elif kind == "call":
+                calls.append(self._call(text))
+                arguments.append([])
+            else:
+                if not calls:
+                    calls.append({"index": self._num_told - 1, "function": {"arguments": ""}})
+                    arguments.append([])
+                arguments[-1].append(text)
+        for call, pieces in zip(calls, arguments, strict=True):
+            call["function"]["arguments"] = "".join(pieces)
+        delta: Delta = {"role": "assistant", "content": "".join(content)}
+        if reasoning:
+            delta["reasoning_content"] = "".join(reasoning)
+        if calls:
+            delta["tool_calls"] = calls
+        return delta
+
+    def _call(self, name: str) -> ToolCallDelta:
+        index = self._num_told
+        self._num_told += 1
+        return {
+            "index": index,
+            "id": self._call_id(index),
+            "type": "function",
+            "function": {"name": name, "arguments": ""},
+        }
+
+
+def message_readers(
+    formats: MessageFormats, task: Task, prompt: Prompt, settings: GenerationSettings
+) -> list[MessageReader]:
+    """The readers of a task's choices. Without the chat template answers are plain text."""
+    # Ids tell the calls of one conversation apart; each of its turns is a task with another prompt.
+    digest = hashlib.sha256(repr((task.seed, prompt.token_ids)).encode()).hexdigest()
+
+    def call_id(choice: int) -> Callable[[int], str]:
+        return lambda call: hashlib.sha256(f"{digest} {choice} {call}".encode()).hexdigest()[
+            :CALL_ID_CHARS
+        ]
+
+    return [
+        MessageReader(
+            formats if task.use_chat_template else None,
+            functions_of(task.tools),
+            settings.stop_strings,
+            call_id(choice),
+            is_open=reasoning_stage(formats, task, prompt) == "open",
+        )
+        for choice in range(settings.num_sequences)
+    ]
+
+
+def reasoning_stage(formats: MessageFormats, task: Task, prompt: Prompt) -> Stage:
+    """Where the answers to a task stand when they begin; "over" if the model marks no reasoning."""
+    if not task.use_chat_template or formats.reasoning is None:
+        return "over"
+    continues = bool((task.template_args or {}).get("continue_final_message"))
+    continued = task.messages[-1].text if continues else None
+    return formats.reasoning.stage(prompt.text_end, continued)
+
+
+def joined(deltas: Iterable[Delta]) -> ResponseMessage:
+    """The message that a choice's deltas add up to."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: list[ToolCall] = []
+    arguments: list[list[str]] = []
+    for delta in deltas:
+        content.append(delta["content"])
+        reasoning.append(delta.get("reasoning_content", ""))
+        for call in delta.get("tool_calls", ()):
+            function = call["function"]
+            if "id" in call:
+                empty: FunctionCall = {"name": function["name"], "arguments": ""}
+                calls.append({"id": call["id"], "type": "function", "function": empty})
+                arguments.append([])
+            arguments[call["index"]].append(function["arguments"])
+    for whole, pieces in zip(calls, arguments, strict=True):
+        whole["function"]["arguments"] = "".join(pieces)
+    message: ResponseMessage = {"role": "assistant", "content": "".join(content)}
+    if any(reasoning):
+        message["reasoning_content"] = "".join(reasoning)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _read(
+    formats: MessageFormats | None, functions: Functions, out: Out, is_open: bool
+) -> Reading[None]:
+    source = Source()
+    if formats and formats.reasoning:
+        yield from formats.reasoning.read(source, out, is_open=is_open)
+    if formats and formats.tools and functions:
+        yield from formats.tools.read(source, out, functions)
+    else:
+        yield from source.rest(out.content)

@@ -1,0 +1,1 @@
+"""Images: their preparation, their features, their places in the text."""

@@ -1,0 +1,239 @@
+"""What a model that reads pictures needs beyond a text model's forward.
+
+The families differ in few ways, and all of them are here, found out from the model itself:
+
+* Positions. Qwen's rotary embeddings have three positions a token (time, height, width), and a
+  picture takes fewer of them than it has tokens (``get_rope_index``).
+* Features. A picture is encoded to one vector a token, and for Qwen3-VL to further ones that are
+  added between the first layers (``deepstack_features``).
+* Sight. Gemma 3 lets the tokens of one picture see each other, so that a picture has to be
+  prefilled in one piece (`whole_image_tokens`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from engine.vision.image_cache import ImageCache
+from schema.errors import TaskExecutionError
+
+if TYPE_CHECKING:  # the loader needs this module, and they need the loader
+    from engine.requests.prompt import Prompt
+    from engine.vision.preprocessor import PreparedImage
+
+_ROTARY_AXES = 3  # of models with `get_rope_index`
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model has made of pictures.
+
+    Attributes:
+        tokens: [image tokens, hidden], in place of the embeddings.
+        deepstack: [image tokens, hidden] for each of the first layers, added to their output.
+    """
+
+    tokens: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the device."""
+        return sum(part.nbytes for part in (self.tokens, *self.deepstack))
+
+    def part(self, start: int, stop: int) -> Features:
+        """The features of some of the image tokens."""
+        return Features(self.tokens[start:stop], tuple(d[start:stop] for d in self.deepstack))
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of a sequence, where a token's are not simply where it stands.
+
+    Attributes:
+        prompt: [axes, tokens of the prompt].
+        offset: what a generated token's are away from where it stands.
+    """
+
+    prompt: np.ndarray
+    offset: int
+
+    def of(self, start: int, stop: int) -> list[list[int]]:
+        """The positions [axes, stop - start] of tokens of the prompt, or of the answer."""
+        axes, length = self.prompt.shape
+        if stop <= length:
+            return [list(axis) for axis in self.prompt[:, start:stop].tolist()]
+        return [list(range(start + self.offset, stop + self.offset))] * axes
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several pictures, in order."""
+    return Features(
+        torch.cat([part.tokens for part in parts]),
+        tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
+    )
+
+
+def whole_image_tokens(model: Any) -> int:
+    """The most tokens of a prompt that see each other, as parts of one picture; 0 if none do."""
+    make_masks = getattr(type(model), "create_masks_for_generate", None)
+    if make_masks is None or "token_type_ids" not in inspect.signature(make_masks).parameters:
+        return 0
+    return int(model.config.mm_tokens_per_image)
+
+
+def rope_index(model: Any) -> Any:
+    """What computes the rotary positions of a prompt with pictures; None where they are 0, 1, 2 ...
+
+    It takes neighbouring image tokens for one picture: between two there has to be another token.
+    """
+    return getattr(getattr(model, "model", None), "get_rope_index", None)
+
+
+FeatureLayout = tuple[Any, bool]
+"""The type in which a model returns features, None before it has made any, and whether as lists."""
+
+
+class Vision:
+    """The pictures' side of one model. Belongs to the engine's thread."""
+
+    def __init__(self, model: Any, image_token_id: int | None, cache_bytes: int) -> None:
+        self._model = model
+        self._image_token_id = -1 if image_token_id is None else image_token_id
+        self._get_rope_index = None if image_token_id is None else rope_index(model)
+        self.axes = 1 if self._get_rope_index is None else _ROTARY_AXES
+        self._cache = ImageCache[Features](cache_bytes)
+        self.layout: FeatureLayout = (None, False)  # known once the model has made features
+        self.num_encoded = 0
+        self.num_reused = 0
+
+    def rotary(self, prompt: Prompt) -> Rotary | None:
+        """The rotary positions of a prompt and its answers; None where they are 0, 1, 2 ..."""
+        if self._get_rope_index is None or not prompt.images:
+            return None
+        positions, offset = self._get_rope_index(
+            torch.tensor([prompt.token_ids]),
+            mm_token_type_ids=self._token_types(prompt),
+            **_grids(prompt),
+        )
+        return Rotary(positions[:, 0].numpy(), int(offset))
+
+    @torch.inference_mode()
+    def encode(self, prompt: Prompt, num_prefilled: int) -> tuple[Features | None, int]:
+        """The features of the pictures that a prompt still needs.
+
+        One picture at a time: the shapes, and so the bits, depend on that picture alone. A picture
+        whose features are kept is not encoded again.
+
+        Args:
+            prompt: the prompt.
+            num_prefilled: tokens of it whose keys and values are in the cache already.
+
+        Returns:
+            The features from the first picture that has a token left, and how many image tokens
+            come before these.
+        """
+        if not prompt.images:
+            return None, 0
+        done = prompt.token_ids[:num_prefilled].count(self._image_token_id)
+        parts: list[Features] = []
+        skipped = 0
+        for image in prompt.images:
+            if not parts and skipped + image.num_tokens <= done:
+                skipped += image.num_tokens
+            else:
+                parts.append(self._features(image))
+        return (joined(parts) if parts else None), skipped
+
+    def _features(self, image: PreparedImage) -> Features:
+        features = self._cache.get(image.digest)
+        if features is not None:
+            self.num_reused += 1
+            return features
+        features = self._encode(image)
+        if len(features.tokens) != image.num_tokens:
+            raise TaskExecutionError(
+                f"the model makes {len(features.tokens)} features of a picture that has "
+                f"{image.num_tokens} tokens in the prompt: its processor's files are not its own"
+            )
+        self._cache.put(image.digest, features)
+        return features
+
+    def _encode(self, image: PreparedImage) -> Features:
+        arrays = {
+            # A tensor of its own: what comes from an object store is read-only.
+            name: torch.from_numpy(array.copy()).to(self._model.device)
+            for name, array in image.arrays.items()
+        }
+        output = self._model.get_image_features(**arrays, return_dict=True)
+        self.num_encoded += 1
+        self.layout = (type(output), not isinstance(output.pooler_output, torch.Tensor))
+        layers = getattr(output, "deepstack_features", None) or ()
+        return Features(_flat(output.pooler_output), tuple(_flat(layer) for layer in layers))
+
+    def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
+        """What a forward on token ids [1, T] takes, with the features in their places.
+
+        All places are before ``stop``. Behind it are generated tokens, and an image token among
+        them is no picture.
+        """
+        if features is None:
+            return {"input_ids": ids}
+        if features.deepstack:
+            return {"input_ids": ids, "mm_encoder_outputs": self._encoder_outputs(features)}
+        # As the model itself does, but without the look at the device that its checks take.
+        embeddings = self._model.get_input_embeddings()(ids)
+        places = torch.eq(ids, self._image_token_id)[..., None]
+        places[:, stop:] = False
+        images = features.tokens.to(embeddings.dtype)
+        return {"inputs_embeds": embeddings.masked_scatter(places, images)}
+
+    def generate_inputs(self, prompt: Prompt, features: Features | None) -> dict[str, Any]:
+        """What `generate` takes beside the token ids."""
+        if features is None:
+            return {}
+        types = self._token_types(prompt)
+        known = inspect.signature(self._model.forward).parameters
+        inputs: dict[str, Any] = _grids(prompt) | {
+            name: types for name in ("mm_token_type_ids", "token_type_ids") if name in known
+        }
+        inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+        return inputs | {"mm_encoder_outputs": self._encoder_outputs(features)}
+
+    def _token_types(self, prompt: Prompt) -> torch.Tensor:
+        """[1, tokens]: 1 for image tokens, 0 for text."""
+        return torch.tensor([[int(t == self._image_token_id) for t in prompt.token_ids]])
+
+    def _encoder_outputs(self, features: Features) -> dict[str, Any]:
+        """Features as the model holds them, all pictures as one."""
+
+        output_type, as_list = self.layout
+
+        def held(tensor: torch.Tensor) -> Any:
+            return [tensor] if as_list else tensor[None]
+
+        fields = {"pooler_output": held(features.tokens)}
+        if features.deepstack:
+            fields["deepstack_features"] = [held(layer) for layer in features.deepstack]
+        return {"image": output_type(**fields)}
+
+
+def _flat(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """[image tokens, hidden] of [pictures or tiles, tokens, hidden], or of a sequence."""
+    return parts.flatten(0, 1) if isinstance(parts, torch.Tensor) else torch.cat(list(parts))
+
+
+def _grids(prompt: Prompt) -> dict[str, torch.Tensor]:
+    """The patch grids of Qwen's pictures; nothing for others."""
+    grids = [
+        image.arrays["image_grid_thw"]
+        for image in prompt.images
+        if "image_grid_thw" in image.arrays
+    ]
+    return {"image_grid_thw": torch.from_numpy(np.concatenate(grids))} if grids else {}

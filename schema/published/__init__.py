@@ -1,0 +1,1 @@
+"""The JSON Schemas that this project publishes."""

@@ -1,0 +1,1 @@
+"""Strict JSON, and errors that name the field and the way out."""

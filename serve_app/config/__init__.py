@@ -1,0 +1,1 @@
+"""The arguments of the application in the YAML file, parsed strictly."""

@@ -1,0 +1,1 @@
+"""Calls from the ingress into the graph: routing, replay, load shedding."""

@@ -1,0 +1,62 @@
+"""Which replica of a model a task is sent to.
+
+Tasks that begin alike go to the same replica, which has the keys and values of that beginning
+(`prefix_cache`), unless it has more to do than others. The replica of a beginning is found
+by rendezvous hashing: every ingress finds the same one, without telling the others, and when
+replicas come or go only their share of the beginnings moves.
+"""
+
+# Ray pickles this module by value: what it shares with the rest of the process, it imports where it
+# needs it.
+
+from __future__ import annotations
+
+import random
+from hashlib import blake2b
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+
+class PrefixRouter(RequestRouter):
+    """Chooses by the beginning of the task, which the caller passes as the session's id."""
+
+    def initialize_state(self, slack: int = 4, **_: Any) -> None:
+        """Called by Ray Serve.
+
+        Args:
+            slack: how many more tasks than the least busy replica the one of a beginning may have.
+        """
+        self._slack = slack
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Groups of replicas, in the order in which they are asked for a place."""
+        from serve_app.graph.ejection import SUSPECTS  # noqa: PLC0415 - see the top
+
+        if pending_request is not None:
+            # Without it the loop of tries does not pause while all replicas are full.
+            pending_request.routing_context.should_backoff = True
+        replicas = [r for r in candidate_replicas if r.replica_id.unique_id not in SUSPECTS]
+        by_load = sorted(
+            replicas or candidate_replicas, key=lambda r: (self._load(r), random.random())
+        )
+        beginning = pending_request.metadata.session_id if pending_request is not None else ""
+        if not by_load:
+            return []
+        if not beginning:
+            return [by_load[:2]]
+        home = max(by_load, key=lambda r: _weight(beginning, r.replica_id.unique_id))
+        if self._load(home) > self._load(by_load[0]) + self._slack:
+            return [by_load[:2]]
+        return [[home], by_load[:2]]
+
+    def _load(self, replica: RunningReplica) -> int:
+        return self.replica_queue_len_cache.get(replica.replica_id) or 0
+
+
+def _weight(beginning: str, replica: str) -> bytes:
+    return blake2b(f"{beginning}|{replica}".encode(), digest_size=8).digest()

@@ -1,0 +1,1 @@
+"""The ingress: routes, bodies and server-sent events."""

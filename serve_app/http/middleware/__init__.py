@@ -1,0 +1,1 @@
+"""What every request passes: log, CORS, keys and limits."""

@@ -1,0 +1,161 @@
+"""The middleware that lets requests in: keys, limits of keys, places, and time for the body."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import parse_qsl
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from schema.errors import BodyTimeout, InvalidApiKey, Overloaded, TaskArgsInvalid, TaskError
+from serve_app.config.app_args import AppArgs
+from serve_app.config.limit_args import LimitArgs
+from serve_app.http.bodies import error_response
+from serve_app.http.middleware.api_keys import Keys
+from serve_app.http.middleware.rate_limits import KeyLimits
+from serve_app.observability.request_record import entry
+from serve_app.protocol.failures import RETRY_AFTER_S
+
+logger = logging.getLogger("ray.serve")
+
+OPEN_PATHS = ("/health",)
+"""What needs no key and no place."""
+DOCS_PATHS = ("/docs", "/openapi.json", "/schemas")
+"""What needs none either with ``auth.public_docs``: the same on every server."""
+MAX_QUERY = 4096
+SENDING_S = 60.0
+"""Time for a client to read the end of an answer that was complete at the last moment."""
+
+# Names that a key has in a query elsewhere, without separators.
+_KEY_NAMES = {
+    *("key", "apikey", "xapikey", "openaiapikey", "token", "accesstoken", "authtoken"),
+    *("auth", "authorization", "bearer", "secret", "password"),
+}
+_BEARER = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
+
+
+class Gate:
+    """ASGI middleware. Every request has a place here until its answer has been sent.
+
+    ``keys`` are those of ``args.auth``; they are read before the first request comes.
+    """
+
+    def __init__(self, app: ASGIApp, args: AppArgs, keys: Keys | None) -> None:
+        self._app = app
+        self._request_limits = args.limits
+        self._in_flight = 0
+        self._open: tuple[str, ...] = OPEN_PATHS
+        self._keys = keys
+        self._key_limits: dict[str, KeyLimits] = {}
+        if args.auth is not None and keys is not None:
+            self._key_limits = {
+                name: KeyLimits(name, args.auth.limits_of(name)) for name in keys.names
+            }
+            if args.auth.public_docs:
+                self._open += DOCS_PATHS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it at once."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._refuse_keys_in_query(scope["query_string"].decode("latin-1"))
+            place = ExitStack() if self._is_open(scope) else self._admit(scope)
+        except TaskError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        limits = self._request_limits
+        timeout = asyncio.timeout(limits.body_timeout_s + limits.request_timeout_s + SENDING_S)
+        with place:
+            try:
+                # The dispatcher bounds the task; this bounds a client that does not read.
+                async with timeout:
+                    await self._app(scope, _timed(receive, limits), send)
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                # Who has not finished an answer by returning gets the connection closed.
+                logger.warning("a client did not read its answer in time")
+
+    def _is_open(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return any(path == public or path.startswith(f"{public}/") for public in self._open)
+
+    def _admit(self, scope: Scope) -> ExitStack:
+        """A place, which closing gives back; raises `TaskError`."""
+        with ExitStack() as stack:
+            if self._keys is not None:
+                name = _authenticated(scope, self._keys)
+                entry().key = name
+                stack.enter_context(self._key_limits[name].place())
+            stack.enter_context(self._place())
+            return stack.pop_all()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._in_flight >= self._request_limits.max_in_flight:
+            raise Overloaded("the server works on as many requests as it may", None, RETRY_AFTER_S)
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def _refuse_keys_in_query(self, query: str) -> None:
+        if not query:
+            return
+        if len(query) > MAX_QUERY:
+            raise TaskArgsInvalid(f"the query is longer than {MAX_QUERY} characters")
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            plain = re.sub(r"[^a-z]", "", name.lower())
+            known = self._keys and (self._keys.name_of(name) or self._keys.name_of(value))
+            if plain in _KEY_NAMES or known:
+                raise TaskArgsInvalid(
+                    "a key must not stand in the address, which logs and histories keep: send it "
+                    "in the header Authorization: Bearer KEY, and replace this one"
+                )
+
+
+def _authenticated(scope: Scope, keys: Keys) -> str:
+    """The name of the key that the request carries.
+
+    Raises:
+        InvalidApiKey: there is none, or none of ours.
+    """
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not given:
+        raise InvalidApiKey("a key is needed: send the header Authorization: Bearer KEY")
+    bearer = _BEARER.fullmatch(given[0].decode("latin-1"))
+    if len(given) > 1 or bearer is None:
+        raise InvalidApiKey("the header Authorization must be one, and be Bearer KEY")
+    name = keys.name_of(bearer[1])
+    if name is None:
+        raise InvalidApiKey("the key is none of this server's keys")
+    return name
+
+
+def _timed(receive: Receive, limits: LimitArgs) -> Receive:
+    """``receive``, which raises `BodyTimeout` if the body is not there in time."""
+    deadline = asyncio.get_running_loop().time() + limits.body_timeout_s
+    complete = False
+
+    async def timed() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise BodyTimeout(
+                f"the body did not arrive within {limits.body_timeout_s:g} seconds"
+            ) from None
+        complete = not message.get("more_body", False)
+        return message
+
+    return timed

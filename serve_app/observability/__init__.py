@@ -1,0 +1,1 @@
+"""Metrics, log lines and names of processes."""

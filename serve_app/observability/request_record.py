@@ -1,0 +1,60 @@
+"""What the ingress will log and count of a request, filled in by whoever learns it."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from schema.response import Usage
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of a request by now. Never its content, never a key.
+
+    Attributes:
+        status: of the answer, once its headers have been sent.
+        error: the code of the error that it ended with, if it did.
+        key: the name of the client's key.
+        model: as the task names it, whatever that is.
+        deployment: that runs the task; empty until it is known.
+        num_answers: that the task asks for.
+        first_token_s: seconds from the request to the first news of a stream; `None` until then.
+        first_tokens: that came with it.
+        last_token_s: seconds from the request to the last news.
+    """
+
+    request_id: str
+    status: int | None = None
+    error: str | None = None
+    key: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    deployment: str = ""
+    num_answers: int = 1
+    first_token_s: float | None = None
+    first_tokens: int = 0
+    last_token_s: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.monotonic() - self.begun
+
+    def streamed(self, usage: Usage) -> None:
+        """News of a stream are on their way to the client; ``usage`` is what they add up to."""
+        self.usage = usage
+        self.last_token_s = self.seconds
+        if self.first_token_s is None:
+            self.first_token_s, self.first_tokens = self.last_token_s, usage["completion_tokens"]
+
+
+current: ContextVar[Entry | None] = ContextVar("entry", default=None)
+"""Set by `serve_app.http.middleware.access_log` while a request is answered."""
+
+
+def entry() -> Entry:
+    """The entry of the request that is being answered; outside of one, an entry nobody reads."""
+    return current.get() or Entry("")

@@ -1,0 +1,1 @@
+"""What the parts of the graph say to each other, failures included."""

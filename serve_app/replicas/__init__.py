@@ -1,0 +1,1 @@
+"""The deployments that compute: models, models on demand, images."""

@@ -1,0 +1,220 @@
+"""The deployment that owns an engine: one class, one deployment per configured model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from schema.errors import Cancelled, TaskError
+from schema.response import StreamChunk, TaskResponse
+from schema.task import Task
+from serve_app.config.app_args import ModelArgs
+from serve_app.observability.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
+from serve_app.observability.identity import own_name, request_id
+from serve_app.observability.log_filter import REFUSALS, leave_out_refusals
+from serve_app.replicas.autoscaling_policy import KV_RESERVED
+from serve_app.replicas.caller_liveness import Callers
+from serve_app.replicas.lazy_imports import load_libraries
+from serve_app.replicas.ranks import PlacedRanks
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.vision.preprocessor import ImageInputs
+
+logger = logging.getLogger("ray.serve")
+
+HEARTBEAT_S = 2.0
+"""A call that has nothing to tell says this often that its process still runs: it yields its
+replica's name, a string, which is also the first thing that it yields."""
+
+MIN_SPACING_S, SPACING_S, MAX_SPACING_S = 0.01, 0.002, 0.1
+"""How far apart the chunks of a stream are: at the least, for each other stream, and at the most.
+To pass on a chunk costs this process, the ingress and what is between them about as much as to make
+a token of a small model. So they pass on some five hundred a second, which carry all there is, and
+a hundred of a stream: more than an eye can follow. Slower models tell each token."""
+
+
+def _log_loading() -> None:
+    """Write what the engine logs, such as the progress of loading, where Ray Serve logs.
+
+    In a process of the pool Ray Serve has no log of its own: there it goes to the process's output.
+    """
+    engine = logging.getLogger("engine")
+    if logger.handlers:
+        engine.parent = logger
+    elif not engine.handlers:
+        engine.addHandler(logging.StreamHandler())
+        engine.setLevel(logging.INFO)
+
+
+class ModelReplica:
+    """One engine in one process. The engine has its own thread; the event loop here only relays.
+
+    The engine's own bounded queue decides when a task is refused, so Ray's queue in front of it is
+    larger (``max_ongoing_requests``).
+
+    A model that is always on and cannot be loaded fails its deployment, for the operator to see.
+    One that is started by a task has a client waiting, who would wait for as long as Ray tries
+    again: it starts without an engine, answers every task with the reason, and goes when nobody
+    asks any more.
+    """
+
+    def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:
+        # Blocks until the model is loaded: Ray sends no task to a replica before that.
+        _log_loading()
+        leave_out_refusals()
+        self._loaded: Engine | TaskError
+        try:
+            config = args.engine_config(device=device)
+            load_libraries(config)
+            from engine.engine import Engine  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
+
+            launcher = PlacedRanks(device) if config.tensor_parallel else None
+            self._loaded = Engine(config, launcher)
+        except TaskError as error:
+            if args.min_replicas > 0:
+                raise
+            logger.exception("%s cannot be loaded", args.deployment)
+            self._loaded = error
+        self._name = own_name()
+        self._callers = Callers()
+        self._counts = {"ongoing": 0, **dict.fromkeys(OUTCOMES, 0)}
+        self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
+        self._ticker: Ticker | None = None
+        if not isinstance(self._loaded, TaskError):
+            metrics = EngineMetrics(self._loaded, self._counts, self._labels)
+            self._ticker = Ticker(metrics.record)
+
+    async def run(
+        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
+    ) -> AsyncGenerator[TaskResponse | str, None]:
+        """The whole answer, after any number of signs of life (`HEARTBEAT_S`).
+
+        An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
+
+        Args:
+            task: without its pixels.
+            images: its pixels.
+            caller: `own_actor` of who asks; when it dies, the task is cancelled.
+            log_id: the request's id where Ray Serve does not know it: in a process of the pool.
+
+        Raises:
+            TaskError: see `schema.errors`.
+        """
+        from engine.requests.outputs import collect  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
+
+        told: list[StreamChunk] = []
+        # What comes before the end is kept back here: signs of life are all that it is good for.
+        async with aclosing(
+            self._relay(task, images, caller, log_id, lambda: HEARTBEAT_S)
+        ) as items:
+            async for item in items:
+                if not isinstance(item, str):
+                    told.append(item)
+                yield self._name
+        yield collect(told)
+
+    async def stream(
+        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
+    ) -> AsyncGenerator[StreamChunk | str, None]:
+        """The answer as it is made, each chunk a JSON-ready dictionary; strings are signs of life.
+
+        Closing the iterator cancels the task. Arguments as those of `run`.
+
+        Raises:
+            TaskError: see `schema.errors`; also after the first chunk.
+        """
+        async with aclosing(self._relay(task, images, caller, log_id, self._spacing_s)) as items:
+            async for item in items:
+                yield item
+
+    def _spacing_s(self) -> float:
+        others = self._counts["ongoing"] - 1
+        return min(max(MIN_SPACING_S, others * SPACING_S), MAX_SPACING_S)
+
+    async def _relay(
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        caller: str,
+        log_id: str | None,
+        spacing_s: Callable[[], float],
+    ) -> AsyncGenerator[StreamChunk | str, None]:
+        with self._counted():
+            yield self._name
+            # Closed here and not by the garbage collector: that is what cancels the task.
+            log_id = log_id or request_id()
+            chunks = self._engine.stream(task, images, HEARTBEAT_S, log_id, spacing_s)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    self._callers.check(caller)
+                    yield chunk if chunk["choices"] else self._name
+
+    @property
+    def _engine(self) -> Engine:
+        """The engine, or the reason why there is none."""
+        if isinstance(self._loaded, TaskError):
+            raise self._loaded
+        return self._loaded
+
+    async def loaded(self) -> tuple[int, dict[str, Any]]:
+        """This process's id and the engine's card; raises why there is none."""
+        return os.getpid(), self._engine.card()
+
+    async def status(self) -> dict[str, Any]:
+        """How its tasks ended, what it does now and what it is, for ``GET /v1/models``."""
+        if isinstance(self._loaded, TaskError):
+            return {
+                "replica": self._labels["replica"],
+                "tasks": dict(self._counts),
+                **self._loaded.to_dict(),
+            }
+        return {
+            "replica": self._labels["replica"],
+            "load_seconds": self._engine.load_seconds,
+            "tasks": dict(self._counts),
+            "load": self._engine.stats(),
+            "card": self._engine.card(),
+        }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray every second, for `serve_app.replicas.autoscaling_policy`."""
+        if isinstance(self._loaded, TaskError):
+            return {KV_RESERVED: 0.0}
+        stats = self._loaded.stats()
+        available = stats["kv_pages_free"] + stats["kv_pages_kept"]
+        return {KV_RESERVED: 1.0 - available / max(1, stats["kv_pages"])}
+
+    async def check_health(self) -> None:
+        """Called by Ray; raising has this replica replaced."""
+        if not isinstance(self._loaded, TaskError):
+            self._loaded.check_health()
+
+    def __del__(self) -> None:
+        # Ray calls this when the replica stops. Absent if loading failed.
+        loaded: Engine | TaskError | None = getattr(self, "_loaded", None)
+        if loaded is not None and not isinstance(loaded, TaskError):
+            loaded.close()
+        if ticker := getattr(self, "_ticker", None):
+            ticker.stop()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._counts["ongoing"] += 1
+        outcome = "failed"
+        try:
+            yield
+            outcome = "finished"
+        except (asyncio.CancelledError, GeneratorExit, Cancelled):
+            outcome = "cancelled"
+            raise
+        except REFUSALS:
+            outcome = "refused"
+            raise
+        finally:
+            self._counts["ongoing"] -= 1
+            self._counts[outcome] += 1

@@ -1,0 +1,191 @@
+"""Properties of scheduler, page allocator and prefix cache, with a fake runner and no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from engine.core.scheduler import Scheduler
+from engine.execution.kv_cache import KVCache, KVShape
+from engine.requests.outputs import Progress
+from engine.requests.prompt import Prompt
+from engine.requests.request import Request, Sequence, Status
+from engine.sampling.settings import GenerationSettings
+from schema.errors import TaskArgsInvalid
+
+PAGE, CHUNK, MAX_SEQUENCES, MAX_ROWS = 4, 8, 6, 24
+
+
+class _Text:
+    """A detokenizer that needs no tokenizer."""
+
+    stopped = False
+
+    def push(self, token_id: int) -> str:
+        return str(token_id)
+
+    def flush(self) -> str:
+        return ""
+
+
+@dataclass
+class Job:
+    prompt: list[int]
+    max_new: int
+    sequences: int
+    exclusive: bool
+    cancel_after: int | None  # steps
+    news: list[Progress] = field(default_factory=list)
+
+    def request(self) -> Request:
+        hf = GenerationConfig(num_beams=1)
+        rules = GenerationSettings(
+            hf, self.max_new, self.sequences, frozenset(), (), not self.exclusive
+        )
+        texts = [cast(Any, _Text()) for _ in range(self.sequences)]
+        answers = [Sequence(index, text) for index, text in enumerate(texts)]
+        return Request(Prompt(tuple(self.prompt)), rules, 0, answers, self.news.append)
+
+
+jobs = st.lists(
+    st.builds(
+        Job,
+        # Few different tokens, so that prompts begin alike.
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=40),
+        max_new=st.integers(1, 12),
+        sequences=st.integers(1, 3),
+        exclusive=st.sampled_from([False] * 9 + [True]),
+        cancel_after=st.one_of(st.none(), st.integers(0, 20)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+class FakeLoop:
+    """The steps of `engine.core.loop` with a runner that computes nothing.
+
+    In place of keys it writes each token's id, so that a page with the wrong content shows.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        shape = KVShape(1, 1, 1, torch.float32)
+        self.cache = KVCache(
+            {0: shape}, num_pages=num_pages, page_size=PAGE, device=torch.device("cpu")
+        )
+        self.scheduler = Scheduler(
+            self.cache,
+            max_sequences=MAX_SEQUENCES,
+            prefill_chunk=CHUNK,
+            max_prefill_rows=MAX_ROWS,
+            max_exclusive_tokens=1000,
+        )
+        self.admitted: list[Request] = []
+
+    def step(self) -> None:
+        scheduler = self.scheduler
+        while request := scheduler.admit():
+            self.admitted.append(request)
+            if not request.settings.batched:
+                for answer in request.sequences:
+                    for _ in range(request.settings.max_new_tokens):
+                        request.accept(answer, 7)
+                request.tell([])
+        batched = [request for request in scheduler.running if request.settings.batched]
+        assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
+        beside = sum(len(request.to_decode) for request in scheduler.decoding())
+        chunks = scheduler.prefill_chunks(beside=beside)
+        if chunks:
+            assert beside + sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
+        else:  # they run apart from the others, so that prompts always get on
+            chunks = scheduler.prefill_chunks()
+        assert sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
+        for chunk in chunks:
+            self._prefill(chunk)
+        for request in scheduler.decoding():
+            for answer in request.running:
+                self._decode(request, answer)
+            request.tell([])
+        scheduler.drop_finished()
+        scheduler.check_integrity()
+
+    def _write(self, pages: list[int], position: int, token: int) -> None:
+        self.cache.layers[0].keys[self.cache.slots(pages, position, position + 1)] = token
+
+    def read(self, pages: list[int], length: int) -> list[int]:
+        keys = self.cache.layers[0].keys[self.cache.slots(pages, 0, length)]
+        return [int(token) for token in keys.flatten()]
+
+    def _prefill(self, chunk: Any) -> None:
+        request = chunk.request
+        assert chunk.start % CHUNK == 0  # cut at the same places whoever else is there
+        assert chunk.stop == request.prompt_tokens or chunk.stop % CHUNK == 0
+        pages = request.sequences[0].pages
+        for position in range(chunk.start, chunk.stop):
+            self._write(pages, position, request.prompt.token_ids[position])
+        request.num_prefilled = chunk.stop
+        if not chunk.is_last:
+            return
+        self.scheduler.prefilled(request)
+        for answer in request.sequences:
+            if answer.index:
+                self.cache.copy(pages, answer.pages, 0, request.prompt_tokens)
+            request.accept(answer, 100 * request.id + answer.index)
+        request.status = Status.DECODE
+        request.tell([])
+
+    def _decode(self, request: Request, answer: Sequence) -> None:
+        """Write the last token and check that everything before it is this sequence's own."""
+        length = request.prompt_tokens + len(answer.token_ids)
+        self._write(answer.pages, length - 1, answer.token_ids[-1])
+        assert self.read(answer.pages, length) == [*request.prompt.token_ids, *answer.token_ids]
+        request.accept(answer, 100 * request.id + answer.index)
+
+
+@settings(max_examples=150, deadline=None)
+@given(jobs=jobs, num_pages=st.integers(14, 60))
+def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_pages: int) -> None:
+    loop = FakeLoop(num_pages)
+    accepted: list[tuple[Job, Request]] = []
+    for job in jobs:
+        request = job.request()
+        try:
+            loop.scheduler.check_fits(request)
+        except TaskArgsInvalid:
+            pages = loop.cache.pages_for(request.worst_case_tokens)
+            assert pages * job.sequences > num_pages
+            continue
+        loop.scheduler.waiting.append(request)
+        accepted.append((job, request))
+
+    most = sum(len(job.prompt) + job.max_new + 2 for job, _ in accepted)
+    for step in range(most + 1):
+        for job, request in accepted:
+            if job.cancel_after == step:
+                request.cancel()
+        loop.scheduler.drop_finished()
+        loop.step()
+        if not loop.scheduler.running and not loop.scheduler.waiting:
+            break
+
+    # Every task ended, and told so exactly once, last.
+    for job, _ in accepted:
+        ends = [news.done or news.error is not None for news in job.news]
+        assert ends.count(True) == 1
+        assert ends[-1]
+        if job.cancel_after is None:
+            assert job.news[-1].completion_tokens == job.sequences * job.max_new
+    # First come, first served.
+    order = [request.id for request in loop.admitted]
+    assert order == sorted(order)
+    # All pages are free, or kept as known beginnings.
+    kept = loop.scheduler.prefixes.kept_pages
+    assert loop.cache.num_free_pages + len(kept) == num_pages
+    assert len(set(kept)) == len(kept)
+    loop.scheduler.prefixes.make_room(num_pages)
+    assert loop.cache.num_free_pages == num_pages

@@ -1,0 +1,66 @@
+"""From the engine's thread to a coroutine: nothing is lost, and the end never waits."""
+
+import asyncio
+import threading
+import time
+
+from engine.requests.outputs import ChoiceDelta, Mailbox, Progress
+
+LONG = 60.0
+
+
+def news(text: str, *, done: bool = False) -> Progress:
+    return Progress((ChoiceDelta(0, text, "stop" if done else None),), len(text), done)
+
+
+def text_of(progress: Progress) -> str:
+    return "".join(delta.text for delta in progress.deltas)
+
+
+async def test_the_end_is_told_at_once_with_what_was_held_back() -> None:
+    mailbox = Mailbox()
+    mailbox.put(news("a"))
+    assert text_of(await mailbox.get()) == "a"
+    mailbox.put(news("b"))  # has woken the consumer already when it asks for silence
+    held = asyncio.create_task(mailbox.get(None, LONG))
+    await asyncio.sleep(0.01)
+    mailbox.put(news("c"))
+    await asyncio.sleep(0.01)
+    assert not held.done()
+    mailbox.put(news("d", done=True))
+    async with asyncio.timeout(LONG / 2):
+        last = await held
+    assert (text_of(last), last.done) == ("bcd", True)
+
+
+async def test_an_end_that_is_there_is_not_held_back() -> None:
+    mailbox = Mailbox()
+    mailbox.put(news("a", done=True))
+    async with asyncio.timeout(LONG / 2):
+        assert (await mailbox.get(LONG, LONG)).done
+
+
+async def test_without_news_there_is_an_end_of_patience() -> None:
+    mailbox = Mailbox()
+    assert await mailbox.get(0.01, 0.01) == Progress()
+    mailbox.put(news("a"))
+    assert text_of(await mailbox.get(LONG, 0.01)) == "a"
+
+
+async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
+    mailbox = Mailbox()
+    pieces = [f"{number} " for number in range(2000)]
+
+    def put() -> None:
+        for number, piece in enumerate(pieces):
+            mailbox.put(news(piece, done=number == len(pieces) - 1))
+            if number % 50 == 0:
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    told: list[Progress] = []
+    while not told or not told[-1].done:
+        told.append(await mailbox.get(0.001, 0.002 * (len(told) % 3)))
+    thread.join()
+    assert "".join(map(text_of, told)) == "".join(pieces)

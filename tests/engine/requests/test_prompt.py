@@ -1,0 +1,292 @@
+"""What the model is asked: the chat template's text, tokenized once, and nothing slips in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+
+from engine.loading.loader import LoadedModel
+from engine.requests.prompt import Prompt, PromptRenderer
+from engine.vision.preprocessor import PreparedImage
+from schema import Task
+from schema.errors import TaskArgsInvalid
+from tests.engine.models.tiny_models import CHAT_TEMPLATE, IMAGE, byte_tokenizer
+
+CHATML = (
+    "{%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif -%}"
+    "{%- if thinking is defined %}<think {{ thinking }}>{% endif -%}"
+    "{%- for message in messages -%}"
+    "<|{{ message.role }}|>{{ message.content }}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "<call>{{ call.function.name }}:{% for k, v in call.function.arguments.items() %}"
+    "{{ k }}={{ v }};{% endfor %}</call>{%- endfor -%}"
+    "{%- if message.tool_call_id %}<answers {{ message.tool_call_id }}>{% endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
+)
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+PNG = "AAAA"  # never decoded here
+
+
+def renderer(
+    template: str | None,
+    *,
+    images: bool = False,
+    context: int = 512,
+    tool_template: str | None = None,
+) -> PromptRenderer:
+    tokenizer = byte_tokenizer()
+    return PromptRenderer(
+        LoadedModel(
+            model=None,
+            tokenizer=tokenizer,
+            chat_template=template,
+            tool_template=tool_template,
+            image_token=IMAGE if images else None,
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE) if images else None,
+            context_length=context,
+            device=torch.device("cpu"),
+            revision=None,
+        )
+    )
+
+
+def task(messages: list[dict[str, Any]], **fields: Any) -> Task:
+    return Task.from_fields(model="tiny", messages=messages, **fields)
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def text_of(prompt: Prompt) -> str:
+    return str(byte_tokenizer().decode(list(prompt.token_ids)))
+
+
+def refused(render: Callable[[], object]) -> TaskArgsInvalid:
+    with pytest.raises(TaskArgsInvalid) as caught:
+        render()
+    return caught.value
+
+
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "one": user("Hi"),
+    "unicode": user("naïve 🦊 \u0000 نص"),
+    "empty": user(""),
+    "all roles": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "function": {"name": "weather", "arguments": {"at": "X"}}}],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "c"},
+    ],
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_prompt_is_that_of_apply_chat_template(name: str, settings: dict[str, Any]) -> None:
+    messages = CONVERSATIONS[name]
+    expected = byte_tokenizer().apply_chat_template(
+        messages,
+        chat_template=CHATML,
+        tools=settings.get("tools"),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **settings.get("template_args", {}),
+    )
+    assert list(renderer(CHATML).render(task(messages, **settings)).token_ids) == expected
+
+
+def test_tools_and_template_args_reach_the_template() -> None:
+    asked = task(user("Hi"), tools=[TOOL], template_args={"thinking": "off"})
+    text = text_of(renderer(CHATML).render(asked))
+    assert text.startswith("<tools>")
+    assert "weather" in text
+    assert "<think off>" in text
+
+
+def test_generation_can_continue_the_last_message() -> None:
+    messages = [*user("Count"), {"role": "assistant", "content": "one, tw"}]
+    asked = task(messages, template_args={"continue_final_message": True})
+    assert text_of(renderer(CHATML).render(asked)).endswith("one, tw")
+    asked = task(user("Hi"), template_args={"add_generation_prompt": False})
+    assert text_of(renderer(CHATML).render(asked)) == "<|user|>Hi"
+
+
+@pytest.mark.parametrize("arguments", ['{"at": "Oslo"}', {"at": "Oslo"}])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_arguments_of_tool_calls_are_objects_for_the_template(
+    arguments: Any, wrapped: bool
+) -> None:
+    call: dict[str, Any] = {"name": "weather", "arguments": arguments}
+    template = "{{ messages[0].tool_calls[0].arguments.at }}"
+    if wrapped:
+        call = {"type": "function", "function": call}
+        template = "{{ messages[0].tool_calls[0].function.arguments.at }}"
+    asked = task([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert text_of(renderer(template).render(asked)) == "Oslo"
+
+
+@pytest.mark.parametrize("arguments", ["not json", "5", "[" * 100_000, ""])
+def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    asked = task([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    template = "<{{ messages[0].tool_calls[0].function.arguments }}>"
+    prompt = renderer(template, context=200_000).render(asked)
+    assert text_of(prompt) == f"<{arguments}>"
+
+
+def test_without_a_template_the_contents_are_joined() -> None:
+    messages = [*user("one"), {"role": "assistant", "content": "two"}, *user("three")]
+    assert text_of(renderer(None).render(task(messages))) == "one\ntwo\nthree"
+    blocks = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert text_of(renderer(None).render(task(user(blocks)))) == "ab"
+
+
+def test_a_task_may_do_without_the_template() -> None:
+    messages = [*user("<|user|>one"), *user("two")]
+    asked = task(messages, use_chat_template=False)
+    with_template, without = renderer(CHATML), renderer(None)
+    assert text_of(with_template.render(asked)) == "<|user|>one\ntwo"
+    assert with_template.render(asked) == without.render(asked) == without.render(task(messages))
+    error = refused(lambda: with_template.render(asked.model_copy(update={"tools": [TOOL]})))
+    assert error.param == "tools"
+
+
+def test_a_template_for_tools_is_for_tasks_with_tools() -> None:
+    render = renderer("plain", tool_template="{{ tools[0].function.name }}").render
+    assert text_of(render(task(user("Hi")))) == "plain"
+    assert text_of(render(task(user("Hi"), tools=[]))) == "plain"
+    assert text_of(render(task(user("Hi"), tools=[TOOL]))) == "weather"
+
+
+def test_reasoning_that_comes_back_reaches_the_template() -> None:
+    template = "{{ messages[0].reasoning_content }}|{{ messages[1].reasoning_content is defined }}"
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    assert text_of(renderer(template).render(task([answer, *user("Hi")]))) == "Hm.|False"
+
+
+@pytest.mark.parametrize("settings", [{"tools": [TOOL]}, {"template_args": {"thinking": "no"}}])
+def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any]) -> None:
+    error = refused(lambda: renderer(None).render(task(user("Hi"), **settings)))
+    assert error.param == next(iter(settings))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenize", "chat_template", "tools", "truncation", "max_length", "return_tensors",
+     "conversation", "messages", "conversations", "self", "tokenizer_kwargs"],
+)  # fmt: skip
+def test_the_engines_own_arguments_are_refused_by_name(name: str) -> None:
+    asked = task(user("Hi"), template_args={name: True})
+    error = refused(lambda: renderer(CHATML).render(asked))
+    assert error.param == f"template_args.{name}"
+    assert name in str(error)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[0].content.nothing.here }}",
+        "{{ 1 // 0 }}",
+        "{{ messages | first | int / 0 }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{{ messages.append(1) }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% if %}",
+        "{{ messages | tojson(indent='x', foo=1) }}",
+    ],
+)
+def test_whatever_a_template_raises_is_the_tasks_error(template: str) -> None:
+    error = refused(lambda: renderer(template).render(task(user("Hi"))))
+    assert error.param == "messages"
+
+
+def test_a_templates_own_complaint_is_told() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    error = refused(lambda: renderer(template).render(task(user("Hi"))))
+    assert "roles must alternate" in str(error)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    assert refused(lambda: renderer(None).render(task(user("")))).param == "messages"
+
+
+class _NoTokenizing:
+    """A tokenizer that renders and knows its vocabulary; it must not be asked for tokens."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0, "long": 1}
+
+    def apply_chat_template(self, messages: list[Any], **arguments: Any) -> str:
+        return "".join(str(message.get("tool_calls", "")) for message in messages)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
+    asked = task(user("x" * 4 * 512))
+    tokenizer = cast(Any, _NoTokenizing())
+    loaded = LoadedModel(None, tokenizer, None, None, None, 512, torch.device("cpu"), None)
+    error = refused(lambda: PromptRenderer(loaded).render(asked))
+    assert error.param == "messages"
+    assert "512" in str(error)
+    assert "2048" in str(error)
+
+
+def test_tool_calls_that_cannot_fit_are_refused_before_they_are_tokenized() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "x" * 4096}}}
+    asked = task([*user("hi"), {"role": "assistant", "tool_calls": [call]}])
+    tokenizer = cast(Any, _NoTokenizing())
+    loaded = LoadedModel(None, tokenizer, "template", None, None, 512, torch.device("cpu"), None)
+    assert refused(lambda: PromptRenderer(loaded).render(asked)).param == "messages"
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', r'{"a": NaN}', '{"a": 1, "a": 2}', "[1]"])
+def test_arguments_that_are_no_plain_object_stay_text(text: str) -> None:
+    template = "{{ messages[1].tool_calls[0].function.arguments is string }}"
+    call = {"type": "function", "function": {"name": "f", "arguments": text}}
+    render = renderer(template).render
+    prompt = render(task([*user("hi"), {"role": "assistant", "tool_calls": [call]}]))
+    assert byte_tokenizer().decode(list(prompt.token_ids)) == "True"
+
+
+@pytest.mark.parametrize("value", [1, "yes", [True], {"a": 1}])
+def test_template_switches_are_booleans(value: Any) -> None:
+    asked = task(user("hi"), template_args={"continue_final_message": value})
+    error = refused(lambda: renderer(CHAT_TEMPLATE).render(asked))
+    assert error.param == "template_args.continue_final_message"
+
+
+def test_a_placeholder_in_the_text_is_no_image() -> None:
+    """Neither with nor without images may the text claim to be one."""
+    render = renderer(CHAT_TEMPLATE, images=True).render
+    inputs = (PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"", 2),)
+    image = {"type": "image", "base64": PNG}
+    for content in (IMAGE, [{"type": "text", "text": f"look: {IMAGE}"}]):
+        error = refused(lambda content=content: render(task(user(content))))  # type: ignore[misc]
+        assert error.param == "messages"
+        assert IMAGE in str(error)
+    blocks = [image, {"type": "text", "text": IMAGE}]
+    assert refused(lambda: render(task(user(blocks)), inputs)).param == "messages"
+
+
+def test_images_stand_where_their_blocks_stand() -> None:
+    inputs = (
+        PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"1", 2),
+        PreparedImage({}, f"<img>{IMAGE}</img>", b"2", 1),
+    )
+    image = {"type": "image", "base64": PNG}
+    blocks = [{"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}, image]
+    prompt = renderer(CHAT_TEMPLATE, images=True).render(task(user(blocks)), inputs)
+    expected = f"[user]a<img>{IMAGE * 2}</img>b<img>{IMAGE}</img>[assistant]"
+    assert list(prompt.token_ids) == byte_tokenizer()(expected)["input_ids"]
+    assert prompt.images is inputs

@@ -1,0 +1,199 @@
+"""`python -m serve_app.check`: the file is right, or every fault is named."""
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+from serve_app.check import main
+from serve_app.config.app_args import REPOSITORY
+
+GPUS = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+COMMITTED = REPOSITORY / "serve_config.yaml"
+
+
+def _document() -> Any:
+    return yaml.safe_load(COMMITTED.read_text(encoding="utf-8"))
+
+
+def _written(tmp_path: Path, document: Any) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return str(path)
+
+
+def test_the_committed_configuration_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(COMMITTED)]) == 0
+    plan = capsys.readouterr().out
+    assert "Model:demo:float32: model 'demo'" in plan
+    assert "INT8; 0 to 1 replicas" in plan
+    assert "INT4; 0 to 1 replicas" in plan
+
+
+def test_the_commented_example_is_right_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    text = COMMITTED.read_text(encoding="utf-8")
+    before, example = text.split("\n\n        # A model from the hub", 1)
+    example, after = example.split("\n\n", 1)
+    commented = example[example.index("        # - id:") :]
+    fields = re.sub(r"^ {8}# ", " " * 8, commented, flags=re.MULTILINE)
+    path.write_text(f"{before}\n{fields}\n{after}", encoding="utf-8")
+    assert main([str(path)]) == 0, capsys.readouterr().err
+    assert "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4; 1 to 4" in capsys.readouterr().out
+
+
+def test_the_commented_keys_are_right_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice: 0123456789abcdef\nbob: fedcba9876543210\n")
+    keys.chmod(0o644)
+    text = COMMITTED.read_text(encoding="utf-8").replace("/etc/gpt-task-serve/keys", str(keys))
+    before, after = text.split("      # auth:")
+    fields = re.sub(r"^ {6}# ", " " * 6, f"      # auth:{after}", flags=re.MULTILINE)
+    path = tmp_path / "config.yaml"
+    path.write_text(before + fields.replace("      Web pages", "      # Web pages"))
+    assert main([str(path)]) == 0, capsys.readouterr().err
+    plan = capsys.readouterr().out
+    each = "for each ingress replica"
+    assert f"Key alice: max_concurrent 64 {each}, requests_per_minute 6000 {each}" in plan
+    assert f"Key bob: max_concurrent 16 {each}, requests_per_minute 600 {each}" in plan
+    assert f"Warning: other users of this machine can read the keys in {keys}" in plan
+    assert "CORS: https://app.example.org" in plan
+    assert "0123456789abcdef" not in plan
+    keys.unlink()
+    assert main([str(path)]) == 1
+    assert f"applications.0.args.auth.keys_file: {keys}: No such file" in capsys.readouterr().err
+
+
+def test_faults_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["args"]["models"][1]["quantise_bits"] = 4
+    document["applications"][0]["args"]["limits"]["max_body_mb"] = "big"
+    assert main([_written(tmp_path, document)]) == 1
+    faults = capsys.readouterr().err
+    assert "applications.0.args.models.1: unknown key 'quantise_bits'; did you mean" in faults
+    assert "applications.0.args.limits.max_body_mb: " in faults
+
+
+def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"
+    assert main([_written(tmp_path, document)]) == 1
+    assert "args.models.0.source: no model in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", [None, "text_config", "llm_config"])
+def test_a_context_that_the_model_does_not_have(
+    part: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = {"max_position_embeddings": 4096}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({part: limit} if part else limit))
+    document = _document()
+    model = document["applications"][0]["args"]["models"][1]
+    model |= {"source": str(tmp_path), "engine": {"context_length": 4096}}
+    assert main([_written(tmp_path, document)]) == 0
+    model["engine"]["context_length"] = 4097
+    assert main([_written(tmp_path, document)]) == 1
+    said = "args.models.1.engine.context_length: 4097, but the model was made for 4096 tokens"
+    assert said in capsys.readouterr().err
+    config.write_text("[")
+    assert main([_written(tmp_path, document)]) == 1
+    assert "args.models.1.source: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(GPUS > 0, reason="this machine has GPUs")
+def test_a_gpu_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    assert main([_written(tmp_path, document)]) == 0
+    assert "Warning" not in capsys.readouterr().out
+    document["applications"][0]["args"]["models"][0]["device"] = "cuda"
+    assert main([_written(tmp_path, document)]) == 0  # it may join later
+    said = capsys.readouterr().out
+    assert "Warning: Model:demo:float32 has device: cuda, and this machine has no GPU" in said
+
+
+def test_a_chat_that_asks_another_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document() | {"http_options": {"port": 8123}}
+    assert main([_written(tmp_path, document)]) == 0
+    said = capsys.readouterr().out
+    assert "Warning: the chat asks http://127.0.0.1:8000, but this server listens on 8123" in said
+    for server in ("http://127.0.0.1:8123", "https://elsewhere.example.org"):
+        document["applications"][1]["args"]["server"] = server
+        assert main([_written(tmp_path, document)]) == 0
+        assert "Warning: the chat" not in capsys.readouterr().out
+
+
+def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    document["applications"][0]["deployments"] = [{"name": "Ingress"}, {"name": "Model:demo"}]
+    assert main([_written(tmp_path, document)]) == 1
+    assert "deployments.1.name: 'Model:demo' is none of Ingress, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must be a mapping"),
+        ("applications: [", "is not YAML"),
+        ("applications: []", "none has import_path: serve_app.app:build"),
+        ("http_options: {port: x}\napplications: []", "http_options.port"),
+        ("application: []", "applications"),
+    ],
+)
+def test_files_that_are_no_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert main([str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.yaml")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"http_options": {"prot": 8000}},
+            "http_options: unknown key 'prot'; did you mean 'port'",
+        ),
+        (
+            {"http_option": {"port": 8000}},
+            "unknown key 'http_option'; did you mean 'http_options'",
+        ),
+        ({"http_options": {"port": 80_000}}, "http_options.port must be 1 to 65535, got 80000"),
+        ({"http_options": {"port": "x"}}, "http_options.port: "),
+    ],
+)
+def test_what_ray_would_ignore_or_stumble_over(
+    change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([_written(tmp_path, _document() | change)]) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by who would share it, as Ray's proxies do."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        file = _written(tmp_path, _document() | {"http_options": {"port": port}})
+        assert main([file]) == 0
+        assert main([file, "--port-is-free"]) == 1
+        assert f"port {port}" in capsys.readouterr().err
+    assert main([file, "--port-is-free"]) == 0

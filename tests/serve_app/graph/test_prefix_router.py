@@ -1,0 +1,53 @@
+"""Which replica a task is sent to: by its beginning, within a bound of unevenness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schema import Task
+from serve_app.graph.ejection import SUSPECT_S, Suspects
+from serve_app.graph.prefix_key import MIN_CHARS, beginning_of
+
+LONG = "You are a careful assistant. " * (MIN_CHARS // 20)
+
+
+def task(*messages: tuple[str, Any], **fields: Any) -> Task:
+    said = [{"role": role, "content": content} for role, content in messages]
+    return Task.from_fields(model="demo", messages=said, **fields)
+
+
+def test_all_turns_of_a_conversation_begin_alike() -> None:
+    turns = [("system", LONG), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Go on.")]
+    first = beginning_of(task(*turns[:2]))
+    assert first
+    assert beginning_of(task(*turns)) == first
+    assert beginning_of(task(*turns, seed=7, generation_config={"max_new_tokens": 9})) == first
+    others = [
+        task(("system", LONG), ("user", "Good day.")),
+        task(("system", LONG + "!"), ("user", "Hello.")),
+        task(("user", LONG), ("user", "Hello.")),
+        task(*turns, tools=[{"type": "function", "function": {"name": "f"}}]),
+    ]
+    assert len({first, *map(beginning_of, others)}) == len(others) + 1
+
+
+def test_a_picture_is_part_of_the_beginning() -> None:
+    def about(picture: str) -> str:
+        blocks = [{"type": "image", "base64": picture}, {"type": "text", "text": "What is it?"}]
+        return beginning_of(task(("user", blocks)))
+
+    assert about("A" * 4000) == about("A" * 4000) != about("A" * 3996 + "BBBB")
+
+
+def test_a_short_beginning_does_not_matter() -> None:
+    assert beginning_of(task(("user", "Hello."), ("assistant", LONG), ("user", "?"))) == ""
+
+
+def test_a_suspect_is_trusted_again() -> None:
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    suspects.add("a")
+    assert "a" in suspects
+    assert "b" not in suspects
+    now = SUSPECT_S + 1
+    assert "a" not in suspects

@@ -1,0 +1,198 @@
+"""A stream whose replica is lost goes on, with not a character lost, doubled or changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import ASGIApp
+
+from engine.requests.outputs import collect
+from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task, TaskResponse
+from serve_app.graph.replay import Delivered
+from tests.serve_app import scripted
+from tests.serve_app.scripted import app_maker, client, events_of, task
+
+# --- Chunks, without a graph ---------------------------------------------------------------------
+
+Texts = list[str]
+
+
+def chunk(text: str, reason: Any = None) -> StreamChunk:
+    return {**scripted.chunk(text, reason), "system_fingerprint": "one"}
+
+
+def cut(text: str, places: list[int]) -> Texts:
+    """A text in pieces."""
+    stops = sorted({min(place, len(text)) for place in places} | {len(text)})
+    return [text[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def run_of(texts: Texts, places: list[int], reason: str = "stop") -> list[StreamChunk]:
+    """Chunks of a run that says these texts, one for each choice, cut at these places."""
+    chunks: list[Any] = []
+    for index, text in enumerate(texts):
+        pieces = [piece for piece in cut(text, places) if piece]
+        for number, piece in enumerate(pieces or [""]):
+            made: Any = chunk(piece, reason if number >= len(pieces) - 1 else None)
+            made["choices"][0]["index"] = index
+            chunks.append(made)
+    return chunks
+
+
+answers = st.lists(st.text("abé\n🙂", max_size=12), min_size=1, max_size=3)
+places = st.lists(st.integers(0, 12), max_size=6)
+
+
+@given(answers, st.lists(st.tuples(places, st.integers(0, 30)), max_size=3), places)
+def test_whatever_is_lost_the_client_gets_the_answer(
+    texts: Texts, lost: list[tuple[list[int], int]], last: list[int]
+) -> None:
+    delivered, told = Delivered(), list[StreamChunk]()
+    for cuts, count in lost:
+        told += [new for c in run_of(texts, cuts)[:count] if (new := delivered.take(c))]
+        delivered.again()
+    told += [new for c in run_of(texts, last) if (new := delivered.take(c))]
+    response = collect(told)
+    assert [c["message"]["content"] for c in response["choices"]] == texts
+    ends = [c["index"] for made in told for c in made["choices"] if c["finish_reason"]]
+    assert sorted(ends) == list(range(len(texts)))  # each is told once
+
+
+@given(answers, places, st.integers(1, 30), answers, places)
+def test_a_run_that_differs_is_never_spliced(
+    texts: Texts, cuts: list[int], count: int, others: Texts, other_cuts: list[int]
+) -> None:
+    others = (others + texts)[: len(texts)]
+    delivered = Delivered()
+    before = [new for c in run_of(texts, cuts)[:count] if (new := delivered.take(c))]
+    delivered.again()
+    after = list[StreamChunk]()
+    try:
+        after += [new for c in run_of(others, other_cuts) if (new := delivered.take(c))]
+    except ReplayDiffers:
+        assert texts != others
+        return
+    joined = collect([*before, *after])
+    assert [c["message"]["content"] for c in joined["choices"]] == others
+
+
+def test_everything_in_a_delta_is_continued() -> None:
+    """Tool calls and log-probabilities add up as texts do."""
+
+    def delta(arguments: str, logprobs: list[float]) -> StreamChunk:
+        made: Any = chunk("")
+        call = {"index": 1, "function": {"arguments": arguments}}
+        made["choices"][0]["delta"]["tool_calls"] = [call]
+        made["choices"][0]["logprobs"] = {"content": [{"logprob": value} for value in logprobs]}
+        return cast(StreamChunk, made)
+
+    delivered = Delivered()
+    delivered.take(delta('{"city": "Li', [-1.0, -2.0]))
+    delivered.again()
+    assert delivered.take(delta('{"ci', [-1.0])) is None
+    news = delivered.take(delta('ty": "Lima"}', [-2.0, -3.0]))
+    assert news is not None
+    (choice,) = json.loads(json.dumps(news))["choices"]
+    assert choice["delta"]["tool_calls"] == [{"index": 1, "function": {"arguments": 'ma"}'}}]
+    assert choice["logprobs"] == {"content": [{"logprob": -3.0}]}
+    delivered.again()
+    with pytest.raises(ReplayDiffers):
+        delivered.take(delta("{", [-1.5]))
+
+
+def test_a_replica_of_another_kind_does_not_go_on() -> None:
+    delivered = Delivered()
+    delivered.take(chunk("a"))
+    delivered.again()
+    with pytest.raises(ReplayDiffers, match="two instead of one"):
+        delivered.take({**chunk("a"), "system_fingerprint": "two"})
+
+
+# --- Through the dispatcher ----------------------------------------------------------------------
+
+LOST, STALLED, FULL, STOPPED = "<lost>", "<stalled>", "<full>", "<stopped>"
+_runs: dict[str, int] = {}
+
+
+class LosingReplica:
+    """Says what the task's script has for this run: a list of texts for every run."""
+
+    async def stream(
+        self, task: Task, images: Any, caller: str = ""
+    ) -> AsyncIterator[StreamChunk | str]:
+        script = str(task.messages[0].content)
+        run = _runs[script] = _runs.get(script, -1) + 1
+        runs: list[Texts] = json.loads(script)
+        yield "replica"
+        *texts, last = runs[min(run, len(runs) - 1)]
+        for text in texts:
+            yield chunk(text)
+        if last == LOST:
+            raise EngineStopped("gone", retry_after_s=1)
+        if last == STOPPED:  # by Ray; nobody has asked for it
+            raise asyncio.CancelledError
+        if last == FULL:
+            raise Overloaded("full", retry_after_s=1)
+        if last == STALLED:
+            await asyncio.Event().wait()
+        yield chunk(last, "stop")
+
+    async def run(
+        self, task: Task, images: Any, caller: str = ""
+    ) -> AsyncIterator[TaskResponse | str]:
+        yield "replica"
+        made = [item async for item in self.stream(task, images)]
+        yield collect([item for item in made if not isinstance(item, str)])
+
+
+@pytest.fixture(scope="module")
+def app() -> Callable[..., ASGIApp]:
+    return app_maker(LosingReplica)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    ("runs", "text", "code"),
+    [
+        ([["a", "b", LOST], ["ab", "c"]], "abc", None),
+        ([[LOST], ["abc"]], "abc", None),
+        ([["a", LOST], ["ab", LOST], ["", "abc"]], "abc", None),
+        ([["a", STALLED], ["abc"]], "abc", None),
+        ([["a", STOPPED], ["abc"]], "abc", None),
+        ([["a", LOST], [FULL], ["abc"]], "abc", None),  # it had a place, and gets another
+        ([["a", LOST]], "a", "engine_stopped"),
+        ([["ab", LOST], ["ac"]], "ab", "replay_differs"),
+        ([["ab", LOST], ["a"]], "ab", "replay_differs"),
+    ],
+)
+async def test_losses(
+    app: Callable[..., ASGIApp], runs: list[Texts], text: str, code: str | None, streamed: bool
+) -> None:
+    script = task(json.dumps(runs))
+    _runs.clear()
+    async with client(app(stall_timeout_s=0.2, max_replays=2)) as http:
+        response = await http.post("/v1/tasks" + ("?stream=true" if streamed else ""), json=script)
+        counted = (await http.get("/v1/models")).json()["ingress"]["replays"]
+    # What was refused for want of room was no loss.
+    again = _runs[str(script["messages"][0]["content"])]
+    assert counted == {"Model:demo": again - ([FULL] in runs)}
+    if not streamed and code == "replay_differs":  # nobody was told of the first run
+        assert response.json()["choices"][0]["message"]["content"] == runs[1][0]
+        return
+    if not streamed:
+        body = response.json()
+        assert (response.status_code, body.get("error", {}).get("code")) == (
+            (200, None) if code is None else (503, code)
+        )
+        assert code or body["choices"][0]["message"]["content"] == text
+        return
+    *events, last = events_of(response.text)
+    assert last.get("error", {}).get("code") == code
+    events += [] if code else [last]
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == text

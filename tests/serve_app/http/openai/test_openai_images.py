@@ -1,0 +1,54 @@
+"""Pictures at addresses, as OpenAI's client sends them to the running server."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.serve_app.http.openai.test_openai import joined, picture, texts
+from tests.serve_app.replicas.images.image_host import PICTURES, PictureHost
+
+
+@pytest.fixture
+def api(address: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_a_picture_at_an_address(api: OpenAI, pictures: PictureHost, scheme: str) -> None:
+    place = f"http://localhost:{pictures.port}" if scheme == "http" else f"file://{PICTURES}"
+
+    def ask(*urls: str) -> list[Any]:
+        content: list[Any] = [
+            *({"type": "image_url", "image_url": {"url": url}} for url in urls),
+            {"type": "text", "text": "What is in this image?"},
+        ]
+        return [{"role": "user", "content": content}]
+
+    names = ("blue_star.png", "red_circle.png")
+    held = ask(*(picture(name) for name in names))
+    there = ask(*(f"{place}/{name}" for name in names))
+    asked: dict[str, Any] = {"model": "demo", "seed": 4, "n": 2}
+    whole = api.chat.completions.create(messages=held, **asked)
+    fetched = api.chat.completions.create(messages=there, **asked)
+    stream: Any = api.chat.completions.create(messages=there, stream=True, **asked)
+    assert texts(fetched) == texts(whole) == joined(list(stream))[0]
+    assert fetched.usage == whole.usage
+    assert fetched.system_fingerprint == whole.system_fingerprint
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_while_a_picture_is_fetched(
+    api: OpenAI, pictures: PictureHost, stream: bool
+) -> None:
+    url = f"http://localhost:{pictures.port}/silence"
+    content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(openai.APITimeoutError):
+        api.with_options(timeout=2.0).chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": content}], stream=stream
+        )
+    # Whoever prepared the picture has left too, long before its own deadline.
+    pictures.left.get(timeout=60)

@@ -1,0 +1,66 @@
+"""A replica whose model cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schema import ModelInvalid, Task, TaskArgsInvalid
+from serve_app.config.app_args import ModelArgs
+from serve_app.replicas.model_replica import ModelReplica
+
+
+def model(directory: Path, **fields: Any) -> ModelArgs:
+    return ModelArgs.model_validate({"id": "broken", "source": str(directory), **fields})
+
+
+async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
+    """Its client would otherwise wait for as long as Ray tries to start it."""
+    replica = ModelReplica(model(tmp_path, min_replicas=0), "cpu")
+    task = Task.from_fields(model="broken", messages=[{"role": "user", "content": "hi"}])
+    for call in (replica.run, replica.stream):
+        with pytest.raises(ModelInvalid, match="broken"):
+            async for _ in call(task, None):
+                pass
+    status = await replica.status()
+    assert status["tasks"]["failed"] == 2
+    assert status["error"]["code"] == "model_not_found"
+    await replica.check_health()
+
+
+async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that keeps back its news has to say that it lives all the same."""
+    monkeypatch.setattr("serve_app.replicas.model_replica.HEARTBEAT_S", 0.05)
+    demo = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
+    replica = ModelReplica(ModelArgs.model_validate(demo), "cpu")
+    task = Task.from_fields(
+        model="demo",
+        messages=[{"role": "user", "content": "hi"}],
+        generation_config={"do_sample": True, "temperature": 100.0, "num_return_sequences": 8},
+    )
+    *signs, response = [item async for item in replica.run(task, None)]
+    assert not isinstance(response, str)
+    assert len(signs) > 2  # the first says that it has begun
+    assert all(isinstance(sign, str) for sign in signs)
+
+
+def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
+    with pytest.raises(ModelInvalid, match="broken"):
+        ModelReplica(model(tmp_path, min_replicas=1), "cpu")
+
+
+def test_the_log_has_no_traceback_of_a_refused_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray Serve logs what leaves a replica's methods as this does."""
+    ModelReplica(model(tmp_path, min_replicas=0), "cpu")
+    for raised in (TaskArgsInvalid("too long"), ValueError("a bug")):
+        try:
+            raise raised
+        except type(raised):
+            logging.getLogger("ray.serve").exception("Request failed.")
+    assert "a bug" in caplog.text
+    assert "too long" not in caplog.text
