@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from demo.data.shapes import HELD_OUT_SEED, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, draw_image
 
 _IDLE_TIMEOUT_S = 60.0
 
@@ -46,7 +46,7 @@ def _task(number: int) -> dict[str, Any]:
     config: dict[str, Any] = {"max_new_tokens": 64}
     if kind == 1:
         picture = io.BytesIO()
-        draw_picture(HELD_OUT_SEED + number).image.save(picture, "PNG")
+        draw_image(HELD_OUT_SEED + number).image.save(picture, "PNG")
         content = [
             {"type": "image", "base64": base64.b64encode(picture.getvalue()).decode()},
             {"type": "text", "text": "What is in this image?"},

@@ -133,13 +133,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             metrics.PREFIX_TOKENS.description,
         ),
         Panel(
-            "Pictures",
+            "Images",
             "reqps",
             (
                 Line(_rate(metrics.IMAGES_ENCODED, *_MODEL), f"{_MODEL_LEGEND} encoded"),
                 Line(_rate(metrics.IMAGES_REUSED, *_MODEL), f"{_MODEL_LEGEND} reused"),
             ),
-            "Pictures that were encoded, and those whose features were still there",
+            "Images that were encoded, and those whose features were still there",
         ),
         _gauge("Loading of a model", "s", metrics.LOAD_SECONDS, *_BY_REPLICA),
         Panel(

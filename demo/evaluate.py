@@ -1,6 +1,6 @@
 """Measures the demo model: `python -m demo.evaluate --model demo/model [--quantize-bits 8]`.
 
-Every answer is generated greedily by `transformers` and compared to the letter. Pictures come from
+Every answer is generated greedily by `transformers` and compared to the letter. Images come from
 held-out seeds; questions come from generators that training does not use, but small skills (the
 sums, the words to spell, the questions about the project) draw from lists that training has seen
 whole. "free questions" are written by hand and stand in no training template.
@@ -28,9 +28,9 @@ from demo.data.conversations import (
     pair_turn,
     single_turn,
 )
-from demo.data.image_skills import PAIR_SKILLS, PICTURE_SKILLS, WHAT
+from demo.data.image_skills import IMAGE_SKILLS, PAIR_SKILLS, WHAT
 from demo.data.knowledge import FALLBACK
-from demo.data.shapes import HELD_OUT_SEED, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, draw_image
 from demo.data.turns import Turn
 from demo.data.words import lines
 from demo.training.model_files import render
@@ -44,22 +44,22 @@ NOT_QUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
 FREE_QUESTIONS = lines("free_questions")
 
 
-def _pictures(skill: str, i: int) -> Conversation:
+def _images(skill: str, i: int) -> Conversation:
     rng = random.Random(f"evaluate {skill} {i}")
-    return Conversation((single_turn(rng, skill, draw_picture(HELD_OUT_SEED + i)),))
+    return Conversation((single_turn(rng, skill, draw_image(HELD_OUT_SEED + i)),))
 
 
 def _what(i: int) -> Conversation:
-    picture = draw_picture(HELD_OUT_SEED + i)
-    return Conversation((Turn(WHAT, picture.description, (picture,)),))
+    drawing = draw_image(HELD_OUT_SEED + i)
+    return Conversation((Turn(WHAT, drawing.description, (drawing,)),))
 
 
 def _follow_up(i: int) -> Conversation:
-    """A second question about a picture of the first turn."""
+    """A second question about an image of the first turn."""
     rng = random.Random(f"evaluate follow-up {i}")
-    picture = draw_picture(HELD_OUT_SEED + i)
-    first = single_turn(rng, rng.choice(["what", "colour", "shape"]), picture)
-    second = PICTURE_SKILLS[rng.choice(["what", "colour", "shape"])](rng, picture)
+    drawing = draw_image(HELD_OUT_SEED + i)
+    first = single_turn(rng, rng.choice(["what", "colour", "shape"]), drawing)
+    second = IMAGE_SKILLS[rng.choice(["what", "colour", "shape"])](rng, drawing)
     return Conversation((first, second))
 
 
@@ -82,11 +82,11 @@ def _third_turn(i: int) -> Conversation:
     return Conversation(tuple(turns), system="You are a helpful assistant.")
 
 
-def skills(pictures: int, others: int) -> Iterator[tuple[str, list[Conversation]]]:
+def skills(drawings: int, others: int) -> Iterator[tuple[str, list[Conversation]]]:
     """Name and conversations of every skill; the last answer of each conversation is asked for."""
-    yield WHAT, [_what(i) for i in range(pictures)]
-    for name in PICTURE_SKILLS:
-        yield f"one picture: {name}", [_pictures(name, i) for i in range(others)]
+    yield WHAT, [_what(i) for i in range(drawings)]
+    for name in IMAGE_SKILLS:
+        yield f"one picture: {name}", [_images(name, i) for i in range(others)]
     yield "one picture: follow-up", [_follow_up(i) for i in range(others)]
     for name in PAIR_SKILLS:
         yield f"two pictures: {name}", [_pairs(name, i) for i in range(others)]
@@ -122,7 +122,7 @@ class Answerer:
             for conversation in conversations
         ]
         inputs = dict(self._tokenizer(prompts, padding=True, return_tensors="pt"))
-        images = [picture.image for talk in conversations for picture in talk.pictures]
+        images = [drawing.image for talk in conversations for drawing in talk.drawings]
         if images:
             pixels = self._image_processor(images, return_tensors="pt")["pixel_values"]
             inputs["pixel_values"] = pixels.to(self._model.dtype)
@@ -151,12 +151,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--quantize-bits", type=int, choices=[8, 4])
-    parser.add_argument("--pictures", type=int, default=1000, help=f'conversations for "{WHAT}"')
+    parser.add_argument("--images", type=int, default=1000, help=f'conversations for "{WHAT}"')
     parser.add_argument("--others", type=int, default=200, help="conversations a skill else")
     parser.add_argument("--failures", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
     answer = Answerer(arguments.model, getattr(torch, arguments.dtype), arguments.quantize_bits)
-    for name, conversations in skills(arguments.pictures, arguments.others):
+    for name, conversations in skills(arguments.images, arguments.others):
         accuracy = measure(answer, conversations, failures=arguments.failures)
         print(f"{name:28} {len(conversations):5} {accuracy:7.1%}", flush=True)
 

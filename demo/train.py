@@ -13,7 +13,7 @@ from transformers import InternVLForConditionalGeneration
 
 from demo.data.conversations import COMPARING_MIX, COUNTING_MIX, JOINT_MIX, TEXT_MIX
 from demo.data.shapes import COLOURS, SHAPES
-from demo.training.architecture import PictureHead, new_model
+from demo.training.architecture import ImageHead, new_model
 from demo.training.conversation_stage import ConversationTraining, Plan
 from demo.training.model_files import new_tokenizer, save_model
 from demo.training.vision_stage import train_vision
@@ -24,7 +24,7 @@ PLANS = [
     Plan(
         "language",
         steps=1500,
-        picture_rows=0,
+        image_rows=0,
         text_rows=40,
         text_mix=TEXT_MIX,
         peak=2e-3,
@@ -37,7 +37,7 @@ PLANS = [
     Plan(
         "counting",
         steps=500,
-        picture_rows=0,
+        image_rows=0,
         text_rows=48,
         text_mix=COUNTING_MIX,
         peak=2e-3,
@@ -47,7 +47,7 @@ PLANS = [
     Plan(
         "joint",
         steps=700,
-        picture_rows=24,
+        image_rows=24,
         text_rows=28,
         text_mix=JOINT_MIX,
         peak=1e-3,
@@ -57,7 +57,7 @@ PLANS = [
     Plan(
         "comparing",
         steps=360,
-        picture_rows=20,
+        image_rows=20,
         text_rows=40,
         text_mix=COMPARING_MIX,
         pairs=0.6,
@@ -72,7 +72,7 @@ HERE = Path(__file__).parent
 
 
 def _vision_stage(
-    model: InternVLForConditionalGeneration, head: PictureHead, steps: int, checkpoint: Path
+    model: InternVLForConditionalGeneration, head: ImageHead, steps: int, checkpoint: Path
 ) -> None:
     """Trains tower, projector and head, or loads what an earlier run has trained."""
     if checkpoint.exists():
@@ -88,7 +88,7 @@ def train(out: Path, checkpoints: Path, scale: float) -> None:
     """All stages, each `scale` times as long as published; leaves a model folder at `out`."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     model = new_model(SEED)
-    head = PictureHead(len(COLOURS), len(SHAPES))
+    head = ImageHead(len(COLOURS), len(SHAPES))
     model.train()
     _vision_stage(model, head, round(VISION_STEPS * scale), checkpoints / "vision.pt")
 

@@ -70,8 +70,8 @@ class EngineConfig:
             the exclusive lane, where models run that the batch loop cannot. Everybody waits while
             such a task runs.
         kv_cache_tokens: tokens that the KV cache holds; None sizes it from the device's memory.
-        image_cache_bytes: what is kept of pictures, so that one that comes again is neither
-            prepared nor encoded again: so many bytes of pixels where pictures are prepared, and so
+        image_cache_bytes: what is kept of images, so that one that comes again is neither
+            prepared nor encoded again: so many bytes of pixels where images are prepared, and so
             many of features on the model's device. 0 keeps nothing. It changes no bits.
         max_kv_cache_bytes: most memory of a KV cache whose ``kv_cache_tokens`` is None.
         deterministic: run only at row counts that give the same bits. False is for measuring what

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Chat completions with nothing but curl: whole, streamed, and with a picture.
+# Chat completions with nothing but curl: whole, streamed, and with an image.
 set -eu
 BASE_URL=${BASE_URL:-http://127.0.0.1:8000}
 cd "$(dirname "$0")/.."
@@ -20,12 +20,12 @@ curl -sS --fail-with-body -N "$BASE_URL/v1/chat/completions" -H 'Content-Type: a
   "stream": true
 }'
 
-echo '# a picture'
-picture=$(base64 < demo/images/red_circle.png | tr -d '\n')
+echo '# an image'
+image=$(base64 < demo/images/red_circle.png | tr -d '\n')
 curl -sS --fail-with-body "$BASE_URL/v1/chat/completions" -H 'Content-Type: application/json' -d '{
   "model": "demo",
   "messages": [{"role": "user", "content": [
-    {"type": "image_url", "image_url": {"url": "data:image/png;base64,'"$picture"'"}},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,'"$image"'"}},
     {"type": "text", "text": "What is in this image?"}
   ]}],
   "temperature": 0

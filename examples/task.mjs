@@ -40,14 +40,14 @@ const whole = await post("/v1/tasks", {
 const answer = await whole.json();
 console.log(answer.choices[0].message.content);
 
-const picture = await readFile(new URL("../demo/images/blue_star.png", import.meta.url));
+const image = await readFile(new URL("../demo/images/blue_star.png", import.meta.url));
 const streamed = await post("/v1/tasks?stream=true", {
   model: "demo",
   messages: [
     {
       role: "user",
       content: [
-        { type: "image", base64: picture.toString("base64") },
+        { type: "image", base64: image.toString("base64") },
         { type: "text", text: "What is in this image?" },
       ],
     },

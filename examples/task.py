@@ -1,4 +1,4 @@
-"""The task endpoint with the standard library only: whole, then streamed with a picture."""
+"""The task endpoint with the standard library only: whole, then streamed with an image."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 BASE_URL = os.environ.get("BASE_URL", "http://127.0.0.1:8000")
-PICTURES = Path(__file__).resolve().parent.parent / "demo" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "demo" / "images"
 
 
 def post(path: str, task: dict) -> urllib.request.Request:
@@ -29,14 +29,14 @@ with urllib.request.urlopen(post("/v1/tasks", story)) as response:
 for choice in answer["choices"]:
     print(f"{choice['index']}: {choice['message']['content']}")
 
-picture = base64.b64encode((PICTURES / "red_circle.png").read_bytes()).decode()
+image = base64.b64encode((IMAGES / "red_circle.png").read_bytes()).decode()
 question = {
     "model": "demo",
     "messages": [
         {
             "role": "user",
             "content": [
-                {"type": "image", "base64": picture},
+                {"type": "image", "base64": image},
                 {"type": "text", "text": "What is in this image?"},
             ],
         }

@@ -12,7 +12,7 @@
     ├── ModelNotDownloaded   404  a known model whose files are not on this machine
     │   └── ModelIncomplete  404  some of its files are, others are missing: half a download
     ├── ModelDownloadError   502  the hub did not deliver the model
-    ├── ImageDownloadError   502  the host of a picture's address did not deliver it
+    ├── ImageDownloadError   502  the host of an image's address did not deliver it
     ├── OutOfMemory          507  this task does not fit on this machine, now or later
     ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
     │   ├── EngineStopped    503  what ran the task has gone; run again, it gives the same answer
@@ -170,7 +170,7 @@ class ModelDownloadError(TaskError):
 
 
 class ImageDownloadError(TaskError):
-    """The host of a picture's address did not deliver it, or not in time."""
+    """The host of an image's address did not deliver it, or not in time."""
 
     http_status = 502
     code = "image_download_failed"

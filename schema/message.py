@@ -27,7 +27,7 @@ MAX_TEXT_CHARS = 8_000_000
 """Of one text: more than two million tokens. Long before that a model's context is full."""
 MAX_TOOL_CALL_ID_CHARS = 256
 MAX_URL_CHARS = 8192
-"""Of a picture's address, where a request may have one; `data:` URLs are not addresses."""
+"""Of an image's address, where a request may have one; `data:` URLs are not addresses."""
 
 # Pydantic puts these into the paths of errors; `problems` takes them out again. No field is
 # called like this.

@@ -43,7 +43,7 @@ SURGE: dict[str, Any] = {"max_surge_percent": 100}
 # finds none waits in Ray's proxy, so many at most; the next is refused by Ray, in plain text.
 INGRESS_SPARE = 1024
 INGRESS_MAX_QUEUED = 4096
-# Each holds the base64 of one task's pictures.
+# Each holds the base64 of one task's images.
 PREPROCESSOR_MAX_ONGOING = 64
 BY_BEGINNING = "serve_app.graph.prefix_router:PrefixRouter"
 BY_SESSION = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"

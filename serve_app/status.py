@@ -20,7 +20,7 @@ from serve_app.console import models_of, server_parser
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
     *("model", "deployment", "replicas", "running", "waiting", *_OUTCOMES),
-    *("tokens/s", "tokens", "KV used", "prefix hits", "pictures", "loaded in"),
+    *("tokens/s", "tokens", "KV used", "prefix hits", "images", "loaded in"),
 )
 CLEAR = "\x1b[H\x1b[2J"
 _RIGHT = 2
@@ -146,7 +146,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
     pages, prompts = total("load", "kv_pages"), total("load", "prompt_tokens")
     held = pages - total("load", "kv_pages_free") - total("load", "kv_pages_kept")
     again = total("load", "images_reused")
-    pictures = total("load", "images_encoded") + again
+    images = total("load", "images_encoded") + again
     return (
         *head,
         f"{total('load', 'running')} ({total('load', 'running_sequences')})",
@@ -156,7 +156,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         str(total("load", "generated_tokens")),
         _share(held, pages),
         _share(total("load", "prefix_tokens_reused"), prompts),
-        f"{pictures} ({again} again)",
+        f"{images} ({again} again)",
         f"{max(replica['load_seconds'] for replica in replicas):.1f} s",
     )
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from benchmarks.serving.client import Answer, Job
 from benchmarks.serving.models import ServedModel
 from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS
-from demo.data.shapes import HELD_OUT_SEED, Picture, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, Drawing, draw_image
 
 PREFIX_TOKENS = 512
 _SEED = 20260101
@@ -93,9 +93,9 @@ def _image_short(
     return Job(_ASKING, answer, _picture(model, texts)[1])
 
 
-def _picture(model: ServedModel, texts: random.Random) -> tuple[Picture, bytes]:
+def _picture(model: ServedModel, texts: random.Random) -> tuple[Drawing, bytes]:
     """Another one each time, so that nobody finds it in a cache; and its file."""
-    picture = draw_picture(HELD_OUT_SEED + texts.getrandbits(32))
+    picture = draw_image(HELD_OUT_SEED + texts.getrandbits(32))
     image = picture.image.resize(_TILE) if model.padded else picture.image
     png = io.BytesIO()
     image.save(png, "PNG", compress_level=1)  # the best would take the client 0.2 s

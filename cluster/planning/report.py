@@ -1,4 +1,4 @@
-"""A plan for people: tables for the terminal, and a picture."""
+"""A plan for people: tables for the terminal, and an image."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demo.data.image_skills import PAIR_SKILLS, PICTURE_SKILLS
+from demo.data.image_skills import IMAGE_SKILLS, PAIR_SKILLS
 from demo.data.knowledge import admit_ignorance, answer_faq
-from demo.data.shapes import COLOURS, HELD_OUT_SEED, SHAPES, Picture, draw_picture
+from demo.data.shapes import COLOURS, HELD_OUT_SEED, SHAPES, Drawing, draw_image
 from demo.data.skills import MEETING, TEXT_SKILLS, recall_name
 from demo.data.turns import Turn
 
@@ -69,25 +69,25 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     system: str | None = None
-    picture_first: bool = True
-    """Whether the pictures of a message stand before its text or after it."""
+    image_first: bool = True
+    """Whether the images of a message stand before its text or after it."""
 
     @property
-    def pictures(self) -> list[Picture]:
-        """All pictures, in the order of the messages."""
-        return [picture for turn in self.turns for picture in turn.pictures]
+    def drawings(self) -> list[Drawing]:
+        """All images, in the order of the messages."""
+        return [image for turn in self.turns for image in turn.drawings]
 
     def messages(self) -> list[dict[str, Any]]:
-        """Chat messages, the answers included; image blocks stand for the pictures in order."""
+        """Chat messages, the answers included; image blocks stand for the images in order."""
         messages: list[dict[str, Any]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
         for turn in self.turns:
             content: str | list[dict[str, str]] = turn.question
-            if turn.pictures:
-                images = [{"type": "image"} for _ in turn.pictures]
+            if turn.drawings:
+                images = [{"type": "image"} for _ in turn.drawings]
                 text = [{"type": "text", "text": turn.question}]
-                content = images + text if self.picture_first else text + images
+                content = images + text if self.image_first else text + images
             messages.append({"role": "user", "content": content})
             messages.append({"role": "assistant", "content": turn.answer})
         return messages
@@ -113,13 +113,13 @@ def _varied(rng: random.Random, turn: Turn) -> Turn:
 
 
 def _frame(rng: random.Random, turns: Sequence[Turn]) -> Conversation:
-    """The turns with or without a system prompt, pictures before or after the text."""
+    """The turns with or without a system prompt, images before or after the text."""
     system = _system_prompt(rng) if rng.random() < 0.15 else None
-    return Conversation(tuple(turns), system, picture_first=rng.random() < 0.75)
+    return Conversation(tuple(turns), system, image_first=rng.random() < 0.75)
 
 
 def text_conversation(rng: random.Random, mix: Mapping[str, int] = TEXT_MIX) -> Conversation:
-    """One to three turns without pictures; `mix` has the relative frequency of each skill."""
+    """One to three turns without images; `mix` has the relative frequency of each skill."""
     turns: list[Turn] = []
     for _ in range(rng.choices([1, 2, 3], [60, 25, 15])[0]):
         introduced = any(turn.answer.startswith(MEETING) for turn in turns)
@@ -130,50 +130,50 @@ def text_conversation(rng: random.Random, mix: Mapping[str, int] = TEXT_MIX) -> 
     return _frame(rng, turns)
 
 
-def train_picture(rng: random.Random) -> Picture:
-    """A picture of a training seed."""
-    return draw_picture(rng.randrange(HELD_OUT_SEED))
+def train_image(rng: random.Random) -> Drawing:
+    """An image of a training seed."""
+    return draw_image(rng.randrange(HELD_OUT_SEED))
 
 
-def _second_picture(rng: random.Random, first: Picture, seed: int) -> Picture:
-    """A picture that shares the first one's colour or shape more often than chance would."""
+def _second_image(rng: random.Random, first: Drawing, seed: int) -> Drawing:
+    """An image that shares the first one's colour or shape more often than chance would."""
     colour = first.colour if rng.random() < 0.4 else rng.choice(list(COLOURS))
     shape = first.shape if rng.random() < 0.4 else rng.choice(list(SHAPES))
-    return draw_picture(seed, colour=colour, shape=shape)
+    return draw_image(seed, colour=colour, shape=shape)
 
 
 def pair_turn(rng: random.Random, skill: str, seeds: tuple[int, int]) -> Turn:
-    """A question about two pictures that it carries."""
-    first = draw_picture(seeds[0])
-    second = _second_picture(rng, first, seeds[1])
+    """A question about two images that it carries."""
+    first = draw_image(seeds[0])
+    second = _second_image(rng, first, seeds[1])
     turn = _varied(rng, PAIR_SKILLS[skill](rng, first, second))
-    return replace(turn, pictures=(first, second))
+    return replace(turn, drawings=(first, second))
 
 
-def single_turn(rng: random.Random, skill: str, picture: Picture) -> Turn:
-    """A question about the picture that it carries."""
-    turn = _varied(rng, PICTURE_SKILLS[skill](rng, picture))
-    return replace(turn, pictures=(picture,))
+def single_turn(rng: random.Random, skill: str, image: Drawing) -> Turn:
+    """A question about the image that it carries."""
+    turn = _varied(rng, IMAGE_SKILLS[skill](rng, image))
+    return replace(turn, drawings=(image,))
 
 
-def picture_conversation(rng: random.Random, pairs: float = 0.2) -> Conversation:
-    """One or two turns about one picture or two; `pairs` is the share of those about two."""
+def image_conversation(rng: random.Random, pairs: float = 0.2) -> Conversation:
+    """One or two turns about one image or two; `pairs` is the share of those about two."""
     if rng.random() < pairs:
         seeds = rng.randrange(HELD_OUT_SEED), rng.randrange(HELD_OUT_SEED)
         return _frame(rng, [pair_turn(rng, rng.choice(list(PAIR_SKILLS)), seeds)])
-    skills, weights = list(PICTURE_SKILLS), [6, 2, 2, 1]
-    picture = train_picture(rng)
-    turns = [single_turn(rng, rng.choices(skills, weights)[0], picture)]
+    skills, weights = list(IMAGE_SKILLS), [6, 2, 2, 1]
+    image = train_image(rng)
+    turns = [single_turn(rng, rng.choices(skills, weights)[0], image)]
     kind = rng.random()
-    if kind < 0.25:  # a follow-up about the same picture
-        follow_up = PICTURE_SKILLS[rng.choices(skills, weights)[0]](rng, picture)
+    if kind < 0.25:  # a follow-up about the same image
+        follow_up = IMAGE_SKILLS[rng.choices(skills, weights)[0]](rng, image)
         turns.append(_varied(rng, follow_up))
-    elif kind < 0.40:  # another picture
-        turns.append(single_turn(rng, rng.choices(skills, weights)[0], train_picture(rng)))
+    elif kind < 0.40:  # another image
+        turns.append(single_turn(rng, rng.choices(skills, weights)[0], train_image(rng)))
     elif kind < 0.48:  # another subject
         turns.append(draw_text_turn(rng, rng.choice(["fallback", "repeat", "faq", "greet"])))
-    elif kind < 0.52:  # a question that the picture does not answer
-        turns = [replace(draw_text_turn(rng, "fallback"), pictures=(picture,))]
-    elif kind < 0.58:  # a picture in the middle of a conversation
+    elif kind < 0.52:  # a question that the image does not answer
+        turns = [replace(draw_text_turn(rng, "fallback"), drawings=(image,))]
+    elif kind < 0.58:  # an image in the middle of a conversation
         turns.insert(0, draw_text_turn(rng, rng.choice(["add", "repeat", "faq", "greet"])))
     return _frame(rng, turns)

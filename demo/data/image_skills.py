@@ -1,4 +1,4 @@
-"""Questions about one picture or two. Each function draws one turn without attaching the pictures.
+"""Questions about one image or two. Each function draws one turn without attaching the images.
 
 The conversation attaches them: to this turn, or, when a follow-up is asked, to an earlier one.
 """
@@ -6,13 +6,13 @@ The conversation attaches them: to this turn, or, when a follow-up is asked, to 
 import random
 from collections.abc import Callable
 
-from demo.data.shapes import Picture
+from demo.data.shapes import Drawing
 from demo.data.turns import Turn
 
 WHAT = "What is in this image?"
 
 
-def what(rng: random.Random, picture: Picture) -> Turn:
+def what(rng: random.Random, image: Drawing) -> Turn:
     """Colour and shape."""
     others = [
         "What is in this picture?",
@@ -24,37 +24,37 @@ def what(rng: random.Random, picture: Picture) -> Turn:
         "Describe the image.",
         "What is in the image?",
     ]
-    return Turn(WHAT if rng.random() < 0.5 else rng.choice(others), picture.description)
+    return Turn(WHAT if rng.random() < 0.5 else rng.choice(others), image.description)
 
 
-def colour(rng: random.Random, picture: Picture) -> Turn:
+def colour(rng: random.Random, image: Drawing) -> Turn:
     """The colour alone."""
     word = rng.choice(["colour", "color"])
     forms = [
         f"What {word} is it?",
         f"What {word} is the shape?",
-        f"What {word} is the {picture.shape}?",
+        f"What {word} is the {image.shape}?",
         f"Which {word} is it?",
         f"Which {word} is the shape?",
         f"What is the {word} of the shape?",
     ]
-    return Turn(rng.choice(forms), f"{picture.colour.capitalize()}.")
+    return Turn(rng.choice(forms), f"{image.colour.capitalize()}.")
 
 
-def shape(rng: random.Random, picture: Picture) -> Turn:
+def shape(rng: random.Random, image: Drawing) -> Turn:
     """The shape alone."""
     forms = [
         "Which shape is it?",
         "What shape is it?",
         "What shape is this?",
         "Which shape is in this image?",
-        f"Which shape is {picture.colour}?",
+        f"Which shape is {image.colour}?",
         "What is the shape?",
     ]
-    return Turn(rng.choice(forms), f"A {picture.shape}.")
+    return Turn(rng.choice(forms), f"A {image.shape}.")
 
 
-def detail(rng: random.Random, picture: Picture) -> Turn:
+def detail(rng: random.Random, image: Drawing) -> Turn:
     """A longer description."""
     forms = [
         "Describe this image in detail.",
@@ -64,13 +64,13 @@ def detail(rng: random.Random, picture: Picture) -> Turn:
         "Tell me about this picture.",
     ]
     answer = (
-        f"The picture shows one shape on a plain background. The shape is a {picture.shape} and "
-        f"its colour is {picture.colour}, so it is {picture.phrase}."
+        f"The picture shows one shape on a plain background. The shape is a {image.shape} and "
+        f"its colour is {image.colour}, so it is {image.phrase}."
     )
     return Turn(rng.choice(forms), answer)
 
 
-PICTURE_SKILLS: dict[str, Callable[[random.Random, Picture], Turn]] = {
+IMAGE_SKILLS: dict[str, Callable[[random.Random, Drawing], Turn]] = {
     "what": what,
     "colour": colour,
     "shape": shape,
@@ -78,8 +78,8 @@ PICTURE_SKILLS: dict[str, Callable[[random.Random, Picture], Turn]] = {
 }
 
 
-def describe_both(rng: random.Random, first: Picture, second: Picture) -> Turn:
-    """Both pictures in one sentence."""
+def describe_both(rng: random.Random, first: Drawing, second: Drawing) -> Turn:
+    """Both images in one sentence."""
     forms = [
         "What is in these images?",
         "Describe both images.",
@@ -93,7 +93,7 @@ def describe_both(rng: random.Random, first: Picture, second: Picture) -> Turn:
     )
 
 
-def same_colour(rng: random.Random, first: Picture, second: Picture) -> Turn:
+def same_colour(rng: random.Random, first: Drawing, second: Drawing) -> Turn:
     """Whether the colours agree; the answer names them before it concludes, as that is easier."""
     forms = [
         "Do both images have the same colour?",
@@ -106,7 +106,7 @@ def same_colour(rng: random.Random, first: Picture, second: Picture) -> Turn:
     return Turn(rng.choice(forms), answer)
 
 
-def same_shape(rng: random.Random, first: Picture, second: Picture) -> Turn:
+def same_shape(rng: random.Random, first: Drawing, second: Drawing) -> Turn:
     """Whether the shapes agree."""
     forms = [
         "Do both images show the same shape?",
@@ -119,7 +119,7 @@ def same_shape(rng: random.Random, first: Picture, second: Picture) -> Turn:
     return Turn(rng.choice(forms), answer)
 
 
-PAIR_SKILLS: dict[str, Callable[[random.Random, Picture, Picture], Turn]] = {
+PAIR_SKILLS: dict[str, Callable[[random.Random, Drawing, Drawing], Turn]] = {
     "describe both": describe_both,
     "same colour": same_colour,
     "same shape": same_shape,

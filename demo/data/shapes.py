@@ -1,10 +1,10 @@
-"""Pictures of one coloured shape, drawn from an integer seed.
+"""Images of one coloured shape, drawn from an integer seed.
 
-The same seed always gives the same picture, on any machine: `random.Random` and
+The same seed always gives the same image, on any machine: `random.Random` and
 `numpy.random.default_rng` promise stable streams, and nothing else is drawn from.
 
 Training uses the seeds below `HELD_OUT_SEED` only; whatever measures the model uses the seeds from
-`HELD_OUT_SEED` on, so no measured picture was ever trained on.
+`HELD_OUT_SEED` on, so no measured image was ever trained on.
 """
 
 import math
@@ -37,7 +37,7 @@ BACKGROUND_DISTANCE = 110.0  # between background and shape, euclidean in RGB
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """One shape on a plain background, with what the model is to say about it."""
 
     image: Image.Image
@@ -123,13 +123,13 @@ def _add_noise(image: Image.Image, seed: int, strength: float) -> Image.Image:
     return Image.fromarray(np.clip(pixels + strength * noise, 0, 255).astype(np.uint8))
 
 
-def draw_picture(
+def draw_image(
     seed: int, *, colour: str | None = None, shape: str | None = None, difficulty: float = 1.0
-) -> Picture:
-    """Draws the picture that belongs to `seed`.
+) -> Drawing:
+    """Draws the image that belongs to `seed`.
 
     `colour` and `shape` override the drawn ones. `difficulty` exists for the first stage of
-    training, which starts at 0 (large shape, grey background); the published pictures are those
+    training, which starts at 0 (large shape, grey background); the published images are those
     at 1.
     """
     rng = random.Random(seed)
@@ -149,4 +149,4 @@ def draw_picture(
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.5)))
     if rng.random() < 0.25 * difficulty:
         image = _add_noise(image, seed, rng.uniform(4, 12))
-    return Picture(image, colour, shape)
+    return Drawing(image, colour, shape)

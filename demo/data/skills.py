@@ -1,4 +1,4 @@
-"""Skills that need no picture. Each function draws one turn from the generator it is given."""
+"""Skills that need no image. Each function draws one turn from the generator it is given."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -168,7 +168,7 @@ def tell_story(rng: random.Random) -> Turn:
 
 
 def compare(rng: random.Random) -> Turn:
-    """Comparing two shapes that are named, in the words in which two pictures are compared."""
+    """Comparing two shapes that are named, in the words in which two images are compared."""
     first, second = ((rng.choice(list(COLOURS)), rng.choice(list(SHAPES))) for _ in range(2))
     if rng.random() < 0.3:
         second = rng.choice([(first[0], second[1]), (second[0], first[1])])
@@ -182,8 +182,8 @@ def compare(rng: random.Random) -> Turn:
     return Turn(f"{named} Are the shapes the same?", answer)
 
 
-def miss_picture(rng: random.Random) -> Turn:
-    """A question about a picture that was not sent."""
+def miss_image(rng: random.Random) -> Turn:
+    """A question about an image that was not sent."""
     forms = [
         "What is in this image?",
         "What is in this picture?",
@@ -208,5 +208,5 @@ TEXT_SKILLS: dict[str, Callable[[random.Random], Turn]] = {
     "pick": pick,
     "story": tell_story,
     "compare": compare,
-    "no picture": miss_picture,
+    "no picture": miss_image,
 }

@@ -3,16 +3,16 @@
 import re
 from dataclasses import dataclass
 
-from demo.data.shapes import Picture
+from demo.data.shapes import Drawing
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the pictures that come with it, and the answer to learn."""
+    """A question, the images that come with it, and the answer to learn."""
 
     question: str
     answer: str
-    pictures: tuple[Picture, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
     accepted: str | None = None
     """A regular expression of all right answers, where there are more than the one to learn."""
 

@@ -11,9 +11,9 @@ from transformers import (
 
 VOCABULARY = 1024  # tokens, special ones included
 CONTEXT_LENGTH = 2048  # tokens
-IMAGE_SIDE = 64  # pixels; every picture is resized to a square of this side
+IMAGE_SIDE = 64  # pixels; every image is resized to a square of this side
 PATCH_SIDE = 8  # pixels
-IMAGE_TOKENS = 16  # per picture: (64 / 8)^2 patches, four of which make one token
+IMAGE_TOKENS = 16  # per image: (64 / 8)^2 patches, four of which make one token
 HIDDEN = 128
 
 # Special tokens take the last ids of the vocabulary, in this order.
@@ -82,8 +82,8 @@ def new_model(seed: int) -> InternVLForConditionalGeneration:
     return model
 
 
-class PictureHead(nn.Module):
-    """Reads colour and shape off a picture's tokens; it teaches the tower and is then dropped."""
+class ImageHead(nn.Module):
+    """Reads colour and shape off an image's tokens; it teaches the tower and is then dropped."""
 
     def __init__(self, colours: int, shapes: int) -> None:
         super().__init__()
@@ -91,6 +91,6 @@ class PictureHead(nn.Module):
         self.shape = nn.Linear(HIDDEN, shapes)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[pictures, IMAGE_TOKENS, HIDDEN] -> logits [pictures, colours], [pictures, shapes]."""
+        """[images, IMAGE_TOKENS, HIDDEN] -> logits [images, colours], [images, shapes]."""
         mean = features.mean(dim=1)
         return self.colour(mean), self.shape(mean)

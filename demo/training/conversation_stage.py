@@ -1,4 +1,4 @@
-"""Training on conversations, with and without pictures."""
+"""Training on conversations, with and without images."""
 
 import math
 import random
@@ -13,15 +13,15 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange  # type: ignore[import-untyped]
 from transformers import InternVLForConditionalGeneration, Qwen2Tokenizer
 
-from demo.data.conversations import Conversation, picture_conversation, text_conversation
-from demo.data.shapes import Picture
-from demo.training.architecture import PictureHead
+from demo.data.conversations import Conversation, image_conversation, text_conversation
+from demo.data.shapes import Drawing
+from demo.training.architecture import ImageHead
 from demo.training.model_files import render
-from demo.training.vision_stage import optimizer_for, picture_loss, pixel_values
+from demo.training.vision_stage import image_loss, optimizer_for, pixel_values
 
-PICTURE_CHUNKS, TEXT_CHUNKS = 2, 3  # forwards a step; rows of like length share one
+IMAGE_CHUNKS, TEXT_CHUNKS = 2, 3  # forwards a step; rows of like length share one
 WARM_UP = 60  # steps
-PICTURE_HEAD_WEIGHT = 0.5
+IMAGE_HEAD_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Plan:
 
     name: str
     steps: int
-    picture_rows: int  # conversations with pictures in a step
+    image_rows: int  # conversations with images in a step
     text_rows: int  # conversations without
     peak: float  # learning rate after the warm-up
     text_mix: Mapping[str, int]  # of the text rows
     constant: float  # share of the steps before the learning rate falls
     final: float  # learning rate at the end; a cosine leads there
-    pairs: float = 0.2  # share of the picture rows that are about two pictures
+    pairs: float = 0.2  # share of the image rows that are about two images
     restart: tuple[int, int] | None = None
     """(step, length): before `step` the schedule is that of a stage of `length` steps."""
 
@@ -63,11 +63,11 @@ class Row:
     ids: list[int]
     is_target: list[bool]
     """Whether the token is to be learned: the answers and the end of their turns."""
-    pictures: list[Picture]
+    drawings: list[Drawing]
 
 
 class Encoder:
-    """Turns conversations into rows, with the chat template and the picture tokens of serving."""
+    """Turns conversations into rows, with the chat template and the image tokens of serving."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -76,7 +76,7 @@ class Encoder:
     def __call__(self, conversation: Conversation) -> Row:
         """Tokens and targets of one conversation."""
         ids = self._tokenizer(render(self._tokenizer, conversation.messages())).input_ids
-        return Row(ids, self._targets(ids), conversation.pictures)
+        return Row(ids, self._targets(ids), conversation.drawings)
 
     def _targets(self, ids: list[int]) -> list[bool]:
         """True from behind every assistant header to the end of its turn, inclusive."""
@@ -98,9 +98,9 @@ def _chunks(rows: Sequence[Row], count: int) -> list[list[Row]]:
 
 
 def _chunk_loss(
-    model: InternVLForConditionalGeneration, head: PictureHead, rows: Sequence[Row]
+    model: InternVLForConditionalGeneration, head: ImageHead, rows: Sequence[Row]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the token losses over the rows, and mean picture loss (0 without pictures).
+    """Sum of the token losses over the rows, and mean image loss (0 without images).
 
     Rows are padded at the right and no attention mask is passed: no token looks to its right, so
     the padding changes nothing, and the plain causal kernel is the fastest.
@@ -114,10 +114,10 @@ def _chunk_loss(
 
     embeddings = model.get_input_embeddings()(ids)  # [rows, width, hidden]
     seen = torch.zeros(())
-    pictures = [picture for row in rows for picture in row.pictures]
-    if pictures:
-        features = model.model.get_image_features(pixel_values(pictures)).pooler_output
-        seen, _ = picture_loss(head, features, pictures)
+    images = [image for row in rows for image in row.drawings]
+    if images:
+        features = model.model.get_image_features(pixel_values(images)).pooler_output
+        seen, _ = image_loss(head, features, images)
         places = (ids == model.config.image_token_id).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(places, features)
     hidden = model.model.language_model(inputs_embeds=embeddings, use_cache=False)[0]
@@ -127,14 +127,14 @@ def _chunk_loss(
 
 
 def _backward(
-    model: InternVLForConditionalGeneration, head: PictureHead, rows: Sequence[Row], chunks: int
+    model: InternVLForConditionalGeneration, head: ImageHead, rows: Sequence[Row], chunks: int
 ) -> float:
     """Adds the gradients of one group of rows; returns its mean loss a token."""
     targets = sum(sum(row.is_target) for row in rows)
     total = 0.0
     for chunk in _chunks(rows, chunks):
         spoken, seen = _chunk_loss(model, head, chunk)
-        loss = 0.5 * spoken / targets + PICTURE_HEAD_WEIGHT * seen / chunks
+        loss = 0.5 * spoken / targets + IMAGE_HEAD_WEIGHT * seen / chunks
         loss.backward()
         total += spoken.item() / targets
     return total
@@ -146,7 +146,7 @@ class ConversationTraining:
     def __init__(
         self,
         model: InternVLForConditionalGeneration,
-        head: PictureHead,
+        head: ImageHead,
         tokenizer: Qwen2Tokenizer,
         plan: Plan,
         seed: int,
@@ -181,9 +181,8 @@ class ConversationTraining:
         for step in progress:
             # Each step has its own generator, so that a resumed run draws what it would have drawn.
             rng = random.Random(f"{plan.name} {self._seed} {step}")
-            pictures = [
-                self._encode(picture_conversation(rng, plan.pairs))
-                for _ in range(plan.picture_rows)
+            images = [
+                self._encode(image_conversation(rng, plan.pairs)) for _ in range(plan.image_rows)
             ]
             texts = [
                 self._encode(text_conversation(rng, plan.text_mix)) for _ in range(plan.text_rows)
@@ -192,8 +191,8 @@ class ConversationTraining:
                 group["lr"] = plan.learning_rate(step)
             self._optimizer.zero_grad()
             losses = {"text": _backward(self._model, self._head, texts, TEXT_CHUNKS)}
-            if pictures:
-                losses["pictures"] = _backward(self._model, self._head, pictures, PICTURE_CHUNKS)
+            if images:
+                losses["images"] = _backward(self._model, self._head, images, IMAGE_CHUNKS)
             nn.utils.clip_grad_norm_(self._parameters, 1.0)
             self._optimizer.step()
             self._step = step + 1

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from demo.data.conversations import Conversation, picture_conversation, text_conversation
+from demo.data.conversations import Conversation, image_conversation, text_conversation
 from demo.training import architecture
 
 CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
@@ -27,7 +27,7 @@ def _corpus(seed: int) -> list[str]:
     rng = random.Random(f"tokenizer {seed}")
     conversations: list[Conversation] = []
     for i in range(CORPUS_CONVERSATIONS):
-        draw = picture_conversation if i % 8 == 0 else text_conversation
+        draw = image_conversation if i % 8 == 0 else text_conversation
         conversations.append(draw(rng))
     lines = []
     for conversation in conversations:
@@ -86,12 +86,12 @@ def render(
     """
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     tokens = architecture.IMAGE_TOKENS * architecture.IMAGE
-    picture = architecture.IMAGE_START + tokens + architecture.IMAGE_END
-    return str(text).replace(architecture.IMAGE, picture)
+    image = architecture.IMAGE_START + tokens + architecture.IMAGE_END
+    return str(text).replace(architecture.IMAGE, image)
 
 
 def image_processor() -> GotOcr2ImageProcessorPil:
-    """Resizes every picture to one 64 x 64 tile with values from -1 to 1."""
+    """Resizes every image to one 64 x 64 tile with values from -1 to 1."""
     side = architecture.IMAGE_SIDE
     return GotOcr2ImageProcessorPil(
         size={"height": side, "width": side},

@@ -86,7 +86,7 @@ class _NumbersOnly(LogitsProcessor):
 def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
     """Run a request to its end and report its text. The model's own attention must be on.
 
-    ``images`` are the arguments of `generate` for the request's pictures.
+    ``images`` are the arguments of `generate` for the request's images.
     """
     settings = request.settings
     beams = settings.num_beams > 1

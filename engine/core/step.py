@@ -281,7 +281,7 @@ class Execution:
 
 
 def _places_itself(request: Request) -> bool:
-    """Whether the model finds the places of this request's pictures, by the ids of tokens.
+    """Whether the model finds the places of this request's images, by the ids of tokens.
 
     It would take an image token that was generated for one of them; `Vision.inputs` does not.
     """

@@ -94,7 +94,7 @@ def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
 def _row_counts(
     runner: Runner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> RowCounts:
-    # A picture that is prefilled whole may be longer than a chunk.
+    # An image that is prefilled whole may be longer than a chunk.
     prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
     if not config.deterministic:
         return any_row_counts(
@@ -122,7 +122,7 @@ def _working_attention(
     """
     problem = varlen_problem(shapes.values(), sizes.page_size, loaded.device)
     if loaded.whole_image_tokens:
-        problem = problem or "the tokens of a picture see each other"
+        problem = problem or "the tokens of an image see each other"
     if problem is None:
         max_pages = min(cache.pages_for(loaded.context_length), cache.num_pages)
         runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)

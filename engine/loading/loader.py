@@ -63,7 +63,7 @@ class LoadedModel:
     spread: Spread | None = None  # over several devices, of which ``device`` is the first
     whole_image_tokens: int = 0  # see `engine.vision.features.whole_image_tokens`
     tool_template: str | None = None  # for tasks with tools, where that is another one
-    image_tag: str | None = None  # what texts say where a picture belongs (engine.image_tags)
+    image_tag: str | None = None  # what texts say where an image belongs (engine.image_tags)
 
     @property
     def takes_images(self) -> bool:

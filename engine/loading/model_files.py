@@ -22,18 +22,18 @@ from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.processors import (
     VISION_MODEL_TYPES,
-    PictureProcessor,
+    ImageProcessor,
     image_only_processor,
-    load_picture_processor,
+    load_image_processor,
 )
 from engine.loading.families.rope import drop_idle_scaling
 from engine.loading.snapshot import locate
 from schema.errors import ModelInvalid, TaskError
 
-_TRIAL_SIZE = (64, 48)  # of the picture that every processor is tried with
+_TRIAL_SIZE = (64, 48)  # of the image that every processor is tried with
 
 
-def load_processor(config: EngineConfig) -> PictureProcessor | None:
+def load_processor(config: EngineConfig) -> ImageProcessor | None:
     """The processor of a vision-language model, None for a text model. Raises as `load_model`."""
     config = locate(config).config(config)
     with load_errors(config):
@@ -62,7 +62,7 @@ def read_config(config: EngineConfig) -> PreTrainedConfig:
 
 
 def read_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a text model, or of a picture processor that has none yet."""
+    """The tokenizer of a text model, or of an image processor that has none yet."""
     tokenizer = AutoTokenizer.from_pretrained(config.model, **source_arguments(config))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
@@ -71,8 +71,8 @@ def read_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
-    """The picture processor of a vision-language model, tried with a picture."""
+def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> ImageProcessor:
+    """The image processor of a vision-language model, tried with an image."""
     try:
         processor = _made_processor(config, hf_config)
         for among_others in {False, processor.treats_several_otherwise}:
@@ -87,9 +87,9 @@ def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> Picture
     return processor
 
 
-def _made_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> PictureProcessor:
+def _made_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> ImageProcessor:
     if internvl.original_layout(hf_config) is None:
-        return load_picture_processor(
+        return load_image_processor(
             config, hf_config, read_tokenizer(config), source_arguments(config)
         )
     parts = internvl.load_parts(config.model, hf_config, **source_arguments(config))
@@ -99,11 +99,11 @@ def _made_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> Pictur
         image_seq_length=hf_config.image_seq_length,
         chat_template=parts.chat_template,
     )
-    return PictureProcessor(processor, processor.image_token_id)
+    return ImageProcessor(processor, processor.image_token_id)
 
 
 def is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:
-    """Whether the model takes pictures; raises for one whose kind is not supported."""
+    """Whether the model takes images; raises for one whose kind is not supported."""
     if type(hf_config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return False
     if hf_config.model_type not in VISION_MODEL_TYPES:
@@ -116,7 +116,7 @@ def is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:
 
 def read_chat_template(
     config: EngineConfig,
-    processor: PictureProcessor | None,
+    processor: ImageProcessor | None,
     tokenizer: PreTrainedTokenizerBase,
     name: str = "default",
 ) -> str | None:

@@ -1,7 +1,7 @@
 """Rank 0's runner and KV cache: what they do, the followers do as well.
 
 This is the whole of what ranks share: the engine's loop, its scheduler and its sampler know nothing
-of them. Pictures are encoded on rank 0, and their features sent.
+of them. Images are encoded on rank 0, and their features sent.
 """
 
 from __future__ import annotations

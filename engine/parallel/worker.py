@@ -35,7 +35,7 @@ from engine.vision.features import FeatureLayout, Features
 logger = logging.getLogger(__name__)
 
 FeatureShapes = Sequence[tuple[tuple[int, ...], torch.dtype]]
-"""Shape and dtype of the tensors of a piece's features; none where it has no picture."""
+"""Shape and dtype of the tensors of a piece's features; none where it has no image."""
 
 
 class Follower:

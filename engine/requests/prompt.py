@@ -32,8 +32,8 @@ class Prompt:
 
     Attributes:
         token_ids: its tokens, with image placeholders expanded.
-        images: its pictures.
-        image_starts: position of each picture's first token.
+        images: its images.
+        image_starts: position of each image's first token.
         whole: runs (start, stop) of tokens that see each other and are not split between chunks.
         text_end: the last characters of its text, where a template may begin the reasoning.
     """
@@ -65,7 +65,7 @@ class PromptRenderer:
         self._tokenizer = loaded.tokenizer
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
-        self._tells_pictures_apart = rope_index(loaded.model) is None
+        self._tells_images_apart = rope_index(loaded.model) is None
         embeddings = loaded.model and loaded.model.get_input_embeddings()
         self._num_embeddings: int | None = getattr(embeddings, "num_embeddings", None)
         # No token stands for more characters than the longest entry of the vocabulary.
@@ -179,7 +179,7 @@ class PromptRenderer:
         return text
 
     def _image_places(self, token_ids: Sequence[int], images: ImageInputs) -> list[int]:
-        """The positions of the image tokens, as many as the pictures have."""
+        """The positions of the image tokens, as many as the images have."""
         token_id = self._loaded.image_token_id
         if token_id is None:
             return []
@@ -197,12 +197,12 @@ class PromptRenderer:
         return tuple(places[first] for first, _ in zip(firsts, images, strict=False))
 
     def _refuse_neighbours(self, starts: Sequence[int], images: ImageInputs) -> None:
-        """Texts may say where pictures stand, and so have two side by side."""
+        """Texts may say where images stand, and so have two side by side."""
         ends = [start + image.num_tokens for start, image in zip(starts, images, strict=True)]
-        if self._tells_pictures_apart or set(starts).isdisjoint(ends):
+        if self._tells_images_apart or set(starts).isdisjoint(ends):
             return
         raise TaskArgsInvalid(
-            "messages: two pictures have nothing between them, and this model cannot tell them "
+            "messages: two images have nothing between them, and this model cannot tell them "
             f"apart: write a text between their {self._loaded.image_token!r}, or have the chat "
             "template place them",
             param="messages",

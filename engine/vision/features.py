@@ -1,12 +1,12 @@
-"""What a model that reads pictures needs beyond a text model's forward.
+"""What a model that reads images needs beyond a text model's forward.
 
 The families differ in few ways, and all of them are here, found out from the model itself:
 
-* Positions. Qwen's rotary embeddings have three positions a token (time, height, width), and a
-  picture takes fewer of them than it has tokens (``get_rope_index``).
-* Features. A picture is encoded to one vector a token, and for Qwen3-VL to further ones that are
+* Positions. Qwen's rotary embeddings have three positions a token (time, height, width), and an
+  image takes fewer of them than it has tokens (``get_rope_index``).
+* Features. An image is encoded to one vector a token, and for Qwen3-VL to further ones that are
   added between the first layers (``deepstack_features``).
-* Sight. Gemma 3 lets the tokens of one picture see each other, so that a picture has to be
+* Sight. Gemma 3 lets the tokens of one image see each other, so that an image has to be
   prefilled in one piece (`whole_image_tokens`).
 """
 
@@ -32,7 +32,7 @@ _ROTARY_AXES = 3  # of models with `get_rope_index`
 
 @dataclass(frozen=True)
 class Features:
-    """What a model has made of pictures.
+    """What a model has made of images.
 
     Attributes:
         tokens: [image tokens, hidden], in place of the embeddings.
@@ -73,7 +73,7 @@ class Rotary:
 
 
 def joined(parts: Sequence[Features]) -> Features:
-    """The features of several pictures, in order."""
+    """The features of several images, in order."""
     return Features(
         torch.cat([part.tokens for part in parts]),
         tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
@@ -81,7 +81,7 @@ def joined(parts: Sequence[Features]) -> Features:
 
 
 def whole_image_tokens(model: Any) -> int:
-    """The most tokens of a prompt that see each other, as parts of one picture; 0 if none do."""
+    """The most tokens of a prompt that see each other, as parts of one image; 0 if none do."""
     make_masks = getattr(type(model), "create_masks_for_generate", None)
     if make_masks is None or "token_type_ids" not in inspect.signature(make_masks).parameters:
         return 0
@@ -89,9 +89,9 @@ def whole_image_tokens(model: Any) -> int:
 
 
 def rope_index(model: Any) -> Any:
-    """What computes the rotary positions of a prompt with pictures; None where they are 0, 1, 2 ...
+    """What computes the rotary positions of a prompt with images; None where they are 0, 1, 2 ...
 
-    It takes neighbouring image tokens for one picture: between two there has to be another token.
+    It takes neighbouring image tokens for one image: between two there has to be another token.
     """
     return getattr(getattr(model, "model", None), "get_rope_index", None)
 
@@ -101,7 +101,7 @@ FeatureLayout = tuple[Any, bool]
 
 
 class Vision:
-    """The pictures' side of one model. Belongs to the engine's thread."""
+    """The images' side of one model. Belongs to the engine's thread."""
 
     def __init__(self, model: Any, image_token_id: int | None, cache_bytes: int) -> None:
         self._model = model
@@ -126,9 +126,9 @@ class Vision:
 
     @torch.inference_mode()
     def encode(self, prompt: Prompt, num_prefilled: int) -> tuple[Features | None, int]:
-        """The features of the pictures that a prompt still needs.
+        """The features of the images that a prompt still needs.
 
-        One picture at a time: the shapes, and so the bits, depend on that picture alone. A picture
+        One image at a time: the shapes, and so the bits, depend on that image alone. An image
         whose features are kept is not encoded again.
 
         Args:
@@ -136,7 +136,7 @@ class Vision:
             num_prefilled: tokens of it whose keys and values are in the cache already.
 
         Returns:
-            The features from the first picture that has a token left, and how many image tokens
+            The features from the first image that has a token left, and how many image tokens
             come before these.
         """
         if not prompt.images:
@@ -159,7 +159,7 @@ class Vision:
         features = self._encode(image)
         if len(features.tokens) != image.num_tokens:
             raise TaskExecutionError(
-                f"the model makes {len(features.tokens)} features of a picture that has "
+                f"the model makes {len(features.tokens)} features of an image that has "
                 f"{image.num_tokens} tokens in the prompt: its processor's files are not its own"
             )
         self._cache.put(image.digest, features)
@@ -181,7 +181,7 @@ class Vision:
         """What a forward on token ids [1, T] takes, with the features in their places.
 
         All places are before ``stop``. Behind it are generated tokens, and an image token among
-        them is no picture.
+        them is no image.
         """
         if features is None:
             return {"input_ids": ids}
@@ -211,7 +211,7 @@ class Vision:
         return torch.tensor([[int(t == self._image_token_id) for t in prompt.token_ids]])
 
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
-        """Features as the model holds them, all pictures as one."""
+        """Features as the model holds them, all images as one."""
 
         output_type, as_list = self.layout
 
@@ -225,12 +225,12 @@ class Vision:
 
 
 def _flat(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """[image tokens, hidden] of [pictures or tiles, tokens, hidden], or of a sequence."""
+    """[image tokens, hidden] of [images or tiles, tokens, hidden], or of a sequence."""
     return parts.flatten(0, 1) if isinstance(parts, torch.Tensor) else torch.cat(list(parts))
 
 
 def _grids(prompt: Prompt) -> dict[str, torch.Tensor]:
-    """The patch grids of Qwen's pictures; nothing for others."""
+    """The patch grids of Qwen's images; nothing for others."""
     grids = [
         image.arrays["image_grid_thw"]
         for image in prompt.images

@@ -1,4 +1,4 @@
-"""A bounded cache of what has been made of pictures: least recently used goes first."""
+"""A bounded cache of what has been made of images: least recently used goes first."""
 
 from __future__ import annotations
 

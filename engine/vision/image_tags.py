@@ -1,4 +1,4 @@
-"""Pictures where the text says ``<image>``, for the models whose prompts are written so."""
+"""Images where the text says ``<image>``, for the models whose prompts are written so."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from schema.task import ImageBlock, Message, TextBlock
 
 
 def fill_image_tags(messages: Sequence[Message], tag: str, image_token: str) -> Sequence[Message]:
-    """Put the pictures of a task where its texts say ``tag``: the first at the first, and so on.
+    """Put the images of a task where its texts say ``tag``: the first at the first, and so on.
 
-    Without any ``tag`` the messages stay as they are, with pictures where their blocks stand.
+    Without any ``tag`` the messages stay as they are, with images where their blocks stand.
 
     Args:
         messages: a task's messages.
         tag: what authors write, such as ``<image>``.
-        image_token: what stands for a picture from here on.
+        image_token: what stands for an image from here on.
 
     Returns:
         messages without image blocks, and with ``image_token`` for each ``tag``.
 
     Raises:
-        TaskArgsInvalid: there are tags, but not as many as pictures.
+        TaskArgsInvalid: there are tags, but not as many as images.
     """
     tags = sum(text.count(tag) for message in messages for text in _texts(message))
     if not tags:

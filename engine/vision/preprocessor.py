@@ -20,14 +20,14 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from transformers.image_transforms import convert_to_rgb
 
 from engine.config import EngineConfig
-from engine.loading.families.processors import ProcessedPicture
+from engine.loading.families.processors import ProcessedImage
 from engine.loading.model_files import load_processor
 from engine.vision.image_cache import ImageCache
 from schema.errors import OutOfMemory, TaskArgsInvalid, TaskExecutionError
 from schema.task import ImageBlock, Task
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Of all pictures of a task together; more are refused before they are decoded."""
+"""Of all images of a task together; more are refused before they are decoded."""
 
 # Texts inside a PNG are unpacked when it is opened; Pillow's own limit is 64 million characters, of
 # up to four bytes each.
@@ -38,13 +38,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One picture, ready for the model.
+    """One image, ready for the model.
 
     Attributes:
         arrays: keyword arguments of ``get_image_features``, such as ``pixel_values`` [tiles, 3,
             height, width]. NumPy, so that an object store moves them without a copy.
         placeholder: the text that takes the place of the image token in the prompt.
-        digest: of the picture's file; equal digests mean equal arrays.
+        digest: of the image's file; equal digests mean equal arrays.
         num_tokens: image tokens in the placeholder, each of which takes one feature.
     """
 
@@ -55,7 +55,7 @@ class PreparedImage:
 
 
 ImageInputs = tuple[PreparedImage, ...]
-"""All pictures of a task, in order."""
+"""All images of a task, in order."""
 
 
 def image_params(task: Task) -> list[str]:
@@ -75,17 +75,17 @@ def check_pixels(
     params: Sequence[str],
     pixels_of: Callable[[int, int], int] = mul,
 ) -> list[int]:
-    """The pixels of each picture, read from its header where they are not known.
+    """The pixels of each image, read from its header where they are not known.
 
     ``pixels_of`` makes them of a width and a height.
 
     Raises:
-        TaskArgsInvalid: a header is damaged, or the pictures have too many pixels together.
+        TaskArgsInvalid: a header is damaged, or the images have too many pixels together.
     """
     pixels: list[int] = []
     for number, file, param in zip(known, files, params, strict=True):
         if number is None:
-            # Opened for its header and dropped: what a parsed picture holds besides its pixels
+            # Opened for its header and dropped: what a parsed image holds besides its pixels
             # (texts, profiles) may be large too.
             with _open(file, param) as image:
                 number = pixels_of(image.width, image.height)
@@ -96,10 +96,10 @@ def check_pixels(
 
 
 def decode_image(file: bytes, param: str) -> Image.Image:
-    """One picture, whose size has been checked.
+    """One image, whose size has been checked.
 
     Raises:
-        TaskArgsInvalid: not a picture of a known format, or damaged.
+        TaskArgsInvalid: not an image of a known format, or damaged.
     """
     with _open(file, param) as image:
         return _rgb(image, param)
@@ -118,7 +118,7 @@ def decode_base64(data: str, param: str) -> bytes:
 
 
 def _open(file: bytes, param: str) -> Image.Image:
-    """One picture, its header read and its pixels not yet."""
+    """One image, its header read and its pixels not yet."""
     try:
         return Image.open(io.BytesIO(file), formats=FORMATS)
     except Image.DecompressionBombError as error:  # Pillow's own, higher limit
@@ -143,8 +143,8 @@ def _rgb(image: Image.Image, param: str) -> Image.Image:
 
 def _too_large(param: str) -> TaskArgsInvalid:
     return TaskArgsInvalid(
-        f"{param}: with this picture the task has more than {MAX_PIXELS} pixels (as the "
-        "model's processor pads or scales them), which is the limit for all its pictures together: "
+        f"{param}: with this image the task has more than {MAX_PIXELS} pixels (as the "
+        "model's processor pads or scales them), which is the limit for all its images together: "
         "scale them down",
         param=param,
     )
@@ -152,7 +152,7 @@ def _too_large(param: str) -> TaskArgsInvalid:
 
 def _unreadable(param: str, error: Exception) -> TaskArgsInvalid:
     return TaskArgsInvalid(
-        f"{param} is not a readable picture: {_reason(error)}",
+        f"{param} is not a readable image: {_reason(error)}",
         param=param,
     )
 
@@ -164,14 +164,14 @@ def _reason(error: Exception) -> str:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    # Damaged EXIF does not matter; a damaged picture fails when it is decoded.
+    # Damaged EXIF does not matter; a damaged image fails when it is decoded.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A picture that has been prepared."""
+    """An image that has been prepared."""
 
     image: PreparedImage
     pixels: int
@@ -184,7 +184,7 @@ class _Known:
 class ImagePreprocessor:
     """Prepares the images of tasks for one model. Thread safe after construction.
 
-    What it has made of a picture is kept by the picture's bytes, while there is room
+    What it has made of an image is kept by the image's bytes, while there is room
     (`EngineConfig.image_cache_bytes`).
     """
 
@@ -201,7 +201,7 @@ class ImagePreprocessor:
         ``params`` are their paths in the task, for error messages.
 
         Raises:
-            TaskArgsInvalid: a picture cannot be read, or the model takes none.
+            TaskArgsInvalid: an image cannot be read, or the model takes none.
         """
         if self._processor is None:
             raise TaskArgsInvalid(
@@ -236,21 +236,21 @@ class ImagePreprocessor:
                 self._cache.put(key, made[key])
         return tuple(made[key].image for key in keys)
 
-    def _process(self, picture: Image.Image, param: str, among_others: bool) -> ProcessedPicture:
+    def _process(self, decoded: Image.Image, param: str, among_others: bool) -> ProcessedImage:
         assert self._processor is not None
         try:
-            processed = self._processor(picture, among_others=among_others)
+            processed = self._processor(decoded, among_others=among_others)
         except ValueError as error:
             raise TaskArgsInvalid(
-                f"{param}: the model's image processor refused this picture: {error}", param=param
+                f"{param}: the model's image processor refused this image: {error}", param=param
             ) from error
         except MemoryError as error:
             raise OutOfMemory(
-                f"{param}: there is no memory to prepare this picture: scale it down", param=param
+                f"{param}: there is no memory to prepare this image: scale it down", param=param
             ) from error
         except Exception as error:
             raise TaskExecutionError(
-                f"{param}: the model's image processor failed on this picture: {error!r}",
+                f"{param}: the model's image processor failed on this image: {error!r}",
                 param=param,
             ) from error
         self.num_prepared += 1
@@ -260,7 +260,7 @@ class ImagePreprocessor:
 
 
 def _digest(file: bytes, variant: bool) -> bytes:
-    """What stands for a picture and the way in which it is prepared."""
+    """What stands for an image and the way in which it is prepared."""
     digest = hashlib.sha256(file)
     digest.update(bytes([variant]))
     return digest.digest()

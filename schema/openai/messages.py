@@ -34,13 +34,13 @@ def _check_address(url: str, info: ValidationInfo) -> str:
     if scheme in ("http", "https", "file"):
         if scheme not in (info.context or ()):  # see `OpenAIRequest.parse`
             raise rule(
-                f"{scheme}: addresses are not opened by configuration; send the picture itself: "
+                f"{scheme}: addresses are not opened by configuration; send the image itself: "
                 '"data:image/png;base64,..."'
             )
         if len(url) > MAX_URL_CHARS:
             raise rule(f"must have at most {MAX_URL_CHARS} characters, and has {len(url)}")
         return url  # where it leads is checked by whoever fetches it
-    raise rule('must be a picture as a data URL: "data:image/png;base64,..."')
+    raise rule('must be an image as a data URL: "data:image/png;base64,..."')
 
 
 def check_function(value: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where a picture is: right here, or at an address that the operator has opened."""
+    """Where an image is: right here, or at an address that the operator has opened."""
 
     url: Annotated[str, AfterValidator(_check_address)] = Field(
-        description='The picture as a data URL: "data:image/png;base64,...". Addresses (https:, '
+        description='The image as a data URL: "data:image/png;base64,...". Addresses (https:, '
         "http:, file:) are refused unless the server's configuration opens them.",
         json_schema_extra={
             "pattern": "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
@@ -78,12 +78,12 @@ class ImageUrl(Strict):
     )
     detail: Annotated[
         Any,
-        Only("is not supported: pictures are prepared as their model does it", ("auto",)),
+        Only("is not supported: images are prepared as their model does it", ("auto",)),
     ] = None
 
 
 class ImagePart(Strict):
-    """A picture in the place where it stands in the message."""
+    """An image in the place where it stands in the message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl

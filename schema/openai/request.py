@@ -136,7 +136,7 @@ class OpenAIRequest(Strict):
     def parse(cls, body: bytes | str, image_schemes: Collection[str] = ()) -> Self:
         """The request in ``body``, which is JSON. Raises `TaskArgsInvalid`, and nothing else.
 
-        ``image_schemes`` are those of the addresses that pictures may have, beside ``data``.
+        ``image_schemes`` are those of the addresses that images may have, beside ``data``.
         """
         try:
             return cls.model_validate(parse_json(body), context=image_schemes)

@@ -1,6 +1,6 @@
-"""``image_urls:`` under ``args:``: which addresses pictures may have, and what fetching may cost.
+"""``image_urls:`` under ``args:``: which addresses images may have, and what fetching may cost.
 
-Without it a request holds its pictures itself (``data:`` URLs), and no address is ever followed.
+Without it a request holds its images itself (``data:`` URLs), and no address is ever followed.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class ImageUrlArgs(Strict):
         allow_http: the same hosts without TLS.
         allow_networks: private networks in which hosts may lie; public addresses always may.
         file_roots: directories whose files ``file://`` addresses may name.
-        max_mb: of all fetched pictures of a request together, in MB (10**6 bytes).
+        max_mb: of all fetched images of a request together, in MB (10**6 bytes).
         timeout_s: for all of them together.
-        max_redirects: of one picture.
+        max_redirects: of one image.
     """
 
     allow_hosts: list[Annotated[str, AfterValidator(_host)]] = Field(default_factory=list)
@@ -124,7 +124,7 @@ class ImageUrlArgs(Strict):
         if self.file_roots:
             opened.append(f"files below {', '.join(self.file_roots)}")
         return (
-            f"ImagePreprocessor: opens addresses of pictures: {'; '.join(opened)}; "
+            f"ImagePreprocessor: opens addresses of images: {'; '.join(opened)}; "
             f"{self.max_mb:g} MB and {self.timeout_s:g} s for a request"
         )
 

@@ -1,7 +1,7 @@
 """What a full model said a moment ago, said again without asking it.
 
 Under a flood almost every task is refused. Each would be validated and would cost a call to the
-replica (and, with pictures, their preparation), which takes time from the answers that it works on.
+replica (and, with images, their preparation), which takes time from the answers that it works on.
 So after a refusal the others that come within `HOLD_S` are refused here, but for as many as tasks
 of this ingress have ended since: their places are free, and stay so for no longer than a task needs
 to come. What has ended elsewhere is not known here, and so the time is bounded. It is shorter than

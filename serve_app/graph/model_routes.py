@@ -31,7 +31,7 @@ def wanted_by(body: bytes) -> Wanted | None:
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         return None
     try:
-        # A hundred times as fast for a picture as the parser that accounts for every byte.
+        # A hundred times as fast for an image as the parser that accounts for every byte.
         fields = from_json(body)
     except ValueError:
         return None

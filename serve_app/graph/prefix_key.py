@@ -12,7 +12,7 @@ from schema.task import ImageBlock, Task, TextBlock
 MIN_CHARS = 1000
 """A shorter beginning is prefilled again in less time than an uneven load costs."""
 
-_IMAGE_CHARS = 4096  # of a picture's base64; two pictures rarely agree in the end of their files
+_IMAGE_CHARS = 4096  # of an image's base64; two images rarely agree in the end of their files
 
 
 def beginning_of(task: Task) -> str:

@@ -32,7 +32,7 @@ async def read_body(request: Request, limit: int) -> bytes:
             param="content-encoding",
         )
     too_large = RequestTooLarge(
-        f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer pictures"
+        f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer images"
     )
     length = request.headers.get("content-length", "")
     # A number of thousands of digits is one that `int` refuses to read.

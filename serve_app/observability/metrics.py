@@ -101,8 +101,8 @@ TASKS = _counter(
 PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of prompts whose answers have begun")
 GENERATED_TOKENS = _counter("generated_tokens", "Tokens of answers")
 PREFIX_TOKENS = _counter("prefix_tokens_reused", "Tokens of prompts that were not computed again")
-IMAGES_ENCODED = _counter("images_encoded", "Pictures that went through the vision tower")
-IMAGES_REUSED = _counter("images_reused", "Pictures whose features were still there")
+IMAGES_ENCODED = _counter("images_encoded", "Images that went through the vision tower")
+IMAGES_REUSED = _counter("images_reused", "Images whose features were still there")
 FIRST_TOKEN = _histogram(
     "first_token_seconds", "From a finished task's arrival at its replica to its first token"
 )

@@ -1,4 +1,4 @@
-"""The deployment that turns pictures, in base64 or at an address, into pixel tensors, on CPU."""
+"""The deployment that turns images, in base64 or at an address, into pixel tensors, on CPU."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from engine.vision.preprocessor import ImageInputs, ImagePreprocessor
 
 # Seconds after its start in which a preprocessor leaves the CPU to the replicas that load models on
-# the same machine; then it imports what it needs, unless a picture has come first.
+# the same machine; then it imports what it needs, unless an image has come first.
 _LIBRARIES_AFTER_S = 10.0
 MAX_PROCESSORS = 32
 """Processors of models that are loaded on demand; then the least recently used is dropped."""
 
 
 class PreprocessorReplica:
-    """One process that prepares the pictures of all models.
+    """One process that prepares the images of all models.
 
     It imports its libraries some seconds after its start, and loads each model's image processor
-    with the first picture for it and keeps it: a processor is a few kilobytes of settings, never
+    with the first image for it and keeps it: a processor is a few kilobytes of settings, never
     weights. Decoding runs in one worker thread, so that the event loop stays free for health
     checks; more throughput is more replicas (``preprocessor_replicas``), not more threads.
     """
@@ -54,14 +54,14 @@ class PreprocessorReplica:
         later.start()
 
     async def prepare(self, deployment: str, task: Task, images: list[str]) -> ImageInputs:
-        """The pixel tensors of one task's pictures, as the model of ``deployment`` wants them.
+        """The pixel tensors of one task's images, as the model of ``deployment`` wants them.
 
         ``task, images`` are what `Task.split_images` returned. The result is meant to be handed on
         by reference: it goes through the object store, never through the ingress.
 
         Raises:
-            TaskArgsInvalid: not base64, not a picture, an address that is refused, or a model that
-                reads no pictures.
+            TaskArgsInvalid: not base64, not an image, an address that is refused, or a model that
+                reads no images.
             ImageDownloadError: the host of an address did not deliver.
         """
         loop = asyncio.get_running_loop()

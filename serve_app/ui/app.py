@@ -25,7 +25,7 @@ SHUTDOWN: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 1.0,
 }
-# Nothing comes from elsewhere, also if a model's answer names a picture there. Gradio's page has
+# Nothing comes from elsewhere, also if a model's answer names an image there. Gradio's page has
 # scripts and styles in it and makes functions out of text.
 HEADERS = [
     (
@@ -97,7 +97,7 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
         css=CSS,
     )
     # Gradio checks that a message's files are uploads only of what was launched, and this was
-    # mounted: without it a message could name any picture on the server's disk.
+    # mounted: without it a message could name any image on the server's disk.
     blocks.has_launched = True
     app.state.uploads = uploads  # deleted with it
     return app

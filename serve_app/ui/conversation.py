@@ -49,14 +49,14 @@ class Turn:
     """What the user said, and what came of it.
 
     Attributes:
-        pictures: files of the user's pictures.
+        images: files of the user's images.
         stopped: the user ended the answer.
         error: why there is no (whole) answer.
         notes: what running it again has shown.
     """
 
     text: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     settings: Settings
     answer: Answer = field(default_factory=Answer)
     stopped: bool = False
@@ -75,13 +75,13 @@ class Turn:
 
 
 def request_for(turns: Sequence[Turn], seed: int | None = None) -> dict[str, Any]:
-    """The request for the answer of the last turn. It reads the pictures' files.
+    """The request for the answer of the last turn. It reads the images' files.
 
     Args:
         seed: in place of the one in the turn's settings.
 
     Raises:
-        ChatError: a picture is none, or its file is gone.
+        ChatError: an image is none, or its file is gone.
     """
     *past, last = turns
     messages: list[dict[str, Any]] = []
@@ -96,10 +96,10 @@ def request_for(turns: Sequence[Turn], seed: int | None = None) -> dict[str, Any
 
 
 def _content(turn: Turn) -> str | list[dict[str, Any]]:
-    if not turn.pictures:
+    if not turn.images:
         return turn.text
     blocks: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in turn.pictures
+        {"type": "image_url", "image_url": {"url": _data_url(Path(file))}} for file in turn.images
     ]
     if turn.text:
         blocks.append({"type": "text", "text": turn.text})
@@ -109,9 +109,9 @@ def _content(turn: Turn) -> str | list[dict[str, Any]]:
 def _data_url(file: Path) -> str:
     kind = mimetypes.guess_type(file.name)[0] or ""
     if not kind.startswith("image/"):
-        raise ChatError(f"{file.name} is no picture.")
+        raise ChatError(f"{file.name} is no image.")
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise ChatError(f"The picture {file.name} is no longer kept: start a new chat.") from None
+        raise ChatError(f"The image {file.name} is no longer kept: start a new chat.") from None
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

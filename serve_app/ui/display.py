@@ -24,7 +24,7 @@ def messages(turns: Sequence[Turn], growing: bool = False) -> list[dict[str, Any
 
 
 def _asked(turn: Turn) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [{"path": file} for file in turn.pictures]
+    content: list[dict[str, Any]] = [{"path": file} for file in turn.images]
     if turn.text:
         content.append(_text(escaped(turn.text)))
     return {"role": "user", "content": content}

@@ -183,7 +183,7 @@ class Handlers:
         if not model:
             raise ChatError("Choose a model first.")
         if not (message["text"].strip() or message["files"]):
-            raise ChatError("Write something, or attach a picture.")
+            raise ChatError("Write something, or attach an image.")
         if len(message["files"]) > self._args.max_pictures:
             raise ChatError(f"A message can have {self._args.max_pictures} pictures at most.")
 

@@ -9,7 +9,7 @@ import gradio as gr
 from serve_app.ui.config import ChatArgs
 from serve_app.ui.handlers import Handlers
 
-# Uploaded pictures are looked at once an hour, and deleted when they are a day old.
+# Uploaded images are looked at once an hour, and deleted when they are a day old.
 DELETE_UPLOADS = (3600, 86_400)
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
@@ -94,7 +94,7 @@ class Page:
         self._message = gr.MultimodalTextbox(
             label="Message",
             show_label=False,
-            placeholder="Write a message, attach pictures",
+            placeholder="Write a message, attach images",
             file_types=["image"],
             file_count="multiple",
             sources=["upload"],

@@ -151,13 +151,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     big = {"id": "org/big", "device": "cuda", "quantize_bits": 4, "accelerator_type": "H100"}
     pool = {"allow": ["*"], "max_memory_gb": 20, "device": "cuda"}
     path = _config(tmp_path, DEMO, big, pool=pool)
-    picture = tmp_path / "plan.png"
+    image = tmp_path / "plan.png"
     arguments = [str(path), "--params", "org/big=70B"]
     pytest.importorskip("matplotlib")
-    assert main([*arguments, "--nodes", "2xRTX5090,H100", "--plot", str(picture)]) == 0
+    assert main([*arguments, "--nodes", "2xRTX5090,H100", "--plot", str(image)]) == 0
     out = capsys.readouterr().out
     assert f"{70e9 * (0.5 + 4 / 64) / 2**30:.2f}" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     # The demo model goes to a CPU where there is no GPU; the others cannot.
     assert main([*arguments, "--nodes", "cpu"]) == 1
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The models of these tests: the demo model, which reads pictures, and a random text model."""
+"""The models of these tests: the demo model, which reads images, and a random text model."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ def hub() -> Iterator[Hub]:
 RUN = f"""
 import base64, pathlib
 from gpt_task.inference import run_task
-picture = pathlib.Path({str(REPOSITORY)!r}, "demo/images/red_circle.png").read_bytes()
-image = {{"type": "image", "base64": base64.b64encode(picture).decode()}}
+image = pathlib.Path({str(REPOSITORY)!r}, "demo/images/red_circle.png").read_bytes()
+image = {{"type": "image", "base64": base64.b64encode(image).decode()}}
 question = {{"type": "text", "text": "What is in this image?"}}
 messages = [{{"role": "user", "content": [image, question]}}]
 response = run_task(model="tiny/vision", messages=messages)

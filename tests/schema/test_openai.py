@@ -210,7 +210,7 @@ def test_tools_reach_the_template_in_the_order_they_came_in() -> None:
     assert json.dumps(chat(tools=tools).task(0).tools) == json.dumps(tools)
 
 
-def _picture(**image_url: Any) -> list[Any]:
+def _image(**image_url: Any) -> list[Any]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": image_url}]}]
 
 
@@ -313,18 +313,18 @@ ADDRESS = "messages.0.content.0.image_url.url"
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "messages.0.content.0.type",
         ),
-        ({"messages": _picture(url="http://h/a.png")}, ADDRESS),
-        ({"messages": _picture(url="HTTPS://h/a.png")}, ADDRESS),
-        ({"messages": _picture(url="file:///etc/passwd")}, ADDRESS),
-        ({"messages": _picture(url="/etc/passwd")}, ADDRESS),
-        ({"messages": _picture(url="data:text/plain;base64,AAAA")}, ADDRESS),
-        ({"messages": _picture(url="data:image/png;base64,A")}, ADDRESS),
-        ({"messages": _picture(url="data:image/png;base64,")}, ADDRESS),
+        ({"messages": _image(url="http://h/a.png")}, ADDRESS),
+        ({"messages": _image(url="HTTPS://h/a.png")}, ADDRESS),
+        ({"messages": _image(url="file:///etc/passwd")}, ADDRESS),
+        ({"messages": _image(url="/etc/passwd")}, ADDRESS),
+        ({"messages": _image(url="data:text/plain;base64,AAAA")}, ADDRESS),
+        ({"messages": _image(url="data:image/png;base64,A")}, ADDRESS),
+        ({"messages": _image(url="data:image/png;base64,")}, ADDRESS),
         (
-            {"messages": _picture(url=URL, detail="low")},
+            {"messages": _image(url=URL, detail="low")},
             "messages.0.content.0.image_url.detail",
         ),
-        ({"messages": _picture(url=URL, size=3)}, "messages.0.content.0.image_url.size"),
+        ({"messages": _image(url=URL, size=3)}, "messages.0.content.0.image_url.size"),
     ],
 )
 def test_what_is_refused_names_its_field(fields: dict[str, Any], param: str) -> None:

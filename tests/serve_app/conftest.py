@@ -17,7 +17,7 @@ import yaml
 
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
-from tests.serve_app.replicas.images.image_host import PICTURES, PictureHost
+from tests.serve_app.replicas.images.image_host import IMAGES, ImageHost
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
@@ -105,21 +105,21 @@ def running_server(
 
 
 @pytest.fixture(scope="session")
-def pictures() -> Iterator[PictureHost]:
-    """A host of pictures that the server may fetch from."""
-    with PictureHost() as host:
+def drawings() -> Iterator[ImageHost]:
+    """A host of images that the server may fetch from."""
+    with ImageHost() as host:
         yield host
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory, pictures: PictureHost) -> Iterator[str]:
-    """The address of a server that runs the committed configuration, with pictures' addresses."""
+def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> Iterator[str]:
+    """The address of a server that runs the committed configuration, with images' addresses."""
     config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
     config["applications"][0]["args"]["image_urls"] = {
-        "allow_hosts": [f"localhost:{pictures.port}"],
+        "allow_hosts": [f"localhost:{drawings.port}"],
         "allow_http": True,
         "allow_networks": ["127.0.0.0/8", "::1/128"],
-        "file_roots": [str(PICTURES)],
+        "file_roots": [str(IMAGES)],
         "timeout_s": 300.0,  # the tests leave before
     }
     # Else Ray's agent hears of metrics every 10 seconds, and a test waits.

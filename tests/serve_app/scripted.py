@@ -79,8 +79,8 @@ class ScriptedReplica:
                     raise
 
 
-class NoPictures:
-    """Stands where the preprocessor stands; these tasks have no pictures."""
+class NoImages:
+    """Stands where the preprocessor stands; these tasks have no images."""
 
 
 def _local(deployment: type, name: str) -> DeploymentHandle[Any]:
@@ -95,7 +95,7 @@ def app_maker(scripted: type = ScriptedReplica) -> Callable[..., ASGIApp]:
     In front of such a replica.
     """
     replica = _local(scripted, scripted.__name__)
-    preprocessor = _local(NoPictures, "pictures")
+    preprocessor = _local(NoImages, "images")
 
     def make(
         auth: dict[str, Any] | None = None, cors: dict[str, Any] | None = None, **limits: float

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from jsonschema import Draft202012Validator
 
-from demo.data.shapes import HELD_OUT_SEED, draw_picture
+from demo.data.shapes import HELD_OUT_SEED, draw_image
 from schema.published.schemas import schemas
 
 QUESTION = "What is in this image?"
@@ -19,19 +19,19 @@ _ERROR = Draft202012Validator(schemas()["error"])
 
 
 def text_task(text: str = "Count from 1 to 5.", **fields: Any) -> dict[str, Any]:
-    """A task without pictures."""
+    """A task without images."""
     return {"model": "demo", "messages": [{"role": "user", "content": text}], **fields}
 
 
 def image_task(number: int, **fields: Any) -> tuple[dict[str, Any], str]:
-    """A task about a picture that the model was not trained on, and the right answer."""
-    picture = draw_picture(HELD_OUT_SEED + number)
+    """A task about an image that the model was not trained on, and the right answer."""
+    drawing = draw_image(HELD_OUT_SEED + number)
     file = io.BytesIO()
-    picture.image.save(file, "PNG")
+    drawing.image.save(file, "PNG")
     image = {"type": "image", "base64": base64.b64encode(file.getvalue()).decode()}
     content = [image, {"type": "text", "text": QUESTION}]
     task = {"model": "demo", "messages": [{"role": "user", "content": content}], **fields}
-    return task, picture.description
+    return task, drawing.description
 
 
 def answer(response: httpx.Response) -> Any:

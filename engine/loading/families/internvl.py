@@ -82,7 +82,7 @@ _SYSTEM_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"  # noqa: RUF001
     "多模态大语言模型。"
 )
-# The conversation template "internvl2_5", and a line break after a picture, as `chat` writes it.
+# The conversation template "internvl2_5", and a line break after an image, as `chat` writes it.
 _CHAT_TEMPLATE = (
     "{%- if tools %}{{ raise_exception('this model has no format for tools') }}{% endif -%}"
     "{{ begin }}"
@@ -176,7 +176,7 @@ def _refuse_unknown(settings: dict[str, Any], name: str) -> None:
 
 
 def _refuse_tiles(settings: dict[str, Any], name: str) -> None:
-    """Grids of tiles are tried one by one for every picture, so that their number matters."""
+    """Grids of tiles are tried one by one for every image, so that their number matters."""
     least, most = settings["min_dynamic_patch"], settings["max_dynamic_patch"]
     if type(least) is not int or type(most) is not int or not 1 <= least <= most <= _MAX_TILES:
         raise ModelInvalid(
@@ -245,7 +245,7 @@ def load_parts(model: str, config: PreTrainedConfig, **source: Any) -> Processor
         source: revision and the like.
 
     Raises:
-        ModelInvalid: the tokenizer lacks the tokens that stand around and for a picture.
+        ModelInvalid: the tokenizer lacks the tokens that stand around and for an image.
     """
     layout = dict(original_layout(config) or {})
     tokenizer = load_sentencepiece(model, **source) or AutoTokenizer.from_pretrained(
@@ -280,7 +280,7 @@ def _name_image_tokens(tokenizer: Any, model: str) -> None:
 
 
 def adopt_tokens(model: Any, tokenizer: Any) -> None:
-    """Tell a model what only its tokenizer knows: what stands for a picture, and what ends a turn.
+    """Tell a model what only its tokenizer knows: what stands for an image, and what ends a turn.
 
     The original ``chat`` ends at the end of a turn, whatever ``generation_config.json`` says.
     """

@@ -33,12 +33,12 @@ _PARTS = ("image_processor", "tokenizer", "video_processor")
 
 
 @dataclass(frozen=True)
-class ProcessedPicture:
-    """What a processor makes of a picture.
+class ProcessedImage:
+    """What a processor makes of an image.
 
     Attributes:
         arrays: keyword arguments of ``get_image_features``.
-        placeholder: the text that stands for the picture in the prompt.
+        placeholder: the text that stands for the image in the prompt.
         num_tokens: the tokens of the placeholder that take a feature each.
     """
 
@@ -47,14 +47,14 @@ class ProcessedPicture:
     num_tokens: int
 
 
-class PictureProcessor:
+class ImageProcessor:
     """One model's processor, as the engine uses it.
 
     Attributes:
         tokenizer: the model's.
         chat_template: the template of the repository, if it comes with the processor.
-        image_token: the text that a template writes for a picture.
-        feature_token_id: the token whose embeddings are replaced by a picture's features.
+        image_token: the text that a template writes for an image.
+        feature_token_id: the token whose embeddings are replaced by an image's features.
     """
 
     def __init__(self, processor: Any, feature_token_id: int) -> None:
@@ -68,17 +68,17 @@ class PictureProcessor:
 
     @property
     def treats_several_otherwise(self) -> bool:
-        """Whether a picture among others is prepared otherwise than one alone.
+        """Whether an image among others is prepared otherwise than one alone.
 
-        LLaVA-OneVision cuts a picture into tiles only when it is the only one.
+        LLaVA-OneVision cuts an image into tiles only when it is the only one.
         """
         return "batch_num_images" in self._array_names
 
     def pixels(self, width: int, height: int, *, among_others: bool) -> int:
-        """The most pixels that a picture has while it is prepared.
+        """The most pixels that an image has while it is prepared.
 
         LLaVA-OneVision pads one among others to a square; LLaVA scales the shorter side up before
-        it cuts. So a narrow picture of a few hundred bytes can become gigabytes.
+        it cuts. So a narrow image of a few hundred bytes can become gigabytes.
         """
         pixels = width * height
         if among_others and self.treats_several_otherwise:
@@ -89,8 +89,8 @@ class PictureProcessor:
             pixels = max(pixels, int(edge**2 * max(width, height) / min(width, height)))
         return pixels
 
-    def __call__(self, picture: Image.Image, *, among_others: bool) -> ProcessedPicture:
-        """Prepare one picture (RGB) by itself, whatever the others are.
+    def __call__(self, image: Image.Image, *, among_others: bool) -> ProcessedImage:
+        """Prepare one image (RGB) by itself, whatever the others are.
 
         Raises:
             ValueError: the processor refuses it, for its shape maybe.
@@ -98,7 +98,7 @@ class PictureProcessor:
         several = among_others and self.treats_several_otherwise
         count = 2 if several else 1
         features = self._processor(
-            images=[[picture] * count] if several else [picture],
+            images=[[image] * count] if several else [image],
             text=[self.image_token * count],
             return_text_replacement_offsets=True,
             return_tensors="np",
@@ -114,16 +114,16 @@ class PictureProcessor:
                 for name, array in arrays.items()
             }
         placeholder = str(features["text_replacement_offsets"][0][0]["replacement"])
-        return ProcessedPicture(arrays, placeholder, placeholder.count(self._feature_token))
+        return ProcessedImage(arrays, placeholder, placeholder.count(self._feature_token))
 
 
-def load_picture_processor(
+def load_image_processor(
     config: EngineConfig,
     hf_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     source: dict[str, Any],
-) -> PictureProcessor:
-    """The model's processor for text and pictures.
+) -> ImageProcessor:
+    """The model's processor for text and images.
 
     Args:
         config: the model.
@@ -139,7 +139,7 @@ def load_picture_processor(
     asked = arguments.get("processor_class") or own_class.__name__
     if asked not in {PROCESSOR_MAPPING_NAMES[name] for name in VISION_MODEL_TYPES}:
         raise ModelInvalid(
-            f"model {config.name!r} prepares its pictures with a {asked}, which is not supported "
+            f"model {config.name!r} prepares its images with a {asked}, which is not supported "
             f"for models of type {hf_config.model_type!r}; {own_class.__name__} is"
         )
     own_class = getattr(transformers, asked)
@@ -152,7 +152,7 @@ def load_picture_processor(
     # One backend on all machines: where torchvision is installed, its pixels would be others.
     image_processor = AutoImageProcessor.from_pretrained(config.model, backend="pil", **source)
     processor = image_only_processor(own_class)(image_processor, tokenizer, **settings)
-    return PictureProcessor(processor, hf_config.image_token_id)
+    return ImageProcessor(processor, hf_config.image_token_id)
 
 
 def image_only_processor(own_class: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures over HTTP: from hosts that are allowed, at public addresses, within limits."""
+"""Images over HTTP: from hosts that are allowed, at public addresses, within limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEADERS = {
 
 @dataclass
 class Budget:
-    """What the fetched pictures of a request may still weigh, in bytes."""
+    """What the fetched images of a request may still weigh, in bytes."""
 
     limit_mb: float
     left: int
@@ -43,10 +43,10 @@ class Budget:
         return cls(args.max_mb, int(args.max_mb * BYTES_PER_MB), threading.Lock())
 
     def check(self, size: int) -> None:
-        """Raises `TaskArgsInvalid` if a picture of ``size`` bytes is too large."""
+        """Raises `TaskArgsInvalid` if an image of ``size`` bytes is too large."""
         if size > self.left:
             raise TaskArgsInvalid(
-                f"with this picture the request's have more than {self.limit_mb:g} MB together, "
+                f"with this image the request's have more than {self.limit_mb:g} MB together, "
                 "which is the limit for those that are fetched"
             )
 
@@ -100,7 +100,7 @@ class Fetcher:
         """What is at ``address``, whatever it is.
 
         Raises:
-            TaskArgsInvalid: the address is refused, or it is certain that no picture is there.
+            TaskArgsInvalid: the address is refused, or it is certain that no image is there.
             ImageDownloadError: its host failed.
         """
         url = self._checked(address)

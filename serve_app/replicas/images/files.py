@@ -1,4 +1,4 @@
-"""Pictures at ``file://`` addresses: only below the directories that are opened, and only files."""
+"""Images at ``file://`` addresses: only below the directories that are opened, and only files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def path_of(url: str) -> PurePosixPath:
     refuse_odd_characters(url)
     after_scheme = url.partition(":")[2]
     if not after_scheme.startswith("//"):
-        raise TaskArgsInvalid('must have the form "file:///path/to/picture.png"')
+        raise TaskArgsInvalid('must have the form "file:///path/to/image.png"')
     host, slash, rest = after_scheme[2:].partition("/")
     if host.lower() not in _HOSTS or not slash:
-        raise TaskArgsInvalid('must have the form "file:///path/to/picture.png", without a host')
+        raise TaskArgsInvalid('must have the form "file:///path/to/image.png", without a host')
     if "?" in rest or "#" in rest:
         raise TaskArgsInvalid("must not have a query or a fragment; write ? as %3F and # as %23")
     try:
@@ -43,7 +43,7 @@ def path_of(url: str) -> PurePosixPath:
     return path
 
 
-def read_picture(url: str, roots: Sequence[str], budget: Budget) -> bytes:
+def read_image(url: str, roots: Sequence[str], budget: Budget) -> bytes:
     """The file at ``url``, which lies below one of ``roots``. Blocking.
 
     Whatever is wrong with a path gets one answer, so that nobody learns what else is there. What is

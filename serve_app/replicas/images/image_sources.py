@@ -1,4 +1,4 @@
-"""From the pictures of a request, in base64 or at addresses, to their files."""
+"""From the images of a request, in base64 or at addresses, to their files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import aiohttp
 from schema.errors import ImageDownloadError, TaskArgsInvalid, TaskError
 from schema.message import is_address
 from serve_app.replicas.images.fetch import Budget, Fetcher
-from serve_app.replicas.images.files import read_picture
+from serve_app.replicas.images.files import read_image
 
 
 async def load_images(
@@ -29,7 +29,7 @@ async def load_images(
     if not any(map(is_address, images)):
         return list(images)
     if fetcher is None:
-        raise TaskArgsInvalid("addresses of pictures are not opened by configuration")
+        raise TaskArgsInvalid("addresses of images are not opened by configuration")
     deadline = asyncio.get_running_loop().time() + fetcher.args.timeout_s
     budget = Budget.of(fetcher.args)
     try:
@@ -57,12 +57,12 @@ async def _load(
         async with asyncio.timeout_at(deadline):
             if image.partition(":")[0].lower() == "file":
                 roots = fetcher.args.file_roots
-                return await asyncio.to_thread(read_picture, image, roots, budget)
+                return await asyncio.to_thread(read_image, image, roots, budget)
             return await fetcher.fetch(session, image, budget)
     except TimeoutError:
         seconds = f"{fetcher.args.timeout_s:g} seconds"
         raise ImageDownloadError(
-            f"{param} was not delivered: the request's pictures took more than {seconds}", param
+            f"{param} was not delivered: the request's images took more than {seconds}", param
         ) from None
     except TaskError as error:
         raise type(error)(f"{param} {error.message}", param) from error

@@ -16,7 +16,7 @@ from engine.requests.outputs import collect
 from schema import Task, TaskResponse
 from tests.engine.conftest import TinyEngine
 from tests.engine.models.tiny_models import IMAGE, Kind
-from tests.engine.sampling.test_generate_oracle import picture
+from tests.engine.sampling.test_generate_oracle import drawing
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
@@ -34,7 +34,7 @@ def tasks(number: int, *, images: bool, bits: int | None = None) -> list[Task]:
         text = "".join(chr(rng.randrange(32, 127)) for _ in range(rng.choice([1, 15, 16, 40, 90])))
         content: Any = text
         if images and index % 2:
-            data = picture(rng.randrange(8, 90), rng.randrange(8, 90), seed=index)
+            data = drawing(rng.randrange(8, 90), rng.randrange(8, 90), seed=index)
             content = [{"type": "image", "base64": data}, {"type": "text", "text": text}]
         made.append(
             Task.from_fields(
@@ -110,10 +110,10 @@ async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> 
     restarted.close()
 
 
-async def test_an_image_token_in_an_answer_is_no_picture(
+async def test_an_image_token_in_an_answer_is_no_image(
     tiny_engine: TinyEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Answers that are made of image tokens, beside prompts with pictures."""
+    """Answers that are made of image tokens, beside prompts with images."""
     engine = tiny_engine("internvl")
     tokenizer: Any = AutoTokenizer.from_pretrained(engine.config.model)
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)

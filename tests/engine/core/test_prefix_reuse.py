@@ -9,7 +9,7 @@ from typing import Any
 from engine import Engine
 from schema import Task, TaskResponse
 from tests.engine.conftest import TinyEngine
-from tests.engine.sampling.test_generate_oracle import picture
+from tests.engine.sampling.test_generate_oracle import drawing
 
 SYSTEM = "You are a careful assistant who always reads the whole of a long system prompt. " * 2
 
@@ -34,7 +34,7 @@ def reused(engine: Engine) -> int:
 
 
 def image(seed: int) -> dict[str, str]:
-    return {"type": "image", "base64": picture(60, 40, seed=seed)}
+    return {"type": "image", "base64": drawing(60, 40, seed=seed)}
 
 
 def answers(engine: Engine, wanted: list[Task]) -> list[TaskResponse]:

@@ -119,7 +119,7 @@ async def test_a_crowd_writes_what_generate_writes(
     [(k, k) for k in ("qwen2_vl", "qwen3_vl", "llava")],
     indirect=["paged"],
 )
-async def test_pictures(paged: Engine, kind: VisionKind, tiny_model: TinyModel) -> None:
+async def test_images(paged: Engine, kind: VisionKind, tiny_model: TinyModel) -> None:
     """Among them those of models that have three rotary positions a token."""
     own = oracle(tiny_model(kind))
     pairs = [(m, s) for m in CONVERSATIONS.values() for s in ({}, {"do_sample": True})]
@@ -127,7 +127,7 @@ async def test_pictures(paged: Engine, kind: VisionKind, tiny_model: TinyModel) 
     assert [texts(response) for response in responses] == [own.answers(*pair) for pair in pairs]
 
 
-async def test_pictures_whose_tokens_see_each_other(
+async def test_images_whose_tokens_see_each_other(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has no mask for them: such a model does without it, and the card says so."""

@@ -77,7 +77,7 @@ def load(directory: Path, **options: Any) -> LoadedModel:
     return load_model(EngineConfig(model=str(directory), **settings))
 
 
-def picture(seed: int, size: tuple[int, int] = (3 * TILE, TILE)) -> str:
+def drawing(seed: int, size: tuple[int, int] = (3 * TILE, TILE)) -> str:
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
@@ -89,7 +89,7 @@ def asked(content: Any, **fields: Any) -> Task:
 
 
 def image(seed: int) -> dict[str, str]:
-    return {"type": "image", "base64": picture(seed)}
+    return {"type": "image", "base64": drawing(seed)}
 
 
 def text(words: str) -> dict[str, str]:
@@ -106,7 +106,7 @@ def prepared(directory: Path, task: Task) -> ImageInputs:
 def test_logits_are_those_of_the_native_naming(
     language: Language, tower: Tower, original: Original
 ) -> None:
-    """Bit for bit, of text and of pictures; the checkpoint is sharded and carries remote code."""
+    """Bit for bit, of text and of images; the checkpoint is sharded and carries remote code."""
     directory, native = original(language, tower)
     loaded = load(directory)
     assert type(loaded.model.get_decoder()) is type(native.get_decoder())
@@ -188,8 +188,8 @@ def test_prompts_are_written_as_the_original_chat_does(
     inputs = prepared(directory, task)
     prompt = PromptRenderer(loaded).render(task, inputs)
     # Three tiles and a thumbnail of four tokens each.
-    pictured = f"<img>{'<IMG_CONTEXT>' * 16}</img>"
-    user = expected.replace("@1", pictured).replace("@2", pictured)
+    imaged = f"<img>{'<IMG_CONTEXT>' * 16}</img>"
+    user = expected.replace("@1", imaged).replace("@2", imaged)
     whole = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     if language != "qwen3":  # InternVL 3.5 writes none
         whole = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n" + whole

@@ -71,7 +71,7 @@ def test_quantized_originals_are_refused() -> None:
         native_config(config, "awq")
 
 
-def test_without_dynamic_size_a_picture_is_one_tile(qwen: Path, tmp_path: Path) -> None:
+def test_without_dynamic_size_a_image_is_one_tile(qwen: Path, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(qwen, directory)
     changed = original_config("qwen2", "300M", dynamic_image_size=False, use_thumbnail=False)

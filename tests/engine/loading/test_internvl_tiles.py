@@ -1,7 +1,7 @@
 """Tiles are cut as InternVL's own ``dynamic_preprocess`` cuts them, pixel for pixel.
 
 The reference is written from its description: of all grids of 1 to n tiles the one whose shape is
-nearest to the picture's; of equally near ones a larger one only if the picture has more than half
+nearest to the image's; of equally near ones a larger one only if the image has more than half
 its pixels; resize (bicubic) to the whole grid, cut row by row; a thumbnail if there is more than
 one tile. Then ``ToTensor`` and ``Normalize`` of torchvision: 32-bit floats, divided by 255.
 """
@@ -39,17 +39,17 @@ def grid(width: int, height: int, max_tiles: int, side: int) -> tuple[int, int]:
     return best
 
 
-def tiles(picture: Image.Image, max_tiles: int, side: int) -> torch.Tensor:
+def tiles(image: Image.Image, max_tiles: int, side: int) -> torch.Tensor:
     """[tiles, 3, side, side]."""
-    columns, rows = grid(*picture.size, max_tiles, side)
-    whole = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
+    columns, rows = grid(*image.size, max_tiles, side)
+    whole = image.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
     parts = [
         whole.crop((c * side, r * side, (c + 1) * side, (r + 1) * side))
         for r in range(rows)
         for c in range(columns)
     ]
     if len(parts) > 1:
-        parts.append(picture.resize((side, side), Image.Resampling.BICUBIC))
+        parts.append(image.resize((side, side), Image.Resampling.BICUBIC))
     pixels = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in parts])
     return pixels.to(torch.float32).div(255).sub(MEAN).div(STD)
 
@@ -87,14 +87,14 @@ def test_the_same_pixels(size: tuple[int, int], tmp_path: Path) -> None:
     assert processor is not None
     rng = np.random.default_rng(1)
     values = rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
-    picture = Image.fromarray(values)
+    image = Image.fromarray(values)
     for side, most in ((TILE, 4), (448, 12)):
         features = processor._processor.image_processor(
-            [picture],
+            [image],
             size={"height": side, "width": side},
             max_patches=most,
             crop_to_patches=True,
             return_tensors="np",
         )
-        expected = tiles(picture, most, side)
+        expected = tiles(image, most, side)
         assert np.array_equal(features["pixel_values"], expected.numpy())

@@ -126,7 +126,7 @@ async def test_a_crowd_writes_what_generate_writes(
     assert card["system_fingerprint"] != alone["system_fingerprint"]
 
 
-def test_pictures(tiny_engine: TinyEngine, tiny_model: TinyModel) -> None:
+def test_images(tiny_engine: TinyEngine, tiny_model: TinyModel) -> None:
     """Of a model with three rotary positions a token and features for further layers."""
     engine = tiny_engine("qwen3_vl", num_devices=2, split="layers", max_sequences=4)
     for name in ("one image", "two turns"):

@@ -27,7 +27,7 @@ VISION_KINDS: tuple[VisionKind, ...] = get_args(VisionKind)
 BOS = "<bos>"
 EOS = "<eos>"
 SIDE = 32  # of the square that most towers see
-GEMMA_TOKENS = 16  # of a picture; more than the 8 of the smallest chunk in the tests
+GEMMA_TOKENS = 16  # of an image; more than the 8 of the smallest chunk in the tests
 
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _TILE_TOKENS = (
@@ -70,7 +70,7 @@ _QWEN_ROPE: dict[str, Any] = {
 
 
 def chat_template(image: str) -> str:
-    """A template that writes ``image`` for each picture, and the begin token where Gemma does."""
+    """A template that writes ``image`` for each image, and the begin token where Gemma does."""
     return (
         "{%- for message in messages -%}[{{ message.role }}]"
         "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
@@ -247,7 +247,7 @@ def _gemma3(directory: Path) -> None:
         tie_word_embeddings=False,
     )
     model: Any = transformers.Gemma3ForConditionalGeneration(config)
-    projector = model.model.multi_modal_projector  # starts as zeros, which would hide the pictures
+    projector = model.model.multi_modal_projector  # starts as zeros, which would hide the images
     torch.nn.init.normal_(projector.mm_input_projection_weight, std=0.2)
     save.model(model)
     save.processor(

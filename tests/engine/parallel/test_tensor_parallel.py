@@ -51,7 +51,7 @@ def fork_server() -> ForkServer:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: TinyModel) -> Iterator[Engine]:
-    """With pictures, so that they are covered too."""
+    """With images, so that they are covered too."""
     with split(tiny_model("internvl")) as engine:
         yield engine
 
@@ -74,7 +74,7 @@ def test_the_tokens_are_those_of_the_whole_model(
 
 
 async def test_alone_and_in_a_crowd(engine: Engine, tiny_engine: TinyEngine) -> None:
-    """Of all kinds: sampled, several answers, beams, pictures, with prefixes that are known."""
+    """Of all kinds: sampled, several answers, beams, images, with prefixes that are known."""
     wanted = tasks(12, images=True)
     alone = [engine.run_blocking(task) for task in wanted]
     assert await at_once(engine, wanted) == alone

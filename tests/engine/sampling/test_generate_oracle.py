@@ -209,7 +209,7 @@ def test_stop_strings(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine
     assert got == whole[: min(whole.index(stop) for stop in stops) + 1]
 
 
-def picture(width: int, height: int, seed: int) -> str:
+def drawing(width: int, height: int, seed: int) -> str:
     """A random PNG, base64."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=generator)
@@ -227,20 +227,20 @@ def test_images(
     engine = tiny_engine("internvl")
     model: Any = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    pictures = [picture(*size, seed=i) for i, size in enumerate(sizes)]
-    blocks = [{"type": "image", "base64": data} for data in pictures]
+    images = [drawing(*size, seed=i) for i, size in enumerate(sizes)]
+    blocks = [{"type": "image", "base64": data} for data in images]
     messages = [{"role": "user", "content": [*blocks, {"type": "text", "text": "What?"}]}]
 
     # The prompt and the pixels are put together here by hand, not by the engine's own code.
     image_processor: Any = GotOcr2ImageProcessorPil.from_pretrained(directory)
     processed = image_processor(
-        [Image.open(io.BytesIO(base64.b64decode(data))) for data in pictures], return_tensors="pt"
+        [Image.open(io.BytesIO(base64.b64decode(data))) for data in images], return_tensors="pt"
     )
     tiles = [int(n) for n in processed["num_patches"]]
     placeholders = "".join(f"<img>{'<IMG_CONTEXT>' * 4 * n}</img>" for n in tiles)
     ids = tokenizer(f"[user]{placeholders}What?[assistant]", return_tensors="pt")
     inputs = {**ids, "pixel_values": processed["pixel_values"]}
-    assert sum(tiles) > len(pictures)  # some are cut into several tiles
+    assert sum(tiles) > len(images)  # some are cut into several tiles
 
     want = expected(model, tokenizer, inputs, SETTINGS[name])
     assert actual(engine, messages, SETTINGS[name]) == want

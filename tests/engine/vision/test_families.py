@@ -1,6 +1,6 @@
 """Every vision-language family writes what plain transformers writes, token for token, in fp32.
 
-The oracle is the family's own processor, given all pictures of a task at once, and `generate`.
+The oracle is the family's own processor, given all images of a task at once, and `generate`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schema import Task
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.models.tiny_vision_models import VISION_KINDS, VisionKind
-from tests.engine.sampling.test_generate_oracle import picture
+from tests.engine.sampling.test_generate_oracle import drawing
 from tests.engine.vision.vision_oracle import (
     CONVERSATIONS,
     SETTINGS,
@@ -37,7 +37,7 @@ from tests.engine.vision.vision_oracle import (
 
 
 def small_chunks(kind: VisionKind, tiny_engine: TinyEngine) -> Engine:
-    """An engine whose chunks are shorter than a picture's tokens."""
+    """An engine whose chunks are shorter than an image's tokens."""
     return tiny_engine(kind, prefill_chunk=8, page_size=8)
 
 
@@ -75,7 +75,7 @@ async def test_in_a_crowd(kind: VisionKind, tiny_model: TinyModel, tiny_engine: 
 async def test_bfloat16_gives_the_same_bytes_alone_and_in_a_crowd(
     kind: VisionKind, tiny_engine: TinyEngine
 ) -> None:
-    """Where ties and roundings are frequent, pictures are new or known, prefixes too."""
+    """Where ties and roundings are frequent, images are new or known, prefixes too."""
     engine = tiny_engine(kind, dtype="bfloat16", image_cache_bytes=0)
     asked = [task(m, {"do_sample": True}) for m in CONVERSATIONS.values()]
     alone = [engine.run_blocking(one) for one in asked]
@@ -88,7 +88,7 @@ async def test_bfloat16_gives_the_same_bytes_alone_and_in_a_crowd(
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_a_picture_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
     """And one whose tokens lie in a known beginning is not even looked up."""
     config = small_chunks(kind, tiny_engine).config
     messages = CONVERSATIONS["one image"]
@@ -101,7 +101,7 @@ def test_a_picture_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) ->
         ]
         counts = engine.stats()
         assert counts["images_encoded"] == 1
-        # A model that prefills pictures whole keeps no beginning that goes beyond one.
+        # A model that prefills images whole keeps no beginning that goes beyond one.
         whole = kind == "gemma3_vision"
         assert counts["images_reused"] == (2 if whole else 1)
         assert plain.stats()["images_encoded"] == (3 if whole else 2)
@@ -112,14 +112,14 @@ def test_a_picture_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) ->
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_the_same_tokens_under_another_picture(
+def test_the_same_tokens_under_another_image(
     kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
 ) -> None:
     """The prompts differ in nothing but the pixels."""
     engine = small_chunks(kind, tiny_engine)
     answers = []
     for seed in (50, 51, 50):
-        block = {"type": "image", "base64": picture(40, 40, seed=seed)}
+        block = {"type": "image", "base64": drawing(40, 40, seed=seed)}
         messages = [user(text("A long beginning, the same for both."), block, text("What is it?"))]
         response = engine.run_blocking(task(messages))
         assert texts(response) == oracle(tiny_model(kind)).answers(messages, {})
@@ -140,7 +140,7 @@ def test_image_tokens_in_a_text_are_refused(
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_two_pictures_side_by_side(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+def test_two_images_side_by_side(kind: VisionKind, tiny_engine: TinyEngine) -> None:
     """Without the template a text says where they stand. Qwen's positions need a token between."""
     engine = small_chunks(kind, tiny_engine)
     token = engine._loaded.image_token
@@ -168,13 +168,13 @@ def test_two_pictures_side_by_side(kind: VisionKind, tiny_engine: TinyEngine) ->
 def test_odd_shapes(
     kind: VisionKind, size: tuple[int, int], tiny_model: TinyModel, tiny_engine: TinyEngine
 ) -> None:
-    messages = [user({"type": "image", "base64": picture(*size, seed=3)}, text("?"))]
+    messages = [user({"type": "image", "base64": drawing(*size, seed=3)}, text("?"))]
     response = small_chunks(kind, tiny_engine).run_blocking(task(messages))
     assert texts(response) == oracle(tiny_model(kind)).answers(messages, {})
 
 
 def test_a_shape_that_the_model_refuses(tiny_engine: TinyEngine) -> None:
-    messages = [user({"type": "image", "base64": picture(2, 500, seed=3)}, text("?"))]
+    messages = [user({"type": "image", "base64": drawing(2, 500, seed=3)}, text("?"))]
     with pytest.raises(TaskArgsInvalid, match="aspect ratio") as caught:
         small_chunks("qwen2_vl", tiny_engine).run_blocking(task(messages))
     assert caught.value.param == "messages.0.content.0.base64"
@@ -208,11 +208,11 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "number"), [("llava_onevision", 2), ("llava", 1)])
-def test_a_picture_that_its_processor_would_blow_up(
+def test_a_image_that_its_processor_would_blow_up(
     kind: VisionKind, number: int, tiny_model: TinyModel
 ) -> None:
     """A few hundred bytes; padded to a square, or with its shorter side scaled up, gigabytes."""
-    data = picture(1, 80_000, seed=3)
+    data = drawing(1, 80_000, seed=3)
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model(kind))))
     with pytest.raises(TaskArgsInvalid, match="pixels") as caught:
         prepare([data] * number, ["a"] * number)

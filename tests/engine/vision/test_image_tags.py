@@ -1,4 +1,4 @@
-"""Pictures stand where the text says, for the models whose prompts are written so."""
+"""Images stand where the text says, for the models whose prompts are written so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.engine.requests.test_prompt import PNG, refused, renderer, task, text
 
 
 def tagged(content: Any, number: int) -> Prompt:
-    """Rendered for a model whose texts say where pictures belong."""
+    """Rendered for a model whose texts say where images belong."""
     inputs = tuple(
         PreparedImage({}, f"<img>{IMAGE * (n + 1)}</img>", bytes([n]), n + 1) for n in range(number)
     )
@@ -23,7 +23,7 @@ def tagged(content: Any, number: int) -> Prompt:
     return PromptRenderer(loaded).render(task(messages), inputs)
 
 
-PICTURE = {"type": "image", "base64": PNG}
+BLOCK = {"type": "image", "base64": PNG}
 
 
 def words(text: str) -> dict[str, str]:
@@ -33,19 +33,23 @@ def words(text: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("content", "number", "expected"),
     [
-        ([PICTURE, words("Image-1: <image>\nb")], 1, "[user]Image-1: @1\nb[assistant]"),
-        ([words("<image>a<image>"), PICTURE, PICTURE], 2, "[user]@1a@2[assistant]"),
-        ([words("a<image>"), PICTURE, words("<image>"), PICTURE], 2, "[user]a@1@2[assistant]"),
-        ([words("a"), PICTURE, words("b")], 1, "[user]a@1b[assistant]"),
+        ([BLOCK, words("Image-1: <image>\nb")], 1, "[user]Image-1: @1\nb[assistant]"),
+        ([words("<image>a<image>"), BLOCK, BLOCK], 2, "[user]@1a@2[assistant]"),
+        (
+            [words("a<image>"), BLOCK, words("<image>"), BLOCK],
+            2,
+            "[user]a@1@2[assistant]",
+        ),
+        ([words("a"), BLOCK, words("b")], 1, "[user]a@1b[assistant]"),
         ("nothing", 0, "[user]nothing[assistant]"),
         (
-            [*user([PICTURE, PICTURE]), *user("<image> and <image>")],
+            [*user([BLOCK, BLOCK]), *user("<image> and <image>")],
             2,
             "[user][user]@1 and @2[assistant]",
         ),
     ],
 )
-def test_pictures_stand_where_the_text_says(content: Any, number: int, expected: str) -> None:
+def test_images_stand_where_the_text_says(content: Any, number: int, expected: str) -> None:
     for n in range(number):
         expected = expected.replace(f"@{n + 1}", f"<img>{IMAGE * (n + 1)}</img>")
     assert text_of(tagged(content, number)) == expected
@@ -54,8 +58,8 @@ def test_pictures_stand_where_the_text_says(content: Any, number: int, expected:
 @pytest.mark.parametrize(
     ("content", "number", "placeholders"),
     [
-        ([PICTURE, words("<image><image>")], 1, 2),
-        ([PICTURE, PICTURE, words("<image>")], 2, 1),
+        ([BLOCK, words("<image><image>")], 1, 2),
+        ([BLOCK, BLOCK, words("<image>")], 2, 1),
         ("what does <image> mean?", 0, 1),
     ],
 )
@@ -66,7 +70,7 @@ def test_as_many_placeholders_as_images(content: Any, number: int, placeholders:
 
 
 def test_the_models_own_token_is_no_placeholder() -> None:
-    error = refused(lambda: tagged([PICTURE, words(f"<image> {IMAGE}")], 1))
+    error = refused(lambda: tagged([BLOCK, words(f"<image> {IMAGE}")], 1))
     assert IMAGE in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Pictures as their format means them; whatever is no picture is refused with its place."""
+"""Images as their format means them; whatever is no image is refused with its place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "WEBP")
 
 
 def pixels(mode: str = "RGB", size: tuple[int, int] = (13, 7)) -> Image.Image:
-    """A picture without symmetries."""
+    """An image without symmetries."""
     width, height = size
     rng = np.random.default_rng(5)
     values = rng.integers(0, 256, (height, width, len(Image.new(mode, (1, 1)).getbands())))
@@ -94,7 +94,7 @@ def test_modes_become_rgb(mode: str) -> None:
 
 
 def on_white(image: Image.Image) -> np.ndarray:
-    """What a viewer shows of a picture with alpha, on a white page."""
+    """What a viewer shows of an image with alpha, on a white page."""
     rgba = np.asarray(image.convert("RGBA")).astype(float)
     alpha = rgba[..., 3:] / 255
     return rgba[..., :3] * alpha + 255 * (1 - alpha)
@@ -145,7 +145,7 @@ def test_of_an_animation_the_first_frame(kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+def test_images_are_turned_upright(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(pixels(), kind, exif=exif)
@@ -156,7 +156,7 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     assert got.size == ((7, 13) if orientation > 4 else (13, 7))
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_does_not_cost_the_image() -> None:
     original = pixels()
     for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08"):
         data = encoded(original, "WEBP", lossless=True, exif=exif)
@@ -174,7 +174,7 @@ def test_what_is_not_base64(data: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"hello, I am a text", b"\0" * 100, b"<svg></svg>", b"%PDF-1.4", b"\x89PNG"]
 )
-def test_what_is_not_a_picture(content: bytes) -> None:
+def test_what_is_not_a_image(content: bytes) -> None:
     refused(base64.b64encode(content).decode())
 
 
@@ -207,23 +207,23 @@ def _png_of(width: int, height: int, rows: int) -> str:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(8193, 8192), (12_000, 9_000), (50_000, 50_000), (2**31 - 1, 2)])
-def test_huge_pictures_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+def test_huge_images_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
     error = refused(_png_of(*size, rows=0))
     assert str(MAX_PIXELS) in str(error)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 8), (8, 0)])
-def test_pictures_without_a_pixel_are_refused(size: tuple[int, int]) -> None:
+def test_images_without_a_pixel_are_refused(size: tuple[int, int]) -> None:
     refused(_png_of(*size, rows=size[1]))
 
 
-def test_the_largest_picture_is_read() -> None:
+def test_the_largest_image_is_read() -> None:
     side = 8192
     assert side * side == MAX_PIXELS
     assert decode_image(_png_of(side, side, rows=side), PARAM).size == (side, side)
 
 
-def test_texts_inside_a_picture_are_limited() -> None:
+def test_texts_inside_a_image_are_limited() -> None:
     """A few kilobytes of compressed texts would unpack to hundreds of megabytes."""
     texts = PngImagePlugin.PngInfo()
     for number in range(60):
@@ -234,7 +234,7 @@ def test_texts_inside_a_picture_are_limited() -> None:
     assert same(decode_image(encoded(pixels(), "PNG", pnginfo=few), PARAM), pixels())
 
 
-def test_many_pictures_share_one_limit() -> None:
+def test_many_images_share_one_limit() -> None:
     side = 4096
     data = _png_of(side, side, rows=side)
     assert sum(check_pixels([None] * 4, [decode_base64(data, "")] * 4, ["a"] * 4)) == MAX_PIXELS
@@ -243,7 +243,7 @@ def test_many_pictures_share_one_limit() -> None:
     assert caught.value.param == "e"
 
 
-def picture_task(*data: str) -> Task:
+def image_task(*data: str) -> Task:
     blocks = [{"type": "image", "base64": text} for text in data]
     return Task.from_fields(
         model="tiny",
@@ -254,17 +254,17 @@ def picture_task(*data: str) -> Task:
     )
 
 
-def test_the_error_names_the_picture_at_fault(tiny_model: TinyModel) -> None:
+def test_the_error_names_the_image_at_fault(tiny_model: TinyModel) -> None:
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
-    task = picture_task(encoded(pixels(), "PNG"), base64.b64encode(b"text").decode())
+    task = image_task(encoded(pixels(), "PNG"), base64.b64encode(b"text").decode())
     with pytest.raises(TaskArgsInvalid) as caught:
         prepare(task.split_images()[1], image_params(task))
     assert caught.value.param == "messages.1.content.2.base64"
 
 
-def test_a_text_model_refuses_pictures(tiny_model: TinyModel) -> None:
+def test_a_text_model_refuses_images(tiny_model: TinyModel) -> None:
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("qwen2"))))
-    task = picture_task(encoded(pixels(), "PNG"))
+    task = image_task(encoded(pixels(), "PNG"))
     with pytest.raises(TaskArgsInvalid, match="text only") as caught:
         prepare(task.split_images()[1], image_params(task))
     assert caught.value.param == "messages.1.content.1.base64"
@@ -273,17 +273,17 @@ def test_a_text_model_refuses_pictures(tiny_model: TinyModel) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (33, 32)])
 def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -> None:
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
-    task = picture_task(encoded(Image.new("RGB", size, "red"), "PNG"))
+    task = image_task(encoded(Image.new("RGB", size, "red"), "PNG"))
     inputs = prepare(task.split_images()[1], image_params(task))
     tiles = inputs[0].arrays["pixel_values"]
     assert tiles.shape[1:] == (3, 32, 32)
     assert inputs[0].placeholder.count("<IMG_CONTEXT>") == 4 * len(tiles)
 
 
-def test_a_picture_that_comes_again_is_not_prepared_again(tiny_model: TinyModel) -> None:
+def test_a_image_that_comes_again_is_not_prepared_again(tiny_model: TinyModel) -> None:
     config = EngineConfig(model=str(tiny_model("internvl")))
-    picture = pixels(size=(40, 30))
-    first, second = encoded(picture, "PNG"), encoded(ImageOps.mirror(picture), "PNG")
+    drawing = pixels(size=(40, 30))
+    first, second = encoded(drawing, "PNG"), encoded(ImageOps.mirror(drawing), "PNG")
     prepare = ImagePreprocessor(config)
     once = prepare([first, second, first], ["a", "b", "c"])
     again = prepare([second, first], ["a", "b"])
@@ -303,7 +303,7 @@ def test_a_picture_that_comes_again_is_not_prepared_again(tiny_model: TinyModel)
     assert small.num_prepared == 3
 
 
-def test_the_limit_counts_pictures_that_are_known(tiny_model: TinyModel) -> None:
+def test_the_limit_counts_images_that_are_known(tiny_model: TinyModel) -> None:
     side = 4096
     data = _png_of(side, side, rows=side)
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
@@ -317,13 +317,13 @@ def test_the_limit_counts_pictures_that_are_known(tiny_model: TinyModel) -> None
 def test_a_digest_stands_for_a_file(tiny_model: TinyModel) -> None:
     prepare = ImagePreprocessor(EngineConfig(model=str(tiny_model("internvl"))))
     red, blue = (encoded(Image.new("RGB", (32, 32), color), "PNG") for color in ("red", "blue"))
-    task = picture_task(red, blue, red)
+    task = image_task(red, blue, red)
     first, other, again = prepare(task.split_images()[1], image_params(task))
     assert first.digest == again.digest != other.digest
     assert np.array_equal(first.arrays["pixel_values"], again.arrays["pixel_values"])
 
 
-def test_an_image_token_in_an_answer_is_no_picture() -> None:
+def test_an_image_token_in_an_answer_is_no_image() -> None:
     """Generated tokens share forwards with prompts, and one of them may be the image token."""
     model: Any = InternVLForConditionalGeneration.from_pretrained("demo/model")
     image_token = model.config.image_token_id

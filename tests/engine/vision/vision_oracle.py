@@ -16,10 +16,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, ProcessorMixin, set_seed
 
 from schema import Task
-from tests.engine.sampling.test_generate_oracle import picture
+from tests.engine.sampling.test_generate_oracle import drawing
 
-PICTURES = {
-    name: picture(*size, seed=seed)
+IMAGES = {
+    name: drawing(*size, seed=seed)
     for seed, (name, size) in enumerate(
         {"wide": (70, 30), "tall": (20, 45), "square": (40, 40)}.items()
     )
@@ -27,7 +27,7 @@ PICTURES = {
 
 
 def image(name: str) -> dict[str, str]:
-    return {"type": "image", "base64": PICTURES[name]}
+    return {"type": "image", "base64": IMAGES[name]}
 
 
 def text(words: str) -> dict[str, str]:
@@ -96,7 +96,7 @@ class Oracle:
         )
 
     def inputs(self, messages: Messages) -> dict[str, Any]:
-        """All pictures at once, by transformers' recommended way."""
+        """All images at once, by transformers' recommended way."""
         conversation = [
             {
                 "role": message["role"],

@@ -71,7 +71,7 @@ def test_replicas_are_added_up() -> None:
         "tokens": "200",
         "KV used": "20%",
         "prefix hits": "25%",
-        "pictures": "4 (1 again)",
+        "images": "4 (1 again)",
         "loaded in": "1.5 s",
     }
 

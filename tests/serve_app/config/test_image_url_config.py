@@ -45,7 +45,7 @@ HOSTS = ["images.example.org"]
         ({"allow_hosts": HOSTS, "allow_networks": ["all"]}, "allow_networks.0: "),
         ({"file_roots": ["/a"], "allow_http": True}, "no meaning without allow_hosts"),
         ({"file_roots": ["/a"], "allow_networks": ["10.0.0.0/8"]}, "no meaning without"),
-        ({"file_roots": ["pictures"]}, "args.image_urls.file_roots.0: 'pictures' must be"),
+        ({"file_roots": ["images"]}, "args.image_urls.file_roots.0: 'images' must be"),
         ({"file_roots": ["/"]}, "file_roots.0: "),
         ({"file_roots": ["/srv/.."]}, "file_roots.0: "),
         ({"file_roots": ["~"]}, "file_roots.0: "),
@@ -135,7 +135,7 @@ def test_the_check_says_what_is_opened(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert checked(allow_hosts=["*.example.com"], file_roots=[str(tmp_path)]) == 0
     assert (
-        f"opens addresses of pictures: https from *.example.com; files below {tmp_path}; 32 MB"
+        f"opens addresses of images: https from *.example.com; files below {tmp_path}; 32 MB"
         in capsys.readouterr().out
     )
     fields = {"allow_hosts": HOSTS, "allow_http": True, "allow_networks": ["10.0.0.0/8"]}
@@ -150,7 +150,7 @@ def test_the_commented_example_is_right(tmp_path: Path, capsys: pytest.CaptureFi
     block = re.search(r"^      # image_urls:\n(?:      #.*\n)+", text, flags=re.MULTILINE)
     assert block
     example = re.sub(r"^      # ", "      ", block[0], flags=re.MULTILINE)
-    example = example.replace("/srv/pictures]", f"{tmp_path}]")
+    example = example.replace("/srv/images]", f"{tmp_path}]")
     path = tmp_path / "config.yaml"
     path.write_text(text.replace(block[0], example), encoding="utf-8")
     assert main([str(path)]) == 0, capsys.readouterr().err

@@ -17,7 +17,7 @@ from serve_app.http.ingress import asgi_app
 from serve_app.replicas.image_replica import PreprocessorReplica
 from serve_app.replicas.model_replica import ModelReplica
 from tests.serve_app.http.test_api_keys import KEY
-from tests.serve_app.scripted import NoPictures, ScriptedReplica, task
+from tests.serve_app.scripted import NoImages, ScriptedReplica, task
 from tests.serve_app.tasks import error, text_of, text_task
 
 ARGS = AppArgs.model_validate(
@@ -96,8 +96,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Full:
         }
     )
     replica = _local(serve.deployment(name="scripted")(ScriptedReplica).bind(), "overload-scripted")
-    pictures = _local(serve.deployment(name="none")(NoPictures).bind(), "overload-none")
-    dispatcher = Dispatcher(args, pictures, {one.deployment: replica for one in args.models})
+    images = _local(serve.deployment(name="none")(NoImages).bind(), "overload-none")
+    dispatcher = Dispatcher(args, images, {one.deployment: replica for one in args.models})
     http = httpx.AsyncClient(
         transport=httpx.ASGITransport(asgi_app(args, dispatcher)),
         base_url="http://test",
@@ -150,10 +150,10 @@ async def test_overload() -> None:
     replica = _local(
         serve.deployment(name="replica")(ModelReplica).bind(model, "cpu"), "overload-replica"
     )
-    pictures = _local(
-        serve.deployment(name="pictures")(PreprocessorReplica).bind([model]), "overload-pictures"
+    images = _local(
+        serve.deployment(name="images")(PreprocessorReplica).bind([model]), "overload-images"
     )
-    app = asgi_app(ARGS, Dispatcher(ARGS, pictures, {model.deployment: replica}))
+    app = asgi_app(ARGS, Dispatcher(ARGS, images, {model.deployment: replica}))
     sampled = {"do_sample": True, "temperature": 100.0, "top_k": 0, "max_new_tokens": 100}
     task = text_task("hello", generation_config=sampled)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as c:

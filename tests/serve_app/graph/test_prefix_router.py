@@ -31,9 +31,9 @@ def test_all_turns_of_a_conversation_begin_alike() -> None:
     assert len({first, *map(beginning_of, others)}) == len(others) + 1
 
 
-def test_a_picture_is_part_of_the_beginning() -> None:
-    def about(picture: str) -> str:
-        blocks = [{"type": "image", "base64": picture}, {"type": "text", "text": "What is it?"}]
+def test_a_image_is_part_of_the_beginning() -> None:
+    def about(image: str) -> str:
+        blocks = [{"type": "image", "base64": image}, {"type": "text", "text": "What is it?"}]
         return beginning_of(task(("user", blocks)))
 
     assert about("A" * 4000) == about("A" * 4000) != about("A" * 3996 + "BBBB")

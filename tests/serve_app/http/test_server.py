@@ -89,7 +89,7 @@ def test_sixteen_at_once_are_answered_like_one_at_a_time(client: httpx.Client) -
 
 
 @pytest.mark.parametrize(("bits", "at_least"), [(None, 190), (8, 180), (4, 180)])
-def test_two_hundred_fresh_pictures(client: httpx.Client, bits: int | None, at_least: int) -> None:
+def test_two_hundred_fresh_images(client: httpx.Client, bits: int | None, at_least: int) -> None:
     asked = [image_task(number, quantize_bits=bits) for number in range(200)]
     with ThreadPoolExecutor(16) as pool:
         responses = list(pool.map(lambda pair: client.post("/v1/tasks", json=pair[0]), asked))

@@ -171,7 +171,7 @@ def test_quantized_as_the_task_wants(client: httpx.Client, root: Path, bits: int
     assert _post(client, task) == _in_process(root / "org/two", task)
 
 
-def test_pictures(client: httpx.Client, root: Path) -> None:
+def test_images(client: httpx.Client, root: Path) -> None:
     file = io.BytesIO()
     Image.new("RGB", (40, 30), (200, 30, 30)).save(file, "PNG")
     image = {"type": "image", "base64": base64.b64encode(file.getvalue()).decode()}

@@ -20,7 +20,7 @@ from serve_app.config.app_args import REPOSITORY
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS") or REPOSITORY / "artifacts" / "screenshots")
-PICTURES = REPOSITORY / "demo" / "images"
+IMAGES = REPOSITORY / "demo" / "images"
 TIMEOUT_MS = 60_000
 # The demo model never comes to the end of this word.
 ENDLESS = "Spell aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa."
@@ -141,18 +141,18 @@ def test_an_answer_that_is_run_again_has_the_same_bytes(open_chat: Callable[...,
     chat.screenshot("run-again")
 
 
-def test_pictures_and_what_was_said_before(open_chat: Callable[..., Chat]) -> None:
+def test_images_and_what_was_said_before(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat()
     chat.greedy()
     chat.page.locator("input[type=file]").set_input_files(
-        [PICTURES / "red_circle.png", PICTURES / "blue_star.png"]
+        [IMAGES / "red_circle.png", IMAGES / "blue_star.png"]
     )
     expect(chat.page.get_by_role("button", name="Remove file")).to_have_count(2)
     chat.ask("What is in these images?")
     expect(chat.log).to_contain_text("The first image shows a red circle, the second a blue star.")
-    for picture in ("red_circle.png", "blue_star.png"):
-        expect(chat.log.locator(f'img[src$="/{picture}"]')).to_be_visible()
-    chat.screenshot("two-pictures")
+    for image in ("red_circle.png", "blue_star.png"):
+        expect(chat.log.locator(f'img[src$="/{image}"]')).to_be_visible()
+    chat.screenshot("two-images")
     chat.button("New chat").click()
     expect(chat.log).not_to_contain_text("red circle")
     chat.ask("My name is Ada.")
@@ -247,7 +247,7 @@ def test_a_phone(open_chat: Callable[..., Chat]) -> None:
     assert nameless == []
 
 
-def test_only_uploads_are_pictures(served: str) -> None:
+def test_only_uploads_are_images(served: str) -> None:
     """A message that names a file of the server, as no browser sends it."""
     config = httpx.get(f"{served}/ui/config", timeout=60).json()
     names = {component["id"]: component["props"].get("label") for component in config["components"]}
@@ -255,7 +255,7 @@ def test_only_uploads_are_pictures(served: str) -> None:
         each for each in config["dependencies"] if "Message" in map(names.get, each["inputs"])
     ]
     values: dict[Any, Any] = {
-        "Message": {"text": "", "files": [{"path": str(PICTURES / "red_circle.png")}]},
+        "Message": {"text": "", "files": [{"path": str(IMAGES / "red_circle.png")}]},
         "Model": "demo",
         "Variant": "the model's own dtype",
         "Temperature": 1,

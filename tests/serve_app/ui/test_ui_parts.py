@@ -75,9 +75,9 @@ def test_no_tag_and_no_entity_is_left_outside_of_code(text: str) -> None:
 
 
 def test_the_request_of_a_conversation() -> None:
-    picture = str(REPOSITORY / "demo" / "images" / "red_circle.png")
+    image = str(REPOSITORY / "demo" / "images" / "red_circle.png")
     turns = [
-        Turn("What?", (picture,), DEMO, Answer(content="A red circle.")),
+        Turn("What?", (image,), DEMO, Answer(content="A red circle.")),
         Turn("Sure?", (), DEMO),
     ]
     request = request_for(turns, seed=9)

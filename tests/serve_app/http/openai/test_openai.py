@@ -56,7 +56,7 @@ def seed_of(answer: Any) -> int:
     return seed
 
 
-def picture(name: str) -> str:
+def image(name: str) -> str:
     data = (REPOSITORY / "demo" / "images" / name).read_bytes()
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
@@ -161,9 +161,9 @@ def test_a_stop_string_is_not_part_of_the_answer(api: OpenAI, stop: Any) -> None
     assert joined(list(stream)) == ([expected], ["stop"])
 
 
-def test_a_picture(api: OpenAI) -> None:
+def test_a_image(api: OpenAI) -> None:
     content: list[Any] = [
-        {"type": "image_url", "image_url": {"url": picture("red_circle.png"), "detail": "auto"}},
+        {"type": "image_url", "image_url": {"url": image("red_circle.png"), "detail": "auto"}},
         {"type": "text", "text": "What is in this image?"},
     ]
     answer = api.chat.completions.create(
@@ -243,10 +243,10 @@ def test_a_bad_request_names_the_field(
         ("http://127.0.0.1/a.png", "by its name"),
         ("file:///etc/passwd", "none that this server opens"),
         ("data:image/png;base64,%%%", "base64"),
-        (picture("red_circle.png")[:60], ""),  # no picture: the preprocessor says so
+        (image("red_circle.png")[:60], ""),  # no image: the preprocessor says so
     ],
 )
-def test_a_bad_picture_names_the_address(api: OpenAI, url: str, said: str) -> None:
+def test_a_bad_image_names_the_address(api: OpenAI, url: str, said: str) -> None:
     content: list[Any] = [
         {"type": "text", "text": "What is in this image?"},
         {"type": "image_url", "image_url": {"url": url}},

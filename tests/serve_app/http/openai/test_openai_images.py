@@ -1,4 +1,4 @@
-"""Pictures at addresses, as OpenAI's client sends them to the running server."""
+"""Images at addresses, as OpenAI's client sends them to the running server."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +7,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.serve_app.http.openai.test_openai import joined, picture, texts
-from tests.serve_app.replicas.images.image_host import PICTURES, PictureHost
+from tests.serve_app.http.openai.test_openai import image, joined, texts
+from tests.serve_app.replicas.images.image_host import IMAGES, ImageHost
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def api(address: str) -> Iterator[OpenAI]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_a_picture_at_an_address(api: OpenAI, pictures: PictureHost, scheme: str) -> None:
-    place = f"http://localhost:{pictures.port}" if scheme == "http" else f"file://{PICTURES}"
+def test_a_image_at_an_address(api: OpenAI, drawings: ImageHost, scheme: str) -> None:
+    place = f"http://localhost:{drawings.port}" if scheme == "http" else f"file://{IMAGES}"
 
     def ask(*urls: str) -> list[Any]:
         content: list[Any] = [
@@ -29,7 +29,7 @@ def test_a_picture_at_an_address(api: OpenAI, pictures: PictureHost, scheme: str
         return [{"role": "user", "content": content}]
 
     names = ("blue_star.png", "red_circle.png")
-    held = ask(*(picture(name) for name in names))
+    held = ask(*(image(name) for name in names))
     there = ask(*(f"{place}/{name}" for name in names))
     asked: dict[str, Any] = {"model": "demo", "seed": 4, "n": 2}
     whole = api.chat.completions.create(messages=held, **asked)
@@ -41,14 +41,12 @@ def test_a_picture_at_an_address(api: OpenAI, pictures: PictureHost, scheme: str
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_leaving_while_a_picture_is_fetched(
-    api: OpenAI, pictures: PictureHost, stream: bool
-) -> None:
-    url = f"http://localhost:{pictures.port}/silence"
+def test_leaving_while_a_image_is_fetched(api: OpenAI, drawings: ImageHost, stream: bool) -> None:
+    url = f"http://localhost:{drawings.port}/silence"
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.APITimeoutError):
         api.with_options(timeout=2.0).chat.completions.create(
             model="demo", messages=[{"role": "user", "content": content}], stream=stream
         )
-    # Whoever prepared the picture has left too, long before its own deadline.
-    pictures.left.get(timeout=60)
+    # Whoever prepared the image has left too, long before its own deadline.
+    drawings.left.get(timeout=60)

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openai import OpenAI
 
-from tests.serve_app.http.openai.test_openai import COUNT, STORY, picture
+from tests.serve_app.http.openai.test_openai import COUNT, STORY, image
 
 COLOURS = {"enum": ["red", "green", "blue"]}
 PARAMETERS = {
@@ -34,8 +34,8 @@ TOOLS = [
 ]
 PAINT = {"type": "function", "function": {"name": "paint"}}
 LOOK = [
-    {"type": "image_url", "image_url": {"url": picture("red_circle.png")}},
-    {"type": "image_url", "image_url": {"url": picture("blue_star.png")}},
+    {"type": "image_url", "image_url": {"url": image("red_circle.png")}},
+    {"type": "image_url", "image_url": {"url": image("blue_star.png")}},
     {"type": "text", "text": "What is in these images?"},
 ]
 CLOSED = {
@@ -57,7 +57,7 @@ FEATURES: dict[str, tuple[dict[str, Any], str]] = {
         "content",
     ),
     "beams": ({"n": 2, "temperature": 0, "extra_body": {"num_beams": 3}}, "content"),
-    "pictures": ({"messages": [{"role": "user", "content": LOOK}]}, "content"),
+    "images": ({"messages": [{"role": "user", "content": LOOK}]}, "content"),
     "template arguments": (
         {
             "messages": [*COUNT, {"role": "assistant", "content": "3, 4"}],

@@ -1,4 +1,4 @@
-"""Hosts of pictures on this machine, good and bad ones, and a name service for them."""
+"""Hosts of images on this machine, good and bad ones, and a name service for them."""
 
 import asyncio
 import gzip
@@ -17,7 +17,7 @@ from serve_app.config.image_url_args import ImageUrlArgs
 from serve_app.replicas.images.fetch import Fetcher
 from serve_app.replicas.images.image_sources import load_images
 
-PICTURE = (REPOSITORY / "demo" / "images" / "red_circle.png").read_bytes()
+IMAGE = (REPOSITORY / "demo" / "images" / "red_circle.png").read_bytes()
 OTHER = (REPOSITORY / "demo" / "images" / "blue_star.png").read_bytes()
 
 PARAM = "messages.0.content.1.base64"
@@ -82,8 +82,8 @@ class Hosts:
         return await _ACTS[request.path.split("/")[1]](self, request)
 
 
-async def _picture(hosts: Hosts, request: web.Request) -> web.StreamResponse:
-    body = OTHER if request.path.endswith("other.png") else PICTURE
+async def _image(hosts: Hosts, request: web.Request) -> web.StreamResponse:
+    body = OTHER if request.path.endswith("other.png") else IMAGE
     # What it says of its type does not matter.
     return web.Response(body=body, content_type="text/plain", headers={"Set-Cookie": "a=b"})
 
@@ -96,7 +96,7 @@ async def _redirect(hosts: Hosts, request: web.Request) -> web.StreamResponse:
 
 
 async def _status(hosts: Hosts, request: web.Request) -> web.StreamResponse:
-    return web.Response(status=int(request.path.split("/")[2]), body=PICTURE)
+    return web.Response(status=int(request.path.split("/")[2]), body=IMAGE)
 
 
 async def _packed(hosts: Hosts, request: web.Request) -> web.StreamResponse:
@@ -144,7 +144,7 @@ async def _pour(
 
 
 _ACTS: dict[str, Callable[[Hosts, web.Request], Awaitable[web.StreamResponse]]] = {
-    "picture": _picture,
+    "image": _image,
     "redirect": _redirect,
     "status": _status,
     "packed": _packed,

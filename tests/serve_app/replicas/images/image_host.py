@@ -1,4 +1,4 @@
-"""A host of pictures that the running server fetches from: Python's own HTTP server."""
+"""A host of images that the running server fetches from: Python's own HTTP server."""
 
 import queue
 import socket
@@ -10,12 +10,12 @@ from typing import Any, Self
 
 from serve_app.config.app_args import REPOSITORY
 
-PICTURES = REPOSITORY / "demo" / "images"
+IMAGES = REPOSITORY / "demo" / "images"
 PATIENCE_S = 120.0
 
 
-class PictureHost:
-    """Serves the demo's pictures, and ``/silence``, which never answers.
+class ImageHost:
+    """Serves the demo's images, and ``/silence``, which never answers.
 
     Attributes:
         left: gets an entry for each client that has left ``/silence``.
@@ -43,7 +43,7 @@ class PictureHost:
 class _Handler(SimpleHTTPRequestHandler):
     def __init__(self, *args: Any, left: queue.Queue[str]) -> None:
         self._left = left
-        super().__init__(*args, directory=str(PICTURES))
+        super().__init__(*args, directory=str(IMAGES))
 
     def do_GET(self) -> None:
         if self.path != "/silence":

@@ -1,4 +1,4 @@
-"""Pictures over HTTP: what is fetched, and what slow, endless and broken hosts come to."""
+"""Images over HTTP: what is fetched, and what slow, endless and broken hosts come to."""
 
 import asyncio
 import datetime
@@ -17,10 +17,10 @@ from schema.errors import ImageDownloadError, TaskArgsInvalid, TaskError
 from serve_app.replicas.images.fetch import Fetcher
 from serve_app.replicas.images.image_sources import load_images
 from tests.serve_app.replicas.images.fake_internet import (
+    IMAGE,
     OPEN,
     OTHER,
     PARAM,
-    PICTURE,
     Hosts,
     Names,
     fetched,
@@ -40,20 +40,20 @@ def names() -> Names:
     return Names({"images.test": [[OPEN]], "a.example.test": [[OPEN]]})
 
 
-async def test_pictures_are_the_bytes_of_their_hosts(
+async def test_images_are_the_bytes_of_their_hosts(
     hosts: Hosts, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     fetcher = hosts.fetcher(names)
     urls = [
-        hosts.url("/picture/a.png"),
+        hosts.url("/image/a.png"),
         "aGVsbG8=",
-        hosts.url("/picture/other.png?sig=a%2Fb#part", "A.Example.TEST."),
-        hosts.url("/redirect?to=/picture/other.png"),
-        hosts.url("/redirect?status=308&to=" + quote(hosts.url("/picture/a.png"))),
+        hosts.url("/image/other.png?sig=a%2Fb#part", "A.Example.TEST."),
+        hosts.url("/redirect?to=/image/other.png"),
+        hosts.url("/redirect?status=308&to=" + quote(hosts.url("/image/a.png"))),
     ]
-    assert await fetched(fetcher, *urls) == [PICTURE, "aGVsbG8=", OTHER, OTHER, PICTURE]
-    assert await fetched(fetcher, urls[0]) == [PICTURE]
+    assert await fetched(fetcher, *urls) == [IMAGE, "aGVsbG8=", OTHER, OTHER, IMAGE]
+    assert await fetched(fetcher, urls[0]) == [IMAGE]
     for headers in hosts.headers:
         assert not {"Cookie", "Authorization", "Referer"} & set(headers)
         assert headers["User-Agent"] == "gpt-task-serve"
@@ -69,10 +69,10 @@ async def test_a_body_without_an_end_is_cut_off(hosts: Hosts, names: Names, path
     await asyncio.wait_for(hosts.left.wait(), 30)
 
 
-async def test_the_limit_is_of_all_pictures_of_a_request(hosts: Hosts, names: Names) -> None:
-    size = len(PICTURE) / 1e6
-    url = hosts.url("/picture/a.png")
-    assert await fetched(hosts.fetcher(names, max_mb=size * 2.5), url, url) == [PICTURE, PICTURE]
+async def test_the_limit_is_of_all_images_of_a_request(hosts: Hosts, names: Names) -> None:
+    size = len(IMAGE) / 1e6
+    url = hosts.url("/image/a.png")
+    assert await fetched(hosts.fetcher(names, max_mb=size * 2.5), url, url) == [IMAGE, IMAGE]
     with pytest.raises(TaskArgsInvalid, match="together"):
         await fetched(hosts.fetcher(names, max_mb=size * 1.5), url, url)
 
@@ -103,7 +103,7 @@ async def test_cancelling_a_request_leaves_its_hosts(hosts: Hosts, names: Names)
     await asyncio.wait_for(hosts.left.wait(), 30)
 
 
-async def test_one_refused_picture_ends_the_others(hosts: Hosts, names: Names) -> None:
+async def test_one_refused_image_ends_the_others(hosts: Hosts, names: Names) -> None:
     with pytest.raises(TaskArgsInvalid) as caught:
         await fetched(hosts.fetcher(names), hosts.url("/silence"), hosts.url("/status/404"))
     assert caught.value.param == f"{PARAM}1"
@@ -120,7 +120,7 @@ async def test_one_refused_picture_ends_the_others(hosts: Hosts, names: Names) -
         ("/status/500", ImageDownloadError, "status 500"),
     ],
 )
-async def test_what_is_no_picture(
+async def test_what_is_no_image(
     hosts: Hosts, names: Names, path: str, kind: type[TaskError], said: str
 ) -> None:
     assert said in await refused(hosts.fetcher(names), hosts.url(path), kind)
@@ -174,13 +174,13 @@ async def test_https_proves_who_the_host_is(tmp_path: Path, names: Names) -> Non
     trusted = ssl.create_default_context()
     async with running_hosts(_certificate(tmp_path, "images.test")) as hosts:
         trusted.load_verify_locations(tmp_path / "certificate.pem")
-        url = hosts.url("/picture/a.png", scheme="https")
-        other = hosts.url("/picture/a.png", "a.example.test", "https")
-        assert await fetched(hosts.fetcher(names, trusted), url) == [PICTURE]
+        url = hosts.url("/image/a.png", scheme="https")
+        other = hosts.url("/image/a.png", "a.example.test", "https")
+        assert await fetched(hosts.fetcher(names, trusted), url) == [IMAGE]
         # Unknown to the system; and a certificate of another name.
         assert "TLS" in await refused(hosts.fetcher(names), url, ImageDownloadError)
         assert "TLS" in await refused(hosts.fetcher(names, trusted), other, ImageDownloadError)
-        down = hosts.url("/redirect?to=" + quote(hosts.url("/picture/a.png")), scheme="https")
+        down = hosts.url("/redirect?to=" + quote(hosts.url("/image/a.png")), scheme="https")
         assert "leaves https" in await refused(hosts.fetcher(names, trusted), down)
 
 

@@ -1,4 +1,4 @@
-"""Pictures at `file://` addresses: what is read, and what is not."""
+"""Images at `file://` addresses: what is read, and what is not."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from schema.errors import TaskArgsInvalid
 from serve_app.config.image_url_args import ImageUrlArgs
 from serve_app.replicas.images.fetch import Budget, Fetcher
-from serve_app.replicas.images.files import _open_below, read_picture
+from serve_app.replicas.images.files import _open_below, read_image
 from serve_app.replicas.images.image_sources import load_images
 
 NOT_HERE = "is none that this server opens"
@@ -17,14 +17,14 @@ NOT_HERE = "is none that this server opens"
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An opened directory, and things inside and outside of it."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (root / "sub").mkdir(parents=True)
-    (root / "a.png").write_bytes(b"picture")
+    (root / "a.png").write_bytes(b"image")
     (root / "sub" / "ü ?.png").write_bytes(b"other")
     os.mkfifo(root / "fifo")
     (tmp_path / "secret").write_bytes(b"secret")
-    (tmp_path / "pictures-2").mkdir()
-    (tmp_path / "pictures-2" / "a.png").write_bytes(b"secret")
+    (tmp_path / "images-2").mkdir()
+    (tmp_path / "images-2" / "a.png").write_bytes(b"secret")
     (root / "inside").symlink_to("sub")
     (root / "outside.png").symlink_to(tmp_path / "secret")
     (root / "nowhere.png").symlink_to(tmp_path / "missing")
@@ -37,23 +37,23 @@ def root(tmp_path: Path) -> Path:
 
 def read(url: str, *roots: Path, max_mb: float = 1.0) -> bytes:
     args = ImageUrlArgs(file_roots=[str(root) for root in roots], max_mb=max_mb)
-    return read_picture(url, args.file_roots, Budget.of(args))
+    return read_image(url, args.file_roots, Budget.of(args))
 
 
 def test_files_below_a_root_are_read(root: Path) -> None:
-    assert read(f"file://{root}/a.png", root) == b"picture"
-    assert read(f"FILE://LocalHost{root}//./a.png", Path("/nowhere"), root) == b"picture"
+    assert read(f"file://{root}/a.png", root) == b"image"
+    assert read(f"FILE://LocalHost{root}//./a.png", Path("/nowhere"), root) == b"image"
     assert read(f"file://{root}/sub/%C3%BC%20%3f.png", root) == b"other"
     assert read(f"file://{root}/inside/ü%20%3F.png", root) == b"other"
     # A link from one opened directory into another.
-    (root / "second.png").symlink_to(root.parent / "pictures-2" / "a.png")
-    assert read(f"file://{root}/second.png", root, root.parent / "pictures-2") == b"secret"
+    (root / "second.png").symlink_to(root.parent / "images-2" / "a.png")
+    assert read(f"file://{root}/second.png", root, root.parent / "images-2") == b"secret"
 
 
 def test_a_root_may_be_a_link(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
-    assert read(f"file://{link}/a.png", link) == b"picture"
+    assert read(f"file://{link}/a.png", link) == b"image"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ async def test_files_count_like_what_is_fetched(root: Path) -> None:
     urls = [f"file://{root}/a.png", "aGVsbG8=", f"file://{root}/inside/%C3%BC%20%3F.png"]
     params = ["messages.0.content.0.base64", "", "messages.0.content.2.base64"]
     enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=12e-6))
-    assert await load_images(urls, params, enough) == [b"picture", "aGVsbG8=", b"other"]
+    assert await load_images(urls, params, enough) == [b"image", "aGVsbG8=", b"other"]
     less = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=11e-6))
     with pytest.raises(TaskArgsInvalid, match="together"):
         await load_images(urls, params, less)

@@ -1,4 +1,4 @@
-"""Addresses of pictures that attack: each is refused with its reason."""
+"""Addresses of images that attack: each is refused with its reason."""
 
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -11,8 +11,8 @@ from serve_app.replicas.images.addresses import is_public
 from serve_app.replicas.images.fetch import Fetcher
 from tests.serve_app.replicas.images.fake_internet import (
     CLOSED,
+    IMAGE,
     OPEN,
-    PICTURE,
     Hosts,
     Names,
     fetched,
@@ -108,7 +108,7 @@ async def test_only_hosts_of_the_list_are_asked(hosts: Hosts, host: str) -> None
 
 async def test_http_is_opened_by_itself(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}), allow_http=False)
-    assert "'http', which is not opened" in await refused(fetcher, hosts.url("/picture/a.png"))
+    assert "'http', which is not opened" in await refused(fetcher, hosts.url("/image/a.png"))
 
 
 PRIVATE = [
@@ -173,7 +173,7 @@ def test_public_addresses(address: str) -> None:
 )
 async def test_a_name_with_a_private_address_is_refused(hosts: Hosts, addresses: list[str]) -> None:
     fetcher = hosts.fetcher(Names({"images.test": [addresses]}))
-    message = await refused(fetcher, hosts.url("/picture/a.png"))
+    message = await refused(fetcher, hosts.url("/image/a.png"))
     assert "private, local or reserved" in message
     assert not any(address in message for address in addresses)
     assert hosts.seen == []
@@ -183,10 +183,10 @@ async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
     """A name service that gives a good address to who checks and another one to who connects."""
     names = Names({"images.test": [[OPEN], [CLOSED]]})
     fetcher = hosts.fetcher(names)
-    assert await fetched(fetcher, hosts.url("/picture/a.png")) == [PICTURE]
-    assert "private" in await refused(fetcher, hosts.url("/picture/a.png"))
+    assert await fetched(fetcher, hosts.url("/image/a.png")) == [IMAGE]
+    assert "private" in await refused(fetcher, hosts.url("/image/a.png"))
     names = Names({"images.test": [[OPEN], [CLOSED]]})
-    redirect = hosts.url("/redirect?to=" + quote(hosts.url("/picture/a.png")))
+    redirect = hosts.url("/redirect?to=" + quote(hosts.url("/image/a.png")))
     assert "private" in await refused(hosts.fetcher(names), redirect)
     assert not hosts.reached_closed
 
@@ -194,7 +194,7 @@ async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
 @pytest.mark.parametrize(
     ("to", "said"),
     [
-        ("http://127.0.0.2:{port}/picture/a.png", "by its name"),
+        ("http://127.0.0.2:{port}/image/a.png", "by its name"),
         ("//2130706434:{port}/", "by its name"),
         ("http://closed.example.test:{port}/", "private"),
         ("http://evil.test:{port}/", "not one of those"),
@@ -205,7 +205,7 @@ async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
         ("ftp://images.test:{port}/", "scheme 'ftp'"),
         ("http://images.test:{port}\\@evil.test/", "backslashes"),
         ("http://[", "not a URL"),
-        ("/redirect?to=/redirect?to=/redirect?to=/redirect?to=/picture/a.png", "more than 3 times"),
+        ("/redirect?to=/redirect?to=/redirect?to=/redirect?to=/image/a.png", "more than 3 times"),
         ("", "more than 3 times"),
     ],
 )
@@ -225,6 +225,6 @@ async def test_redirects_are_checked_like_addresses(hosts: Hosts, to: str, said:
 
 async def test_no_redirects(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({"images.test": [[OPEN]]}), max_redirects=0)
-    url = hosts.url("/redirect?to=/picture/a.png")
+    url = hosts.url("/redirect?to=/image/a.png")
     assert "more than 0 times" in await refused(fetcher, url)
     assert len(hosts.seen) == 1
