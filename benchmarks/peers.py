@@ -139,7 +139,7 @@ class EnginePeer(Peer):
     def description(self) -> dict[str, Any]:
         """The settings that it runs with. JSON-able."""
         card = self._engine.card()
-        names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "row_counts", "lanes")
+        names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "batch_sizes", "lanes")
         return {name: card[name] for name in (*names, "exclusive_reason") if name in card}
 
     def close(self) -> None:

@@ -18,16 +18,21 @@ from engine.config import EngineConfig
 from engine.core.loop import EngineLoop
 from engine.loading.snapshot import is_directory
 from engine.parallel.launcher import Launcher
-from engine.requests.outputs import Mailbox, Progress, ResponseFormat, Sink, collect
-from engine.requests.request import Request
-from engine.requests.request import Sequence as Answer
+from engine.requests.outputs import (
+    ChunkBuilder,
+    RequestOutput,
+    RequestOutputCollector,
+    Sink,
+    collect,
+)
+from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter, TaskTimes
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.logprobs import TokenTexts
-from engine.sampling.settings import GenerationSettings, resolve_settings
+from engine.sampling.settings import SamplingParams, resolve_settings
 from engine.sampling.task_grammar import task_grammar
 from engine.text.detokenizer import Detokenizer
-from engine.text.message import MessageReader, message_readers
+from engine.text.message import MessageParser, message_parsers
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.response import StreamChunk, TaskResponse
@@ -91,7 +96,7 @@ class Engine:
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
         """
-        mailbox = Mailbox()
+        mailbox = RequestOutputCollector()
         with self._loop.place():
             request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
             request.log_id = log_id or request.log_id
@@ -123,7 +128,7 @@ class Engine:
             stream_callback: called with every chunk, on this thread; an exception in it cancels the
                 task and is raised here.
         """
-        news: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+        news: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
             request, response = self._prepare(task, None, news.put)
             self._loop.submit(request)
@@ -172,7 +177,7 @@ class Engine:
 
     def _prepare(
         self, task: Task, images: ImageInputs | None, sink: Sink
-    ) -> tuple[Request, ResponseFormat]:
+    ) -> tuple[Request, ChunkBuilder]:
         """Validate, render and tokenize a task."""
         arrived = time.monotonic()
         self._refuse_another(task)
@@ -187,7 +192,7 @@ class Engine:
                 prompt_tokens=len(prompt.token_ids),
                 context_length=self._loaded.context_length,
                 cut_to_context=self.config.cut_to_context,
-                batched_lane=self._loop.assembly.lane.row_counts is not None,
+                batched_lane=self._loop.assembly.lane.batch_sizes is not None,
             )
         if not settings.batched and self.config.tensor_parallel:
             raise TaskArgsInvalid(
@@ -199,13 +204,13 @@ class Engine:
         if task.forces_calls:
             formats = formats.that_can_be_forced()
         hidden = None
-        readers: Sequence[MessageReader] = ()
+        parsers: Sequence[MessageParser] = ()
         if task.answer_format == "message":
-            readers = message_readers(formats, task, prompt, settings)
+            parsers = message_parsers(formats, task, prompt, settings)
             if task.use_chat_template:
                 hidden = formats.hidden_tokens(with_tools=bool(task.tools))
         answers = [
-            Answer(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
+            SequenceState(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         sink = self._meter.watch(
@@ -218,8 +223,8 @@ class Engine:
         self._loop.scheduler.check_fits(request)
         if (grammar := task_grammar(task, formats, prompt)) is not None:
             self._constrain(request, grammar)
-        response = ResponseFormat(
-            task.model, self._card["system_fingerprint"], request.prompt_tokens, readers
+        response = ChunkBuilder(
+            task.model, self._card["system_fingerprint"], request.prompt_tokens, parsers
         )
         return request, response
 
@@ -263,7 +268,7 @@ class Engine:
             return self._preprocessor(task.split_images()[1], params)
 
 
-def _refuse_beams(settings: GenerationSettings, grammar: Grammar) -> None:
+def _refuse_beams(settings: SamplingParams, grammar: Grammar) -> None:
     """The task has no beams, or it would have been refused; a model's own settings may."""
     if settings.num_beams > 1:
         raise TaskArgsInvalid(

@@ -33,7 +33,7 @@ def measure_choosing() -> dict[str, Curve]:
 async def _measure() -> dict[str, Curve]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for number in REPLICAS:
-        # Suspects stay for a minute: each number has replicas with names of their own.
+        # EjectedReplicas stay for a minute: each number has replicas with names of their own.
         replicas = [_replica(f"{number}-{index}") for index in range(number)]
         for name, session, known, suspects in (
             ("plain", "", True, 0),

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from engine import Engine, EngineConfig
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.varlen import varlen_batch
 from engine.execution.kv_cache import KVCache, KVShape
 from schema.task import Task
@@ -98,7 +98,7 @@ def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str
         {0: KVShape(2, 64, 64, torch.bfloat16)}, num_pages=4, page_size=page_size, device=device
     )
     long = page_size + 3
-    pieces = [Piece(0, long, [2, 0]), Piece(0, 5, [3])]
+    pieces = [ScheduledTokens(0, long, [2, 0]), ScheduledTokens(0, 5, [3])]
     batch = varlen_batch(cache, pieces, num_rows=long + 5, max_rows=long + 5)
 
     def attend(seed: int) -> torch.Tensor:

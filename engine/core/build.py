@@ -12,7 +12,7 @@ from engine.execution.batching import BatchedLane, build_batched_lane
 from engine.execution.model_runner import Runner
 from engine.loading.loader import LoadedModel, load_model
 from engine.loading.sharding.tensor_plan import refuse_without_batched_lane
-from engine.parallel.coordinator import Lead
+from engine.parallel.coordinator import Coordinator
 from engine.parallel.launcher import Launcher
 from engine.parallel.runner import SplitRunner
 from engine.platform.determinism import make_deterministic
@@ -45,12 +45,12 @@ def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
     """
     make_deterministic(config.threads)
     if config.tensor_parallel:
-        return _assemble_ranks(config, Lead(launcher))
+        return _assemble_ranks(config, Coordinator(launcher))
     loaded = load_model(config)
     return _assembled(config, loaded, Runner(loaded, config.image_cache_bytes))
 
 
-def _assemble_ranks(config: EngineConfig, lead: Lead) -> Assembly:
+def _assemble_ranks(config: EngineConfig, lead: Coordinator) -> Assembly:
     """Load and measure on all ranks; none is left behind when that fails on one."""
     try:
         loaded = load_model(config, lead.start)

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def blame(requests: Sequence[Request]) -> Iterator[None]:
+def fail_on_error(requests: Sequence[Request]) -> Iterator[None]:
     """End these requests, and only these, when the body raises."""
     try:
         yield

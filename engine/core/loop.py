@@ -227,6 +227,6 @@ def _scheduler(config: EngineConfig, lane: BatchedLane) -> Scheduler:
         lane.cache,
         max_sequences=config.max_sequences,
         prefill_chunk=lane.prefill_chunk,
-        max_prefill_rows=lane.row_counts.prefill[-1] if lane.row_counts else 0,
+        max_prefill_rows=lane.batch_sizes.prefill[-1] if lane.batch_sizes else 0,
         max_exclusive_tokens=config.max_exclusive_tokens,
     )

@@ -74,8 +74,8 @@ def model_card(
         "prefill_chunk": lane.prefill_chunk,
         "attention": lane.attention,
         "prepacked": lane.prepacked,
-        "row_counts": lane.row_counts
-        and {"decode": lane.row_counts.decode, "prefill": lane.row_counts.prefill},
+        "batch_sizes": lane.batch_sizes
+        and {"decode": lane.batch_sizes.decode, "prefill": lane.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
     if config.layout is not None:
@@ -118,6 +118,6 @@ def _why(config: EngineConfig, lane: BatchedLane) -> str:
             "deterministic is off: tasks share forwards at whatever row count the load makes, so "
             "an answer may depend on the tasks beside it"
         )
-    if lane.problem is not None or lane.row_counts is None:
+    if lane.problem is not None or lane.batch_sizes is None:
         return f"each task runs alone on the device, because {lane.problem}"
     return "every forward runs at a row count that was measured, at load, to give the same bits"

@@ -74,7 +74,7 @@ class PrefixCache:
             p for chunk in self._chunks.values() if not chunk.owned_by_task for p in chunk.pages
         ]
 
-    def fill(self, keys: Sequence[bytes], pages: Sequence[int]) -> int:
+    def match(self, keys: Sequence[bytes], pages: Sequence[int]) -> int:
         """Copy the longest known beginning into a task's pages; returns its number of tokens."""
         self._clock += 1
         known: list[int] = []
@@ -91,7 +91,7 @@ class PrefixCache:
         return tokens
 
     def register(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
-        """Make a prefilled prompt's chunks known. Its pages stay the task's until `retire`."""
+        """Make a prefilled prompt's chunks known. Its pages stay the task's until `release`."""
         self._clock += 1
         parent: _Chunk | None = None
         for index, key in enumerate(keys):
@@ -105,7 +105,7 @@ class PrefixCache:
                     parent.children.add(key)
             parent = chunk
 
-    def retire(self, pages: Sequence[int]) -> list[int]:
+    def release(self, pages: Sequence[int]) -> list[int]:
         """Keep what is known of an ended sequence's pages; returns those to be freed."""
         free: list[int] = []
         for page in pages:
@@ -116,7 +116,7 @@ class PrefixCache:
                 self.num_kept_pages += 1
         return free
 
-    def make_room(self, num_pages: int) -> None:
+    def evict(self, num_pages: int) -> None:
         """Forget chunks until that many pages are free, or none is left to forget."""
         while self._cache.num_free_pages < num_pages:
             ends = [c for c in self._chunks.values() if not c.owned_by_task and not c.children]

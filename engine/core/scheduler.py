@@ -7,7 +7,7 @@ from collections import deque
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import PrefillChunk
-from engine.requests.request import Request, Sequence, Status
+from engine.requests.request import Request, SequenceState, Status
 from schema.errors import Overloaded, TaskArgsInvalid
 
 RETRY_AFTER_S = 1.0
@@ -86,13 +86,13 @@ class Scheduler:
             active = sum(len(r.sequences) for r in self.running)
             if active + len(request.sequences) > self._max_sequences:
                 return None
-            self.prefixes.make_room(num_pages * len(request.sequences))
+            self.prefixes.evict(num_pages * len(request.sequences))
             if num_pages * len(request.sequences) > self._cache.num_free_pages:
                 return None
             for sequence in request.sequences:
                 sequence.pages = self._cache.allocate(num_pages)
             keys = self._chunk_keys(request)
-            request.num_prefilled = self.prefixes.fill(keys, request.sequences[0].pages)
+            request.num_prefilled = self.prefixes.match(keys, request.sequences[0].pages)
         self.waiting.popleft()
         self.running.append(request)
         request.status = Status.PREFILL
@@ -138,10 +138,10 @@ class Scheduler:
             request.chunk_keys = chunk_keys(request.prompt, self.prefixes.chunk)
         return request.chunk_keys
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: SequenceState) -> None:
         """Free a sequence's pages, except those that are kept as a known prefix."""
         if sequence.pages:
-            self._cache.release(self.prefixes.retire(sequence.pages))
+            self._cache.release(self.prefixes.release(sequence.pages))
             sequence.pages = []
 
     def drop_finished(self) -> None:

@@ -1,4 +1,4 @@
-"""Executes what the scheduler has admitted: prefill, decode, sampling, and who is to blame.
+"""Runs what the scheduler has admitted: prefill, decode, sampling, and isolation of failures.
 
 A step has two halves. `Execution.launch` tells the device to compute the next tokens; nothing in
 it needs to know the last ones, which stay on the device. `Execution.finish` waits for tokens, and
@@ -18,19 +18,18 @@ from dataclasses import dataclass
 import torch
 
 from engine.core.build import Assembly
-from engine.core.faults import blame
+from engine.core.faults import fail_on_error
 from engine.core.generate_fallback import run_exclusive
 from engine.core.scheduler import Scheduler
-from engine.execution.attention.packing import Download, upload
+from engine.execution.attention.packing import AsyncCopy, upload
 from engine.execution.batch_invariance import plain_attention
-from engine.execution.batch_sizes import RowCounts
+from engine.execution.batch_sizes import BatchSizes
 from engine.execution.model_runner import PrefillChunk
 from engine.requests.outputs import ChoiceDelta
-from engine.requests.request import Request, Status
-from engine.requests.request import Sequence as Answer
+from engine.requests.request import Request, SequenceState, Status
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar_mask import GrammarMask
-from engine.sampling.sampler import NOT_NUMBERS, Candidates, Sampler, not_numbers, pick
+from engine.sampling.sampler import INVALID_LOGITS, Candidates, Sampler, invalid_logits, sample
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +38,12 @@ Item = PrefillChunk | Request
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Picked tokens, in the owners' order; log probabilities by the id of who asks for them."""
+class SampledTokens:
+    """Tokens in the order of their owners; log probabilities by the id of the request."""
 
-    owners: Sequence[tuple[Request, Sequence[Answer]]]
-    download: Download
-    reports: Mapping[int, Download]
+    owners: Sequence[tuple[Request, Sequence[SequenceState]]]
+    download: AsyncCopy
+    reports: Mapping[int, AsyncCopy]
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,19 @@ class Proposed:
     """What the beams of a request may go on with (`engine.sampling.beam_search`)."""
 
     request: Request
-    download: Download
+    download: AsyncCopy
 
 
-InFlight = Picked | Proposed
+InFlight = SampledTokens | Proposed
 """What a launch leaves to be finished."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class SamplingInput:
     """A request, the sequences of it that get a token, and what these are picked from."""
 
     request: Request
-    answers: Sequence[Answer]
+    answers: Sequence[SequenceState]
     candidates: Candidates
 
 
@@ -78,16 +77,16 @@ class Execution:
         self._scheduler = scheduler
 
     @property
-    def row_counts(self) -> RowCounts:
+    def batch_sizes(self) -> BatchSizes:
         """Where forwards may run; only requests for the batched lane ask."""
-        assert self._lane.row_counts is not None
-        return self._lane.row_counts
+        assert self._lane.batch_sizes is not None
+        return self._lane.batch_sizes
 
     # --- The beginning of a request --------------------------------------------------------------
 
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
-        with blame([request]):
+        with fail_on_error([request]):
             vision = self._runner.vision
             request.features, request.features_skipped = vision.encode(
                 request.prompt, request.num_prefilled
@@ -123,7 +122,7 @@ class Execution:
         a few rows, which waits for memory, becomes part of one that does not.
         """
         decoding = self._scheduler.decoding()
-        if decoding and self.row_counts.one_class:
+        if decoding and self.batch_sizes.can_mix_prefill_and_decode:
             rows = sum(len(request.to_decode) for request in decoding)
             chunks = self._scheduler.prefill_chunks(beside=rows)
             if chunks and not any(_places_itself(chunk.request) for chunk in chunks):
@@ -139,26 +138,26 @@ class Execution:
         self._runner.check_health()  # or they are of an exchange that was broken off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
-                with blame([launched.request]):
+                with fail_on_error([launched.request]):
                     self._advance_beams(launched.request, picked)
             return
         tokens = iter(picked.tolist())
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
-                with blame([request]):
+                with fail_on_error([request]):
                     self._append(request, news, launched.reports.get(request.id))
 
     def _append(
-        self, request: Request, news: Sequence[tuple[Answer, int]], reports: Download | None
+        self, request: Request, news: Sequence[tuple[SequenceState, int]], reports: AsyncCopy | None
     ) -> None:
         deltas: list[ChoiceDelta] = []
         rows = [None] * len(news) if reports is None else reports.wait().tolist()
         for (answer, token), report in zip(news, rows, strict=True):
             if answer.finished:
                 continue
-            if token == NOT_NUMBERS:
-                raise not_numbers()
+            if token == INVALID_LOGITS:
+                raise invalid_logits()
             if delta := request.accept(answer, token, report):
                 deltas.append(delta)
         request.tell(deltas)
@@ -171,36 +170,36 @@ class Execution:
             request.answer(request.beams.answers())
             return
         pages = [sequence.pages for sequence in request.sequences]
-        stop = request.prompt_tokens + request.sequences[0].num_picked
+        stop = request.prompt_tokens + request.sequences[0].num_sampled
         for source, target, num_tokens in copies:
             self._lane.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
         tokens = upload([beam.token for beam in request.beams.running], self._loaded.device)
         for sequence, home, token in zip(request.sequences, homes, tokens.unbind(), strict=True):
             sequence.pages = pages[home]
             sequence.last_token = token
-            sequence.num_picked += 1
+            sequence.num_sampled += 1
 
     def _forward(self, items: Sequence[Item]) -> list[InFlight]:
         """Run chunks of prompts and running requests in one forward, and pick what follows."""
         chunks = [item for item in items if isinstance(item, PrefillChunk)]
         groups = [(item, item.to_decode) for item in items if isinstance(item, Request)]
         batch = [(request, answer) for request, answers in groups for answer in answers]
-        logits = self._runner.step(chunks, batch, self.row_counts)
-        asked: list[Asked | Proposed] = []
+        logits = self._runner.step(chunks, batch, self.batch_sizes)
+        asked: list[SamplingInput | Proposed] = []
         row = 0
         for chunk in chunks:
             chunk.request.num_prefilled = chunk.stop
             if chunk.is_last:
-                with blame([chunk.request]):
+                with fail_on_error([chunk.request]):
                     asked.append(self._first(chunk.request, logits[row]))
                 row += 1
         for request, answers in groups:
-            with blame([request]):
+            with fail_on_error([request]):
                 asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
             row += len(answers)
         return self._pick(asked)
 
-    def _first(self, request: Request, logits: torch.Tensor) -> Asked | Proposed:
+    def _first(self, request: Request, logits: torch.Tensor) -> SamplingInput | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
         self._scheduler.prefilled(request)
         request.features = None  # they have done their work; memory of the device
@@ -211,46 +210,50 @@ class Execution:
         return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
 
     @staticmethod
-    def _ask(request: Request, answers: Sequence[Answer], logits: torch.Tensor) -> Asked | Proposed:
+    def _ask(
+        request: Request, answers: Sequence[SequenceState], logits: torch.Tensor
+    ) -> SamplingInput | Proposed:
         if request.beams is not None:
-            return Proposed(request, Download(request.beams.candidates(logits)))
+            return Proposed(request, AsyncCopy(request.beams.candidates(logits)))
         assert request.sampler is not None
         alive = [answer.index for answer in answers]
-        return Asked(request, answers, request.sampler.candidates(logits, alive))
+        return SamplingInput(request, answers, request.sampler.candidates(logits, alive))
 
-    def _pick(self, everybody: Sequence[Asked | Proposed]) -> list[InFlight]:
+    def _pick(self, everybody: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
         """Pick the tokens of a batch, at once for all; they are the input of the next step.
 
         What failed here must not fail the forward: that would run again, and draw again.
         """
         picked: list[InFlight] = [one for one in everybody if isinstance(one, Proposed)]
-        asked = [one for one in everybody if isinstance(one, Asked)]
+        asked = [one for one in everybody if isinstance(one, SamplingInput)]
         try:
             if asked:
-                picked.append(self._advance(asked, pick([one.candidates for one in asked])))
+                picked.append(self._advance(asked, sample([one.candidates for one in asked])))
         except torch.AcceleratorError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
             for one in asked:
-                with blame([one.request]):
-                    picked.append(self._advance([one], pick([one.candidates])))
+                with fail_on_error([one.request]):
+                    picked.append(self._advance([one], sample([one.candidates])))
         return picked
 
-    def _advance(self, asked: Sequence[Asked], tokens: torch.Tensor) -> Picked:
+    def _advance(self, asked: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
         """Make the picked tokens [sequences of all] the last ones of their sequences."""
-        reports: dict[int, Download] = {}
+        reports: dict[int, AsyncCopy] = {}
         parts = tokens.split([len(one.answers) for one in asked])
         for one, part in zip(asked, parts, strict=True):
-            with blame([one.request]):
+            with fail_on_error([one.request]):
                 assert one.request.sampler is not None
                 one.request.sampler.advance(part, [answer.index for answer in one.answers])
                 if one.candidates.logprobs is not None:
-                    reports[one.request.id] = Download(one.candidates.logprobs.of(part))
+                    reports[one.request.id] = AsyncCopy(one.candidates.logprobs.of(part))
                 for answer, token in zip(one.answers, part.unbind(), strict=True):
                     answer.last_token = token
-                    answer.num_picked += 1
-        return Picked([(one.request, one.answers) for one in asked], Download(tokens), reports)
+                    answer.num_sampled += 1
+        return SampledTokens(
+            [(one.request, one.answers) for one in asked], AsyncCopy(tokens), reports
+        )
 
     # --- Faults ----------------------------------------------------------------------------------
 
@@ -262,20 +265,20 @@ class Execution:
         picked: list[InFlight] = []
         if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
             for item in items:
-                with blame([_request_of(item)]):
+                with fail_on_error([_request_of(item)]):
                     picked += self._forward(items)
             return picked
         try:
             picked += self._forward(items)
         except torch.AcceleratorError:
-            with blame([_request_of(item) for item in items]):
+            with fail_on_error([_request_of(item) for item in items]):
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
             logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
             for item in items:
                 request = _request_of(item)
                 if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
-                    with blame([request]):
+                    with fail_on_error([request]):
                         picked += self._forward([item])
         return picked
 

@@ -2,7 +2,7 @@
 
 Two questions are asked of the real model with its real dtype, quantization, device and threads:
 
-* `find_row_counts`: at which numbers of rows does a forward give a row the same bits? Kernels pick
+* `find_batch_sizes`: at which numbers of rows does a forward give a row the same bits? Kernels pick
   their order of summation by the shape of their input, so this is a fact of the machine, not of the
   model.
 * `batched_lane_problem`: does the packed, paged forward compute what the model's own does?
@@ -18,9 +18,9 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.paged import PAGED
-from engine.execution.batch_sizes import RowCounts
+from engine.execution.batch_sizes import BatchSizes
 from engine.execution.kv_cache import KVCache, bits_of
 from engine.execution.model_runner import Runner
 
@@ -58,18 +58,18 @@ def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
     return tuple(sorted(n for n in steps | {max_sequences, prefill_chunk} if 2 <= n <= largest))
 
 
-def any_row_counts(runner: Runner, *, max_sequences: int, prefill_chunk: int) -> RowCounts:
+def any_batch_sizes(runner: Runner, *, max_sequences: int, prefill_chunk: int) -> BatchSizes:
     """Every row count, agreeing or not: no padding and no promise."""
-    return RowCounts(
+    return BatchSizes(
         decode=tuple(range(1, max_sequences + 1)),
         prefill=tuple(range(1, 2 * prefill_chunk + 1)),
-        one_class=not runner.decodes_apart,
+        can_mix_prefill_and_decode=not runner.decodes_apart,
     )
 
 
-def find_row_counts(
+def find_batch_sizes(
     runner: Runner, *, vocab_size: int, max_sequences: int, prefill_chunk: int
-) -> RowCounts:
+) -> BatchSizes:
     """Row counts for decode and for prefill whose results agree bit for bit.
 
     Raises:
@@ -89,10 +89,10 @@ def find_row_counts(
         raise ProbeFailedError("a row's result depends on its position or on the other rows")
     logger.info("row counts that agree bit for bit: decode %s, prefill %s", decode, prefill)
     used = decode[: bisect_left(decode, max_sequences) + 1]
-    return RowCounts(
+    return BatchSizes(
         decode,
         prefill,
-        one_class=decode == prefill and not runner.decodes_apart,
+        can_mix_prefill_and_decode=decode == prefill and not runner.decodes_apart,
         faster=_faster(_timed(decode_probe, used)),
     )
 
@@ -198,10 +198,10 @@ class _Probe:
     ) -> torch.Tensor:
         """Logits [len(probes), vocab] of some probes at their places in a batch."""
         num_rows = len(token_ids)
-        pieces = [Piece(0, 1, self._scratch)] * num_rows
+        pieces = [ScheduledTokens(0, 1, self._scratch)] * num_rows
         for probe, place in zip(probes, places, strict=True):
             token_ids[place] = self._tokens[probe]
-            pieces[place] = Piece(_CONTEXT, 1, self._pages[probe])
+            pieces[place] = ScheduledTokens(_CONTEXT, 1, self._pages[probe])
         return self._runner.forward(
             token_ids.to(self._runner.device),
             pieces,
@@ -232,7 +232,7 @@ def batched_lane_problem(runner: Runner, *, vocab_size: int) -> str | None:
     packed = [
         runner.forward(
             torch.tensor(tokens[start:stop], device=runner.device),
-            [Piece(start, stop - start, pages)],
+            [ScheduledTokens(start, stop - start, pages)],
             num_rows=stop - start,
             keep=[stop - start - 1],
             num_keep=1,

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class RowCounts:
-    """Row counts at which a forward may run, ascending. `batch_invariance` finds them.
+class BatchSizes:
+    """Numbers of rows at which a forward may run, ascending. `batch_invariance` finds them.
 
-    Within each tuple all counts give the same bits. Where ``one_class`` says so, they are the same
-    in both: tokens that are decoded may then share a forward with chunks of prompts. ``faster``
-    names, for a decode count, a larger one that takes less time; it decides nothing but speed.
+    Within each tuple all batch sizes give the same bits. With ``can_mix_prefill_and_decode`` the
+    bits are the same in both tuples: decoded tokens may then share a forward with chunks of
+    prompts. ``faster`` names, for a decode size, a larger one that takes less time; it decides
+    nothing but speed.
     """
 
     decode: tuple[int, ...]
     prefill: tuple[int, ...]
-    one_class: bool = False
+    can_mix_prefill_and_decode: bool = False
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     def for_decode(self, rows: int) -> int:

@@ -15,13 +15,13 @@ from engine.config import EngineConfig, Sizes
 from engine.execution.attention.paged import UnsupportedAttentionError
 from engine.execution.attention.varlen import varlen_problem
 from engine.execution.batch_invariance import (
-    any_row_counts,
+    any_batch_sizes,
     batched_lane_problem,
-    find_row_counts,
+    find_batch_sizes,
     pages_needed,
     plain_attention,
 )
-from engine.execution.batch_sizes import RowCounts
+from engine.execution.batch_sizes import BatchSizes
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
 from engine.execution.prepack import can_prepack, prepack
@@ -45,7 +45,7 @@ class BatchedLane:
     """What the batch loop runs with; or, with an empty cache, the ``problem`` why there is none."""
 
     cache: KVCache
-    row_counts: RowCounts | None
+    batch_sizes: BatchSizes | None
     prefill_chunk: int
     prepacked: bool
     attention: AttentionKind | None
@@ -68,14 +68,14 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
         lane = replace(lane, prepacked=prepacked)
         cache = _sized_cache(runner, shapes, loaded, config)
         attention = _working_attention(runner, cache, shapes, loaded, sizes)
-        row_counts = _row_counts(runner, loaded, config, sizes)
+        batch_sizes = _row_counts(runner, loaded, config, sizes)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
         _refuse_without_forward(runner, config)
         logger.warning("%s runs in the exclusive lane only: %s", config.name, error)
         return replace(lane, problem=str(error))
-    return replace(lane, cache=cache, row_counts=row_counts, attention=attention)
+    return replace(lane, cache=cache, batch_sizes=batch_sizes, attention=attention)
 
 
 def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
@@ -93,14 +93,14 @@ def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
 
 def _row_counts(
     runner: Runner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
-) -> RowCounts:
+) -> BatchSizes:
     # An image that is prefilled whole may be longer than a chunk.
     prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
     if not config.deterministic:
-        return any_row_counts(
+        return any_batch_sizes(
             runner, max_sequences=config.max_sequences, prefill_chunk=prefill_rows
         )
-    return find_row_counts(
+    return find_batch_sizes(
         runner,
         vocab_size=_vocab_size(loaded),
         max_sequences=config.max_sequences,

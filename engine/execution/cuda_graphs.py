@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from engine.execution.attention.packing import Piece, positions, upload
+from engine.execution.attention.packing import ScheduledTokens, positions, upload
 from engine.execution.attention.varlen import VarlenBatch, block_table
 from engine.execution.kv_cache import KVCache
 
@@ -38,7 +38,11 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def logits(
-        self, token_ids: torch.Tensor, pieces: Sequence[Piece], num_rows: int, keep: Sequence[int]
+        self,
+        token_ids: torch.Tensor,
+        pieces: Sequence[ScheduledTokens],
+        num_rows: int,
+        keep: Sequence[int],
     ) -> torch.Tensor:
         """One decode step.
 
@@ -76,10 +80,12 @@ class _Step:
         self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=cache.device)
         self._replay: Callable[[], torch.Tensor] | None = None
 
-    def load(self, token_ids: torch.Tensor, pieces: Sequence[Piece], keep: Sequence[int]) -> None:
+    def load(
+        self, token_ids: torch.Tensor, pieces: Sequence[ScheduledTokens], keep: Sequence[int]
+    ) -> None:
         """Copy a step's numbers into the buffers."""
         cache, size = self._cache, self._cache.page_size
-        padding = Piece(0, 1, [cache.scratch_page])
+        padding = ScheduledTokens(0, 1, [cache.scratch_page])
         pieces = [*pieces, *[padding] * (self._num_rows - len(pieces))]
         table = block_table(cache, pieces, self._max_pages)
         rotary = zip(*positions(pieces, self._num_rows, self._axes), strict=True)

@@ -2,13 +2,12 @@
 
 A forward has T rows, one token each, of any number of sequences: ``input_ids`` [1, T] and
 ``position_ids`` [1, T], or [3, 1, T] (`features`). T is always one of the row counts of
-`RowCounts`; padding rows fill up.
+`BatchSizes`; padding rows fill up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,21 +15,21 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from engine.execution.attention.packing import Piece, positions, upload
+from engine.execution.attention.packing import ScheduledTokens, positions, upload
 from engine.execution.attention.paged import (
     PAGED,
     Attend,
     PagedBatch,
+    PlacedBatch,
     ShapeRecorder,
-    SpreadBatch,
     paged_batch,
 )
 from engine.execution.attention.varlen import VarlenBatch, varlen_batch
-from engine.execution.batch_sizes import RowCounts
+from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.loading.loader import LoadedModel
-from engine.requests.request import Request, Sequence
+from engine.requests.request import Request, SequenceState
 from engine.vision.features import Features, Vision, joined
 
 
@@ -136,14 +135,14 @@ class Runner:
 
     def step(
         self,
-        chunks: Seq[PrefillChunk],
-        decoding: Seq[tuple[Request, Sequence]],
-        counts: RowCounts,
+        chunks: Sequence[PrefillChunk],
+        decoding: Sequence[tuple[Request, SequenceState]],
+        counts: BatchSizes,
     ) -> torch.Tensor:
         """Prefill chunks of different requests and decode one token of every sequence, at once.
 
         Args:
-            chunks: may be none, as may be ``decoding``; both only if ``counts.one_class``.
+            chunks: may be none, as may be ``decoding``; both only if the batch sizes can mix them.
             decoding: sequences with the requests that they belong to.
             counts: at which the forward may run.
 
@@ -157,8 +156,8 @@ class Runner:
         keep += range(len(prompts), len(prompts) + len(decoding))
         token_ids = [upload(prompts, self.device)] if prompts else []
         for request, sequence in decoding:
-            start = request.prompt_tokens + sequence.num_picked - 1
-            pieces.append(Piece(start, 1, sequence.pages, rotary=request.rotary))
+            start = request.prompt_tokens + sequence.num_sampled - 1
+            pieces.append(ScheduledTokens(start, 1, sequence.pages, rotary=request.rotary))
         if decoding:
             picked = [sequence.last_token for _, sequence in decoding]
             # What is not a token (`engine.sampling.sampler`) ends its task, but later.
@@ -180,10 +179,10 @@ class Runner:
     def forward(
         self,
         token_ids: torch.Tensor,
-        pieces: Seq[Piece],
+        pieces: Sequence[ScheduledTokens],
         *,
         num_rows: int,
-        keep: Seq[int],
+        keep: Sequence[int],
         num_keep: int,
         decode: bool = False,
     ) -> torch.Tensor:
@@ -219,7 +218,7 @@ class Runner:
         )
         return logits[: len(keep)]
 
-    def _batch(self, pieces: Seq[Piece], num_rows: int, max_rows: int) -> Attend:
+    def _batch(self, pieces: Sequence[ScheduledTokens], num_rows: int, max_rows: int) -> Attend:
         """The pieces as attention takes them; what a device needs of them goes there once."""
         batch: PagedBatch | VarlenBatch
         if self._paged_kernel:
@@ -230,7 +229,7 @@ class Runner:
             return batch
         first, *others = self._spread.stages
         parts = [(first, batch), *((stage, batch.on(stage.device)) for stage in others)]
-        return SpreadBatch({n: part for stage, part in parts for n in stage.layers})
+        return PlacedBatch({n: part for stage, part in parts for n in stage.layers})
 
     def _run(
         self,
@@ -272,7 +271,7 @@ class Runner:
         return self._run(self.vision.inputs(token_ids[None], None, 0), positions, keep, batch)
 
     @torch.inference_mode()
-    def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:
+    def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's own forward on a whole prompt, float32 [tokens, vocab]; for the lane
         check.
         """
@@ -280,15 +279,15 @@ class Runner:
         logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits[0].float()
 
-    def _chunk_piece(self, chunk: PrefillChunk) -> Piece:
+    def _chunk_piece(self, chunk: PrefillChunk) -> ScheduledTokens:
         request, start, stop = chunk.request, chunk.start, chunk.stop
-        return Piece(
+        return ScheduledTokens(
             start,
             stop - start,
             request.sequences[0].pages,
             self._chunk_features(chunk),
             request.rotary,
-            [(a, b) for a, b in request.prompt.whole if start <= a and b <= stop],
+            [(a, b) for a, b in request.prompt.bidirectional_spans if start <= a and b <= stop],
         )
 
     def _chunk_features(self, chunk: PrefillChunk) -> Features | None:

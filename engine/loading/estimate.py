@@ -28,7 +28,7 @@ from engine.config import EngineConfig
 from engine.execution.prepack import PackedLinear
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
-from engine.loading.snapshot import Source, locate, read_json, weight_files, with_weights
+from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -179,7 +179,7 @@ def _tied_head(sizes: dict[str, float]) -> float:
     return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
 
 
-def _stored(config: EngineConfig, source: Source) -> Tensors:
+def _stored(config: EngineConfig, source: Snapshot) -> Tensors:
     return {
         name: (tuple(tensor.shape), tensor.dtype)
         for file in _headers(config, source).files_metadata.values()
@@ -207,7 +207,7 @@ def _described(config: EngineConfig) -> Tensors:
     }
 
 
-def _headers(config: EngineConfig, source: Source) -> SafetensorsRepoMetadata:
+def _headers(config: EngineConfig, source: Snapshot) -> SafetensorsRepoMetadata:
     """The headers of all files of weights; from the hub where the files are not here yet."""
     names = weight_files(config, source)
     if all((source.directory / name).is_file() for name in names) or config.local_files_only:

@@ -32,7 +32,7 @@ from engine.loading.model_files import (
 )
 from engine.loading.progress import loading_bars
 from engine.loading.quantization import quantization_config
-from engine.loading.sharding.layer_split import Spread, connect, plan_spread, stage_devices
+from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
@@ -60,7 +60,7 @@ class LoadedModel:
     context_length: int
     device: torch.device
     revision: str | None
-    spread: Spread | None = None  # over several devices, of which ``device`` is the first
+    spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
     whole_image_tokens: int = 0  # see `engine.vision.features.whole_image_tokens`
     tool_template: str | None = None  # for tasks with tools, where that is another one
     image_tag: str | None = None  # what texts say where an image belongs (engine.image_tags)
@@ -121,7 +121,7 @@ def load_model(
         auto_class: Any = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
         if is_original:
             auto_class = OriginalInternVL
-        spread: Spread | None = None
+        spread: LayerPlacement | None = None
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
             placement = {"distributed_config": tensor_plan(config, auto_class, hf_config)}

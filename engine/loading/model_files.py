@@ -75,7 +75,7 @@ def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> ImagePr
     """The image processor of a vision-language model, tried with an image."""
     try:
         processor = _made_processor(config, hf_config)
-        for among_others in {False, processor.treats_several_otherwise}:
+        for among_others in {False, processor.depends_on_image_count}:
             processor(Image.new("RGB", _TRIAL_SIZE), among_others=among_others)
     except (TaskError, OSError):
         raise

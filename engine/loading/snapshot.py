@@ -41,7 +41,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class Source:
+class Snapshot:
     """Where a model's files are on this machine.
 
     Attributes:
@@ -71,7 +71,7 @@ def is_directory(config: EngineConfig) -> bool:
     return not config.from_hub and Path(config.model).is_dir()
 
 
-def locate(config: EngineConfig) -> Source:
+def locate(config: EngineConfig) -> Snapshot:
     """Find the files of a model but for its weights, and check them; download what is missing.
 
     A name that is a directory here means that directory, unless ``from_hub`` is set.
@@ -81,7 +81,7 @@ def locate(config: EngineConfig) -> Source:
     """
     with load_errors(config):
         if is_directory(config):
-            source = Source(Path(config.model), None)
+            source = Snapshot(Path(config.model), None)
         else:
             patterns = [*_SMALL_FILES, _CODE] if config.trust_remote_code else list(_SMALL_FILES)
             source = _download(config, patterns)
@@ -89,7 +89,7 @@ def locate(config: EngineConfig) -> Source:
     return source
 
 
-def with_weights(config: EngineConfig, source: Source) -> Source:
+def with_weights(config: EngineConfig, source: Snapshot) -> Snapshot:
     """The same, with all files of weights. Raises as `locate` does."""
     with load_errors(config):
         names = weight_files(config, source)
@@ -100,7 +100,7 @@ def with_weights(config: EngineConfig, source: Source) -> Source:
     return replace(source, weights=tuple(names))
 
 
-def weight_files(config: EngineConfig, source: Source) -> list[str]:
+def weight_files(config: EngineConfig, source: Snapshot) -> list[str]:
     """The names of the safetensors files that belong to the model; they may still be missing.
 
     Raises:
@@ -154,7 +154,7 @@ def read_json(config: EngineConfig, path: Path) -> dict[str, Any]:
     return content
 
 
-def _download(config: EngineConfig, patterns: list[str], commit: str | None = None) -> Source:
+def _download(config: EngineConfig, patterns: list[str], commit: str | None = None) -> Snapshot:
     """The snapshot of the repository in the cache, with all files that match ``patterns``."""
     folder = snapshot_download(
         config.model,
@@ -166,7 +166,7 @@ def _download(config: EngineConfig, patterns: list[str], commit: str | None = No
         ignore_patterns=None if config.trust_remote_code else ["*/*"],
         tqdm_class=download_bar(),
     )
-    return Source(Path(folder), Path(folder).name)
+    return Snapshot(Path(folder), Path(folder).name)
 
 
 def _repository_files(config: EngineConfig, commit: str) -> list[str]:

@@ -43,7 +43,7 @@ class RanksLostError(torch.AcceleratorError):
 
 
 @dataclass(frozen=True)
-class Invitation:
+class WorkerInit:
     """What a follower needs to know to become a rank.
 
     Attributes:
@@ -57,7 +57,7 @@ class Invitation:
 
 @dataclass(frozen=True)
 class Call:
-    """Run a method of `engine.parallel.worker.Follower`; ``reply`` with its result."""
+    """Run a method of `engine.parallel.worker.Worker`; ``reply`` with its result."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -79,7 +79,7 @@ class Failed:
     out_of_memory: bool
 
 
-class Lead:
+class Coordinator:
     """The followers of one engine. The engine's thread calls; a thread of its own listens.
 
     Attributes:
@@ -125,7 +125,7 @@ class Lead:
                 self._accept(server, deadline)
         for connection in self._connections:
             try:
-                connection.send(Invitation(config, store))
+                connection.send(WorkerInit(config, store))
             except OSError as error:
                 raise TaskExecutionError(f"a rank has ended while it started: {error}") from None
         self._replies = [queue.SimpleQueue() for _ in self._connections]

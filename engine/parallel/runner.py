@@ -6,44 +6,43 @@ of them. Images are encoded on rank 0, and their features sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
 from engine.loading.loader import LoadedModel
-from engine.parallel.coordinator import Lead
+from engine.parallel.coordinator import Coordinator
 from engine.parallel.group import expect_step
 
 
 class SplitCache(KVCache):
     """Rank 0's part of the cache, and the book of pages that holds for all parts."""
 
-    def __init__(self, lead: Lead, shapes: Mapping[int, KVShape], **sizes: Any) -> None:
+    def __init__(self, lead: Coordinator, shapes: Mapping[int, KVShape], **sizes: Any) -> None:
         lead.tell("make_cache", sizes["num_pages"], sizes["page_size"])
         with lead.together():
             super().__init__(shapes, **sizes)
         self._lead = lead
 
-    def copy(self, source: Seq[int], target: Seq[int], start: int, stop: int) -> None:
+    def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
         """As `KVCache.copy`, on all ranks."""
         self._lead.tell("copy", list(source), list(target), start, stop)
         with self._lead.together():
             super().copy(source, target, start, stop)
 
-    def fill_randomly(self, pages: Seq[int], seed: int) -> None:
+    def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
         """As `KVCache.fill_randomly`, on all ranks."""
         self._lead.tell("fill_randomly", list(pages), seed)
         with self._lead.together():
             super().fill_randomly(pages, seed)
 
-    def bits(self, pages: Seq[int], start: int, stop: int) -> bytes:
+    def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:
         """As `KVCache.bits`, of all ranks."""
         others = self._lead.ask("bits", list(pages), start, stop)
         return b"".join([super().bits(pages, start, stop), *others])
@@ -52,7 +51,7 @@ class SplitCache(KVCache):
 class SplitRunner(Runner):
     """Runs every forward on all ranks. Belongs to the engine's thread."""
 
-    def __init__(self, loaded: LoadedModel, image_cache_bytes: int, lead: Lead) -> None:
+    def __init__(self, loaded: LoadedModel, image_cache_bytes: int, lead: Coordinator) -> None:
         super().__init__(loaded, image_cache_bytes)
         self._lead = lead
         lead.wait_until_loaded()
@@ -99,13 +98,15 @@ class SplitRunner(Runner):
         self._lead.tell("set_attention", implementation)
         super().set_attention(implementation)
 
-    def plain_logits(self, token_ids: Seq[int]) -> torch.Tensor:
+    def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """As `Runner.plain_logits`."""
         self._lead.tell("plain_logits", list(token_ids))
         with self._lead.together():
             return super().plain_logits(token_ids)
 
-    def forward(self, token_ids: torch.Tensor, pieces: Seq[Piece], **options: Any) -> torch.Tensor:
+    def forward(
+        self, token_ids: torch.Tensor, pieces: Sequence[ScheduledTokens], **options: Any
+    ) -> torch.Tensor:
         """As `Runner.forward`; the logits are whole, and are used on this rank alone."""
         features = [_tensors(piece) for piece in pieces]
         shapes = [[(tuple(t.shape), t.dtype) for t in tensors] for tensors in features]
@@ -119,13 +120,13 @@ class SplitRunner(Runner):
             return super().forward(token_ids, pieces, **options)
 
 
-def _tensors(piece: Piece) -> list[torch.Tensor]:
+def _tensors(piece: ScheduledTokens) -> list[torch.Tensor]:
     if piece.features is None:
         return []
     return [part.contiguous() for part in (piece.features.tokens, *piece.features.deepstack)]
 
 
-def _bare(piece: Piece) -> Piece:
+def _bare(piece: ScheduledTokens) -> ScheduledTokens:
     """A piece as it is sent: no tensors, and no positions of a prompt that is over."""
     rotary = piece.rotary
     if rotary is not None and piece.start >= rotary.prompt.shape[1]:

@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 
 from engine.config import EngineConfig
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.paged import UnsupportedAttentionError
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
 from engine.loading.loader import load_model
-from engine.parallel.coordinator import Call, Failed, Invitation, Reply
+from engine.parallel.coordinator import Call, Failed, Reply, WorkerInit
 from engine.parallel.group import expect_step, join_group, leave_group
 from engine.platform.determinism import make_deterministic
 from engine.vision.features import FeatureLayout, Features
@@ -38,7 +38,7 @@ FeatureShapes = Sequence[tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of the tensors of a piece's features; none where it has no image."""
 
 
-class Follower:
+class Worker:
     """A rank's runner. Its methods are what `engine.parallel.runner` tells it to run."""
 
     def __init__(self, runner: Runner) -> None:
@@ -78,7 +78,7 @@ class Follower:
     def forward(
         self,
         num_tokens: int,
-        pieces: Sequence[Piece],
+        pieces: Sequence[ScheduledTokens],
         shapes: Sequence[FeatureShapes],
         layout: FeatureLayout,
         options: dict[str, Any],
@@ -87,7 +87,7 @@ class Follower:
         device = self._runner.device
         token_ids = torch.empty(num_tokens, dtype=torch.long, device=device)
         dist.broadcast(token_ids, 0)
-        received: list[Piece] = []
+        received: list[ScheduledTokens] = []
         for piece, parts in zip(pieces, shapes, strict=True):
             tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in parts]
             for tensor in tensors:
@@ -119,11 +119,11 @@ def follow(address: str, rank: int) -> None:
     connection = _connect(address)
     try:
         invitation = connection.recv()
-        assert isinstance(invitation, Invitation)
+        assert isinstance(invitation, WorkerInit)
         calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         listener = threading.Thread(target=_listen, args=(connection, calls), daemon=True)
         listener.start()
-        follower = Follower(_load(invitation, rank, connection))
+        follower = Worker(_load(invitation, rank, connection))
         connection.send(Reply(None))  # it has its weights
         while (call := calls.get()) is not None:
             with suppress(UnsupportedAttentionError):  # rank 0 gets it too, and goes on
@@ -157,7 +157,7 @@ def _listen(connection: Connection, calls: queue.SimpleQueue[Call | None]) -> No
             return
 
 
-def _load(invitation: Invitation, rank: int, connection: Connection) -> Runner:
+def _load(invitation: WorkerInit, rank: int, connection: Connection) -> Runner:
     config = invitation.config
     make_deterministic(config.threads)
     if torch.cuda.is_available():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.text.message import MessageReader, joined
+from engine.text.message import MessageParser, joined
 from schema.errors import TaskError
 from schema.response import (
     Choice,
@@ -36,7 +36,7 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-class Progress(NamedTuple):
+class RequestOutput(NamedTuple):
     """News of one task: ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it."""
 
     deltas: tuple[ChoiceDelta, ...] = ()
@@ -45,7 +45,7 @@ class Progress(NamedTuple):
     error: TaskError | None = None
 
 
-Sink = Callable[[Progress], None]
+Sink = Callable[[RequestOutput], None]
 """Receives a task's progress on the engine's thread. Must return at once and never raise."""
 
 
@@ -65,7 +65,7 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
     ]
 
 
-def merge(news: Sequence[Progress]) -> Progress:
+def merge(news: Sequence[RequestOutput]) -> RequestOutput:
     """Several pieces of news, at least one, as one: what is cumulative is the last one's."""
     deltas = join(delta for item in news for delta in item.deltas)
     return news[-1]._replace(deltas=tuple(deltas))
@@ -80,18 +80,18 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     }
 
 
-class ResponseFormat(NamedTuple):
+class ChunkBuilder(NamedTuple):
     """What all chunks and the response of one task have in common.
 
-    ``readers`` make the messages of its choices; none if the answer is to be text.
+    ``parsers`` make the messages of its choices; none if the answer is to be text.
     """
 
     model: str
     system_fingerprint: str
     prompt_tokens: int
-    readers: Sequence[MessageReader] = ()
+    parsers: Sequence[MessageParser] = ()
 
-    def chunk(self, progress: Progress) -> StreamChunk:
+    def chunk(self, progress: RequestOutput) -> StreamChunk:
         """One stream chunk. Call once for each piece of news, in order."""
         return {
             "model": self.model,
@@ -103,8 +103,8 @@ class ResponseFormat(NamedTuple):
     def _choice(self, news: ChoiceDelta) -> StreamChoice:
         delta: Delta = {"role": "assistant", "content": news.text}
         reason = news.finish_reason
-        if self.readers:
-            delta, reason = self.readers[news.index].push(news.text, reason)
+        if self.parsers:
+            delta, reason = self.parsers[news.index].push(news.text, reason)
         choice: StreamChoice = {"index": news.index, "delta": delta, "finish_reason": reason}
         if news.logprobs is not None:
             choice["logprobs"] = list(news.logprobs)
@@ -146,7 +146,7 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     }
 
 
-class Mailbox:
+class RequestOutputCollector:
     """Carries progress from the engine's thread to one coroutine.
 
     What arrives while the consumer is busy is merged into one piece, so nothing piles up.
@@ -156,12 +156,12 @@ class Mailbox:
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
-        self._news: list[Progress] = []
+        self._news: list[RequestOutput] = []
         self._ended = False
         self._held = False  # the consumer wants no news but the end
         self._woken = False
 
-    def put(self, progress: Progress) -> None:
+    def put(self, progress: RequestOutput) -> None:
         """The task's sink."""
         with self._lock:
             self._news.append(progress)
@@ -172,7 +172,7 @@ class Mailbox:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def get(self, patience_s: float | None = None, hold_s: float = 0.0) -> Progress:
+    async def get(self, patience_s: float | None = None, hold_s: float = 0.0) -> RequestOutput:
         """Everything since the last call; waits for something.
 
         Args:
@@ -193,7 +193,7 @@ class Mailbox:
         with self._lock:
             news, self._news = self._news, []
             self._held = self._woken = False
-        return merge(news) if news else Progress()
+        return merge(news) if news else RequestOutput()
 
     def _hold(self) -> bool:
         """Begin to hold news back; False if the end is among them."""

@@ -34,24 +34,25 @@ class Prompt:
         token_ids: its tokens, with image placeholders expanded.
         images: its images.
         image_starts: position of each image's first token.
-        whole: runs (start, stop) of tokens that see each other and are not split between chunks.
+        bidirectional_spans: runs (start, stop) of tokens that see each other and are not split
+            between chunks.
         text_end: the last characters of its text, where a template may begin the reasoning.
     """
 
     token_ids: tuple[int, ...]
     images: ImageInputs = ()
     image_starts: tuple[int, ...] = ()
-    whole: tuple[tuple[int, int], ...] = ()
+    bidirectional_spans: tuple[tuple[int, int], ...] = ()
     text_end: str = ""
 
     def chunk_stop(self, start: int, size: int) -> int:
         """Where the chunk ends that begins at ``start``; a function of the prompt alone.
 
         Chunks have ``size`` tokens, the last one what is left. Where such a cut would split a run
-        of `whole`, the chunk ends before the run, or is the run.
+        of `bidirectional_spans`, the chunk ends before the run, or is the run.
         """
         stop = min(start + size, len(self.token_ids))
-        for first, end in self.whole:
+        for first, end in self.bidirectional_spans:
             if first < stop < end:
                 return first if first > start else end
         return stop

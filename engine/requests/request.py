@@ -1,8 +1,8 @@
-"""A task inside the engine: a `Request`, and the `Sequence`s that answer it."""
+"""A task inside the engine: a `Request`, and the `SequenceState`s that answer it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
@@ -10,15 +10,15 @@ from math import isnan
 
 import torch
 
-from engine.requests.outputs import ChoiceDelta, Progress, Sink
+from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
-from engine.sampling.sampler import Sampler, not_numbers
-from engine.sampling.settings import GenerationSettings
+from engine.sampling.sampler import Sampler, invalid_logits
+from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
-from engine.vision.features import Features, Rotary
+from engine.vision.features import Features, MRopePositions
 from schema.errors import Cancelled, TaskError
 from schema.response import FinishReason, TokenLogprob
 
@@ -35,7 +35,7 @@ class Status(IntEnum):
 
 
 @dataclass(eq=False)
-class Sequence:
+class SequenceState:
     """One answer of a request, or one beam of its search.
 
     The tokens of beams are their search's (`beam_search`) until they are answers; then the first
@@ -43,7 +43,7 @@ class Sequence:
 
     Attributes:
         token_ids: the tokens so far.
-        num_picked: the same tokens and those that the device has been told to pick since.
+        num_sampled: the same tokens and those that the device has been told to pick since.
         last_token: the last one picked, a scalar on the device.
         logprobs: of tokens that no delta has told yet, where the task asks for them.
         matcher: how far it has come in the grammar it has to keep to, if there is one.
@@ -53,7 +53,7 @@ class Sequence:
     detokenizer: Detokenizer
     pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    num_picked: int = 0
+    num_sampled: int = 0
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -74,9 +74,9 @@ class Request:
     """
 
     prompt: Prompt
-    settings: GenerationSettings
+    settings: SamplingParams
     seed: int
-    sequences: list[Sequence]
+    sequences: list[SequenceState]
     sink: Sink
     id: int = field(default_factory=lambda: next(_ids))
     status: Status = Status.WAITING
@@ -84,7 +84,7 @@ class Request:
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
     features: Features | None = None  # of the prompt's image tokens, less those skipped
     features_skipped: int = 0
-    rotary: Rotary | None = None  # where positions are not simply where tokens stand
+    rotary: MRopePositions | None = None  # where positions are not simply where tokens stand
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
     token_texts: TokenTexts | None = None  # for log probabilities
@@ -102,12 +102,12 @@ class Request:
         return self.prompt_tokens + self.settings.max_new_tokens
 
     @property
-    def running(self) -> list[Sequence]:
+    def running(self) -> list[SequenceState]:
         """Sequences that are not finished, in order of index."""
         return [sequence for sequence in self.sequences if not sequence.finished]
 
     @property
-    def to_decode(self) -> list[Sequence]:
+    def to_decode(self) -> list[SequenceState]:
         """Of those, the ones that may have more tokens than have been picked.
 
         Beams go on only when it is known from where: none of them, or all. What a grammar allows
@@ -116,10 +116,10 @@ class Request:
         if self.beams is not None and self.beams.in_flight:
             return []
         running = self.running
-        if any(s.matcher and s.num_picked > len(s.token_ids) for s in running):
+        if any(s.matcher and s.num_sampled > len(s.token_ids) for s in running):
             return []
         limit = self.settings.max_new_tokens
-        return [sequence for sequence in running if sequence.num_picked < limit]
+        return [sequence for sequence in running if sequence.num_sampled < limit]
 
     @property
     def completion_tokens(self) -> int:
@@ -127,7 +127,7 @@ class Request:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
     def accept(
-        self, sequence: Sequence, token_id: int, report: Seq[float] | None = None
+        self, sequence: SequenceState, token_id: int, report: Sequence[float] | None = None
     ) -> ChoiceDelta | None:
         """Append a token to a sequence; returns the news, if there is any to tell.
 
@@ -140,7 +140,7 @@ class Request:
         if report is not None and token_id not in self.settings.eos_token_ids:
             assert self.token_texts is not None
             if isnan(report[0]):  # processors may have hidden it from the pick
-                raise not_numbers()
+                raise invalid_logits()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
         text = sequence.detokenizer.push(token_id)
         if sequence.matcher is not None:
@@ -155,7 +155,7 @@ class Request:
             told, sequence.logprobs = tuple(sequence.logprobs), []
         return ChoiceDelta(sequence.index, text, sequence.finish_reason, told)
 
-    def answer(self, answers: Seq[Seq[int]]) -> None:
+    def answer(self, answers: Sequence[Sequence[int]]) -> None:
         """End the task with whole answers, as a beam search has them: their tokens, best first.
 
         They take the same way as tokens that come one by one. Further sequences were beams only.
@@ -171,7 +171,7 @@ class Request:
             sequence.finish_reason = "stop"
         self.tell(deltas)
 
-    def _reason(self, sequence: Sequence) -> FinishReason | None:
+    def _reason(self, sequence: SequenceState) -> FinishReason | None:
         """Why a sequence ends with its last token, if it does."""
         last = sequence.token_ids[-1:]
         if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
@@ -186,19 +186,19 @@ class Request:
         if done:
             self.status = Status.FINISHED
         if deltas or done:
-            self.sink(Progress(tuple(deltas), self.completion_tokens, done))
+            self.sink(RequestOutput(tuple(deltas), self.completion_tokens, done))
 
     def fail(self, error: TaskError) -> None:
         """End the task with an error. Does nothing when it has ended already."""
         if self.status < Status.FINISHED:
             self.status = Status.FINISHED
-            self.sink(Progress(completion_tokens=self.completion_tokens, error=error))
+            self.sink(RequestOutput(completion_tokens=self.completion_tokens, error=error))
 
     def cancel(self) -> None:
         """End the task because nobody wants its answer any more."""
         self.fail(Cancelled("the task was cancelled"))
 
 
-def log_ids(requests: Seq[Request]) -> str:
+def log_ids(requests: Sequence[Request]) -> str:
     """What a log line calls some requests."""
     return ", ".join(request.log_id for request in requests)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from engine.requests.outputs import Progress, Sink
+from engine.requests.outputs import RequestOutput, Sink
 
 MAX_KEPT = 8192
 """Tasks whose times are kept for who asks; the oldest go first."""
@@ -46,7 +46,7 @@ class Meter:
         first_tokens = 0
         first_at = 0.0
 
-        def overheard(progress: Progress) -> None:
+        def overheard(progress: RequestOutput) -> None:
             nonlocal told, first_tokens, first_at
             now = time.monotonic()
             if told == 0 and progress.completion_tokens:

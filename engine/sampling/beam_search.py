@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.execution.attention.packing import upload
-from engine.sampling.sampler import logits_processors, not_numbers
-from engine.sampling.settings import GenerationSettings
+from engine.sampling.sampler import invalid_logits, logits_processors
+from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
 
 _NEVER = -1.0e9  # the score that transformers gives to what must not be chosen
@@ -84,7 +84,7 @@ class BeamSearch:
     def __init__(
         self,
         model: Any,
-        settings: GenerationSettings,
+        settings: SamplingParams,
         prompt_ids: Sequence[int],
         seed: int,
         device: torch.device,
@@ -169,7 +169,7 @@ class BeamSearch:
         self.in_flight = False
         scores = candidates[:1].float()
         if bool(scores.isnan().any()):
-            raise not_numbers()
+            raise invalid_logits()
         proposed = [self._extended(place) for place in candidates[1].long().tolist()]
         hits = torch.tensor([[self._ends(beam) for beam in proposed]])
         # The functions of transformers only move sequences about: numbers stand for them.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import torch
 from transformers import LogitsProcessor
 
-from engine.requests.request import Sequence
+from engine.requests.request import SequenceState
 
 
 class GrammarMask(LogitsProcessor):
     """A processor of `generate`'s kind, for both lanes: reads the matchers, never moves them."""
 
-    def __init__(self, sequences: Seq[Sequence]) -> None:
+    def __init__(self, sequences: Sequence[SequenceState]) -> None:
         """``sequences`` are the task's, all with a matcher."""
         self._matchers = [(answer, answer.matcher) for answer in sequences if answer.matcher]
 
@@ -29,10 +29,10 @@ class GrammarMask(LogitsProcessor):
         for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
             if not sequence.finished:  # nobody looks at the rows of others
                 matcher.fill(row)
-        return forbid(scores, bits.to(scores.device, non_blocking=on_cuda))
+        return apply_token_bitmask(scores, bits.to(scores.device, non_blocking=on_cuda))
 
 
-def forbid(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+def apply_token_bitmask(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Scores with -inf where a bit is 0.
 
     Args:

@@ -90,7 +90,7 @@ class LastLogits:
         return logits
 
 
-class Piece(NamedTuple):
+class TokenText(NamedTuple):
     """A token as text, and its bytes, if it leaves any in an answer that are known."""
 
     text: str
@@ -108,7 +108,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._decode = Detokenizer(tokenizer, ()).decode
         self._special = frozenset(tokenizer.all_special_ids)
-        self._pieces: dict[int, Piece] = {}
+        self._pieces: dict[int, TokenText] = {}
 
     def entry(self, token_id: int, report: Sequence[float]) -> TokenLogprob:
         """A token of an answer, with its row of what `Logprobs.of` reports."""
@@ -130,16 +130,16 @@ class TokenTexts:
             "logprob": max(logprob, NEVER),
         }
 
-    def _piece(self, token_id: int) -> Piece:
+    def _piece(self, token_id: int) -> TokenText:
         name = self._tokenizer.convert_ids_to_tokens(token_id)
         alone = self._decode([token_id])
         if _INVALID in alone:
-            return Piece(alone, _bytes(str(name)))
+            return TokenText(alone, _bytes(str(name)))
         twice = self._decode([token_id, token_id])
         text = twice[len(alone) :] if twice.startswith(alone) else alone
         if text:
-            return Piece(text, list(text.encode()))
-        return Piece(str(name) if token_id in self._special else "", None)
+            return TokenText(text, list(text.encode()))
+        return TokenText(str(name) if token_id in self._special else "", None)
 
 
 def _bytes(name: str) -> list[int] | None:

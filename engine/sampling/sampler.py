@@ -20,10 +20,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from engine.execution.attention.packing import upload
 from engine.sampling.logprobs import Logprobs
 from engine.sampling.penalties import own_processors
-from engine.sampling.settings import GenerationSettings
+from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid, TaskExecutionError
 
-NOT_NUMBERS = -1
+INVALID_LOGITS = -1
 """In place of a token: the model's logits, or what processors made of them, are not numbers."""
 
 
@@ -47,7 +47,7 @@ class Sampler:
     def __init__(
         self,
         model: Any,
-        settings: GenerationSettings,
+        settings: SamplingParams,
         prompt_ids: Sequence[int],
         seed: int,
         device: torch.device,
@@ -85,7 +85,7 @@ class Sampler:
     def advance(self, tokens: torch.Tensor, alive: Sequence[int]) -> None:
         """Append the tokens [len(alive)] that were picked, for the processors that look back."""
         if self._processors:
-            # `NOT_NUMBERS` ends the task, but later: until then it must not be an index.
+            # `INVALID_LOGITS` ends the task, but later: until then it must not be an index.
             column = self._spread(tokens, alive)[:, None].clamp(min=0)
             self._ids = torch.cat([self._ids, column], dim=1)
 
@@ -102,13 +102,13 @@ class Sampler:
         return rows.index_select(0, upload(alive, rows.device))
 
 
-def pick(batch: Sequence[Candidates]) -> torch.Tensor:
+def sample(batch: Sequence[Candidates]) -> torch.Tensor:
     """Pick a token for every row of a batch.
 
     Every row is computed by itself, so that its bits do not depend on the others.
 
     Returns:
-        int64 [rows of all], in order; `NOT_NUMBERS` where a row has no largest score: NaN,
+        int64 [rows of all], in order; `INVALID_LOGITS` where a row has no largest score: NaN,
         overflow, or everything forbidden.
     """
     picked: dict[int, torch.Tensor] = {}
@@ -135,12 +135,12 @@ def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _largest(scores: torch.Tensor) -> torch.Tensor:
     best = scores.argmax(dim=-1, keepdim=True)
-    return torch.where(scores.gather(1, best).isfinite(), best, NOT_NUMBERS)[:, 0]
+    return torch.where(scores.gather(1, best).isfinite(), best, INVALID_LOGITS)[:, 0]
 
 
 def _race(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     winners = torch.softmax(scores, dim=-1).div_(noise).argmax(dim=-1)
-    return torch.where(scores.amax(dim=-1).isfinite(), winners, NOT_NUMBERS)
+    return torch.where(scores.amax(dim=-1).isfinite(), winners, INVALID_LOGITS)
 
 
 def check_numbers(scores: torch.Tensor) -> None:
@@ -150,17 +150,17 @@ def check_numbers(scores: torch.Tensor) -> None:
         TaskExecutionError: the scores are not numbers.
     """
     if not bool(scores.amax(dim=-1).isfinite().all()):
-        raise not_numbers()
+        raise invalid_logits()
 
 
-def not_numbers() -> TaskExecutionError:
+def invalid_logits() -> TaskExecutionError:
     """The error of a task whose logits are not numbers."""
     return TaskExecutionError("the model produced logits that are not numbers (NaN or infinity)")
 
 
 def logits_processors(
     model: Any,
-    settings: GenerationSettings,
+    settings: SamplingParams,
     prompt: torch.Tensor,
     mask: LogitsProcessor | None = None,
 ) -> Any:

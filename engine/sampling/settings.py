@@ -31,7 +31,7 @@ _NOT_OF_TRANSFORMERS = {"frequency_penalty", "presence_penalty", "logit_bias", "
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
+class SamplingParams:
     """What the engine needs to know to generate.
 
     Attributes:
@@ -73,7 +73,7 @@ def resolve_settings(
     context_length: int,
     batched_lane: bool,
     cut_to_context: bool = False,
-) -> GenerationSettings:
+) -> SamplingParams:
     """Overlay the task's settings on the model's own.
 
     Raises:
@@ -120,7 +120,7 @@ def resolve_settings(
         stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
     except (ValueError, TypeError) as error:  # a TypeError is of the model's own settings
         raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
-    return GenerationSettings(
+    return SamplingParams(
         hf=hf,
         max_new_tokens=hf.max_new_tokens,
         num_sequences=hf.num_return_sequences,

@@ -19,7 +19,7 @@ WHITE = " \t\r\n"
 _WHITE = re.compile(rf"[{WHITE}]*")
 
 
-class Source:
+class TextCursor:
     """What has arrived and is not read. Each character is read once, and as soon as it can be."""
 
     def __init__(self) -> None:

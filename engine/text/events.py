@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from engine.text.cursor import Reading, Source
+from engine.text.cursor import Reading, TextCursor
 from schema.tool_choice import Functions
 
 
@@ -48,7 +48,7 @@ class Out:
         return (event for event in events if event.text or event.kind == "call")
 
 
-CallReader = Callable[[Source, Out, Functions], Reading[None]]
+CallReader = Callable[[TextCursor, Out, Functions], Reading[None]]
 """Reads a whole answer in which calls may stand, and tells what it finds."""
 
 

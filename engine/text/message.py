@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from engine.requests.prompt import Prompt
-from engine.sampling.settings import GenerationSettings
-from engine.text.cursor import Reading, Source
+from engine.sampling.settings import SamplingParams
+from engine.text.cursor import Reading, TextCursor
 from engine.text.detect import MessageFormats
 from engine.text.events import Out
 from engine.text.reasoning import Stage
-from engine.text.stop_strings import StopCut
+from engine.text.stop_strings import StopStringTrimmer
 from schema.response import (
     Delta,
     FinishReason,
@@ -32,7 +32,7 @@ CALL_ID_CHARS = 9
 """Mistral's templates take ids of nine letters and digits and no others."""
 
 
-class MessageReader:
+class MessageParser:
     """Makes the message of one choice of its text."""
 
     def __init__(
@@ -53,7 +53,7 @@ class MessageReader:
             call_id: the id of a call, from its number.
             is_open: whether the prompt has begun the reasoning.
         """
-        self._cut = StopCut(stop_strings)
+        self._cut = StopStringTrimmer(stop_strings)
         self._out = Out()
         self._call_id = call_id
         self._num_told = 0
@@ -115,10 +115,10 @@ class MessageReader:
         }
 
 
-def message_readers(
-    formats: MessageFormats, task: Task, prompt: Prompt, settings: GenerationSettings
-) -> list[MessageReader]:
-    """The readers of a task's choices. Without the chat template answers are plain text."""
+def message_parsers(
+    formats: MessageFormats, task: Task, prompt: Prompt, settings: SamplingParams
+) -> list[MessageParser]:
+    """The parsers of a task's choices. Without the chat template answers are plain text."""
     # Ids tell the calls of one conversation apart; each of its turns is a task with another prompt.
     digest = hashlib.sha256(repr((task.seed, prompt.token_ids)).encode()).hexdigest()
 
@@ -128,7 +128,7 @@ def message_readers(
         ]
 
     return [
-        MessageReader(
+        MessageParser(
             formats if task.use_chat_template else None,
             functions_of(task.tools),
             settings.stop_strings,
@@ -177,7 +177,7 @@ def joined(deltas: Iterable[Delta]) -> ResponseMessage:
 def _read(
     formats: MessageFormats | None, functions: Functions, out: Out, is_open: bool
 ) -> Reading[None]:
-    source = Source()
+    source = TextCursor()
     if formats and formats.reasoning:
         yield from formats.reasoning.read(source, out, is_open=is_open)
     if formats and formats.tools and functions:

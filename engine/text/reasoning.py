@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from engine.text.cursor import WHITE, Reading, Source
+from engine.text.cursor import WHITE, Reading, TextCursor
 from engine.text.events import Out
 
 Stage = Literal["ahead", "open", "over"]
@@ -35,7 +35,7 @@ class ReasoningFormat(NamedTuple):
         # Templates write an empty reasoning where it is switched off.
         return "over" if prompt_end.endswith(self.end) else "ahead"
 
-    def read(self, source: Source, out: Out, *, is_open: bool) -> Reading[None]:
+    def read(self, source: TextCursor, out: Out, *, is_open: bool) -> Reading[None]:
         """Read the reasoning, if the answer begins with it; what follows is left.
 
         A marker anywhere else is text. White space around reasoning is part of its layout.

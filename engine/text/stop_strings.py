@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class StopCut:
+class StopStringTrimmer:
     """Cuts one choice's text before the stop string that is complete first.
 
     The engine ends a choice with the token that completes a stop string, which is part of its text,

@@ -53,7 +53,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Rotary:
+class MRopePositions:
     """Rotary positions of a sequence, where a token's are not simply where it stands.
 
     Attributes:
@@ -113,7 +113,7 @@ class Vision:
         self.num_encoded = 0
         self.num_reused = 0
 
-    def rotary(self, prompt: Prompt) -> Rotary | None:
+    def rotary(self, prompt: Prompt) -> MRopePositions | None:
         """The rotary positions of a prompt and its answers; None where they are 0, 1, 2 ..."""
         if self._get_rope_index is None or not prompt.images:
             return None
@@ -122,7 +122,7 @@ class Vision:
             mm_token_type_ids=self._token_types(prompt),
             **_grids(prompt),
         )
-        return Rotary(positions[:, 0].numpy(), int(offset))
+        return MRopePositions(positions[:, 0].numpy(), int(offset))
 
     @torch.inference_mode()
     def encode(self, prompt: Prompt, num_prefilled: int) -> tuple[Features | None, int]:

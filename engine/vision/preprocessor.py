@@ -209,7 +209,7 @@ class ImagePreprocessor:
                 param=params[0],
             )
         among_others = len(images) > 1
-        variant = among_others and self._processor.treats_several_otherwise
+        variant = among_others and self._processor.depends_on_image_count
         files = [
             image if isinstance(image, bytes) else decode_base64(image, param)
             for image, param in zip(images, params, strict=True)

@@ -25,9 +25,9 @@ from schema.task import Task
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.ejection import SUSPECTS
 from serve_app.graph.health import Deployments
-from serve_app.graph.load_shedding import Refusals
-from serve_app.graph.model_routes import Route, Routes, wanted_by
-from serve_app.graph.prefix_key import beginning_of
+from serve_app.graph.load_shedding import LoadShedder
+from serve_app.graph.model_routes import Route, Routes, peek_variant
+from serve_app.graph.prefix_key import prefix_key
 from serve_app.graph.replay import Delivered
 from serve_app.observability.identity import own_actor
 from serve_app.observability.request_metrics import RequestMetrics
@@ -63,7 +63,7 @@ class Dispatcher:
         self._args = args
         self.metrics = RequestMetrics()
         self._routes = Routes(args.models, args.pool)
-        self._refusals = Refusals()
+        self._refusals = LoadShedder()
         self._stall_s = args.limits.stall_timeout_s
         self._own_actor = own_actor()
         # By reference: the preprocessor's result is handed on as a pointer into the object store
@@ -91,7 +91,7 @@ class Dispatcher:
         Raises:
             Overloaded: as the model did then. It says nothing of what is in the body.
         """
-        wanted = wanted_by(body) if self._refusals else None
+        wanted = peek_variant(body) if self._refusals else None
         if wanted is None:
             return
         try:
@@ -175,7 +175,7 @@ class Dispatcher:
         now = asyncio.get_running_loop().time
         with self._refusals.asked(route.deployment) if may_ask else nullcontext():
             try:
-                session = route.session or beginning_of(task)
+                session = route.session or prefix_key(task)
                 text, pixels = self._split(task, route)
                 # What is lost may have been an answer that is too large for a message.
                 plain = pixels is None and losses == 0 and _is_small(text)

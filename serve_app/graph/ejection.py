@@ -14,7 +14,7 @@ SUSPECT_S = 60.0
 """By then Ray has replaced it, or it was only slow."""
 
 
-class Suspects:
+class EjectedReplicas:
     """Names of replicas, each for `SUSPECT_S` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,4 +35,4 @@ class Suspects:
         return False
 
 
-SUSPECTS = Suspects()
+SUSPECTS = EjectedReplicas()

@@ -29,7 +29,7 @@ class _Full:
     freed: int = 0
 
 
-class Refusals:
+class LoadShedder:
     """The last refusal of each deployment, for `HOLD_S` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -23,7 +23,7 @@ class Wanted(NamedTuple):
     quantize_bits: int | None
 
 
-def wanted_by(body: bytes) -> Wanted | None:
+def peek_variant(body: bytes) -> Wanted | None:
     """Which variant of which model a body asks for, a task's or one of OpenAI's.
 
     Nothing else of it is looked at. None if that is not plain to see: validation will say why.

@@ -15,7 +15,7 @@ MIN_CHARS = 1000
 _IMAGE_CHARS = 4096  # of an image's base64; two images rarely agree in the end of their files
 
 
-def beginning_of(task: Task) -> str:
+def prefix_key(task: Task) -> str:
     """A digest of what a conversation begins with, the same in all of its turns.
 
     That is: the tools, the messages of the system, and the first message that is none. "" if this

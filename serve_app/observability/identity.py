@@ -7,7 +7,7 @@ from ray.serve.context import _get_serve_request_context
 from ray.serve.exceptions import RayServeException
 
 
-def own_name() -> str:
+def identity() -> str:
     """By which routers know this replica; a process of the pool has no name that they know."""
     try:
         return serve.get_replica_context().replica_id.unique_id

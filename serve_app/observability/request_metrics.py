@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from serve_app.observability import metrics
-from serve_app.observability.identity import own_name
+from serve_app.observability.identity import identity
 from serve_app.observability.request_record import Entry
 
 OK = "ok"
@@ -62,7 +62,7 @@ class RequestMetrics:
         for (deployment, code), count in sorted(self._requests.items()):
             requests.setdefault(deployment, {})[code] = count
         return {
-            "replica": own_name() or "-",
+            "replica": identity() or "-",
             "requests": requests,
             "replays": dict(self._replays),
         }

@@ -29,7 +29,7 @@ class _Caller:
     misses: int = 0
 
 
-class Callers:
+class CallerMonitor:
     """The actors whose tasks a replica works on, by their names among Serve's."""
 
     def __init__(self) -> None:

@@ -14,10 +14,10 @@ from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config.app_args import ModelArgs
 from serve_app.observability.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
-from serve_app.observability.identity import own_name, request_id
+from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import REFUSALS, leave_out_refusals
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
-from serve_app.replicas.caller_liveness import Callers
+from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
 from serve_app.replicas.ranks import PlacedRanks
 
@@ -80,8 +80,8 @@ class ModelReplica:
                 raise
             logger.exception("%s cannot be loaded", args.deployment)
             self._loaded = error
-        self._name = own_name()
-        self._callers = Callers()
+        self._name = identity()
+        self._callers = CallerMonitor()
         self._counts = {"ongoing": 0, **dict.fromkeys(OUTCOMES, 0)}
         self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
         self._ticker: Ticker | None = None

@@ -18,10 +18,10 @@ from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config.app_args import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.observability import metrics
-from serve_app.observability.identity import own_name, request_id
+from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import leave_out_refusals
 from serve_app.protocol.failures import as_task_error
-from serve_app.replicas.caller_liveness import Callers
+from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
 from serve_app.replicas.model_replica import ModelReplica
 from serve_app.replicas.residency import Calls, Loaded, Residency
@@ -37,7 +37,7 @@ EXIT_POLL_S = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Child:
+class EngineProcess:
     """A process of its own with one engine."""
 
     actor: Any  # an actor of the class `ModelReplica`
@@ -58,14 +58,14 @@ class PoolReplica:
         leave_out_refusals()
         self._args = args
         self._device = device
-        self._models: Residency[PooledModel, Child] = Residency(
+        self._models: Residency[PooledModel, EngineProcess] = Residency(
             Calls(self._size, self._load, _end),
             budget=int(args.max_memory_gb * BYTES_PER_GB),
             max_waiting=args.max_waiting,
             max_wait_s=args.max_wait_s,
         )
-        self._labels = {"deployment": args.deployment, "replica": own_name()}
-        self._callers = Callers()
+        self._labels = {"deployment": args.deployment, "replica": identity()}
+        self._callers = CallerMonitor()
 
     async def run(
         self, task: Task, images: ImageInputs | None, caller: str = ""
@@ -129,7 +129,7 @@ class PoolReplica:
         loaded = self._models.loaded()
         await asyncio.gather(*(self._check(key, child) for key, child in loaded.items()))
 
-    async def _check(self, key: PooledModel, child: Child) -> None:
+    async def _check(self, key: PooledModel, child: EngineProcess) -> None:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await child.actor.check_health.remote()
@@ -138,7 +138,7 @@ class PoolReplica:
             await self._models.discard(key, child)
 
     @asynccontextmanager
-    async def _child(self, task: Task) -> AsyncIterator[Child]:
+    async def _child(self, task: Task) -> AsyncIterator[EngineProcess]:
         """The process that runs a task; errors leave the body as `TaskError`."""
         key = self._args.model(task.model, task.dtype, task.quantize_bits)
         async with self._models.use(key) as child:
@@ -156,7 +156,7 @@ class PoolReplica:
 
         return await asyncio.to_thread(estimate_bytes, key.engine_config(self._device))
 
-    async def _load(self, key: PooledModel) -> Loaded[Child]:
+    async def _load(self, key: PooledModel) -> Loaded[EngineProcess]:
         """Start a process and wait until it has loaded the model.
 
         Raises:
@@ -187,10 +187,10 @@ class PoolReplica:
             ray.kill(actor)
             raise
         memory = card["memory"]
-        return Loaded(Child(actor, pid), memory["weights_bytes"] + memory["kv_cache_bytes"])
+        return Loaded(EngineProcess(actor, pid), memory["weights_bytes"] + memory["kv_cache_bytes"])
 
 
-async def _end(child: Child) -> None:
+async def _end(child: EngineProcess) -> None:
     """End a process, and wait until its memory is free."""
     ray.kill(child.actor)
     deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT_S

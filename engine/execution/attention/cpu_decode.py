@@ -28,7 +28,7 @@ from numba import prange, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, LayerKV
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
@@ -98,7 +98,7 @@ class DecodeTokens:
         )
 
 
-def decode_tokens(cache: KVCache, pieces: Mapping[int, Piece]) -> DecodeTokens:
+def decode_tokens(cache: KVCache, pieces: Mapping[int, ScheduledTokens]) -> DecodeTokens:
     """The tokens of pieces that are a single one, by their rows in the batch."""
     within = np.arange(cache.page_size, dtype=np.int32)
     contexts = []

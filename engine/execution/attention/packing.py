@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.vision.features import Features, Rotary
+from engine.vision.features import Features, MRopePositions
 
 
 @dataclass(frozen=True)
-class Piece:
+class ScheduledTokens:
     """Consecutive tokens of one sequence in a packed forward.
 
     Attributes:
@@ -20,15 +20,16 @@ class Piece:
         pages: the sequence's.
         features: of the image tokens among them.
         rotary: the sequence's rotary positions, where a token's are not simply where it stands.
-        whole: runs (start, stop) of the sequence, within the piece, whose tokens see each other.
+        bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
+            see each other.
     """
 
     start: int
     num_tokens: int
     pages: Sequence[int]
     features: Features | None = None
-    rotary: Rotary | None = None
-    whole: Sequence[tuple[int, int]] = ()
+    rotary: MRopePositions | None = None
+    bidirectional_spans: Sequence[tuple[int, int]] = ()
 
     @property
     def context(self) -> int:
@@ -42,14 +43,14 @@ class Piece:
         return self.rotary.of(self.start, self.context)
 
 
-def positions(pieces: Sequence[Piece], num_rows: int, axes: int) -> list[list[int]]:
+def positions(pieces: Sequence[ScheduledTokens], num_rows: int, axes: int) -> list[list[int]]:
     """The rotary position of every row, on each axis; 0 for padding."""
     real = [piece.positions(axes) for piece in pieces]
     rows = [[i for places in real for i in places[axis]] for axis in range(axes)]
     return [row + [0] * (num_rows - len(row)) for row in rows]
 
 
-def write_slots(pieces: Sequence[Piece], page_size: int) -> list[int]:
+def write_slots(pieces: Sequence[ScheduledTokens], page_size: int) -> list[int]:
     """Where the keys and values of all tokens of the pieces go (`engine.execution.kv_cache`)."""
     return [
         piece.pages[token // page_size] * page_size + token % page_size
@@ -68,7 +69,7 @@ def upload(
     return torch.tensor(values, dtype=dtype, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
 
 
-class Download:
+class AsyncCopy:
     """A tensor on its way to the host."""
 
     def __init__(self, tensor: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from engine.execution.attention.cpu_decode import DecodeTokens, decode_tokens, has_kernel
-from engine.execution.attention.packing import Piece, upload, write_slots
+from engine.execution.attention.packing import ScheduledTokens, upload, write_slots
 from engine.execution.kv_cache import KVCache, KVShape
 
 PAGED = "paged_per_sequence"
@@ -80,7 +80,7 @@ AttentionInterface.register(PAGED, paged_attention)
 
 
 @dataclass(frozen=True)
-class SpreadBatch:
+class PlacedBatch:
     """A batch of a model whose layers lie on several devices: for each layer, its device's."""
 
     batches: Mapping[int, Attend]
@@ -135,7 +135,7 @@ class Segment:
     num_rows: int
     start: int
     slots: slice | torch.Tensor
-    whole: Sequence[tuple[int, int]] = ()  # runs of the sequence whose tokens see each other
+    bidirectional_spans: Sequence[tuple[int, int]] = ()  # their tokens see each other
 
     @property
     def rows(self) -> slice:
@@ -150,7 +150,7 @@ class Segment:
     def is_causal(self, sliding_window: int | None) -> bool:
         """Whether a row sees the rows before it, itself, and nothing else: no mask is needed."""
         within = sliding_window is None or self.context <= sliding_window
-        return within and not self.whole and (self.start == 0 or self.num_rows == 1)
+        return within and not self.bidirectional_spans and (self.start == 0 or self.num_rows == 1)
 
     def mask(
         self, sliding_window: int | None, dtype: torch.dtype, device: torch.device
@@ -161,7 +161,7 @@ class Segment:
         rows = torch.arange(self.start, self.context, device=device)[:, None]
         columns = torch.arange(self.context, device=device)[None, :]
         visible = columns <= rows
-        for start, stop in self.whole:
+        for start, stop in self.bidirectional_spans:
             visible[start - self.start : stop - self.start, start:stop] = True
         if sliding_window is not None:
             visible &= columns > rows - sliding_window
@@ -253,10 +253,10 @@ def _queries(query: torch.Tensor, segment: Segment, kv_heads: int) -> torch.Tens
     return query[:, segment.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
 
 
-def paged_batch(cache: KVCache, pieces: Sequence[Piece]) -> PagedBatch:
+def paged_batch(cache: KVCache, pieces: Sequence[ScheduledTokens]) -> PagedBatch:
     """Lay a batch out: pieces of a single token for the compiled kernel, where there is one."""
     segments: list[Segment] = []
-    singles: dict[int, Piece] = {}
+    singles: dict[int, ScheduledTokens] = {}
     by_kernel = has_kernel(cache)
     row = 0
     for piece in pieces:
@@ -264,7 +264,9 @@ def paged_batch(cache: KVCache, pieces: Sequence[Piece]) -> PagedBatch:
             singles[row] = piece
         else:
             slots = cache.slots(piece.pages, 0, piece.context)
-            segments.append(Segment(row, piece.num_tokens, piece.start, slots, piece.whole))
+            segments.append(
+                Segment(row, piece.num_tokens, piece.start, slots, piece.bidirectional_spans)
+            )
         row += piece.num_tokens
     return PagedBatch(
         cache,

@@ -16,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from engine.execution.attention.packing import Piece, upload, write_slots
+from engine.execution.attention.packing import ScheduledTokens, upload, write_slots
 from engine.execution.kv_cache import KVCache, KVShape
 
 _PAGE_MULTIPLE = 256
@@ -105,7 +105,7 @@ class VarlenBatch:
 
 
 def varlen_batch(
-    cache: KVCache, pieces: Sequence[Piece], num_rows: int, max_rows: int
+    cache: KVCache, pieces: Sequence[ScheduledTokens], num_rows: int, max_rows: int
 ) -> VarlenBatch:
     """Lay a batch out for the kernel.
 
@@ -119,10 +119,10 @@ def varlen_batch(
     real = sum(piece.num_tokens for piece in pieces)
     padding = num_rows - real
     if padding and max_rows == 1:
-        pieces = [*pieces, *[Piece(0, 1, [cache.scratch_page])] * padding]
+        pieces = [*pieces, *[ScheduledTokens(0, 1, [cache.scratch_page])] * padding]
     elif padding:
         scratch = [cache.scratch_page] * cache.pages_for(padding)
-        pieces = [*pieces, Piece(0, padding, scratch)]
+        pieces = [*pieces, ScheduledTokens(0, padding, scratch)]
     starts = [0, *accumulate(piece.num_tokens for piece in pieces)]
     return VarlenBatch(
         cache,
@@ -134,7 +134,9 @@ def varlen_batch(
     )
 
 
-def block_table(cache: KVCache, pieces: Sequence[Piece], width: int = 0) -> list[list[int]]:
+def block_table(
+    cache: KVCache, pieces: Sequence[ScheduledTokens], width: int = 0
+) -> list[list[int]]:
     """The pages of each piece's context, in rows of one length that is at least ``width``."""
     used = [list(piece.pages[: cache.pages_for(piece.context)]) for piece in pieces]
     width = max([width, *map(len, used)])

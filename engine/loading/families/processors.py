@@ -67,7 +67,7 @@ class ImageProcessor:
         self._array_names = sorted(processor.image_processor.model_input_names)
 
     @property
-    def treats_several_otherwise(self) -> bool:
+    def depends_on_image_count(self) -> bool:
         """Whether an image among others is prepared otherwise than one alone.
 
         LLaVA-OneVision cuts an image into tiles only when it is the only one.
@@ -81,7 +81,7 @@ class ImageProcessor:
         it cuts. So a narrow image of a few hundred bytes can become gigabytes.
         """
         pixels = width * height
-        if among_others and self.treats_several_otherwise:
+        if among_others and self.depends_on_image_count:
             pixels = max(width, height) ** 2
         size = self._processor.image_processor.size or {}
         edge = size.get("shortest_edge")
@@ -95,7 +95,7 @@ class ImageProcessor:
         Raises:
             ValueError: the processor refuses it, for its shape maybe.
         """
-        several = among_others and self.treats_several_otherwise
+        several = among_others and self.depends_on_image_count
         count = 2 if several else 1
         features = self._processor(
             images=[[image] * count] if several else [image],

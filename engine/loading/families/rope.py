@@ -1,4 +1,4 @@
-"""Rotary embeddings as this engine uses them: never behind the end of the model's context."""
+"""Rotary embeddings as this engine uses them: never beyond the end of the model's context."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Spread:
+class LayerPlacement:
     """All stages, in the order of their layers; the first one's device has the rest as well."""
 
     stages: tuple[Stage, ...]
@@ -119,7 +119,7 @@ def stage_devices(config: EngineConfig, first: torch.device) -> list[torch.devic
 
 def plan_spread(
     config: EngineConfig, hf_config: PreTrainedConfig, devices: Sequence[torch.device]
-) -> tuple[Spread, dict[str, torch.device]]:
+) -> tuple[LayerPlacement, dict[str, torch.device]]:
     """Divide a model that is not loaded yet, by the bytes that its layers will take.
 
     Returns:
@@ -151,7 +151,7 @@ def plan_spread(
     ]
     cuts = balanced(sum(sizes.values()) - sum(each), each, len(devices))
     stages = zip(devices, pairwise(cuts), strict=True)
-    spread = Spread(tuple(Stage(device, start, stop) for device, (start, stop) in stages))
+    spread = LayerPlacement(tuple(Stage(device, start, stop) for device, (start, stop) in stages))
     return spread, _device_map(model, prefix, spread)
 
 
@@ -167,7 +167,7 @@ def decoder_layers(model: Any, config: EngineConfig) -> tuple[str, nn.ModuleList
     )
 
 
-def _device_map(model: Any, prefix: str, spread: Spread) -> dict[str, torch.device]:
+def _device_map(model: Any, prefix: str, spread: LayerPlacement) -> dict[str, torch.device]:
     """A device for each layer and for whatever is no part of them.
 
     Nothing is left to a default: transformers' is the CPU, and accelerate would load the whole
@@ -193,7 +193,7 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def connect(model: Any, spread: Spread, config: EngineConfig) -> None:
+def connect(model: Any, spread: LayerPlacement, config: EngineConfig) -> None:
     """Hand hidden states, and what layers share, from device to device."""
     remove_hook_from_submodules(model)
     _, layers = decoder_layers(model, config)

@@ -14,7 +14,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.config import EngineConfig
 from engine.loading.sharding.tensor_styles import EMBEDDING, SUM, SUM_OF_WHOLE, WHOLE_OUTPUT
-from engine.loading.snapshot import Source
+from engine.loading.snapshot import Snapshot
 from schema.errors import ModelInvalid
 
 _OUTPUTS = ("colwise",)  # a rank computes a part of the outputs, and keeps it
@@ -87,7 +87,7 @@ def _check_sizes(config: EngineConfig, text: Any, model: Any) -> None:
         raise _refused(config, f"it has {', '.join(odd)}, which {ranks} does not divide")
 
 
-def refuse_fused(config: EngineConfig, source: Source) -> None:
+def refuse_fused(config: EngineConfig, source: Snapshot) -> None:
     """Refuse weights that are stored as one and split up while they are loaded.
 
     A rank reads its slice of what is stored, which is not a slice of each part. Of the models with

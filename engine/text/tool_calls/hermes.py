@@ -14,7 +14,7 @@ InternLM 2 (https://github.com/InternLM/InternLM/blob/main/chat/chat_format.md):
 
 from __future__ import annotations
 
-from engine.text.cursor import Reading, Source
+from engine.text.cursor import Reading, TextCursor
 from engine.text.events import CallLayout, CallReader, Out, ToolFormat
 from engine.text.tool_calls.json_object import calls_behind, json_call
 from schema.tool_choice import Functions
@@ -23,7 +23,7 @@ from schema.tool_choice import Functions
 def _reader(begin: tuple[str, ...], end: str) -> CallReader:
     """The reader of calls between ``begin``, which is one or more markers, and ``end``."""
 
-    def read_call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+    def read_call(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
         yield from source.space()
         for marker in begin[1:]:
             if not (yield from source.accept(marker)):

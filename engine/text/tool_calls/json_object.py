@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable
 
-from engine.text.cursor import WHITE, Give, Reading, Source
+from engine.text.cursor import WHITE, Give, Reading, TextCursor
 from engine.text.events import CallReader, Out
 from schema.tool_choice import Functions
 
@@ -25,7 +25,7 @@ _OUTSIDE = re.compile(r"[\s:,0-9A-Za-z.+-]*")
 _SCALAR = re.compile(r"[0-9A-Za-z.+-]*")
 
 
-def json_call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+def json_call(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     """Read one call, from its opening brace to its closing one.
 
     The caller has told the source to hold. Where this is False, what it holds then is content.
@@ -75,7 +75,7 @@ def json_call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
         return True
 
 
-def call_with(source: Source, out: Out, name: str) -> Reading[bool]:
+def call_with(source: TextCursor, out: Out, name: str) -> Reading[bool]:
     """Tell a call whose arguments come next, and read them; whether they are complete."""
     _tell(source, out, name, "")
     source.release()
@@ -84,7 +84,7 @@ def call_with(source: Source, out: Out, name: str) -> Reading[bool]:
     return complete
 
 
-def after_call(source: Source, out: Out) -> Reading[str | None]:
+def after_call(source: TextCursor, out: Out) -> Reading[str | None]:
     """What follows a call, or what was none: what the source holds is content.
 
     White space around calls is part of their layout. It is returned, since it is content if text
@@ -99,14 +99,14 @@ def after_call(source: Source, out: Out) -> Reading[str | None]:
 
 
 def calls_behind(
-    begin: str, read_call: Callable[[Source, Out, Functions], Reading[bool]]
+    begin: str, read_call: Callable[[TextCursor, Out, Functions], Reading[bool]]
 ) -> CallReader:
     """The reader of calls that stand behind the marker ``begin``, anywhere in the text.
 
     ``read_call`` reads what follows the marker; whether it was a whole call.
     """
 
-    def read(source: Source, out: Out, functions: Functions) -> Reading[None]:
+    def read(source: TextCursor, out: Out, functions: Functions) -> Reading[None]:
         spaces: str | None = ""
         while spaces is not None:
             spaces = yield from source.until(begin, out.content, before=spaces)
@@ -120,7 +120,7 @@ def calls_behind(
     return read
 
 
-def json_value(source: Source, give: Give) -> Reading[bool]:
+def json_value(source: TextCursor, give: Give) -> Reading[bool]:
     """Read one JSON value as it is; whether it has ended.
 
     Only what is needed to find its end is checked.
@@ -143,7 +143,7 @@ def json_value(source: Source, give: Give) -> Reading[bool]:
             return True
 
 
-def _raw_string(source: Source, give: Give) -> Reading[bool]:
+def _raw_string(source: TextCursor, give: Give) -> Reading[bool]:
     if not (yield from source.accept('"')):
         return False
     give('"')
@@ -159,7 +159,7 @@ def _raw_string(source: Source, give: Give) -> Reading[bool]:
             give(source.take(1))
 
 
-def _string(source: Source) -> Reading[str | None]:
+def _string(source: TextCursor) -> Reading[str | None]:
     """Read a string; None if there is none, or none that is valid."""
     pieces: list[str] = []
     if not (yield from _raw_string(source, pieces.append)):
@@ -172,7 +172,7 @@ def _string(source: Source) -> Reading[str | None]:
     return text
 
 
-def _tell(source: Source, out: Out, name: str, arguments: str) -> None:
+def _tell(source: TextCursor, out: Out, name: str, arguments: str) -> None:
     source.hold()  # what has been read so far is told
     out.call(name)
     out.arguments(arguments)

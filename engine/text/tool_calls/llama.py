@@ -10,7 +10,7 @@ built-in tools in Python, is content.
 
 from __future__ import annotations
 
-from engine.text.cursor import Reading, Source
+from engine.text.cursor import Reading, TextCursor
 from engine.text.events import CallLayout, Out, ToolFormat
 from engine.text.tool_calls.json_object import after_call, json_call
 from schema.tool_choice import Functions
@@ -18,7 +18,7 @@ from schema.tool_choice import Functions
 _TAG = "<|python_tag|>"
 
 
-def _read(source: Source, out: Out, functions: Functions) -> Reading[None]:
+def _read(source: TextCursor, out: Out, functions: Functions) -> Reading[None]:
     spaces = yield from _calls(source, out, functions, "")
     while spaces is not None:
         spaces = yield from source.until(_TAG, out.content, before=spaces)
@@ -27,7 +27,7 @@ def _read(source: Source, out: Out, functions: Functions) -> Reading[None]:
         spaces = yield from _calls(source, out, functions, spaces + _TAG)
 
 
-def _calls(source: Source, out: Out, functions: Functions, before: str) -> Reading[str | None]:
+def _calls(source: TextCursor, out: Out, functions: Functions, before: str) -> Reading[str | None]:
     """Read the calls that follow right here; returns what `after_call` does."""
     source.hold(before)
     yield from source.space()

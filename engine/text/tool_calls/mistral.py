@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from engine.text.cursor import Reading, Source
+from engine.text.cursor import Reading, TextCursor
 from engine.text.events import CallLayout, Out, ToolFormat
 from engine.text.tool_calls.json_object import call_with, calls_behind, json_call
 from schema.tool_choice import Functions
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[^\s\[{]*")
 _ID_TEXT = re.compile(r"[0-9A-Za-z_-]*")
 
 
-def _calls(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+def _calls(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     yield from source.space()
     kind = yield from source.peek()
     if kind == "[":
@@ -31,7 +31,7 @@ def _calls(source: Source, out: Out, functions: Functions) -> Reading[bool]:
     return (yield from _named(source, out, functions))
 
 
-def _list(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+def _list(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     yield from source.accept("[")
     while True:
         yield from source.space()
@@ -43,7 +43,7 @@ def _list(source: Source, out: Out, functions: Functions) -> Reading[bool]:
             return (yield from source.accept("]"))
 
 
-def _named(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+def _named(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     pieces: list[str] = []
     yield from source.run(_NAME, pieces.append)
     name = "".join(pieces)

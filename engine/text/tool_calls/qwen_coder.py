@@ -20,7 +20,7 @@ import json
 import re
 from typing import Any
 
-from engine.text.cursor import WHITE, Reading, Source
+from engine.text.cursor import WHITE, Reading, TextCursor
 from engine.text.events import Out, ToolFormat
 from engine.text.tool_calls.json_object import calls_behind
 from schema.errors import TaskArgsInvalid
@@ -32,7 +32,7 @@ _VALUE_END = "</parameter>"
 _TAG_NAME = re.compile(r"[^>\s]*")
 
 
-def _call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
+def _call(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     """Read a function and its parameters; they are told as one JSON object."""
     yield from source.space()
     name = yield from _tag(source, "<function=")
@@ -61,7 +61,7 @@ def _call(source: Source, out: Out, functions: Functions) -> Reading[bool]:
     return (yield from source.accept(_END))
 
 
-def _tag(source: Source, begin: str) -> Reading[str | None]:
+def _tag(source: TextCursor, begin: str) -> Reading[str | None]:
     """The name in a tag, such as ``<function=name>``."""
     if not (yield from source.accept(begin)):
         return None
@@ -70,7 +70,7 @@ def _tag(source: Source, begin: str) -> Reading[str | None]:
     return "".join(pieces) if (yield from source.accept(">")) else None
 
 
-def _value(source: Source, out: Out, is_string: bool) -> Reading[bool]:
+def _value(source: TextCursor, out: Out, is_string: bool) -> Reading[bool]:
     """Read a parameter's value, less the line breaks that surround it; whether it is complete.
 
     A string is told as it arrives; anything else when it is known to be JSON.

@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 
 from engine.core.scheduler import Scheduler
 from engine.execution.kv_cache import KVCache, KVShape
-from engine.requests.outputs import Progress
+from engine.requests.outputs import RequestOutput
 from engine.requests.prompt import Prompt
-from engine.requests.request import Request, Sequence, Status
-from engine.sampling.settings import GenerationSettings
+from engine.requests.request import Request, SequenceState, Status
+from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid
 
 PAGE, CHUNK, MAX_SEQUENCES, MAX_ROWS = 4, 8, 6, 24
@@ -40,15 +40,15 @@ class Job:
     sequences: int
     exclusive: bool
     cancel_after: int | None  # steps
-    news: list[Progress] = field(default_factory=list)
+    news: list[RequestOutput] = field(default_factory=list)
 
     def request(self) -> Request:
         hf = GenerationConfig(num_beams=1)
-        rules = GenerationSettings(
+        rules = SamplingParams(
             hf, self.max_new, self.sequences, frozenset(), (), not self.exclusive
         )
         texts = [cast(Any, _Text()) for _ in range(self.sequences)]
-        answers = [Sequence(index, text) for index, text in enumerate(texts)]
+        answers = [SequenceState(index, text) for index, text in enumerate(texts)]
         return Request(Prompt(tuple(self.prompt)), rules, 0, answers, self.news.append)
 
 
@@ -139,7 +139,7 @@ class FakeLoop:
         request.status = Status.DECODE
         request.tell([])
 
-    def _decode(self, request: Request, answer: Sequence) -> None:
+    def _decode(self, request: Request, answer: SequenceState) -> None:
         """Write the last token and check that everything before it is this sequence's own."""
         length = request.prompt_tokens + len(answer.token_ids)
         self._write(answer.pages, length - 1, answer.token_ids[-1])
@@ -187,5 +187,5 @@ def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_page
     kept = loop.scheduler.prefixes.kept_pages
     assert loop.cache.num_free_pages + len(kept) == num_pages
     assert len(set(kept)) == len(kept)
-    loop.scheduler.prefixes.make_room(num_pages)
+    loop.scheduler.prefixes.evict(num_pages)
     assert loop.cache.num_free_pages == num_pages

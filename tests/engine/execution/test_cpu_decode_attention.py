@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.execution.attention.packing import Piece
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.paged import paged_batch
 from engine.execution.kv_cache import KVCache, KVShape
 
@@ -43,7 +43,7 @@ class Layer:
         self.cache.fill_randomly(range(num_pages), seed)
         free = random.Random(seed).sample(range(num_pages), num_pages)
         self.pieces = [
-            Piece(context - 1, 1, [free.pop() for _ in range(-(-context // PAGE))])
+            ScheduledTokens(context - 1, 1, [free.pop() for _ in range(-(-context // PAGE))])
             for context in contexts
         ]
 

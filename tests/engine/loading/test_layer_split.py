@@ -21,14 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.accelerate import expand_device_map
 
 from engine import EngineConfig
-from engine.execution.attention.packing import Piece, upload
+from engine.execution.attention.packing import ScheduledTokens, upload
 from engine.execution.batch_invariance import plain_attention
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import Runner
 from engine.loading.estimate import estimate_memory
 from engine.loading.loader import LoadedModel, load_model
 from engine.loading.sharding.layer_split import (
-    Spread,
+    LayerPlacement,
     Stage,
     balanced,
     connect,
@@ -122,7 +122,7 @@ async def test_a_crowd_writes_what_generate_writes(
     assert card["lanes"] == ["batched", "exclusive"]
     alone = tiny_engine("qwen2", max_sequences=8).card()
     assert alone["layout"] is None
-    assert card["row_counts"] == alone["row_counts"]
+    assert card["batch_sizes"] == alone["batch_sizes"]
     assert card["system_fingerprint"] != alone["system_fingerprint"]
 
 
@@ -145,7 +145,7 @@ def bits_of(runner: Runner, cache: KVCache) -> list[torch.Tensor]:
 
     def run(start: int, *pages: list[int], decode: bool = False) -> torch.Tensor:
         tokens = TOKENS[start : start + 1] if decode else TOKENS[start : start + 10]
-        pieces = [Piece(start, len(tokens), each) for each in pages]
+        pieces = [ScheduledTokens(start, len(tokens), each) for each in pages]
         ids = upload(tokens * len(pages), runner.device)
         keep = range(len(pages)) if decode else [len(tokens) - 1]
         rows = 12 if not decode else 2
@@ -226,7 +226,7 @@ def test_nothing_lies_on_two_devices(
     config = configured(tiny_model(kind))
     plain = load_model(config)
     stages = (Stage(torch.device("cpu", 0), 0, 1), Stage(torch.device("cpu", 1), 1, 2))
-    spread = Spread(stages)
+    spread = LayerPlacement(stages)
     loaded = replace(plain, device=stages[0].device, spread=spread)
     memories = TwoMemories()
     for name, tensor in [*plain.model.named_parameters(), *plain.model.named_buffers()]:

@@ -4,21 +4,21 @@ import asyncio
 import threading
 import time
 
-from engine.requests.outputs import ChoiceDelta, Mailbox, Progress
+from engine.requests.outputs import ChoiceDelta, RequestOutput, RequestOutputCollector
 
 LONG = 60.0
 
 
-def news(text: str, *, done: bool = False) -> Progress:
-    return Progress((ChoiceDelta(0, text, "stop" if done else None),), len(text), done)
+def news(text: str, *, done: bool = False) -> RequestOutput:
+    return RequestOutput((ChoiceDelta(0, text, "stop" if done else None),), len(text), done)
 
 
-def text_of(progress: Progress) -> str:
+def text_of(progress: RequestOutput) -> str:
     return "".join(delta.text for delta in progress.deltas)
 
 
 async def test_the_end_is_told_at_once_with_what_was_held_back() -> None:
-    mailbox = Mailbox()
+    mailbox = RequestOutputCollector()
     mailbox.put(news("a"))
     assert text_of(await mailbox.get()) == "a"
     mailbox.put(news("b"))  # has woken the consumer already when it asks for silence
@@ -34,21 +34,21 @@ async def test_the_end_is_told_at_once_with_what_was_held_back() -> None:
 
 
 async def test_an_end_that_is_there_is_not_held_back() -> None:
-    mailbox = Mailbox()
+    mailbox = RequestOutputCollector()
     mailbox.put(news("a", done=True))
     async with asyncio.timeout(LONG / 2):
         assert (await mailbox.get(LONG, LONG)).done
 
 
 async def test_without_news_there_is_an_end_of_patience() -> None:
-    mailbox = Mailbox()
-    assert await mailbox.get(0.01, 0.01) == Progress()
+    mailbox = RequestOutputCollector()
+    assert await mailbox.get(0.01, 0.01) == RequestOutput()
     mailbox.put(news("a"))
     assert text_of(await mailbox.get(LONG, 0.01)) == "a"
 
 
 async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
-    mailbox = Mailbox()
+    mailbox = RequestOutputCollector()
     pieces = [f"{number} " for number in range(2000)]
 
     def put() -> None:
@@ -59,7 +59,7 @@ async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
 
     thread = threading.Thread(target=put)
     thread.start()
-    told: list[Progress] = []
+    told: list[RequestOutput] = []
     while not told or not told[-1].done:
         told.append(await mailbox.get(0.001, 0.002 * (len(told) % 3)))
     thread.join()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from engine.requests.outputs import Progress
+from engine.requests.outputs import RequestOutput
 from engine.requests.stats import Meter, TaskTimes
 from schema import Task, TaskExecutionError
 from tests.engine.conftest import TinyEngine
@@ -82,16 +82,16 @@ async def test_what_was_cancelled_counts_as_far_as_it_came(tiny_engine: TinyEngi
 
 
 def test_what_is_told_at_once_has_no_pace() -> None:
-    meter, heard = Meter(), list[Progress]()
+    meter, heard = Meter(), list[RequestOutput]()
     arrived = time.monotonic()
     sink = meter.watch(heard.append, prompt_tokens=5, num_answers=2, arrived=arrived)
-    news = [Progress(), Progress(completion_tokens=8, done=True)]
+    news = [RequestOutput(), RequestOutput(completion_tokens=8, done=True)]
     for one in news:
         sink(one)
     assert heard == news
     ((first, pace, total),) = meter.take_times()
     assert (pace, first) == (None, total)
     failed = meter.watch(heard.append, prompt_tokens=5, num_answers=1, arrived=arrived)
-    failed(Progress(error=TaskExecutionError("no")))
+    failed(RequestOutput(error=TaskExecutionError("no")))
     assert (meter.prompt_tokens, meter.generated_tokens) == (5, 8)
     assert meter.take_times() == list[TaskTimes]()

@@ -21,7 +21,7 @@ from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.task_grammar import MAX_CALLS, task_grammar
 from engine.text.detect import MessageFormats, detect
 from engine.text.events import ToolFormat
-from engine.text.message import MessageReader, joined
+from engine.text.message import MessageParser, joined
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
@@ -106,7 +106,7 @@ def followed(grammar: Grammar, tokenizer: Any, seed: int) -> str:
 
 
 def read(text: str, formats: MessageFormats, *, is_open: bool = False) -> ResponseMessage:
-    reader = MessageReader(formats, functions_of(TOOLS), (), "call{}".format, is_open=is_open)
+    reader = MessageParser(formats, functions_of(TOOLS), (), "call{}".format, is_open=is_open)
     return joined([reader.push(text, "stop")[0]])
 
 

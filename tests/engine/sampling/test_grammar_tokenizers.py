@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.loading.families.sentencepiece import load_sentencepiece
 from engine.sampling.grammar import Grammar, GrammarCompiler
-from engine.sampling.grammar_mask import forbid
+from engine.sampling.grammar_mask import apply_token_bitmask
 from schema.errors import TaskArgsInvalid
 from schema.structured import RegexForm
 from tests.engine.models.tiny_internvl_tokenizers import (
@@ -96,7 +96,9 @@ def test_the_mask(vocab: int) -> None:
         for column in range(min(vocab, 64)):
             if bits[row, column]:
                 expected[row, column] = scores[row, column]
-    assert torch.equal(forbid(scores, torch.from_numpy(words)), torch.from_numpy(expected))
+    assert torch.equal(
+        apply_token_bitmask(scores, torch.from_numpy(words)), torch.from_numpy(expected)
+    )
 
 
 def test_tokenizers_that_cannot_be_constrained() -> None:

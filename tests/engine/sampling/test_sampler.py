@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from engine.sampling.sampler import NOT_NUMBERS, Candidates, pick
+from engine.sampling.sampler import INVALID_LOGITS, Candidates, sample
 
 INF, NAN = math.inf, math.nan
 
@@ -59,7 +59,9 @@ def test_picks_are_those_of_torch(number: int, vocab: int) -> None:
         batch = askers(number, vocab, seed)
         for _ in range(4):
             scores = [asker.scores() for asker in batch]
-            picked = pick([asker.candidates(own) for asker, own in zip(batch, scores, strict=True)])
+            picked = sample(
+                [asker.candidates(own) for asker, own in zip(batch, scores, strict=True)]
+            )
             expected = [
                 token
                 for asker, own in zip(batch, scores, strict=True)
@@ -102,12 +104,12 @@ def test_what_is_not_a_number_has_no_pick_and_leaves_others_alone(name: str, gre
     # One of several sequences of a task may be broken, too.
     mixed = torch.cat([sound[:1], broken, sound[1:2]])
     scores = [sound[:1], sound[1:2], sound, broken, mixed]
-    picked = pick([asker.candidates(own) for asker, own in zip(batch, scores, strict=True)])
+    picked = sample([asker.candidates(own) for asker, own in zip(batch, scores, strict=True)])
     first, second, *rest = picked.tolist()
     assert [first] == batch[0].expected(sound[:1])
     assert [second] == batch[1].expected(sound[1:2])
     assert rest[:4] == batch[2].expected(sound)
-    assert rest[4] == NOT_NUMBERS
+    assert rest[4] == INVALID_LOGITS
     # torch.multinomial refuses a batch with such a row; the row's place in the race is drawn.
     expected = batch[4].expected(torch.cat([sound[:1], sound[:1], sound[1:2]]))
-    assert rest[5:] == [expected[0], NOT_NUMBERS, expected[2]]
+    assert rest[5:] == [expected[0], INVALID_LOGITS, expected[2]]

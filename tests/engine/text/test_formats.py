@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
-from engine.text.message import MessageReader, joined
+from engine.text.message import MessageParser, joined
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
@@ -46,7 +46,7 @@ def read(
     offered: list[dict[str, Any]] = TOOLS,
 ) -> tuple[ResponseMessage, FinishReason | None]:
     """The message of a text that arrives in pieces, and why it ends."""
-    reader = MessageReader(
+    reader = MessageParser(
         MessageFormats(tools, reasoning, {}),
         functions_of(offered),
         stop,
@@ -264,7 +264,7 @@ def test_a_stop_string_ends_the_message_before_it_is_read() -> None:
 
 
 def test_a_call_is_told_before_its_arguments_are_complete() -> None:
-    reader = MessageReader(
+    reader = MessageParser(
         MessageFormats(HERMES, None, {}), functions_of(TOOLS), (), "call{}".format
     )
     pieces = ['Sure. <tool_call>{"name": "weather", ', '"arguments": {"city": "Pa', 'ris"}}']

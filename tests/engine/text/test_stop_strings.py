@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text.stop_strings import StopCut
+from engine.text.stop_strings import StopStringTrimmer
 
 TEXTS = st.text("abc", max_size=40)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
@@ -23,7 +23,7 @@ def expected(text: str, stops: list[str]) -> str:
 def test_any_pieces_give_the_same_text(text: str, stops: list[str], places: list[int]) -> None:
     edges = [0, *sorted(min(place, len(text)) for place in places), len(text)]
     pieces = [text[start:end] for start, end in pairwise(edges)]
-    cut = StopCut(stops)
+    cut = StopStringTrimmer(stops)
     given_out = [cut.push(piece) for piece in pieces]
     assert "".join(given_out) + cut.flush() == expected(text, stops)
     assert cut.found == any(stop in text for stop in stops)
@@ -31,7 +31,7 @@ def test_any_pieces_give_the_same_text(text: str, stops: list[str], places: list
 
 @given(text=TEXTS, stops=STOPS)
 def test_nothing_is_held_back_that_no_stop_string_can_begin_in(text: str, stops: list[str]) -> None:
-    cut = StopCut(stops)
+    cut = StopStringTrimmer(stops)
     sure = "".join(cut.push(character) for character in text)
     held = cut.flush()
     assert held == "" or any(stop.startswith(held) for stop in stops)
@@ -39,7 +39,7 @@ def test_nothing_is_held_back_that_no_stop_string_can_begin_in(text: str, stops:
 
 
 def test_what_only_looked_like_a_stop_string_comes_later() -> None:
-    cut = StopCut(["\n\nUser:"])
+    cut = StopStringTrimmer(["\n\nUser:"])
     pieces = [cut.push(piece) for piece in ("one\n", "\nUs", "age\n\n", "User", ": x")]
     assert pieces == ["one", "", "\n\nUsage", "", ""]
     assert cut.flush() == ""

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from schema.errors import Overloaded
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.graph.load_shedding import HOLD_S, Refusals
+from serve_app.graph.load_shedding import HOLD_S, LoadShedder
 from serve_app.http.ingress import asgi_app
 from serve_app.replicas.image_replica import PreprocessorReplica
 from serve_app.replicas.model_replica import ModelReplica
@@ -40,14 +40,14 @@ def _local(application: serve.Application, name: str) -> DeploymentHandle[Any]:
     return handle
 
 
-def _refuse(refusals: Refusals, deployment: str) -> None:
+def _refuse(refusals: LoadShedder, deployment: str) -> None:
     with pytest.raises(Overloaded), refusals.asked(deployment):
         raise Overloaded("full", retry_after_s=3.0)
 
 
 def test_a_refusal_is_said_again_for_a_moment() -> None:
     now = 0.0
-    refusals = Refusals(lambda: now)
+    refusals = LoadShedder(lambda: now)
     refusals.check("Model:a")
     assert not refusals
     _refuse(refusals, "Model:a")
@@ -62,7 +62,7 @@ def test_a_refusal_is_said_again_for_a_moment() -> None:
 
 
 def test_for_each_task_that_ends_one_is_let_in_at_once() -> None:
-    refusals = Refusals(lambda: 0.0)
+    refusals = LoadShedder(lambda: 0.0)
     with ExitStack() as running:
         running.enter_context(refusals.asked("Model:a"))
         running.enter_context(refusals.asked("Model:a"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from schema import Task
-from serve_app.graph.ejection import SUSPECT_S, Suspects
-from serve_app.graph.prefix_key import MIN_CHARS, beginning_of
+from serve_app.graph.ejection import SUSPECT_S, EjectedReplicas
+from serve_app.graph.prefix_key import MIN_CHARS, prefix_key
 
 LONG = "You are a careful assistant. " * (MIN_CHARS // 20)
 
@@ -18,34 +18,34 @@ def task(*messages: tuple[str, Any], **fields: Any) -> Task:
 
 def test_all_turns_of_a_conversation_begin_alike() -> None:
     turns = [("system", LONG), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Go on.")]
-    first = beginning_of(task(*turns[:2]))
+    first = prefix_key(task(*turns[:2]))
     assert first
-    assert beginning_of(task(*turns)) == first
-    assert beginning_of(task(*turns, seed=7, generation_config={"max_new_tokens": 9})) == first
+    assert prefix_key(task(*turns)) == first
+    assert prefix_key(task(*turns, seed=7, generation_config={"max_new_tokens": 9})) == first
     others = [
         task(("system", LONG), ("user", "Good day.")),
         task(("system", LONG + "!"), ("user", "Hello.")),
         task(("user", LONG), ("user", "Hello.")),
         task(*turns, tools=[{"type": "function", "function": {"name": "f"}}]),
     ]
-    assert len({first, *map(beginning_of, others)}) == len(others) + 1
+    assert len({first, *map(prefix_key, others)}) == len(others) + 1
 
 
 def test_a_image_is_part_of_the_beginning() -> None:
     def about(image: str) -> str:
         blocks = [{"type": "image", "base64": image}, {"type": "text", "text": "What is it?"}]
-        return beginning_of(task(("user", blocks)))
+        return prefix_key(task(("user", blocks)))
 
     assert about("A" * 4000) == about("A" * 4000) != about("A" * 3996 + "BBBB")
 
 
 def test_a_short_beginning_does_not_matter() -> None:
-    assert beginning_of(task(("user", "Hello."), ("assistant", LONG), ("user", "?"))) == ""
+    assert prefix_key(task(("user", "Hello."), ("assistant", LONG), ("user", "?"))) == ""
 
 
 def test_a_suspect_is_trusted_again() -> None:
     now = 0.0
-    suspects = Suspects(lambda: now)
+    suspects = EjectedReplicas(lambda: now)
     suspects.add("a")
     assert "a" in suspects
     assert "b" not in suspects

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from engine.requests.outputs import ChoiceDelta, Progress, ResponseFormat, collect
+from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
-from engine.text.message import MessageReader
+from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
 from engine.text.tool_calls.hermes import HERMES
 from engine.text.tool_calls.llama import LLAMA
@@ -50,10 +50,10 @@ def run_of(tools: ToolFormat, texts: list[str], cuts: list[int]) -> list[StreamC
     functions: dict[str, Any] = {"f": {"properties": {"a": {"type": "string"}}}, "g": None}
     formats = MessageFormats(tools, THINK, {})
     readers = [
-        MessageReader(formats, functions, (STOP,), partial("call{}{}".format, index))
+        MessageParser(formats, functions, (STOP,), partial("call{}{}".format, index))
         for index in range(len(texts))
     ]
-    form = ResponseFormat("m", "fp", 1, readers)
+    form = ChunkBuilder("m", "fp", 1, readers)
     chunks = []
     stops = sorted({0, *cuts, max(map(len, texts))})
     for start, stop in zip(stops, [*stops[1:], None], strict=True):
@@ -67,7 +67,7 @@ def run_of(tools: ToolFormat, texts: list[str], cuts: list[int]) -> list[StreamC
                 ChoiceDelta(index, piece, "stop" if ended else None, tuple(map(_logprob, piece)))
             )
         if news:
-            chunks.append(form.chunk(Progress(tuple(news), start)))
+            chunks.append(form.chunk(RequestOutput(tuple(news), start)))
     return chunks
 
 

@@ -15,9 +15,9 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import ChoiceDelta, Progress, ResponseFormat, collect
+from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
 from engine.text.detect import MessageFormats
-from engine.text.message import MessageReader
+from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
 from engine.text.tool_calls.hermes import HERMES
 from schema import StreamChunk, Task, TaskResponse
@@ -55,17 +55,17 @@ class WritingReplica:
         assert task.answer_format == "message"
         seen.append(task)
         text = [message.text for message in task.messages if message.role == "user"][-1]
-        reader = MessageReader(
+        reader = MessageParser(
             MessageFormats(HERMES, THINK, {}),
             functions_of(task.tools),
             task.generation_config.stop_strings or (),
             lambda call: f"call{task.seed:04}{call}",
         )
-        form = ResponseFormat("demo", "fp", 1, [reader])
+        form = ChunkBuilder("demo", "fp", 1, [reader])
         for start in range(0, len(text), 7):
             delta = ChoiceDelta(0, text[start : start + 7], None)
-            yield form.chunk(Progress((delta,), start + 1))
-        yield form.chunk(Progress((ChoiceDelta(0, "", "stop"),), len(text), done=True))
+            yield form.chunk(RequestOutput((delta,), start + 1))
+        yield form.chunk(RequestOutput((ChoiceDelta(0, "", "stop"),), len(text), done=True))
 
 
 @pytest.fixture(scope="module")
