@@ -21,6 +21,7 @@ from engine.config import EngineConfig
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.internvl_weights import OriginalInternVL
+from engine.loading.families.traits import whole_image_tokens
 from engine.loading.model_files import (
     context_length,
     is_vision,
@@ -38,7 +39,6 @@ from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
 from engine.platform.device_check import check_device, device_facts, device_problem
 from engine.platform.malloc import large_blocks_given_back
-from engine.vision.features import whole_image_tokens
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
-    whole_image_tokens: int = 0  # see `engine.vision.features.whole_image_tokens`
+    whole_image_tokens: int = 0  # see `engine.loading.families.traits`
     tool_template: str | None = None  # for tasks with tools, where that is another one
     image_tag: str | None = None  # what texts say where an image belongs (engine.image_tags)
 

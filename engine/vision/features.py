@@ -7,7 +7,7 @@ The families differ in few ways, and all of them are here, found out from the mo
 * Features. An image is encoded to one vector a token, and for Qwen3-VL to further ones that are
   added between the first layers (``deepstack_features``).
 * Sight. Gemma 3 lets the tokens of one image see each other, so that an image has to be
-  prefilled in one piece (`whole_image_tokens`).
+  prefilled in one piece (`engine.loading.families.traits.whole_image_tokens`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from engine.loading.families.traits import rope_index
 from engine.vision.image_cache import ImageCache
 from schema.errors import TaskExecutionError
 
-if TYPE_CHECKING:  # the loader needs this module, and they need the loader
+if TYPE_CHECKING:  # prompts are made of images, which are made here
     from engine.requests.prompt import Prompt
     from engine.vision.preprocessor import PreparedImage
 
@@ -78,22 +79,6 @@ def joined(parts: Sequence[Features]) -> Features:
         torch.cat([part.tokens for part in parts]),
         tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
     )
-
-
-def whole_image_tokens(model: Any) -> int:
-    """The most tokens of a prompt that see each other, as parts of one image; 0 if none do."""
-    make_masks = getattr(type(model), "create_masks_for_generate", None)
-    if make_masks is None or "token_type_ids" not in inspect.signature(make_masks).parameters:
-        return 0
-    return int(model.config.mm_tokens_per_image)
-
-
-def rope_index(model: Any) -> Any:
-    """What computes the rotary positions of a prompt with images; None where they are 0, 1, 2 ...
-
-    It takes neighbouring image tokens for one image: between two there has to be another token.
-    """
-    return getattr(getattr(model, "model", None), "get_rope_index", None)
 
 
 FeatureLayout = tuple[Any, bool]
