@@ -22,7 +22,7 @@ from schema.message import (
 )
 from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.structured import StructuredOutput
-from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls
+from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls, forces_calls
 from schema.validation.bulk import refuse_bulk
 from schema.validation.json_values import parse_json
 from schema.validation.problems import explain
@@ -215,13 +215,19 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _calls_that_can_be_forced(self) -> Self:
-        check_calls(self)
+        check_calls(
+            self.tools,
+            self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            structured_output=self.structured_output,
+            num_beams=self.generation_config.num_beams or 1,
+        )
         return self
 
     @property
     def forces_calls(self) -> bool:
         """Whether an answer has to be calls of tools."""
-        return self.tool_choice != "auto"
+        return forces_calls(self.tool_choice)
 
     @classmethod
     def parse(cls, body: bytes | str) -> Self:
