@@ -18,13 +18,9 @@ from engine.config import EngineConfig
 from engine.core.loop import EngineLoop
 from engine.loading.snapshot import is_directory
 from engine.parallel.launcher import Launcher
-from engine.requests.outputs import (
-    ChunkBuilder,
-    RequestOutput,
-    RequestOutputCollector,
-    Sink,
-    collect,
-)
+from engine.requests.chunks import ChunkBuilder, collect
+from engine.requests.output_collector import RequestOutputCollector
+from engine.requests.outputs import RequestOutput, Sink
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter, TaskTimes
 from engine.sampling.grammar import Grammar, GrammarCompiler
@@ -206,7 +202,14 @@ class Engine:
         hidden = None
         parsers: Sequence[MessageParser] = ()
         if task.answer_format == "message":
-            parsers = message_parsers(formats, task, prompt, settings)
+            parsers = message_parsers(
+                formats,
+                task,
+                prompt.token_ids,
+                prompt.text_end,
+                num_choices=settings.num_sequences,
+                stop_strings=settings.stop_strings,
+            )
             if task.use_chat_template:
                 hidden = formats.hidden_tokens(with_tools=bool(task.tools))
         answers = [
@@ -221,7 +224,7 @@ class Engine:
         )
         request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
         self._loop.scheduler.check_fits(request)
-        if (grammar := task_grammar(task, formats, prompt)) is not None:
+        if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
         response = ChunkBuilder(
             task.model, self._card["system_fingerprint"], request.prompt_tokens, parsers

@@ -88,19 +88,22 @@ class Execution:
         """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
         with fail_on_error([request]):
             vision = self._runner.vision
+            prompt = request.prompt
             request.features, request.features_skipped = vision.encode(
-                request.prompt, request.num_prefilled
+                prompt.token_ids, prompt.images, request.num_prefilled
             )
             if not request.settings.batched:
                 with plain_attention(self._runner):
-                    inputs = vision.generate_inputs(request.prompt, request.features)
+                    inputs = vision.generate_inputs(
+                        prompt.token_ids, prompt.images, request.features
+                    )
                     run_exclusive(self._loaded, request, inputs)
                 return
-            request.rotary = vision.rotary(request.prompt)
+            request.rotary = vision.rotary(prompt.token_ids, prompt.images)
             task = (
                 self._loaded.model,
                 request.settings,
-                request.prompt.token_ids,
+                prompt.token_ids,
                 request.seed,
                 self._loaded.device,
             )

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import LogitsProcessor
 
-from engine.requests.request import SequenceState
+from engine.sampling.grammar import Matcher
+
+
+class Answer(Protocol):
+    """One answer of a task, of which this file knows no more."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete."""
+        ...
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """How far it has come in its grammar."""
+        ...
 
 
 class GrammarMask(LogitsProcessor):
     """A processor of `generate`'s kind, for both lanes: reads the matchers, never moves them."""
 
-    def __init__(self, sequences: Sequence[SequenceState]) -> None:
-        """``sequences`` are the task's, all with a matcher."""
-        self._matchers = [(answer, answer.matcher) for answer in sequences if answer.matcher]
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        """``answers`` are the task's, all with a matcher."""
+        self._matchers = [(answer, answer.matcher) for answer in answers if answer.matcher]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [sequences, vocab] with -inf for what is not allowed.
@@ -26,8 +41,8 @@ class GrammarMask(LogitsProcessor):
         shape = (len(self._matchers), self._matchers[0][1].num_words)
         on_cuda = scores.is_cuda
         bits = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_cuda)
-        for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
-            if not sequence.finished:  # nobody looks at the rows of others
+        for row, (answer, matcher) in zip(bits, self._matchers, strict=True):
+            if not answer.finished:  # nobody looks at the rows of others
                 matcher.fill(row)
         return apply_token_bitmask(scores, bits.to(scores.device, non_blocking=on_cuda))
 

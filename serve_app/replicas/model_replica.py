@@ -105,7 +105,7 @@ class ModelReplica:
         Raises:
             TaskError: see `schema.errors`.
         """
-        from engine.requests.outputs import collect  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
+        from engine.requests.chunks import collect  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
 
         told: list[StreamChunk] = []
         # What comes before the end is kept back here: signs of life are all that it is good for.

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine import Engine
-from engine.requests.outputs import collect
+from engine.requests.chunks import collect
 from schema import Task, TaskResponse
 from tests.engine.conftest import TinyEngine
 from tests.engine.models.tiny_models import IMAGE, Kind

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import Engine
-from engine.requests.outputs import collect
+from engine.requests.chunks import collect
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
 from tests.engine.conftest import TinyEngine
 

@@ -4,7 +4,8 @@ import asyncio
 import threading
 import time
 
-from engine.requests.outputs import ChoiceDelta, RequestOutput, RequestOutputCollector
+from engine.requests.output_collector import RequestOutputCollector
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 
 LONG = 60.0
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
-from engine.requests.outputs import collect
+from engine.requests.chunks import collect
 from engine.sampling.logprobs import Logprobs, TokenTexts
 from schema import Task, TaskArgsInvalid, TaskResponse
 from tests.engine.conftest import TinyEngine, TinyModel

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import collect
+from engine.requests.chunks import collect
 from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task, TaskResponse
 from serve_app.graph.replay import Delivered
 from tests.serve_app import scripted

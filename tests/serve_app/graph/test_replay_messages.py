@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
+from engine.requests.chunks import ChunkBuilder, collect
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
 from engine.text.message import MessageParser

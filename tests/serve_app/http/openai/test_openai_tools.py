@@ -15,7 +15,8 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
+from engine.requests.chunks import ChunkBuilder, collect
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.detect import MessageFormats
 from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
