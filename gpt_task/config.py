@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from schema.validation.json_values import clipped
+from schema.json_values import clipped
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from schema.generation import GenerationConfig
+from schema.json_values import parse_json
 from schema.message import (
     MAX_IMAGES,
     ImageBlock,
@@ -24,7 +25,6 @@ from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.structured import StructuredOutput
 from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls, forces_calls
 from schema.validation.bulk import refuse_bulk
-from schema.validation.json_values import parse_json
 from schema.validation.problems import explain
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from schema.json_values import quoted
 from schema.message import rule
 from schema.structured import MAX_SCHEMA_CHARS, StructuredOutput
-from schema.validation.json_values import quoted
 
 MAX_FUNCTION_NAME_CHARS = 256
 """Of the one that a task names."""

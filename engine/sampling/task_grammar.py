@@ -13,9 +13,9 @@ from engine.text.events import CallLayout
 from engine.text.message import reasoning_stage
 from engine.text.reasoning import ReasoningFormat
 from schema.errors import TaskArgsInvalid
+from schema.json_values import quoted
 from schema.task import Task
 from schema.tool_choice import NamedFunction, callable_functions
-from schema.validation.json_values import quoted
 
 MAX_CALLS = 16
 """Of one answer that has to call functions: a model may not know when it has called enough."""

@@ -32,13 +32,13 @@ from schema.generation import (
     TopP,
     TypicalP,
 )
+from schema.json_values import parse_json
 from schema.message import rule
 from schema.model_id import MODEL_ID_PATTERN, ModelName
 from schema.openai.fields import Only, Strict
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
-from schema.validation.json_values import parse_json
 from schema.validation.problems import explain
 
 MAX_USER_CHARS = 512

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from schema.errors import TaskArgsInvalid
 from schema.generation import GenerationConfig
+from schema.json_values import clipped, quoted
 from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
 from schema.structured import FORM_TAGS, FORMS
 from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
-from schema.validation.json_values import clipped, quoted
 
 _TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
 MAX_PROBLEMS = 5

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from schema.errors import ModelInvalid, TaskArgsInvalid
+from schema.json_values import MAX_BRACKETS
 from schema.task import Task
-from schema.validation.json_values import MAX_BRACKETS
 from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 
 

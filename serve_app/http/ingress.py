@@ -23,10 +23,10 @@ from schema.errors import (
     TaskError,
     TaskExecutionError,
 )
+from schema.json_values import clipped
 from schema.published.schemas import schemas
 from schema.response import StreamChunk
 from schema.task import Task
-from schema.validation.json_values import clipped
 from serve_app.config.app_args import AppArgs
 from serve_app.config.image_url_args import opened_schemes
 from serve_app.graph.dispatcher import Dispatcher

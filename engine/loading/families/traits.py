@@ -1,4 +1,4 @@
-"""How families of models with images differ, found out from the model itself."""
+"""How the vision families differ in their prompts, found out from the loaded model itself."""
 
 from __future__ import annotations
 

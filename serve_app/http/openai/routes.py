@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schema.errors import ModelInvalid
+from schema.json_values import clipped
 from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from schema.task import MAX_SEED
-from schema.validation.json_values import clipped
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import json_response, read_body, refuse_query
 from serve_app.http.openai.responses import Answer, ChatAnswer, CompletionAnswer
