@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from schema.errors import (
@@ -37,12 +36,13 @@ from serve_app.http.bodies import (
     read_body,
     refuse_query,
 )
-from serve_app.http.description.docs import docs_routes
+from serve_app.http.description.docs import DocsRoutes, static_files
 from serve_app.http.middleware.access_log import RequestLog
 from serve_app.http.middleware.admission import Gate
 from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
 from serve_app.http.openai.routes import OpenAIRoutes
+from serve_app.http.routes import asgi_routes
 from serve_app.http.sse import event, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from serve_app.observability.metrics_page import metrics_page
@@ -77,18 +77,9 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
     openai = OpenAIRoutes(dispatcher, max_body, opened_schemes(args.image_urls))
+    docs = DocsRoutes(with_keys=args.auth is not None)
     app = Starlette(
-        routes=[
-            Route("/v1/tasks", routes.create_task, methods=["POST"]),
-            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
-            Route("/v1/completions", openai.completions, methods=["POST"]),
-            Route("/v1/models", routes.list_models, methods=["GET"]),
-            Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
-            Route("/health", routes.health, methods=["GET"]),
-            Route("/metrics", routes.metrics, methods=["GET"]),
-            Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
-            *docs_routes(with_keys=args.auth is not None),
-        ],
+        routes=[*asgi_routes(routes, openai, docs), static_files()],
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
