@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.text.message import MessageParser, joined
+from engine.text.message import MessageParser
 from schema.errors import TaskError
 from schema.response import (
-    Choice,
     Delta,
     FinishReason,
     StreamChoice,
     StreamChunk,
-    TaskResponse,
     TokenLogprob,
     Usage,
 )
@@ -111,41 +110,6 @@ class ChunkBuilder(NamedTuple):
         return choice
 
 
-def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
-    """The response that a task's chunks add up to: there is one text path, and this is its end."""
-    deltas: dict[int, list[Delta]] = {}
-    reasons: dict[int, FinishReason] = {}
-    logprobs: dict[int, list[TokenLogprob]] = {}
-    last: Mapping[str, object] | None = None
-    for chunk in chunks:
-        last = chunk
-        for choice in chunk["choices"]:
-            deltas.setdefault(choice["index"], []).append(choice["delta"])
-            if (reason := choice["finish_reason"]) is not None:
-                reasons[choice["index"]] = reason
-            if "logprobs" in choice:
-                logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
-    if last is None or set(deltas) != set(reasons):
-        raise ValueError("the stream ended before every choice was finished")
-    choices: list[Choice] = [
-        {
-            "index": index,
-            "message": joined(deltas[index]),
-            "finish_reason": reasons[index],
-        }
-        for index in sorted(deltas)
-    ]
-    for whole in choices:
-        if whole["index"] in logprobs:
-            whole["logprobs"] = logprobs[whole["index"]]
-    return {
-        "model": chunk["model"],
-        "choices": choices,
-        "usage": chunk["usage"],
-        "system_fingerprint": chunk["system_fingerprint"],
-    }
-
-
 class RequestOutputCollector:
     """Carries progress from the engine's thread to one coroutine.
 
@@ -177,13 +141,16 @@ class RequestOutputCollector:
 
         Args:
             patience_s: it waits no longer than this for news, and returns that there are none.
-            hold_s: it waits for so long even if there are news, unless they are the end.
+            hold_s: it waits for so long even if there are news, unless they are the end. With
+                ``math.inf`` it returns nothing else, but for those that there are none.
         """
         timers = []
-        if hold_s > 0 and self._hold():
+        only_the_end = hold_s == math.inf
+        if hold_s > 0 and self._hold() and not only_the_end:
             timers.append(self._loop.call_later(hold_s, self._release))
         if patience_s is not None and not self._arrived.is_set():
-            timers.append(self._loop.call_later(max(hold_s, patience_s), self._arrived.set))
+            wait_s = patience_s if only_the_end else max(hold_s, patience_s)
+            timers.append(self._loop.call_later(wait_s, self._arrived.set))
         try:
             await self._arrived.wait()
         finally:
@@ -193,6 +160,9 @@ class RequestOutputCollector:
         with self._lock:
             news, self._news = self._news, []
             self._held = self._woken = False
+            if only_the_end and not self._ended:
+                self._news = [merge(news)] if news else []  # so that nothing piles up
+                return RequestOutput()
         return merge(news) if news else RequestOutput()
 
     def _hold(self) -> bool:

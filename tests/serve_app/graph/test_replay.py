@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import collect
 from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task, TaskResponse
+from schema.response import collect
 from serve_app.graph.replay import Delivered
 from tests.serve_app import scripted
 from tests.serve_app.scripted import app_maker, client, events_of, task

@@ -15,12 +15,13 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
+from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput
 from engine.text.detect import MessageFormats
 from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
 from engine.text.tool_calls.hermes import HERMES
 from schema import StreamChunk, Task, TaskResponse
+from schema.response import collect
 from schema.tool_choice import functions_of
 from tests.serve_app.scripted import app_maker
 
