@@ -104,16 +104,15 @@ class Attempt:
                 watched = self._replica is not None and silence < self._limits.deadline
                 timeout = asyncio.timeout_at(silence if watched else self._limits.deadline)
                 async with timeout:
-                    message: Message | None = await anext(self._messages, None)
+                    message: Message = await self._messages.__anext__()
                 self._prepared = None
-                match message:
-                    case Chunk(chunk):
-                        return chunk
-                    case Started(replica):
-                        self._replica = replica
-                    case None:
-                        self._ended = True
-                        return None
+                if isinstance(message, Chunk):
+                    return message.chunk
+                if isinstance(message, Started):
+                    self._replica = message.replica
+        except StopAsyncIteration:
+            self._ended = True
+            return None
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise

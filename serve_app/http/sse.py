@@ -105,7 +105,14 @@ class Events:
     async def __anext__(self) -> bytes:
         if self._is_done:
             raise StopAsyncIteration
-        events = self._first or await self._following()
+        try:
+            events = self._first or await self._next()
+        except Exception as fault:  # noqa: BLE001 - one of ours ends the stream as clients know it too
+            await self.aclose()
+            self._is_complete = True
+            error = as_task_error(fault)
+            entry().error = error.code
+            events = event(error.to_dict())
         self._first = b""
         self._is_done = not events
         return events or DONE
@@ -113,17 +120,6 @@ class Events:
     async def aclose(self) -> None:
         """Cancel the task, if it still runs."""
         await self._chunks.aclose()
-
-    async def _following(self) -> bytes:
-        """The next events, or the error in their place; empty at the end."""
-        try:
-            return await self._next()
-        except Exception as fault:  # noqa: BLE001 - one of ours ends the stream as clients know it too
-            await self.aclose()
-            self._is_complete = True
-            error = as_task_error(fault)
-            entry().error = error.code
-            return event(error.to_dict())
 
     async def _next(self) -> bytes:
         """The next events; empty at the end."""

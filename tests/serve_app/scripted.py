@@ -74,7 +74,7 @@ def whole(chunks: Sequence[StreamChunk]) -> StreamChunk:
     response = collect(chunks)
     choices: list[Any] = []
     for choice in response["choices"]:
-        message = dict(choice["message"])
+        message: dict[str, Any] = dict(choice["message"])
         calls = message.pop("tool_calls", [])
         if calls:
             message["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
