@@ -1,6 +1,7 @@
 """The engine: one model, and the ways in.
 
-`Engine.stream` and `Engine.run` serve many tasks on an event loop; `Engine.run_blocking` runs one.
+`Engine.submit`, `Engine.stream` and `Engine.run` serve many tasks on an event loop;
+`Engine.run_blocking` runs one on a thread.
 A task is validated, rendered and tokenized on its caller's thread; `engine.core.loop` runs it.
 """
 
@@ -18,7 +19,8 @@ from engine.config import EngineConfig
 from engine.core.loop import EngineLoop
 from engine.loading.snapshot import is_directory
 from engine.parallel.launcher import Launcher
-from engine.requests.chunks import ChunkBuilder, collect
+from engine.requests.chunks import ChunkBuilder
+from engine.requests.handle import RequestHandle
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput, Sink
 from engine.requests.request import Request, SequenceState
@@ -31,7 +33,7 @@ from engine.text.detokenizer import Detokenizer
 from engine.text.message import MessageParser, message_parsers
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema.errors import ModelInvalid, TaskArgsInvalid
-from schema.response import StreamChunk, TaskResponse
+from schema.response import StreamChunk, TaskResponse, collect
 from schema.task import Task
 
 
@@ -68,47 +70,44 @@ class Engine:
 
     # --- The ways in -----------------------------------------------------------------------------
 
-    async def stream(
-        self,
-        task: Task,
-        images: ImageInputs | None = None,
-        heartbeat_s: float | None = None,
-        log_id: str | None = None,
-        spacing_s: Callable[[], float] = float,
-    ) -> AsyncGenerator[StreamChunk, None]:
-        """Run a task and yield its chunks; closing the iterator cancels the task.
-
-        A chunk carries whatever has been generated since the last one was taken.
+    async def submit(
+        self, task: Task, images: ImageInputs | None = None, log_id: str | None = None
+    ) -> RequestHandle:
+        """Begin a task; its chunks come from the handle, which has to be cancelled at the end.
 
         Args:
             task: the task.
             images: its prepared images; None to prepare them here.
-            heartbeat_s: after this many seconds without news of a task that has been accepted, a
-                chunk without choices says that this process still runs. None: no such chunks.
             log_id: what the task is called in the engine's log lines.
-            spacing_s: how many seconds after a chunk the next one comes at the earliest, unless
-                it is the last; asked after each. So chunks carry more where there would be many.
+
+        Raises:
+            TaskError: the task is refused.
+        """
+        outputs = RequestOutputCollector()
+        with self._loop.place():
+            request, builder = await asyncio.to_thread(self._prepare, task, images, outputs.put)
+            request.log_id = log_id or request.log_id
+            self._loop.submit(request)
+        return RequestHandle(request, builder, outputs)
+
+    async def stream(
+        self, task: Task, images: ImageInputs | None = None, log_id: str | None = None
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """Run a task and yield its chunks; closing the iterator cancels the task.
+
+        A chunk carries whatever has been generated since the last one was taken. Arguments as
+        those of `submit`.
 
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
         """
-        mailbox = RequestOutputCollector()
-        with self._loop.place():
-            request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
-            request.log_id = log_id or request.log_id
-            self._loop.submit(request)
+        handle = await self.submit(task, images, log_id)
         try:
-            hold_s = 0.0
-            while True:
-                progress = await mailbox.get(heartbeat_s, hold_s)
-                if progress.error is not None:
-                    raise progress.error
-                yield response.chunk(progress)
-                if progress.done:
-                    return
-                hold_s = spacing_s() if progress.deltas else 0.0
+            while not handle.done:
+                if (chunk := await handle.next()) is not None:
+                    yield chunk
         finally:
-            request.cancel_requested = True
+            handle.cancel()
 
     async def run(self, task: Task, images: ImageInputs | None = None) -> TaskResponse:
         """Run a task and return its response; cancelling the coroutine cancels the task."""

@@ -1,20 +1,16 @@
-"""A task's news as stream chunks, and its chunks as a response. Needs no torch: for the ingress."""
+"""The outputs of a task as stream chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.requests.outputs import ChoiceDelta, RequestOutput
-from engine.text.message import MessageParser, joined
+from engine.text.message import MessageParser
 from schema.response import (
-    Choice,
     Delta,
-    FinishReason,
     StreamChoice,
     StreamChunk,
-    TaskResponse,
-    TokenLogprob,
     Usage,
 )
 
@@ -57,38 +53,3 @@ class ChunkBuilder(NamedTuple):
         if news.logprobs is not None:
             choice["logprobs"] = list(news.logprobs)
         return choice
-
-
-def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
-    """The response that a task's chunks add up to: there is one text path, and this is its end."""
-    deltas: dict[int, list[Delta]] = {}
-    reasons: dict[int, FinishReason] = {}
-    logprobs: dict[int, list[TokenLogprob]] = {}
-    last: Mapping[str, object] | None = None
-    for chunk in chunks:
-        last = chunk
-        for choice in chunk["choices"]:
-            deltas.setdefault(choice["index"], []).append(choice["delta"])
-            if (reason := choice["finish_reason"]) is not None:
-                reasons[choice["index"]] = reason
-            if "logprobs" in choice:
-                logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
-    if last is None or set(deltas) != set(reasons):
-        raise ValueError("the stream ended before every choice was finished")
-    choices: list[Choice] = [
-        {
-            "index": index,
-            "message": joined(deltas[index]),
-            "finish_reason": reasons[index],
-        }
-        for index in sorted(deltas)
-    ]
-    for whole in choices:
-        if whole["index"] in logprobs:
-            whole["logprobs"] = logprobs[whole["index"]]
-    return {
-        "model": chunk["model"],
-        "choices": choices,
-        "usage": chunk["usage"],
-        "system_fingerprint": chunk["system_fingerprint"],
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from contextlib import suppress
 
@@ -40,13 +41,16 @@ class RequestOutputCollector:
 
         Args:
             patience_s: it waits no longer than this for news, and returns that there are none.
-            hold_s: it waits for so long even if there are news, unless they are the end.
+            hold_s: it waits for so long even if there are news, unless they are the end. With
+                ``math.inf`` it returns nothing else, but for those that there are none.
         """
         timers = []
-        if hold_s > 0 and self._hold():
+        only_the_end = hold_s == math.inf
+        if hold_s > 0 and self._hold() and not only_the_end:
             timers.append(self._loop.call_later(hold_s, self._release))
         if patience_s is not None and not self._arrived.is_set():
-            timers.append(self._loop.call_later(max(hold_s, patience_s), self._arrived.set))
+            wait_s = patience_s if only_the_end else max(hold_s, patience_s)
+            timers.append(self._loop.call_later(wait_s, self._arrived.set))
         try:
             await self._arrived.wait()
         finally:
@@ -56,6 +60,9 @@ class RequestOutputCollector:
         with self._lock:
             news, self._news = self._news, []
             self._held = self._woken = False
+            if only_the_end and not self._ended:
+                self._news = [merge(news)] if news else []  # so that nothing piles up
+                return RequestOutput()
         return merge(news) if news else RequestOutput()
 
     def _hold(self) -> bool:

@@ -7,7 +7,7 @@ deltas are a function of the text alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from engine.text.cursor import Reading, TextCursor
@@ -15,14 +15,7 @@ from engine.text.detect import MessageFormats
 from engine.text.events import Out
 from engine.text.reasoning import Stage
 from engine.text.stop_strings import StopStringTrimmer
-from schema.response import (
-    Delta,
-    FinishReason,
-    FunctionCall,
-    ResponseMessage,
-    ToolCall,
-    ToolCallDelta,
-)
+from schema.response import Delta, FinishReason, ToolCallDelta
 from schema.task import Task
 from schema.tool_choice import Functions, functions_of
 
@@ -162,32 +155,6 @@ def reasoning_stage(formats: MessageFormats, task: Task, text_end: str) -> Stage
     continues = bool((task.template_args or {}).get("continue_final_message"))
     continued = task.messages[-1].text if continues else None
     return formats.reasoning.stage(text_end, continued)
-
-
-def joined(deltas: Iterable[Delta]) -> ResponseMessage:
-    """The message that a choice's deltas add up to."""
-    content: list[str] = []
-    reasoning: list[str] = []
-    calls: list[ToolCall] = []
-    arguments: list[list[str]] = []
-    for delta in deltas:
-        content.append(delta["content"])
-        reasoning.append(delta.get("reasoning_content", ""))
-        for call in delta.get("tool_calls", ()):
-            function = call["function"]
-            if "id" in call:
-                empty: FunctionCall = {"name": function["name"], "arguments": ""}
-                calls.append({"id": call["id"], "type": "function", "function": empty})
-                arguments.append([])
-            arguments[call["index"]].append(function["arguments"])
-    for whole, pieces in zip(calls, arguments, strict=True):
-        whole["function"]["arguments"] = "".join(pieces)
-    message: ResponseMessage = {"role": "assistant", "content": "".join(content)}
-    if any(reasoning):
-        message["reasoning_content"] = "".join(reasoning)
-    if calls:
-        message["tool_calls"] = calls
-    return message
 
 
 def _read(

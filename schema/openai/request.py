@@ -172,7 +172,11 @@ class OpenAIRequest(Strict):
         try:
             yield
         except TaskError as error:
-            raise in_terms(error, self.limit[0], self.text_field) from error
+            raise self.in_own_terms(error) from error
+
+    def in_own_terms(self, error: TaskError) -> TaskError:
+        """An error of the task, which names this request's fields."""
+        return in_terms(error, self.limit[0], self.text_field)
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -24,7 +23,6 @@ from schema.errors import (
 )
 from schema.json_values import clipped
 from schema.published.schemas import schemas
-from schema.response import StreamChunk
 from schema.task import Task
 from serve_app.config.app_args import AppArgs
 from serve_app.config.image_url_args import opened_schemes
@@ -43,7 +41,7 @@ from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
 from serve_app.http.openai.routes import OpenAIRoutes
 from serve_app.http.routes import asgi_routes
-from serve_app.http.sse import event, relay
+from serve_app.http.sse import TaskEvents, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from serve_app.observability.metrics_page import metrics_page
 from serve_app.observability.request_record import entry
@@ -113,8 +111,8 @@ class _Routes:
         self._dispatcher.refuse_if_full(body)
         task = Task.parse(body)
         if not streamed:
-            return json_response(await self._dispatcher.run(task))
-        return await relay(_events(self._dispatcher.stream(task)))
+            return json_response(await self._dispatcher.run(task, len(body)))
+        return await relay(self._dispatcher.stream(task, len(body)), TaskEvents())
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""
@@ -158,13 +156,6 @@ def _wants_stream(request: Request) -> bool:
         got = clipped(", ".join(values))
         raise TaskArgsInvalid(f"stream must be true or false, got {got!r}", param="stream")
     return values == ["true"]
-
-
-async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[bytes, None]:
-    """The events of a task's stream: the chunks as they are."""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            yield event(chunk)
 
 
 # Coroutines, because Starlette runs a plain function in a thread, which takes more time than the

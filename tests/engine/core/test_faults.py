@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine import Engine
-from engine.requests.chunks import collect
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
+from schema.response import collect
 from tests.engine.conftest import TinyEngine
 
 GUILTY = "the guilty one"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig
-from engine.text.message import joined
-from schema.response import TaskResponse
+from schema.response import TaskResponse, joined
 from schema.task import Task
 from tests.engine.models.scripted_model import save_scripted_model
 

@@ -20,14 +20,14 @@ from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.task_grammar import MAX_CALLS, task_grammar
 from engine.text.detect import MessageFormats, detect
 from engine.text.events import ToolFormat
-from engine.text.message import MessageParser, joined
+from engine.text.message import MessageParser
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema import Task, TaskArgsInvalid
-from schema.response import ResponseMessage
+from schema.response import ResponseMessage, joined
 from schema.tool_choice import functions_of
 from tests.engine.conftest import TinyModel
 from tests.engine.models.scripted_model import save_scripted_model
