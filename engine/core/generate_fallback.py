@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from engine.loading.loader import LoadedModel
+from engine.platform.platforms import platform_of
 from engine.requests.request import Request
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import LastLogits, Logprobs
@@ -100,9 +101,9 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     }
     own = own_processors(settings.penalties, request.prompt_tokens)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    random_state_kept = platform_of(loaded.device).random_state_kept(loaded.device)
     # `generate` draws from the global generator; give it the task's seed, then put it back.
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), ExitStack() as hooks:
+    with random_state_kept, torch.inference_mode(), ExitStack() as hooks:
         if settings.logprobs is not None:
             hooks.callback(loaded.model.register_forward_hook(logits).remove)
         torch.manual_seed(request.seed)

@@ -22,6 +22,7 @@ from engine.core.scheduler import Scheduler, overloaded
 from engine.core.step import Execution, InFlight
 from engine.execution.batching import BatchedLane
 from engine.parallel.launcher import Launcher, Subprocesses
+from engine.platform.platforms import platform_of
 from engine.requests.request import Request
 from schema.errors import EngineStopped
 
@@ -58,7 +59,7 @@ class EngineLoop:
         self._execution = Execution(self.assembly, self.scheduler)
         self._lookahead = config.lookahead
         if self._lookahead is None:
-            self._lookahead = self.assembly.loaded.device.type == "cuda"
+            self._lookahead = platform_of(self.assembly.loaded.device).lookahead
         self._in_flight: list[InFlight] = []
 
     # --- For other threads -----------------------------------------------------------------------

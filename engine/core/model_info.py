@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
-from llvmlite.binding import get_host_cpu_name
 
 from engine.config import EngineConfig
 from engine.execution.batching import BatchedLane
 from engine.loading.estimate import weight_bytes
 from engine.loading.loader import LoadedModel
+from engine.platform.platforms import platform_of
 from engine.text.detect import MessageFormats
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
-
-
-def device_name(device: torch.device) -> str:
-    """The kind of device, as its driver or compiler names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    # The compiler's name for it, because `cpu_decode` is compiled for it.
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {capability} {get_host_cpu_name()}"
 
 
 def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
@@ -62,14 +50,15 @@ def model_card(
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
     engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
     """
+    platform = platform_of(loaded.device)
     spread = loaded.spread
     devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
     arithmetic: dict[str, Any] = {
         "weights": weights,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
-        "device": " and ".join(dict.fromkeys(map(device_name, devices))),
-        "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
+        "device": " and ".join(dict.fromkeys(platform.device_name(each) for each in devices)),
+        "threads": platform.compute_threads(),
         "deterministic": config.deterministic,
         "prefill_chunk": lane.prefill_chunk,
         "attention": lane.attention,

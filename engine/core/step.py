@@ -21,10 +21,10 @@ from engine.core.build import Assembly
 from engine.core.faults import fail_on_error
 from engine.core.generate_fallback import run_exclusive
 from engine.core.scheduler import Scheduler
-from engine.execution.attention.packing import AsyncCopy, upload
 from engine.execution.batch_invariance import plain_attention
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.model_runner import PrefillChunk
+from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.outputs import ChoiceDelta
 from engine.requests.request import Request, SequenceState, Status
 from engine.sampling.beam_search import BeamSearch

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from engine.config import EngineConfig, Sizes
+from engine.config import EngineConfig
 from engine.execution.attention.paged import UnsupportedAttentionError
 from engine.execution.attention.varlen import varlen_problem
 from engine.execution.batch_invariance import (
@@ -24,17 +24,16 @@ from engine.execution.batch_invariance import (
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
-from engine.execution.prepack import can_prepack, prepack
+from engine.execution.prepack import prepack
 from engine.loading.loader import LoadedModel
+from engine.platform.interface import Sizes
+from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
 # Rotary embeddings that scale with the longest position in the batch, a stranger's maybe.
 _BATCH_ROPE_TYPES = ("dynamic", "longrope")
-
-_CPU_KV_BYTES = 1 << 30
-CUDA_FREE_SHARE = 0.85  # of what the weights leave; the rest is for activations and the towers
 
 
 AttentionKind = Literal["paged kernel", "per sequence"]
@@ -54,7 +53,8 @@ class BatchedLane:
 
 def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig) -> BatchedLane:
     """Size the cache, check the packed forward against the model's own, probe the row counts."""
-    sizes = config.sizes(loaded.device.type)
+    platform = platform_of(loaded.device)
+    sizes = platform.sizes(config.prefill_chunk, config.page_size)
     empty = KVCache({}, num_pages=0, page_size=sizes.page_size, device=loaded.device)
     lane = BatchedLane(empty, None, sizes.prefill_chunk, prepacked=False, attention=None)
     try:
@@ -63,7 +63,7 @@ def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
         # Packed weights would lose the parts' own way of being put together again.
-        can = not config.tensor_parallel and can_prepack(loaded.model)
+        can = not config.tensor_parallel and platform.packs_weights(loaded.model.dtype)
         prepacked = can and prepack(loaded.model, trial=runner.kv_shapes)
         lane = replace(lane, prepacked=prepacked)
         cache = _sized_cache(runner, shapes, loaded, config)
@@ -171,7 +171,7 @@ def _sized_cache(
     if tokens is None:
         room = _tokens_with_room(runner, per_token, loaded, config)
         tokens = min(room, config.max_sequences * loaded.context_length)
-    page_size = config.sizes(loaded.device.type).page_size
+    page_size = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size).page_size
     cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)
     num_pages = max(cache.pages_for(tokens), pages_needed(cache))
     logger.info(
@@ -186,14 +186,12 @@ def _tokens_with_room(
     runner: Runner, per_token: Counter[torch.device], loaded: LoadedModel, config: EngineConfig
 ) -> int:
     """Tokens that the tightest device has room for, of the bytes that each takes there."""
-    limit = config.max_kv_cache_bytes
-    if loaded.device.type != "cuda":
-        return (limit or _CPU_KV_BYTES) // per_token.total()
+    limit = config.max_kv_cache_bytes or platform_of(loaded.device).default_kv_bytes
     rooms = [] if limit is None else [limit // per_token.total()]
     for device, of_token in per_token.items():
-        # The runner knows the tightest of the ranks, a spread model's devices are all here.
-        free = torch.cuda.mem_get_info(device)[0] if loaded.spread else runner.free_bytes()
-        budget = int(free * CUDA_FREE_SHARE)
+        budget = runner.kv_room(device)
+        if budget is None:
+            continue
         if device == loaded.device and loaded.takes_images:
             budget -= config.image_cache_bytes
         rooms.append(budget // of_token)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from engine.execution.attention.packing import ScheduledTokens, positions, upload
+from engine.execution.attention.packing import ScheduledTokens, positions
 from engine.execution.attention.varlen import VarlenBatch, block_table
 from engine.execution.kv_cache import KVCache
+from engine.platform.interface import Replay
+from engine.platform.platforms import platform_of
+from engine.platform.transfer import upload
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, VarlenBatch], torch.Tensor]
 """(token ids [T], positions [axes, T], rows of the head [T], batch) -> float32 [T, vocab]."""
-
-_WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
 
 
 class DecodeGraphs:
@@ -35,7 +35,7 @@ class DecodeGraphs:
         self._cache = cache
         self._max_pages = max_pages
         self._steps: dict[int, _Step] = {}
-        self._pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
+        self._record = platform_of(cache.device).graph_recorder()
 
     def logits(
         self,
@@ -59,7 +59,7 @@ class DecodeGraphs:
         if step is None:
             step = self._steps[num_rows] = _Step(self._cache, num_rows, self._max_pages, self._axes)
             step.load(token_ids, pieces, keep)
-            step.capture(self._forward, self._pool)
+            step.capture(self._forward, self._record)
         step.load(token_ids, pieces, keep)
         return step.run()
 
@@ -78,7 +78,7 @@ class _Step:
         columns = 3 + axes + max_pages
         self._numbers = torch.zeros(num_rows, columns, dtype=torch.int32, device=cache.device)
         self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=cache.device)
-        self._replay: Callable[[], torch.Tensor] | None = None
+        self._replay: Replay | None = None
 
     def load(
         self, token_ids: torch.Tensor, pieces: Sequence[ScheduledTokens], keep: Sequence[int]
@@ -102,8 +102,8 @@ class _Step:
         self._numbers.copy_(upload(rows, cache.device, torch.int32))
         self._token_ids[: len(token_ids)] = token_ids
 
-    def capture(self, forward: Forward, pool: Any) -> None:
-        """Capture the forward on what is loaded; without CUDA, or if that fails, it just runs."""
+    def capture(self, forward: Forward, record: Callable[[Replay], Replay]) -> None:
+        """Capture the forward on what is loaded; if that fails, it just runs."""
 
         def run() -> torch.Tensor:
             write_slot, context, row = self._numbers[:, :3].unbind(1)
@@ -119,10 +119,8 @@ class _Step:
             return forward(self._token_ids, position.long(), row.long(), batch)
 
         self._replay = run
-        if pool is None:
-            return
         try:
-            self._replay = _captured(run, pool)
+            self._replay = record(run)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -132,21 +130,3 @@ class _Step:
         """The step on what is loaded."""
         assert self._replay is not None
         return self._replay()
-
-
-def _captured(run: Callable[[], torch.Tensor], pool: Any) -> Callable[[], torch.Tensor]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        output = run()
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return output
-
-    return replay

@@ -7,12 +7,14 @@ Token ``i`` of a sequence lies in slot ``pages[i // page_size] * page_size + i %
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+
+from engine.platform.interface import KVLayout
+from engine.platform.platforms import platform_of
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,28 @@ Slots = slice | torch.Tensor
 
 
 class LayerKV:
-    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` alike.
+    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` alike."""
 
-    In memory a CPU has all tokens of a head together, which its attention reads twice as fast; a
-    GPU has all heads of a token together, as paged kernels want it.
-    """
-
-    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, shape: KVShape, num_slots: int, device: torch.device, layout: KVLayout
+    ) -> None:
         self.device = device
+        self._platform = platform_of(device)
         self.keys, self.values = (
-            _storage(num_slots, shape.num_heads, dim, shape.dtype, device)
+            self._storage(num_slots, shape.num_heads, dim, shape.dtype, layout)
             for dim in (shape.key_dim, shape.value_dim)
         )
         # Views made once, so that one more operation gives what attention takes.
         self._keys_by_head = self.keys.transpose(0, 1)[None]
         self._values_by_head = self.values.transpose(0, 1)[None]
+
+    def _storage(
+        self, slots: int, heads: int, dim: int, dtype: torch.dtype, layout: KVLayout
+    ) -> torch.Tensor:
+        """Zeros [slots, heads, dim], in the order of memory that the layout says."""
+        if layout == "heads first":
+            return self._platform.zeros((heads, slots, dim), dtype, self.device).transpose(0, 1)
+        return self._platform.zeros((slots, heads, dim), dtype, self.device)
 
     def pages(self, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [pages, page_size, kv_heads, dim], views, as paged kernels want them."""
@@ -57,13 +66,9 @@ class LayerKV:
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [kv_heads, len(slots), dim] of new tokens."""
-        if self.keys.is_cuda:
-            with _unsorted_writes():
-                self.keys.index_copy_(0, slots, keys.transpose(0, 1))
-                self.values.index_copy_(0, slots, values.transpose(0, 1))
-        else:
-            self.keys[slots] = keys.transpose(0, 1)
-            self.values[slots] = values.transpose(0, 1)
+        self._platform.write_rows(
+            slots, (self.keys, keys.transpose(0, 1)), (self.values, values.transpose(0, 1))
+        )
 
     def read(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, kv_heads, tokens, dim]: views where the slots are contiguous."""
@@ -74,32 +79,6 @@ class LayerKV:
                 self._values_by_head.narrow(2, start, length),
             )
         return self._keys_by_head[:, :, slots], self._values_by_head[:, :, slots]
-
-
-@contextmanager
-def _unsorted_writes() -> Iterator[None]:
-    """Let writes to indices run in any order.
-
-    Deterministic mode sorts the indices first, in case one comes twice. Here none does, but for
-    those in the scratch page, whose content nobody looks at.
-    """
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True)
-
-
-def _storage(
-    slots: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """Zeros [slots, heads, dim], in the order of memory that the device reads best."""
-    if device.type == "cpu":
-        # numpy leaves them to the system, which clears a page when it is used: torch would take
-        # seconds for a gigabyte, most of which may never be needed.
-        zeros = np.zeros((heads, slots, dim * dtype.itemsize), dtype=np.uint8)
-        return torch.from_numpy(zeros).view(dtype).transpose(0, 1)
-    return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
 
 
 def bits_of(tensor: torch.Tensor) -> bytes:
@@ -120,6 +99,7 @@ class KVCache:
         num_pages: int,
         page_size: int,
         device: torch.device,
+        layout: KVLayout | None = None,
         layer_devices: Mapping[int, torch.device] | None = None,
     ) -> None:
         """Make the pool.
@@ -132,13 +112,14 @@ class KVCache:
             layer_devices: of layers that lie elsewhere.
         """
         where = layer_devices or {}
+        layout = layout or platform_of(device).kv_layout
         slots = (num_pages + 1) * page_size
         self.scratch_page = num_pages
         self.num_pages = num_pages
         self.page_size = page_size
         self.device = device
         self.layers = {
-            index: LayerKV(shape, slots, where.get(index, device))
+            index: LayerKV(shape, slots, where.get(index, device), layout)
             for index, shape in shapes.items()
         }
         self._free = np.ones(num_pages, dtype=bool)

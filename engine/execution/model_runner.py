@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from engine.execution.attention.packing import ScheduledTokens, positions, upload
+from engine.execution.attention.packing import ScheduledTokens, positions
 from engine.execution.attention.paged import (
     PAGED,
     Attend,
@@ -29,6 +29,8 @@ from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.loading.loader import LoadedModel
+from engine.platform.platforms import platform_of
+from engine.platform.transfer import upload
 from engine.requests.request import Request, SequenceState
 from engine.vision.features import Features, Vision, joined
 
@@ -62,7 +64,7 @@ class Runner:
         self._paged_kernel = False
         self._graphs: DecodeGraphs | None = None
         self._max_rows = 0
-        self._logits: torch.Tensor | None = None
+        self._float_logits = platform_of(loaded.device).float_copier()
 
     @property
     def cache(self) -> KVCache:
@@ -93,9 +95,9 @@ class Runner:
     def close(self) -> None:
         """End what runs forwards beside this process. Idempotent."""
 
-    def free_bytes(self) -> int:
-        """Memory of a CUDA device that nobody uses."""
-        return torch.cuda.mem_get_info(self.device)[0]
+    def kv_room(self, device: torch.device) -> int | None:
+        """Bytes that a KV cache may take on a device; None where the host decides."""
+        return platform_of(device).kv_room(device)
 
     def use_cache(self, cache: KVCache) -> None:
         """Give the runner its KV cache; attention is computed sequence by sequence."""
@@ -247,19 +249,6 @@ class Runner:
             batch=batch,
         )
         return self._float_logits(output.logits[0])
-
-    def _float_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """[rows, vocab] as float32, in a tensor that the model does not use.
-
-        A CPU keeps that tensor: the C library would give back 40 MB (64 rows of 152,000 tokens)
-        after each step, and the kernel would clear them for the next one.
-        """
-        if logits.is_cuda:  # torch keeps the device's memory anyway, and graphs have their own
-            return logits.to(torch.float32, copy=True)
-        rows, vocab = logits.shape
-        if self._logits is None or len(self._logits) < rows:
-            self._logits = torch.empty(rows, vocab)
-        return self._logits[:rows].copy_(logits)
 
     def _decode_forward(
         self,

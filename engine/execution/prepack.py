@@ -18,9 +18,6 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-# What oneDNN's inner product takes on CPU. float16 needs instructions that few CPUs have.
-_DTYPES = (torch.float32, torch.bfloat16)
-
 
 class _Product:
     """``x @ weight.T + bias`` for layers that share their input, stacked into one weight."""
@@ -78,16 +75,6 @@ def _weight(layer: Any) -> torch.Tensor:
 
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
-
-
-def can_prepack(model: Any) -> bool:
-    """Whether this build of torch and this CPU pack weights of the model's dtype."""
-    return (
-        model.device.type == "cpu"
-        and model.dtype in _DTYPES
-        and torch.backends.mkldnn.is_available()
-        and (model.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
 
 
 class _OnTrial(nn.Module):

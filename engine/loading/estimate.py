@@ -29,6 +29,7 @@ from engine.execution.prepack import PackedLinear
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
+from engine.platform.platforms import may_prepack
 
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -142,7 +143,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
         )
         return MemoryEstimate(
             weights=int(
-                sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
+                sum(sizes.values()) + (_tied_head(sizes) if may_prepack(config.device) else 0)
             ),
             decode_weights=int(sum(sizes.values()) - _not_decoded(sizes)),
             kv_per_token=kv_per_token,

@@ -36,8 +36,8 @@ from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_sp
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
-from engine.platform.device_check import check_device, device_facts, device_problem
 from engine.platform.malloc import large_blocks_given_back
+from engine.platform.platforms import resolve_device
 from engine.vision.features import whole_image_tokens
 from schema.errors import ModelInvalid
 
@@ -71,23 +71,6 @@ class LoadedModel:
         return self.image_token is not None
 
 
-def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``config.device`` means on this machine; torch can compute on it.
-
-    Raises:
-        ModelInvalid: CUDA is asked for and there is none.
-        TaskExecutionError: see `engine.platform.device_check`.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        why = device_problem(device_facts(torch.device("cuda")))
-        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    check_device(device)
-    return device
-
-
 def load_model(
     config: EngineConfig, join: Callable[[EngineConfig, torch.device], None] | None = None
 ) -> LoadedModel:
@@ -105,7 +88,7 @@ def load_model(
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
-    device = resolve_device(config)
+    device = resolve_device(config.device)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
     source = locate(config)

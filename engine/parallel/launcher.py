@@ -7,8 +7,7 @@ import subprocess
 import sys
 from typing import Protocol
 
-import torch
-
+from engine.platform.platforms import best_platform
 from schema.errors import ModelInvalid
 
 
@@ -44,8 +43,8 @@ class Subprocesses:
         Raises:
             ModelInvalid: there is no such device here.
         """
-        devices = torch.cuda.device_count()
-        if torch.cuda.is_available() and rank >= devices:
+        devices = best_platform().num_devices()
+        if devices is not None and rank >= devices:
             raise ModelInvalid(
                 f"num_devices is more than {rank}, but {devices} GPUs are visible here: take at "
                 f"most {devices}"

@@ -83,9 +83,10 @@ class SplitRunner(Runner):
         self._lead.tell("use_paged_kernel", max_pages, max_rows)
         super().use_paged_kernel(cache, max_pages=max_pages, max_rows=max_rows)
 
-    def free_bytes(self) -> int:
-        """The least that is free on any rank's device."""
-        return int(min(super().free_bytes(), *self._lead.ask("free_bytes")))
+    def kv_room(self, device: torch.device) -> int | None:
+        """The least that there is on any rank's device."""
+        rooms = [super().kv_room(device), *self._lead.ask("kv_room")]
+        return min((room for room in rooms if room is not None), default=None)
 
     def kv_shapes(self) -> dict[int, KVShape]:
         """As `Runner.kv_shapes`: the shapes of this rank's part."""

@@ -30,6 +30,7 @@ from engine.loading.loader import load_model
 from engine.parallel.coordinator import Call, Failed, Reply, WorkerInit
 from engine.parallel.group import expect_step, join_group, leave_group
 from engine.platform.determinism import make_deterministic
+from engine.platform.platforms import best_platform
 from engine.vision.features import FeatureLayout, Features
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class Worker:
         """As `Runner.set_attention`."""
         self._runner.set_attention(implementation)
 
-    def free_bytes(self) -> int:
-        """As `Runner.free_bytes`."""
-        return self._runner.free_bytes()
+    def kv_room(self) -> int | None:
+        """As `Runner.kv_room`."""
+        return self._runner.kv_room(self._runner.device)
 
     def plain_logits(self, token_ids: Sequence[int]) -> None:
         """As `Runner.plain_logits`."""
@@ -160,8 +161,7 @@ def _listen(connection: Connection, calls: queue.SimpleQueue[Call | None]) -> No
 def _load(invitation: WorkerInit, rank: int, connection: Connection) -> Runner:
     config = invitation.config
     make_deterministic(config.threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    best_platform().use_device(int(os.environ.get("LOCAL_RANK", "0")))
 
     def join(_: EngineConfig, device: torch.device) -> None:
         connection.send(Reply(None))

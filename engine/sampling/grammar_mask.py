@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
+from engine.platform.transfer import send, staged
 from engine.requests.request import SequenceState
 
 
@@ -24,12 +25,11 @@ class GrammarMask(LogitsProcessor):
             TaskExecutionError: see `engine.sampling.grammar.Matcher.fill`.
         """
         shape = (len(self._matchers), self._matchers[0][1].num_words)
-        on_cuda = scores.is_cuda
-        bits = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_cuda)
+        bits = staged(shape, -1, torch.int32, scores.device)
         for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
             if not sequence.finished:  # nobody looks at the rows of others
                 matcher.fill(row)
-        return apply_token_bitmask(scores, bits.to(scores.device, non_blocking=on_cuda))
+        return apply_token_bitmask(scores, send(bits, scores.device))
 
 
 def apply_token_bitmask(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

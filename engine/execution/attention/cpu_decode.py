@@ -30,6 +30,7 @@ from numba.extending import intrinsic
 
 from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, LayerKV
+from engine.platform.platforms import platform_of
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
@@ -49,7 +50,7 @@ _UNBOUNDED = 2**62
 
 def has_kernel(cache: KVCache) -> bool:
     """Whether a cache lies where the kernel reads it, in dtypes that it knows."""
-    return cache.device.type == "cpu" and all(
+    return platform_of(cache.device).shares_host_memory and all(
         layer.keys.dtype in _ELEMENTS for layer in cache.layers.values()
     )
 

@@ -1,11 +1,9 @@
-"""What a packed forward is made of, and its numbers on the way to the device."""
+"""What a packed forward is made of, as the numbers that attention and the model take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from engine.vision.features import Features, MRopePositions
 
@@ -57,31 +55,3 @@ def write_slots(pieces: Sequence[ScheduledTokens], page_size: int) -> list[int]:
         for piece in pieces
         for token in range(piece.start, piece.context)
     ]
-
-
-def upload(
-    values: Sequence[float] | Sequence[Sequence[int]],
-    device: torch.device,
-    dtype: torch.dtype = torch.long,
-) -> torch.Tensor:
-    """A tensor on the device; the host does not wait until it is there."""
-    on_cuda = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
-
-
-class AsyncCopy:
-    """A tensor on its way to the host."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-        self._copied: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self._tensor = tensor.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def wait(self) -> torch.Tensor:
-        """The tensor; the one place where the host waits for the device."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._tensor

@@ -20,8 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from engine.execution.attention.cpu_decode import DecodeTokens, decode_tokens, has_kernel
-from engine.execution.attention.packing import ScheduledTokens, upload, write_slots
+from engine.execution.attention.packing import ScheduledTokens, write_slots
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.platform.transfer import upload
 
 PAGED = "paged_per_sequence"
 

@@ -16,8 +16,9 @@ from itertools import accumulate
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from engine.execution.attention.packing import ScheduledTokens, upload, write_slots
+from engine.execution.attention.packing import ScheduledTokens, write_slots
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.platform.transfer import upload
 
 _PAGE_MULTIPLE = 256
 _MAX_HEAD_DIM = 256

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.accelerate import expand_device_map
 
 from engine import EngineConfig
-from engine.execution.attention.packing import ScheduledTokens, upload
+from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.batch_invariance import plain_attention
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import Runner
@@ -35,6 +35,7 @@ from engine.loading.sharding.layer_split import (
     plan_spread,
     stage_devices,
 )
+from engine.platform.transfer import upload
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.execution.test_paged_kernel import plain_varlen_attn
