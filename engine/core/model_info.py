@@ -15,7 +15,7 @@ from llvmlite.binding import get_host_cpu_name
 from engine.config import EngineConfig
 from engine.execution.batching import BatchedLane
 from engine.loading.estimate import weight_bytes
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.text.detect import MessageFormats
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
