@@ -10,7 +10,8 @@ from engine.config import EngineConfig
 from engine.core.model_info import model_card, weights_digest
 from engine.execution.batching import BatchedLane, build_batched_lane
 from engine.execution.model_runner import Runner
-from engine.loading.loader import LoadedModel, load_model
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
 from engine.loading.sharding.tensor_plan import refuse_without_batched_lane
 from engine.parallel.coordinator import Coordinator
 from engine.parallel.launcher import Launcher

@@ -18,7 +18,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.requests.request import Request
 from engine.sampling.grammar_mask import GrammarMask

@@ -11,7 +11,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.execution.batching import BatchedLane
 from engine.loading.estimate import weight_bytes
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.text.detect import MessageFormats
 

@@ -25,7 +25,7 @@ from engine.execution.batch_sizes import BatchSizes
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
 from engine.execution.prepack import prepack
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid

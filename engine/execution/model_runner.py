@@ -28,7 +28,7 @@ from engine.execution.attention.varlen import VarlenBatch, varlen_batch
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
 from engine.requests.request import Request, SequenceState

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
-    PreTrainedTokenizerBase,
 )
 
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.internvl_weights import OriginalInternVL
+from engine.loading.families.traits import whole_image_tokens
+from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
     context_length,
     is_vision,
@@ -38,37 +38,9 @@ from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
 from engine.platform.malloc import large_blocks_given_back
 from engine.platform.platforms import resolve_device
-from engine.vision.features import whole_image_tokens
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run, and what its prompts need.
-
-    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
-    tokens go in and logits come out.
-    """
-
-    model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
-    tokenizer: PreTrainedTokenizerBase
-    chat_template: str | None
-    image_token: str | None
-    image_token_id: int | None
-    context_length: int
-    device: torch.device
-    revision: str | None
-    spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
-    whole_image_tokens: int = 0  # see `engine.vision.features.whole_image_tokens`
-    tool_template: str | None = None  # for tasks with tools, where that is another one
-    image_tag: str | None = None  # what texts say where an image belongs (engine.image_tags)
-
-    @property
-    def takes_images(self) -> bool:
-        """Whether messages may hold image blocks."""
-        return self.image_token is not None
 
 
 def load_model(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import Runner
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.parallel.coordinator import Coordinator
 from engine.parallel.group import expect_step
 

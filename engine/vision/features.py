@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from engine.loading.families.traits import rope_index
 from engine.vision.image_cache import ImageCache
 from schema.errors import TaskExecutionError
 
@@ -78,22 +79,6 @@ def joined(parts: Sequence[Features]) -> Features:
         torch.cat([part.tokens for part in parts]),
         tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
     )
-
-
-def whole_image_tokens(model: Any) -> int:
-    """The most tokens of a prompt that see each other, as parts of one image; 0 if none do."""
-    make_masks = getattr(type(model), "create_masks_for_generate", None)
-    if make_masks is None or "token_type_ids" not in inspect.signature(make_masks).parameters:
-        return 0
-    return int(model.config.mm_tokens_per_image)
-
-
-def rope_index(model: Any) -> Any:
-    """What computes the rotary positions of a prompt with images; None where they are 0, 1, 2 ...
-
-    It takes neighbouring image tokens for one image: between two there has to be another token.
-    """
-    return getattr(getattr(model, "model", None), "get_rope_index", None)
 
 
 FeatureLayout = tuple[Any, bool]

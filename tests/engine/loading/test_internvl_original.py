@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from engine import Engine, EngineConfig
-from engine.loading.loader import LoadedModel, load_model
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
 from engine.requests.prompt import PromptRenderer
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema import Task

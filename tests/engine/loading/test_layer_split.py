@@ -26,7 +26,8 @@ from engine.execution.batch_invariance import plain_attention
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import Runner
 from engine.loading.estimate import estimate_memory
-from engine.loading.loader import LoadedModel, load_model
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
 from engine.loading.sharding.layer_split import (
     LayerPlacement,
     Stage,
