@@ -139,8 +139,14 @@ class EnginePeer(Peer):
     def description(self) -> dict[str, Any]:
         """The settings that it runs with. JSON-able."""
         card = self._engine.card()
-        names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "batch_sizes", "lanes")
-        return {name: card[name] for name in (*names, "exclusive_reason") if name in card}
+        names = (
+            "max_sequences",
+            "kv_cache_tokens",
+            "prefill_chunk",
+            "batch_sizes",
+            "continuous_batching",
+        )
+        return {name: card[name] for name in (*names, "fallback_reason") if name in card}
 
     def close(self) -> None:
         """Stop the engine's thread."""

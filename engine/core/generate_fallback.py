@@ -1,4 +1,4 @@
-"""The exclusive lane: a whole task through transformers' ``generate``, alone on the device.
+"""The generate fallback: a whole task through transformers' ``generate``, alone on the device.
 
 It serves what the batch loop does not cover: models whose layers keep another kind of state, and
 settings that need another kind of forward. Alone means that its shapes, and so its bits, depend on
@@ -84,7 +84,7 @@ class _NumbersOnly(LogitsProcessor):
         return scores
 
 
-def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
+def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
     """Run a request to its end and report its text. The model's own attention must be on.
 
     ``images`` are the arguments of `generate` for the request's images.

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from engine.execution.operations import ONE_RANK, Ranks
 from engine.platform.interface import KVLayout
 from engine.platform.platforms import platform_of
 
@@ -89,7 +90,7 @@ def bits_of(tensor: torch.Tensor) -> bytes:
 class KVCache:
     """A fixed pool of pages. Not thread safe: the engine's thread owns it.
 
-    Behind them lies a page that nobody owns, ``scratch_page``, for rows that are padding.
+    After them lies a page without an owner, ``scratch_page``, for rows that are padding.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class KVCache:
         device: torch.device,
         layout: KVLayout | None = None,
         layer_devices: Mapping[int, torch.device] | None = None,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         """Make the pool.
 
@@ -109,11 +111,14 @@ class KVCache:
             num_pages: pages that can be owned.
             page_size: tokens in a page.
             device: where the batch's numbers are, and all layers that are not in ``layer_devices``.
+            layout: the order in memory; None takes what suits the device.
             layer_devices: of layers that lie elsewhere.
+            ranks: those that have a part of this cache each.
         """
         where = layer_devices or {}
         layout = layout or platform_of(device).kv_layout
         slots = (num_pages + 1) * page_size
+        self._ranks = ranks
         self.scratch_page = num_pages
         self.num_pages = num_pages
         self.page_size = page_size
@@ -126,7 +131,7 @@ class KVCache:
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that nobody owns."""
+        """Pages without an owner."""
         return int(self._free.sum())
 
     @property
@@ -183,33 +188,20 @@ class KVCache:
 
     def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
         """Copy the tokens ``start`` to ``stop`` of one sequence's pages into another's."""
-        reads, writes = (
-            self._layer_slots(source, start, stop),
-            self._layer_slots(target, start, stop),
-        )
-        for (layer, read), (_, write) in zip(reads, writes, strict=True):
-            for stored in (layer.keys, layer.values):
-                stored[write] = stored[read].clone()  # a slice is a view, not to be written from
+        self._ranks.run(CopyTokens(tuple(source), tuple(target), start, stop), self)
 
     def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
         """Fill whole pages with random keys and values; for `engine.execution.batch_invariance`."""
-        generator = torch.Generator().manual_seed(seed)
-        for layer, slots in self._layer_slots(pages, 0, len(pages) * self.page_size):
-            for stored in (layer.keys, layer.values):
-                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+        self._ranks.run(FillPages(tuple(pages), seed), self)
 
     def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:
         """All bits of the tokens ``start`` to ``stop`` of a sequence; for `batch_invariance`."""
-        return b"".join(
-            bits_of(stored[slots])
-            for layer, slots in self._layer_slots(pages, start, stop)
-            for stored in (layer.keys, layer.values)
-        )
+        return b"".join(self._ranks.gather(ReadBits(tuple(pages), start, stop), self))
 
-    def _layer_slots(
+    def layer_slots(
         self, pages: Sequence[int], start: int, stop: int
     ) -> Iterator[tuple[LayerKV, Slots]]:
-        """Each layer with `slots` on its own device."""
+        """Each layer with `slots` on its own device; of this rank's part of the cache."""
         on: dict[torch.device, Slots] = {}
         for layer in self.layers.values():
             if layer.device not in on:
@@ -223,3 +215,53 @@ class KVCache:
             np.add.at(counts, list(pages), 1)
         if not np.array_equal(counts, (~self._free).astype(int)):
             raise RuntimeError("KV cache: pages leaked or owned twice")
+
+
+@dataclass(frozen=True)
+class CopyTokens:
+    """See `KVCache.copy`."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    start: int
+    stop: int
+
+    def run(self, cache: KVCache) -> None:
+        """Copy on this rank."""
+        reads = cache.layer_slots(self.source, self.start, self.stop)
+        writes = cache.layer_slots(self.target, self.start, self.stop)
+        for (layer, read), (_, write) in zip(reads, writes, strict=True):
+            for stored in (layer.keys, layer.values):
+                stored[write] = stored[read].clone()  # a slice is a view, not to be written from
+
+
+@dataclass(frozen=True)
+class FillPages:
+    """See `KVCache.fill_randomly`."""
+
+    pages: tuple[int, ...]
+    seed: int
+
+    def run(self, cache: KVCache) -> None:
+        """Fill this rank's part."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for layer, slots in cache.layer_slots(self.pages, 0, len(self.pages) * cache.page_size):
+            for stored in (layer.keys, layer.values):
+                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+
+
+@dataclass(frozen=True)
+class ReadBits:
+    """See `KVCache.bits`."""
+
+    pages: tuple[int, ...]
+    start: int
+    stop: int
+
+    def run(self, cache: KVCache) -> bytes:
+        """The bits of this rank's part."""
+        return b"".join(
+            bits_of(stored[slots])
+            for layer, slots in cache.layer_slots(self.pages, self.start, self.stop)
+            for stored in (layer.keys, layer.values)
+        )

@@ -33,6 +33,7 @@ class LoadedModel:
     image_tag: str | None = (
         None  # what texts say where an image belongs (`engine.vision.image_tags`)
     )
+    own_attention: str = ""  # which attention transformers chose for the language model
 
     @property
     def takes_images(self) -> bool:

@@ -109,6 +109,7 @@ def load_model(
         image_token_id=processor.feature_token_id if processor else None,
         context_length=context_length(config, hf_config),
         device=device,
+        own_attention=model.get_decoder().config._attn_implementation,
         spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,

@@ -12,7 +12,7 @@ from engine.requests.request import SequenceState
 
 
 class GrammarMask(LogitsProcessor):
-    """A processor of `generate`'s kind, for both lanes: reads the matchers, never moves them."""
+    """A processor of `generate`'s kind, for all tasks: reads the matchers, never moves them."""
 
     def __init__(self, sequences: Sequence[SequenceState]) -> None:
         """``sequences`` are the task's, all with a matcher."""

@@ -28,9 +28,9 @@ from numba import prange, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, LayerKV
 from engine.platform.platforms import platform_of
+from engine.requests.request import ScheduledTokens
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
@@ -99,16 +99,16 @@ class DecodeTokens:
         )
 
 
-def decode_tokens(cache: KVCache, pieces: Mapping[int, ScheduledTokens]) -> DecodeTokens:
-    """The tokens of pieces that are a single one, by their rows in the batch."""
+def decode_tokens(cache: KVCache, scheduled: Mapping[int, ScheduledTokens]) -> DecodeTokens:
+    """Single tokens, by their rows in the batch."""
     within = np.arange(cache.page_size, dtype=np.int32)
     contexts = []
-    for piece in pieces.values():
-        used = np.array(piece.pages[: cache.pages_for(piece.context)], dtype=np.int32)
+    for token in scheduled.values():
+        used = np.array(token.pages[: cache.pages_for(token.stop)], dtype=np.int32)
         slots = (used[:, None] * cache.page_size + within).ravel()
-        contexts.append(slots[: piece.context])
+        contexts.append(slots[: token.stop])
     ends = np.cumsum([len(slots) for slots in contexts], dtype=np.int64)
-    return DecodeTokens(np.array(list(pieces), dtype=np.int64), np.concatenate(contexts), ends)
+    return DecodeTokens(np.array(list(scheduled), dtype=np.int64), np.concatenate(contexts), ends)
 
 
 @lru_cache
