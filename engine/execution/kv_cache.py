@@ -116,7 +116,7 @@ class KVCache:
             ranks: those that have a part of this cache each.
         """
         where = layer_devices or {}
-        layout = layout or platform_of(device).kv_layout
+        self.layout = layout or platform_of(device).kv_layout
         slots = (num_pages + 1) * page_size
         self._ranks = ranks
         self.scratch_page = num_pages
@@ -124,7 +124,7 @@ class KVCache:
         self.page_size = page_size
         self.device = device
         self.layers = {
-            index: LayerKV(shape, slots, where.get(index, device), layout)
+            index: LayerKV(shape, slots, where.get(index, device), self.layout)
             for index, shape in shapes.items()
         }
         self._free = np.ones(num_pages, dtype=bool)

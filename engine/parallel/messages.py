@@ -91,7 +91,8 @@ class _Unpacker(pickle.Unpickler):
         self._tensors = tensors
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
-        return self._tensors[pid]
+        tensor: torch.Tensor = self._tensors[pid]
+        return tensor
 
 
 def packed(operation: object) -> tuple[bytes, list[torch.Tensor]]:

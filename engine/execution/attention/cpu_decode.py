@@ -49,9 +49,11 @@ _UNBOUNDED = 2**62
 
 
 def has_kernel(cache: KVCache) -> bool:
-    """Whether a cache lies where the kernel reads it, in dtypes that it knows."""
-    return platform_of(cache.device).shares_host_memory and all(
-        layer.keys.dtype in _ELEMENTS for layer in cache.layers.values()
+    """Whether a cache lies where the kernel reads it, in an order and dtypes that it knows."""
+    return (
+        platform_of(cache.device).shares_host_memory
+        and cache.layout == "heads first"
+        and all(layer.keys.dtype in _ELEMENTS for layer in cache.layers.values())
     )
 
 
