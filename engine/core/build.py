@@ -52,7 +52,7 @@ def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
 
 
 def _assemble_ranks(config: EngineConfig, coordinator: Coordinator) -> Assembly:
-    """Load and measure on all ranks; none is left behind when that fails on one."""
+    """Load and measure on all ranks; none keeps running when that fails on one."""
     try:
         loaded = load_model(config, coordinator.start)
         executor = SplitExecutor(loaded, config.image_cache_bytes, coordinator)

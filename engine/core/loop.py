@@ -45,7 +45,7 @@ class EngineLoop:
         self._config = config
         self._launcher = launcher or Subprocesses()
         self._submissions: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._submit_lock = threading.Lock()  # nothing is submitted behind the loop's last look
+        self._submit_lock = threading.Lock()  # nothing is submitted after the loop's last look
         self._num_preparing = 0
         self._death: BaseException | None = None
         assembly: Future[Assembly] = Future()

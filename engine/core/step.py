@@ -56,7 +56,7 @@ InFlight = SampledTokens | Proposed
 
 @dataclass(frozen=True)
 class SamplingInput:
-    """A request, the sequences of it that get a token, and what these are picked from."""
+    """A request, the sequences of it that get a token, and what these are sampled from."""
 
     request: Request
     answers: Sequence[SequenceState]
@@ -131,14 +131,14 @@ class Execution:
 
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
-        picked = launched.download.wait()
+        result = launched.download.wait()
         self._executor.check_health()  # or they are of an exchange that was broken off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
                 with fail_on_error([launched.request]):
-                    self._advance_beams(launched.request, picked)
+                    self._advance_beams(launched.request, result)
             return
-        tokens = iter(picked.tolist())
+        tokens = iter(result.tolist())
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
@@ -177,24 +177,24 @@ class Execution:
             sequence.num_sampled += 1
 
     def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
-        """Run chunks of prompts and decode steps in one forward, and pick what follows."""
+        """Run chunks of prompts and decode steps in one forward, and sample what follows."""
         logits = self._runner.step(batch, self.batch_sizes)
-        asked: list[SamplingInput | Proposed] = []
+        inputs: list[SamplingInput | Proposed] = []
         row = 0
         for part in _parts(batch):
             request = part[0].owner
             if not part[0].of_prompt:
                 answers = [tokens.sequence for tokens in part if tokens.sequence is not None]
                 with fail_on_error([request]):
-                    asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
+                    inputs.append(self._input(request, answers, logits[row : row + len(answers)]))
                 row += len(answers)
                 continue
             request.num_prefilled = part[0].stop
             if part[0].completes_prompt:
                 with fail_on_error([request]):
-                    asked.append(self._first(request, logits[row]))
+                    inputs.append(self._first(request, logits[row]))
                 row += 1
-        return self._pick(asked)
+        return self._sample(inputs)
 
     def _first(self, request: Request, logits: torch.Tensor) -> SamplingInput | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
@@ -204,10 +204,10 @@ class Execution:
         for other in others:  # each has its own copy of the prompt's keys and values
             self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
         request.status = Status.DECODE
-        return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
+        return self._input(request, request.sequences, logits.expand(len(request.sequences), -1))
 
     @staticmethod
-    def _ask(
+    def _input(
         request: Request, answers: Sequence[SequenceState], logits: torch.Tensor
     ) -> SamplingInput | Proposed:
         if request.beams is not None:
@@ -216,30 +216,31 @@ class Execution:
         alive = [answer.index for answer in answers]
         return SamplingInput(request, answers, request.sampler.candidates(logits, alive))
 
-    def _pick(self, everybody: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
-        """Pick the tokens of a batch, at once for all; they are the input of the next step.
+    def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
+        """Sample the tokens of a batch, at once for all; they are the input of the next step.
 
         What failed here must not fail the forward: that would run again, and draw again.
         """
-        picked: list[InFlight] = [one for one in everybody if isinstance(one, Proposed)]
-        asked = [one for one in everybody if isinstance(one, SamplingInput)]
+        launched: list[InFlight] = [one for one in inputs if isinstance(one, Proposed)]
+        to_sample = [one for one in inputs if isinstance(one, SamplingInput)]
         try:
-            if asked:
-                picked.append(self._advance(asked, sample([one.candidates for one in asked])))
+            if to_sample:
+                tokens = sample([one.candidates for one in to_sample])
+                launched.append(self._advance(to_sample, tokens))
         except torch.AcceleratorError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
-            logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
-            for one in asked:
+            logger.warning("sampling for %d failed, each follows alone: %r", len(to_sample), error)
+            for one in to_sample:
                 with fail_on_error([one.request]):
-                    picked.append(self._advance([one], sample([one.candidates])))
-        return picked
+                    launched.append(self._advance([one], sample([one.candidates])))
+        return launched
 
-    def _advance(self, asked: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
-        """Make the picked tokens [sequences of all] the last ones of their sequences."""
+    def _advance(self, inputs: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
+        """Make the sampled tokens [sequences of all] the last ones of their sequences."""
         reports: dict[int, AsyncCopy] = {}
-        parts = tokens.split([len(one.answers) for one in asked])
-        for one, part in zip(asked, parts, strict=True):
+        parts = tokens.split([len(one.answers) for one in inputs])
+        for one, part in zip(inputs, parts, strict=True):
             with fail_on_error([one.request]):
                 assert one.request.sampler is not None
                 one.request.sampler.advance(part, [answer.index for answer in one.answers])
@@ -249,7 +250,7 @@ class Execution:
                     answer.last_token = token
                     answer.num_sampled += 1
         return SampledTokens(
-            [(one.request, one.answers) for one in asked], AsyncCopy(tokens), reports
+            [(one.request, one.answers) for one in inputs], AsyncCopy(tokens), reports
         )
 
     # --- Faults ----------------------------------------------------------------------------------
@@ -259,15 +260,15 @@ class Execution:
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
-        picked: list[InFlight] = []
+        launched: list[InFlight] = []
         parts = _parts(batch)
         if len(parts) <= 1:  # no second try of the same forward
             for part in parts:
                 with fail_on_error([part[0].owner]):
-                    picked += self._forward(part)
-            return picked
+                    launched += self._forward(part)
+            return launched
         try:
-            picked += self._forward(batch)
+            launched += self._forward(batch)
         except torch.AcceleratorError:
             with fail_on_error([part[0].owner for part in parts]):
                 raise
@@ -277,8 +278,8 @@ class Execution:
                 request = part[0].owner
                 if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
                     with fail_on_error([request]):
-                        picked += self._forward(part)
-        return picked
+                        launched += self._forward(part)
+        return launched
 
 
 def _places_itself(request: Request) -> bool:

@@ -1,7 +1,7 @@
 """Prepacked weights on CPU: oneDNN's own layout, made once at load instead of at every call.
 
 A linear layer with packed weights is 1.1 to 2.3 times as fast in bfloat16 and 1.2 to 3.5 times in
-float32 at the row counts of decoding, and a row's bits agree at all row counts from 2 up, where the
+float32 at the batch sizes of decoding, and a row's bits agree at all sizes from 2 up, where the
 plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
 same input, one after the other, become one product: queries, keys and values; gate and up. The
 packed copy replaces the weight; a weight that something else uses too (a head tied to the
@@ -44,7 +44,7 @@ class _Product:
         assert mine is not None
         self._outputs[index] = None
         if not any(output is not None for output in self._outputs):
-            self._input = None  # everybody has theirs
+            self._input = None  # every layer has its part
         return mine
 
 

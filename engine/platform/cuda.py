@@ -95,7 +95,7 @@ class CudaPlatform(Platform):
         torch.cuda.empty_cache()
 
     def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
-        """A copy that is a part of the current stream, and an event behind it."""
+        """A copy that is a part of the current stream, and an event after it."""
         copy = tensor.to("cpu", non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()

@@ -62,7 +62,7 @@ class ScheduledTokens:
 
     @property
     def stop(self) -> int:
-        """Behind the last token; as many tokens does that one see, itself included."""
+        """The place after the last token: so many tokens does that one see, itself included."""
         return self.start + self.num_tokens
 
     @property
@@ -104,8 +104,8 @@ class SequenceState:
 
     Attributes:
         token_ids: the tokens so far.
-        num_sampled: the same tokens and those that the device has been told to pick since.
-        last_token: the last one picked, a scalar on the device.
+        num_sampled: the same tokens and those that the device has been told to sample since.
+        last_token: the last one sampled, a scalar on the device.
         logprobs: of tokens that no delta has told yet, where the task asks for them.
         matcher: how far it has come in the grammar it has to keep to, if there is one.
     """
@@ -131,7 +131,7 @@ class Request:
     """A task that the engine has accepted.
 
     Built on the caller's thread, then touched by the engine's thread alone, except
-    ``cancel_requested``, which anybody may set.
+    ``cancel_requested``, which any thread may set.
     """
 
     prompt: Prompt
@@ -169,7 +169,7 @@ class Request:
 
     @property
     def to_decode(self) -> list[SequenceState]:
-        """Of those, the ones that may have more tokens than have been picked.
+        """Of those, the ones that may have more tokens than have been sampled.
 
         Beams go on only when it is known from where: none of them, or all. What a grammar allows
         is known only when the last token is.
@@ -228,7 +228,7 @@ class Request:
         sequence.token_ids.append(token_id)
         if report is not None and token_id not in self.settings.eos_token_ids:
             assert self.token_texts is not None
-            if isnan(report[0]):  # processors may have hidden it from the pick
+            if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
         text = sequence.detokenizer.push(token_id)
@@ -284,7 +284,7 @@ class Request:
             self.sink(RequestOutput(completion_tokens=self.completion_tokens, error=error))
 
     def cancel(self) -> None:
-        """End the task because nobody wants its answer any more."""
+        """End the task because its answer is not wanted any more."""
         self.fail(Cancelled("the task was cancelled"))
 
 

@@ -27,7 +27,7 @@ class GrammarMask(LogitsProcessor):
         shape = (len(self._matchers), self._matchers[0][1].num_words)
         bits = staged(shape, -1, torch.int32, scores.device)
         for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
-            if not sequence.finished:  # nobody looks at the rows of others
+            if not sequence.finished:  # the rows of others are not read
                 matcher.fill(row)
         return apply_token_bitmask(scores, send(bits, scores.device))
 

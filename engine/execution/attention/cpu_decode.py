@@ -220,7 +220,7 @@ _exp = numba.njit(inline="always", fastmath=_FAST_MATH)(_exp_below_zero)
 
 
 def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
-    """Four rows of ``stored`` [S, D] as float32; behind the last slot, the last one again."""
+    """Four rows of ``stored`` [S, D] as float32; after the last slot, the last one again."""
     for j in range(4):
         slot = slots[min(first + j, len(slots) - 1)]
         for d in range(stored.shape[1]):

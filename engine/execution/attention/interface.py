@@ -68,7 +68,7 @@ class AttentionNeeds:
         shapes: of the keys and values of each layer.
         page_size: tokens of a page of the KV cache.
         device: where the numbers of a batch are.
-        bidirectional_spans: whether some tokens see tokens behind them, as parts of one image.
+        bidirectional_spans: whether some tokens see later tokens, as parts of one image.
     """
 
     shapes: Mapping[int, KVShape]
@@ -110,7 +110,7 @@ class AttentionBackend(ABC):
         Args:
             cache: where keys and values are.
             scheduled: the tokens of the forward, in the order of its rows.
-            num_rows: rows of the forward; those behind the tokens are padding.
+            num_rows: rows of the forward; those after the tokens are padding.
             decode: it is a decode step: the tokens are the last ones of their sequences.
         """
 

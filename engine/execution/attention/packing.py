@@ -50,7 +50,7 @@ def paged_rows(
     Args:
         cache: whose pages they are.
         scheduled: the sequences' rows, in order.
-        num_rows: T. Rows behind the tokens are one more sequence, in the scratch page; in a decode
+        num_rows: T. Rows after the tokens are one more sequence, in the scratch page; in a decode
             step, one each.
         decode: it is a decode step, whose sequences have one row each.
     """
