@@ -37,7 +37,7 @@ from benchmarks.report import aligned, say
 from benchmarks.worker import in_own_process
 from benchmarks.workload import Geometry
 from engine import EngineConfig
-from engine.loading.estimate import weight_bytes
+from engine.core.model_info import weight_bytes
 from engine.loading.loader import load_model
 from schema.task import Dtype, QuantizeBits
 

@@ -22,7 +22,7 @@ STAGES = {
     "libraries imported": "loading ",
     "model loaded": "loaded ",
     "KV cache made": "KV cache: ",
-    "row counts known": "row counts that agree",
+    "batch sizes known": "batch sizes that agree",
 }
 """The ends of stages, and how the engine's lines in the log begin that tell of them."""
 READY = "ready"

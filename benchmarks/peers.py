@@ -27,6 +27,7 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 
 from benchmarks.workload import BenchTask
 from engine import Engine, EngineConfig
+from engine.platform.platforms import platform_of, resolve_device
 from schema.task import Task
 
 ENGINE = "engine"
@@ -89,8 +90,7 @@ class EnginePeer(Peer):
     """This repository's engine; every task is a stream on one event loop."""
 
     def __init__(self, settings: PeerSettings, **options: Any) -> None:
-        on_cuda = settings.device != "cpu" and torch.cuda.is_available()
-        page_size = EngineConfig(model="").sizes("cuda" if on_cuda else "cpu").page_size
+        page_size = platform_of(resolve_device(settings.device)).default_sizes.page_size
         config: dict[str, Any] = {
             "model": settings.model_dir,
             "model_id": "benchmark",
@@ -139,8 +139,14 @@ class EnginePeer(Peer):
     def description(self) -> dict[str, Any]:
         """The settings that it runs with. JSON-able."""
         card = self._engine.card()
-        names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "batch_sizes", "lanes")
-        return {name: card[name] for name in (*names, "exclusive_reason") if name in card}
+        names = (
+            "max_sequences",
+            "kv_cache_tokens",
+            "prefill_chunk",
+            "batch_sizes",
+            "continuous_batching",
+        )
+        return {name: card[name] for name in (*names, "fallback_reason") if name in card}
 
     def close(self) -> None:
         """Stop the engine's thread."""

@@ -34,7 +34,7 @@ from benchmarks.products_report import Group, Machine, Row, save, table
 from benchmarks.report import say
 from benchmarks.workload import GEOMETRIES, save_model
 from engine import EngineConfig
-from engine.execution.model_runner import Runner
+from engine.execution.executor import Executor
 from engine.execution.prepack import PackedLinear, prepack
 from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic
@@ -174,7 +174,7 @@ def _measure(name: str, directory: str, counts: Sequence[int], rounds: int) -> I
         local_files_only=True,
     )
     loaded = load_model(config)
-    if path.packed and not prepack(loaded.model, trial=Runner(loaded, 0).kv_shapes):
+    if path.packed and not prepack(loaded.model, trial=Executor(loaded).measure):
         raise RuntimeError("the model's weights could not be prepacked")
     calls = list(_calls(loaded.model))
     for rows in counts:

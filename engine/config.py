@@ -10,19 +10,6 @@ from schema.task import Dtype, QuantizeBits
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["auto", "tensor", "layers"]
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """How prompts and the KV cache are cut."""
-
-    prefill_chunk: int
-    page_size: int
-
-
-# A CPU's chunk keeps the streams of others waiting for a fraction of a second. CUDA's paged
-# attention kernel takes pages of multiples of 256 tokens, and larger chunks fill the device.
-_SIZES = {"cpu": Sizes(prefill_chunk=128, page_size=16), "cuda": Sizes(512, 256)}
-
 _CHOICES = {"dtype": Dtype, "device": Device, "split": Split}
 _LEAST = {
     "num_devices": 1,
@@ -143,11 +130,3 @@ class EngineConfig:
     def name(self) -> str:
         """The model's public name."""
         return self.model_id or self.model
-
-    def sizes(self, device_type: str) -> Sizes:
-        """The sizes on a type of device, "cpu" or "cuda"."""
-        default = _SIZES[device_type]
-        return Sizes(
-            prefill_chunk=self.prefill_chunk or default.prefill_chunk,
-            page_size=self.page_size or default.page_size,
-        )

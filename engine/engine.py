@@ -187,7 +187,7 @@ class Engine:
                 prompt_tokens=len(prompt.token_ids),
                 context_length=self._loaded.context_length,
                 cut_to_context=self.config.cut_to_context,
-                batched_lane=self._loop.assembly.lane.batch_sizes is not None,
+                continuous_batching=self._loop.assembly.batching.problem is None,
             )
         if not settings.batched and self.config.tensor_parallel:
             raise TaskArgsInvalid(

@@ -59,14 +59,20 @@ def _rows(card: dict[str, Any]) -> list[tuple[str, object]]:
         ("device", card["device"]),
         ("memory", f"{weights + cache:.3f} GiB: weights {weights:.3f}, KV cache {cache:.3f}"),
         ("context", f"{card['context_length']} tokens"),
-        ("lanes", ", ".join(card["lanes"])),
+        ("batching", _batching(card)),
         ("deterministic", f"{_yes(card)}: {card['deterministic_reason']}"),
         ("fingerprint", card["system_fingerprint"]),
     ]
 
 
 def _yes(card: dict[str, Any]) -> str:
-    return "yes" if card["deterministic"] or "batched" not in card["lanes"] else "no"
+    return "yes" if card["deterministic"] or not card["continuous_batching"] else "no"
+
+
+def _batching(card: dict[str, Any]) -> str:
+    if card["continuous_batching"]:
+        return "continuous"
+    return f"none, a task at a time: {card['fallback_reason']}"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional
 
 from engine import Engine, EngineConfig
-from engine.execution.attention.packing import ScheduledTokens
-from engine.execution.attention.varlen import varlen_batch
+from engine.execution.attention.varlen import VarlenAttention
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.requests.request import ScheduledTokens
 from schema.task import Task
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo" / "model"
@@ -95,11 +95,16 @@ def attention_problem(device: torch.device) -> str | None:
 def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str | None:
     """The paged kernel as `varlen` uses it: right, and the same bits in any company."""
     cache = KVCache(
-        {0: KVShape(2, 64, 64, torch.bfloat16)}, num_pages=4, page_size=page_size, device=device
+        {0: KVShape(2, 64, 64, torch.bfloat16)},
+        num_pages=4,
+        page_size=page_size,
+        device=device,
+        layout=VarlenAttention.kv_layout,
     )
     long = page_size + 3
-    pieces = [ScheduledTokens(0, long, [2, 0]), ScheduledTokens(0, 5, [3])]
-    batch = varlen_batch(cache, pieces, num_rows=long + 5, max_rows=long + 5)
+    scheduled = [ScheduledTokens(0, long, [2, 0]), ScheduledTokens(0, 5, [3])]
+    kernel = VarlenAttention(max_rows=long + 5)
+    batch = kernel.batch(cache, scheduled, num_rows=long + 5, decode=False)
 
     def attend(seed: int) -> torch.Tensor:
         """The long sequence is always the same, the other one depends on ``seed``."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from cluster.planning.gpus import GIB, Node
 from cluster.planning.needs import Need
-from engine.execution.batching import CUDA_FREE_SHARE
+from engine.platform.cuda import FREE_SHARE
 from serve_app.config.accelerators import GpuType
 
 # What a replica takes beside weights and KV cache: CUDA's context, workspaces of libraries,
@@ -85,7 +85,7 @@ def fit(gpus: Sequence[Gpu], need: Need) -> list[Resident] | Obstacle:
         enough = all(tokens * each <= room for room, each in pairs)
     else:
         # The engine takes so much of what it finds free, unless it can use less.
-        tokens = min([tokens, *(int(CUDA_FREE_SHARE * room) // each for room, each in pairs)])
+        tokens = min([tokens, *(int(FREE_SHARE * room) // each for room, each in pairs)])
         enough = not pairs or tokens >= min(need.context_length, LEAST_KV_TOKENS)
     if not enough:
         return "KV cache"
@@ -201,7 +201,7 @@ def why_not(packing: Packing, need: Need) -> str:
     if "weights" in obstacles or "KV cache" in obstacles:
         return (
             "GPUs have a share free for it, but not the memory: whoever loads first takes "
-            f"{CUDA_FREE_SHARE:.0%} of what is free for its KV cache. Set engine.kv_cache_tokens "
+            f"{FREE_SHARE:.0%} of what is free for its KV cache. Set engine.kv_cache_tokens "
             "of the deployments that share a GPU"
         )
     return f"all GPUs that it may use are taken; each replica wants {need.gpus:g}"

@@ -1,4 +1,4 @@
-"""Puts an engine together: the model, its runner, its batched lane and its card."""
+"""Puts an engine together: the model, its executor, how it is batched, and its card."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.core.model_info import model_card, weights_digest
-from engine.execution.batching import BatchedLane, build_batched_lane
-from engine.execution.model_runner import Runner
-from engine.loading.loader import LoadedModel, load_model
-from engine.loading.sharding.tensor_plan import refuse_without_batched_lane
+from engine.execution.batching import ContinuousBatching, set_up_batching
+from engine.execution.executor import Executor
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
+from engine.loading.sharding.tensor_plan import refuse_without_batching
 from engine.parallel.coordinator import Coordinator
+from engine.parallel.executor import SplitExecutor
 from engine.parallel.launcher import Launcher
-from engine.parallel.runner import SplitRunner
 from engine.platform.determinism import make_deterministic
 from engine.requests.prompt import PromptRenderer
 from engine.text.detect import MessageFormats, detect
@@ -26,8 +27,8 @@ class Assembly:
     """What the engine's thread works with; read-only for others."""
 
     loaded: LoadedModel
-    runner: Runner
-    lane: BatchedLane
+    executor: Executor
+    batching: ContinuousBatching
     renderer: PromptRenderer
     formats: MessageFormats
     card: dict[str, Any]
@@ -47,31 +48,33 @@ def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
     if config.tensor_parallel:
         return _assemble_ranks(config, Coordinator(launcher))
     loaded = load_model(config)
-    return _assembled(config, loaded, Runner(loaded, config.image_cache_bytes))
+    return _assembled(config, Executor(loaded, config.image_cache_bytes))
 
 
-def _assemble_ranks(config: EngineConfig, lead: Coordinator) -> Assembly:
-    """Load and measure on all ranks; none is left behind when that fails on one."""
+def _assemble_ranks(config: EngineConfig, coordinator: Coordinator) -> Assembly:
+    """Load and measure on all ranks; none keeps running when that fails on one."""
     try:
-        loaded = load_model(config, lead.start)
-        assembly = _assembled(config, loaded, SplitRunner(loaded, config.image_cache_bytes, lead))
-        refuse_without_batched_lane(config, assembly.lane.problem)
+        loaded = load_model(config, coordinator.start)
+        executor = SplitExecutor(loaded, config.image_cache_bytes, coordinator)
+        assembly = _assembled(config, executor)
+        refuse_without_batching(config, assembly.batching.problem)
     except BaseException as error:
         # What this rank has found wrong by itself is told as it is.
         own = isinstance(error, TaskError) and error.__cause__ is None
-        cause = None if own or not isinstance(error, Exception) else lead.load_error()
-        lead.close()
+        cause = None if own or not isinstance(error, Exception) else coordinator.load_error()
+        coordinator.close()
         if cause is not None:
             raise cause from error
         raise
     return assembly
 
 
-def _assembled(config: EngineConfig, loaded: LoadedModel, runner: Runner) -> Assembly:
+def _assembled(config: EngineConfig, executor: Executor) -> Assembly:
+    loaded = executor.loaded
     # The files are hashed while the model is measured: neither waits for the other.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as beside:
         weights = beside.submit(weights_digest, config, loaded)
-        lane = build_batched_lane(runner, loaded, config)
+        batching = set_up_batching(executor, config)
     formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
-    card = model_card(config, loaded, lane, formats, weights.result())
-    return Assembly(loaded, runner, lane, PromptRenderer(loaded), formats, card)
+    card = model_card(config, loaded, batching, formats, weights.result())
+    return Assembly(loaded, executor, batching, PromptRenderer(loaded), formats, card)

@@ -1,4 +1,4 @@
-"""The exclusive lane: a whole task through transformers' ``generate``, alone on the device.
+"""The generate fallback: a whole task through transformers' ``generate``, alone on the device.
 
 It serves what the batch loop does not cover: models whose layers keep another kind of state, and
 settings that need another kind of forward. Alone means that its shapes, and so its bits, depend on
@@ -18,7 +18,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
+from engine.platform.platforms import platform_of
 from engine.requests.request import Request
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import LastLogits, Logprobs
@@ -83,7 +84,7 @@ class _NumbersOnly(LogitsProcessor):
         return scores
 
 
-def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
+def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
     """Run a request to its end and report its text. The model's own attention must be on.
 
     ``images`` are the arguments of `generate` for the request's images.
@@ -100,9 +101,9 @@ def run_exclusive(loaded: LoadedModel, request: Request, images: dict[str, Any])
     }
     own = own_processors(settings.penalties, request.prompt_tokens)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    random_state_kept = platform_of(loaded.device).random_state_kept(loaded.device)
     # `generate` draws from the global generator; give it the task's seed, then put it back.
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), ExitStack() as hooks:
+    with random_state_kept, torch.inference_mode(), ExitStack() as hooks:
         if settings.logprobs is not None:
             hooks.callback(loaded.model.register_forward_hook(logits).remove)
         torch.manual_seed(request.seed)

@@ -20,8 +20,9 @@ from engine.config import EngineConfig
 from engine.core.build import Assembly, assemble
 from engine.core.scheduler import Scheduler, overloaded
 from engine.core.step import Execution, InFlight
-from engine.execution.batching import BatchedLane
+from engine.execution.batching import ContinuousBatching
 from engine.parallel.launcher import Launcher, Subprocesses
+from engine.platform.platforms import platform_of
 from engine.requests.request import Request
 from schema.errors import EngineStopped
 
@@ -44,7 +45,7 @@ class EngineLoop:
         self._config = config
         self._launcher = launcher or Subprocesses()
         self._submissions: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._submit_lock = threading.Lock()  # nothing is submitted behind the loop's last look
+        self._submit_lock = threading.Lock()  # nothing is submitted after the loop's last look
         self._num_preparing = 0
         self._death: BaseException | None = None
         assembly: Future[Assembly] = Future()
@@ -53,12 +54,12 @@ class EngineLoop:
         )
         self.thread.start()
         self.assembly = assembly.result()
-        self._cache = self.assembly.lane.cache
-        self.scheduler = _scheduler(config, self.assembly.lane)
+        self._cache = self.assembly.batching.cache
+        self.scheduler = _scheduler(config, self.assembly.batching)
         self._execution = Execution(self.assembly, self.scheduler)
         self._lookahead = config.lookahead
         if self._lookahead is None:
-            self._lookahead = self.assembly.loaded.device.type == "cuda"
+            self._lookahead = platform_of(self.assembly.loaded.device).lookahead
         self._in_flight: list[InFlight] = []
 
     # --- For other threads -----------------------------------------------------------------------
@@ -96,7 +97,7 @@ class EngineLoop:
     def stats(self) -> dict[str, int]:
         """What the loop is doing now; the numbers may be a step old."""
         running = list(self.scheduler.running)
-        vision = self.assembly.runner.vision
+        vision = self.assembly.batching.runner.vision
         return {
             "waiting": self._num_waiting(),
             "running": len(running),
@@ -114,7 +115,7 @@ class EngineLoop:
         if self._death is not None:
             raise EngineStopped(f"the engine has stopped: {self._death}")
         try:
-            self.assembly.runner.check_health()
+            self.assembly.executor.check_health()
         except torch.AcceleratorError as error:
             raise EngineStopped(f"the engine has stopped: {error}") from error
 
@@ -123,7 +124,7 @@ class EngineLoop:
         self._submissions.put(None)
         while self.thread.is_alive():
             for request in tuple(self.scheduler.running):
-                request.cancel_requested = True  # the exclusive lane looks at every token
+                request.cancel_requested = True  # the generate fallback looks at every token
             self.thread.join(timeout=0.1)
 
     def _num_waiting(self) -> int:
@@ -147,7 +148,7 @@ class EngineLoop:
         try:
             self._loop()
         finally:
-            assembled.runner.close()
+            assembled.executor.close()
 
     def _loop(self) -> None:
         busy = False
@@ -222,11 +223,11 @@ class EngineLoop:
         self.scheduler.drop_finished()
 
 
-def _scheduler(config: EngineConfig, lane: BatchedLane) -> Scheduler:
+def _scheduler(config: EngineConfig, batching: ContinuousBatching) -> Scheduler:
     return Scheduler(
-        lane.cache,
+        batching.cache,
         max_sequences=config.max_sequences,
-        prefill_chunk=lane.prefill_chunk,
-        max_prefill_rows=lane.batch_sizes.prefill[-1] if lane.batch_sizes else 0,
+        prefill_chunk=batching.prefill_chunk,
+        max_prefill_rows=batching.batch_sizes.prefill[-1] if batching.batch_sizes else 0,
         max_exclusive_tokens=config.max_exclusive_tokens,
     )

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from llvmlite.binding import get_host_cpu_name
 
 from engine.config import EngineConfig
-from engine.execution.batching import BatchedLane
-from engine.loading.estimate import weight_bytes
-from engine.loading.loader import LoadedModel
+from engine.execution.batching import ContinuousBatching
+from engine.execution.prepack import PackedLinear
+from engine.loading.loaded_model import LoadedModel
+from engine.platform.platforms import platform_of
 from engine.text.detect import MessageFormats
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
-
-
-def device_name(device: torch.device) -> str:
-    """The kind of device, as its driver or compiler names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    # The compiler's name for it, because `cpu_decode` is compiled for it.
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {capability} {get_host_cpu_name()}"
 
 
 def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
@@ -50,10 +41,39 @@ def _directory_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_bytes(model: Any) -> int:
+    """Bytes of a loaded model's weights: shared ones once, quantized ones as they are stored."""
+    seen: dict[int, int] = {}
+    for tensor in _tensors(model):
+        seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def _tensors(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            yield from module.stored()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+                yield from _scales(tensor)
+
+
+def _scales(weight: Any) -> Iterator[torch.Tensor]:
+    """What bitsandbytes keeps beside a quantized weight."""
+    state = getattr(weight, "quant_state", None)
+    while state is not None:  # the scales may be quantized in their turn
+        yield state.absmax
+        yield state.code
+        state = state.state2
+    if (scales := getattr(weight, "SCB", None)) is not None:
+        yield scales
+
+
 def model_card(
     config: EngineConfig,
     loaded: LoadedModel,
-    lane: BatchedLane,
+    batching: ContinuousBatching,
     formats: MessageFormats,
     weights: str,
 ) -> dict[str, Any]:
@@ -62,20 +82,21 @@ def model_card(
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
     engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
     """
+    platform = platform_of(loaded.device)
     spread = loaded.spread
     devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
     arithmetic: dict[str, Any] = {
         "weights": weights,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
-        "device": " and ".join(dict.fromkeys(map(device_name, devices))),
-        "threads": torch.get_num_threads() if loaded.device.type == "cpu" else None,
+        "device": " and ".join(dict.fromkeys(platform.device_name(each) for each in devices)),
+        "threads": platform.compute_threads(),
         "deterministic": config.deterministic,
-        "prefill_chunk": lane.prefill_chunk,
-        "attention": lane.attention,
-        "prepacked": lane.prepacked,
-        "batch_sizes": lane.batch_sizes
-        and {"decode": lane.batch_sizes.decode, "prefill": lane.batch_sizes.prefill},
+        "prefill_chunk": batching.prefill_chunk,
+        "attention": batching.attention,
+        "prepacked": batching.prepacked,
+        "batch_sizes": batching.batch_sizes
+        and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
     if config.layout is not None:
@@ -91,33 +112,27 @@ def model_card(
         "reasoning_format": formats.reasoning.name if formats.reasoning else None,
         "context_length": loaded.context_length,
         "max_sequences": config.max_sequences,
-        "kv_cache_tokens": lane.cache.capacity_tokens,
+        "kv_cache_tokens": batching.cache.capacity_tokens,
         "num_devices": config.num_devices,
         "layout": config.layout,
         "memory": {  # of the rank that answers, one of equals; of all devices of a spread model
             "weights_bytes": weight_bytes(loaded.model),
-            "kv_cache_bytes": lane.cache.num_bytes,
+            "kv_cache_bytes": batching.cache.num_bytes,
         },
-        "lanes": _lanes(config, lane),
-        "exclusive_reason": lane.problem,
-        "deterministic_reason": _why(config, lane),
+        "continuous_batching": batching.problem is None,
+        "fallback_reason": batching.problem,
+        "deterministic_reason": _why(config, batching),
         **arithmetic,
     }
 
 
-def _lanes(config: EngineConfig, lane: BatchedLane) -> list[str]:
-    if config.tensor_parallel:  # `generate` knows nothing of ranks
-        return ["batched"]
-    return ["exclusive"] if lane.problem else ["batched", "exclusive"]
-
-
-def _why(config: EngineConfig, lane: BatchedLane) -> str:
+def _why(config: EngineConfig, batching: ContinuousBatching) -> str:
     """Why the same task gives the same bytes here, or may not."""
     if not config.deterministic:
         return (
-            "deterministic is off: tasks share forwards at whatever row count the load makes, so "
+            "deterministic is off: tasks share forwards of whatever batch size the load makes, so "
             "an answer may depend on the tasks beside it"
         )
-    if lane.problem is not None or lane.batch_sizes is None:
-        return f"each task runs alone on the device, because {lane.problem}"
-    return "every forward runs at a row count that was measured, at load, to give the same bits"
+    if batching.problem is not None or batching.batch_sizes is None:
+        return f"each task runs alone on the device, because {batching.problem}"
+    return "every forward has a batch size that was measured, at load, to give the same bits"

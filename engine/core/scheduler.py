@@ -6,8 +6,7 @@ from collections import deque
 
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
-from engine.execution.model_runner import PrefillChunk
-from engine.requests.request import Request, SequenceState, Status
+from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
 from schema.errors import Overloaded, TaskArgsInvalid
 
 RETRY_AFTER_S = 1.0
@@ -42,7 +41,7 @@ class Scheduler:
         """
         needed = len(request.sequences) * self._cache.pages_for(request.worst_case_tokens)
         if not request.settings.batched:
-            self._check_exclusive(request)
+            self._check_fallback(request)
             return
         if len(request.sequences) > self._max_sequences:
             name = "num_beams" if request.settings.num_beams > 1 else "num_return_sequences"
@@ -61,8 +60,8 @@ class Scheduler:
                 param="generation_config.max_new_tokens",
             )
 
-    def _check_exclusive(self, request: Request) -> None:
-        """The exclusive lane has a cache of its own; what is short there is everybody's time."""
+    def _check_fallback(self, request: Request) -> None:
+        """`generate` has a cache of its own; what is short is time, because all others wait."""
         settings = request.settings
         width = settings.num_rows
         if width * settings.max_new_tokens > self._max_exclusive_tokens:
@@ -76,7 +75,7 @@ class Scheduler:
     def admit(self) -> Request | None:
         """Move the first waiting request to running if its worst case fits beside the others'.
 
-        A request for the exclusive lane is admitted in its turn as well; it needs no pages here.
+        A request for the generate fallback is admitted in its turn as well; it needs no pages.
         """
         if not self.waiting:
             return None
@@ -98,17 +97,17 @@ class Scheduler:
         request.status = Status.PREFILL
         return request
 
-    def prefill_chunks(self, beside: int = 0) -> list[PrefillChunk]:
+    def prefill_chunks(self, beside: int = 0) -> list[ScheduledTokens]:
         """The next chunks of the prompts being prefilled, as far as one forward holds them.
 
-        A prompt is cut at multiples of the chunk size from its own start, whoever else is there, so
+        A prompt is cut at multiples of the chunk size from its own start, whatever else runs, so
         that its keys and values are a function of the prompt alone. Several chunks of one prompt
         are attended to one by one: a layer writes the keys and values of all before it reads any.
 
         Args:
             beside: rows of that forward that are not of prompts.
         """
-        chunks: list[PrefillChunk] = []
+        chunks: list[ScheduledTokens] = []
         rows_left = self._max_prefill_rows - beside
         for request in self.running:
             if request.status != Status.PREFILL or not request.settings.batched:
@@ -119,13 +118,14 @@ class Scheduler:
                 if stop - start > rows_left:
                     return chunks
                 rows_left -= stop - start
-                chunks.append(PrefillChunk(request, start, stop))
+                chunks.append(request.prefill_chunk(start, stop))
                 start = stop
         return chunks
 
-    def decoding(self) -> list[Request]:
-        """The requests whose sequences take a decode step."""
-        return [r for r in self.running if r.status == Status.DECODE and r.to_decode]
+    def decoding(self) -> list[ScheduledTokens]:
+        """The last token of every sequence that takes a decode step, request by request."""
+        decoding = (r for r in self.running if r.status == Status.DECODE)
+        return [token for request in decoding for token in request.decode_step()]
 
     def prefilled(self, request: Request) -> None:
         """Make a complete prompt known to tasks that begin alike."""

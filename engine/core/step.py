@@ -19,22 +19,18 @@ import torch
 
 from engine.core.build import Assembly
 from engine.core.faults import fail_on_error
-from engine.core.generate_fallback import run_exclusive
+from engine.core.generate_fallback import run_generate_fallback
 from engine.core.scheduler import Scheduler
-from engine.execution.attention.packing import AsyncCopy, upload
-from engine.execution.batch_invariance import plain_attention
 from engine.execution.batch_sizes import BatchSizes
-from engine.execution.model_runner import PrefillChunk
+from engine.execution.model_runner import plain_attention
+from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.outputs import ChoiceDelta
-from engine.requests.request import Request, SequenceState, Status
+from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, Sampler, invalid_logits, sample
 
 logger = logging.getLogger(__name__)
-
-Item = PrefillChunk | Request
-"""What has rows in a forward."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ InFlight = SampledTokens | Proposed
 
 @dataclass(frozen=True)
 class SamplingInput:
-    """A request, the sequences of it that get a token, and what these are picked from."""
+    """A request, the sequences of it that get a token, and what these are sampled from."""
 
     request: Request
     answers: Sequence[SequenceState]
@@ -72,20 +68,21 @@ class Execution:
 
     def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
         self._loaded = assembly.loaded
-        self._runner = assembly.runner
-        self._lane = assembly.lane
+        self._executor = assembly.executor
+        self._runner = assembly.batching.runner
+        self._batching = assembly.batching
         self._scheduler = scheduler
 
     @property
     def batch_sizes(self) -> BatchSizes:
-        """Where forwards may run; only requests for the batched lane ask."""
-        assert self._lane.batch_sizes is not None
-        return self._lane.batch_sizes
+        """Where forwards may run; only batched requests ask."""
+        assert self._batching.batch_sizes is not None
+        return self._batching.batch_sizes
 
     # --- The beginning of a request --------------------------------------------------------------
 
     def start(self, request: Request) -> None:
-        """Make an admitted request ready for its steps; one for the exclusive lane runs here."""
+        """Make an admitted request ready for its steps; one for the fallback runs here."""
         with fail_on_error([request]):
             vision = self._runner.vision
             prompt = request.prompt
@@ -93,11 +90,11 @@ class Execution:
                 prompt.token_ids, prompt.images, request.num_prefilled
             )
             if not request.settings.batched:
-                with plain_attention(self._runner):
+                with plain_attention(self._loaded):
                     inputs = vision.generate_inputs(
                         prompt.token_ids, prompt.images, request.features
                     )
-                    run_exclusive(self._loaded, request, inputs)
+                    run_generate_fallback(self._loaded, request, inputs)
                 return
             request.rotary = vision.rotary(prompt.token_ids, prompt.images)
             task = (
@@ -126,25 +123,25 @@ class Execution:
         """
         decoding = self._scheduler.decoding()
         if decoding and self.batch_sizes.can_mix_prefill_and_decode:
-            rows = sum(len(request.to_decode) for request in decoding)
-            chunks = self._scheduler.prefill_chunks(beside=rows)
-            if chunks and not any(_places_itself(chunk.request) for chunk in chunks):
+            chunks = self._scheduler.prefill_chunks(beside=len(decoding))
+            if chunks and not any(_places_itself(chunk.owner) for chunk in chunks):
                 return self._isolated([*chunks, *decoding])
-        return [
-            *self._isolated(self._scheduler.prefill_chunks()),
-            *self._isolated(self._scheduler.decoding()),
-        ]
+        chunks = self._scheduler.prefill_chunks()
+        if not chunks:
+            return self._isolated(decoding)
+        # A prompt that is complete now decodes its first token at once.
+        return [*self._isolated(chunks), *self._isolated(self._scheduler.decoding())]
 
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
-        picked = launched.download.wait()
-        self._runner.check_health()  # or they are of an exchange that was broken off
+        result = launched.download.wait()
+        self._executor.check_health()  # or they are of an exchange that was broken off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
                 with fail_on_error([launched.request]):
-                    self._advance_beams(launched.request, picked)
+                    self._advance_beams(launched.request, result)
             return
-        tokens = iter(picked.tolist())
+        tokens = iter(result.tolist())
         for request, answers in launched.owners:
             news = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
@@ -175,32 +172,32 @@ class Execution:
         pages = [sequence.pages for sequence in request.sequences]
         stop = request.prompt_tokens + request.sequences[0].num_sampled
         for source, target, num_tokens in copies:
-            self._lane.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
+            self._batching.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
         tokens = upload([beam.token for beam in request.beams.running], self._loaded.device)
         for sequence, home, token in zip(request.sequences, homes, tokens.unbind(), strict=True):
             sequence.pages = pages[home]
             sequence.last_token = token
             sequence.num_sampled += 1
 
-    def _forward(self, items: Sequence[Item]) -> list[InFlight]:
-        """Run chunks of prompts and running requests in one forward, and pick what follows."""
-        chunks = [item for item in items if isinstance(item, PrefillChunk)]
-        groups = [(item, item.to_decode) for item in items if isinstance(item, Request)]
-        batch = [(request, answer) for request, answers in groups for answer in answers]
-        logits = self._runner.step(chunks, batch, self.batch_sizes)
-        asked: list[SamplingInput | Proposed] = []
+    def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
+        """Run chunks of prompts and decode steps in one forward, and sample what follows."""
+        logits = self._runner.step(batch, self.batch_sizes)
+        inputs: list[SamplingInput | Proposed] = []
         row = 0
-        for chunk in chunks:
-            chunk.request.num_prefilled = chunk.stop
-            if chunk.is_last:
-                with fail_on_error([chunk.request]):
-                    asked.append(self._first(chunk.request, logits[row]))
+        for part in _parts(batch):
+            request = part[0].owner
+            if not part[0].of_prompt:
+                answers = [tokens.sequence for tokens in part if tokens.sequence is not None]
+                with fail_on_error([request]):
+                    inputs.append(self._input(request, answers, logits[row : row + len(answers)]))
+                row += len(answers)
+                continue
+            request.num_prefilled = part[0].stop
+            if part[0].completes_prompt:
+                with fail_on_error([request]):
+                    inputs.append(self._first(request, logits[row]))
                 row += 1
-        for request, answers in groups:
-            with fail_on_error([request]):
-                asked.append(self._ask(request, answers, logits[row : row + len(answers)]))
-            row += len(answers)
-        return self._pick(asked)
+        return self._sample(inputs)
 
     def _first(self, request: Request, logits: torch.Tensor) -> SamplingInput | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
@@ -208,12 +205,12 @@ class Execution:
         request.features = None  # they have done their work; memory of the device
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
-            self._lane.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
+            self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
         request.status = Status.DECODE
-        return self._ask(request, request.sequences, logits.expand(len(request.sequences), -1))
+        return self._input(request, request.sequences, logits.expand(len(request.sequences), -1))
 
     @staticmethod
-    def _ask(
+    def _input(
         request: Request, answers: Sequence[SequenceState], logits: torch.Tensor
     ) -> SamplingInput | Proposed:
         if request.beams is not None:
@@ -222,30 +219,31 @@ class Execution:
         alive = [answer.index for answer in answers]
         return SamplingInput(request, answers, request.sampler.candidates(logits, alive))
 
-    def _pick(self, everybody: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
-        """Pick the tokens of a batch, at once for all; they are the input of the next step.
+    def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
+        """Sample the tokens of a batch, at once for all; they are the input of the next step.
 
         What failed here must not fail the forward: that would run again, and draw again.
         """
-        picked: list[InFlight] = [one for one in everybody if isinstance(one, Proposed)]
-        asked = [one for one in everybody if isinstance(one, SamplingInput)]
+        launched: list[InFlight] = [one for one in inputs if isinstance(one, Proposed)]
+        to_sample = [one for one in inputs if isinstance(one, SamplingInput)]
         try:
-            if asked:
-                picked.append(self._advance(asked, sample([one.candidates for one in asked])))
+            if to_sample:
+                tokens = sample([one.candidates for one in to_sample])
+                launched.append(self._advance(to_sample, tokens))
         except torch.AcceleratorError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
-            logger.warning("picking for %d failed, each follows alone: %r", len(asked), error)
-            for one in asked:
+            logger.warning("sampling for %d failed, each follows alone: %r", len(to_sample), error)
+            for one in to_sample:
                 with fail_on_error([one.request]):
-                    picked.append(self._advance([one], sample([one.candidates])))
-        return picked
+                    launched.append(self._advance([one], sample([one.candidates])))
+        return launched
 
-    def _advance(self, asked: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
-        """Make the picked tokens [sequences of all] the last ones of their sequences."""
+    def _advance(self, inputs: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
+        """Make the sampled tokens [sequences of all] the last ones of their sequences."""
         reports: dict[int, AsyncCopy] = {}
-        parts = tokens.split([len(one.answers) for one in asked])
-        for one, part in zip(asked, parts, strict=True):
+        parts = tokens.split([len(one.answers) for one in inputs])
+        for one, part in zip(inputs, parts, strict=True):
             with fail_on_error([one.request]):
                 assert one.request.sampler is not None
                 one.request.sampler.advance(part, [answer.index for answer in one.answers])
@@ -255,35 +253,36 @@ class Execution:
                     answer.last_token = token
                     answer.num_sampled += 1
         return SampledTokens(
-            [(one.request, one.answers) for one in asked], AsyncCopy(tokens), reports
+            [(one.request, one.answers) for one in inputs], AsyncCopy(tokens), reports
         )
 
     # --- Faults ----------------------------------------------------------------------------------
 
-    def _isolated(self, items: Sequence[Item]) -> list[InFlight]:
+    def _isolated(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
         """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
-        picked: list[InFlight] = []
-        if len(items) <= 1:  # nobody to tell apart, and no second try of the same forward
-            for item in items:
-                with fail_on_error([_request_of(item)]):
-                    picked += self._forward(items)
-            return picked
+        launched: list[InFlight] = []
+        parts = _parts(batch)
+        if len(parts) <= 1:  # no second try of the same forward
+            for part in parts:
+                with fail_on_error([part[0].owner]):
+                    launched += self._forward(part)
+            return launched
         try:
-            picked += self._forward(items)
+            launched += self._forward(batch)
         except torch.AcceleratorError:
-            with fail_on_error([_request_of(item) for item in items]):
+            with fail_on_error([part[0].owner for part in parts]):
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
-            logger.warning("a batch of %d failed, its members follow alone: %r", len(items), error)
-            for item in items:
-                request = _request_of(item)
+            logger.warning("a batch of %d failed, its members follow alone: %r", len(parts), error)
+            for part in parts:
+                request = part[0].owner
                 if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
                     with fail_on_error([request]):
-                        picked += self._forward([item])
-        return picked
+                        launched += self._forward(part)
+        return launched
 
 
 def _places_itself(request: Request) -> bool:
@@ -294,5 +293,12 @@ def _places_itself(request: Request) -> bool:
     return request.features is not None and bool(request.features.deepstack)
 
 
-def _request_of(item: Item) -> Request:
-    return item if isinstance(item, Request) else item.request
+def _parts(batch: Sequence[ScheduledTokens]) -> list[list[ScheduledTokens]]:
+    """What can be run, and fail, by itself: a chunk of a prompt, or a request's decode step."""
+    parts: list[list[ScheduledTokens]] = []
+    for tokens in batch:
+        if tokens.of_prompt or not parts or parts[-1][0].owner is not tokens.owner:
+            parts.append([tokens])
+        else:
+            parts[-1].append(tokens)
+    return parts

@@ -1,4 +1,4 @@
-"""Row counts at which a model's forwards give the same bits (docs/architecture.md, determinism)."""
+"""Batch sizes at which a model's forwards give the same bits (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class BatchSizes:
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
 
     def for_decode(self, rows: int) -> int:
-        """The fastest decode count that holds ``rows``."""
+        """The fastest decode size that holds ``rows``."""
         smallest = self.decode[bisect_left(self.decode, rows)]
         return self.faster.get(smallest, smallest)
 
     def for_prefill(self, rows: int) -> int:
-        """The smallest prefill count that holds ``rows``."""
+        """The smallest prefill size that holds ``rows``."""
         return self.prefill[bisect_left(self.prefill, rows)]

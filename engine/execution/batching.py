@@ -1,88 +1,103 @@
-"""Sets up the batched lane of a model: its KV cache and its row counts, or the reason it has
-none.
+"""Sets up continuous batching for a model: its attention, its KV cache and its batch sizes.
+
+A model that cannot be batched runs through `generate` instead, and its card says why.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from engine.config import EngineConfig, Sizes
-from engine.execution.attention.paged import UnsupportedAttentionError
-from engine.execution.attention.varlen import varlen_problem
+from engine.config import EngineConfig
+from engine.execution.attention.backends import BACKENDS
+from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
 from engine.execution.batch_invariance import (
     any_batch_sizes,
-    batched_lane_problem,
     find_batch_sizes,
-    pages_needed,
-    plain_attention,
+    packed_forward_problem,
+    tokens_needed,
 )
 from engine.execution.batch_sizes import BatchSizes
+from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.kv_cache import KVCache, KVShape
-from engine.execution.model_runner import Runner
-from engine.execution.prepack import can_prepack, prepack
-from engine.loading.loader import LoadedModel
+from engine.execution.model_runner import ModelRunner
+from engine.execution.prepack import prepack
+from engine.loading.loaded_model import LoadedModel
+from engine.platform.interface import Sizes
+from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
 # Rotary embeddings that scale with the longest position in the batch, a stranger's maybe.
 _BATCH_ROPE_TYPES = ("dynamic", "longrope")
-
-_CPU_KV_BYTES = 1 << 30
-CUDA_FREE_SHARE = 0.85  # of what the weights leave; the rest is for activations and the towers
-
-
-AttentionKind = Literal["paged kernel", "per sequence"]
+_NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it does not attend
 
 
 @dataclass(frozen=True)
-class BatchedLane:
-    """What the batch loop runs with; or, with an empty cache, the ``problem`` why there is none."""
+class ContinuousBatching:
+    """What the loop runs with; with an empty cache and the ``problem`` if it cannot batch."""
 
-    cache: KVCache
+    runner: ModelRunner
     batch_sizes: BatchSizes | None
     prefill_chunk: int
     prepacked: bool
-    attention: AttentionKind | None
     problem: str | None = None
 
+    @property
+    def cache(self) -> KVCache:
+        """Where keys and values are kept."""
+        return self.runner.cache
 
-def build_batched_lane(runner: Runner, loaded: LoadedModel, config: EngineConfig) -> BatchedLane:
-    """Size the cache, check the packed forward against the model's own, probe the row counts."""
-    sizes = config.sizes(loaded.device.type)
-    empty = KVCache({}, num_pages=0, page_size=sizes.page_size, device=loaded.device)
-    lane = BatchedLane(empty, None, sizes.prefill_chunk, prepacked=False, attention=None)
+    @property
+    def attention(self) -> str | None:
+        """The name of the attention backend; None where no forward is batched."""
+        return None if self.problem is not None else self.runner.backend.name
+
+
+def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatching:
+    """Measure a model: its KV shapes, an attention backend that works, batch sizes that agree.
+
+    Raises:
+        ModelInvalid: not even the model's own forward runs.
+        OutOfMemoryError, AcceleratorError: of torch; they say nothing about the model.
+    """
+    loaded = executor.loaded
+    sizes = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size)
+    prepacked = False
     try:
         _refuse_mixing_rows(loaded)
-        shapes = runner.kv_shapes()
+        shapes = executor.measure()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
         # Packed weights would lose the parts' own way of being put together again.
-        can = not config.tensor_parallel and can_prepack(loaded.model)
-        prepacked = can and prepack(loaded.model, trial=runner.kv_shapes)
-        lane = replace(lane, prepacked=prepacked)
-        cache = _sized_cache(runner, shapes, loaded, config)
-        attention = _working_attention(runner, cache, shapes, loaded, sizes)
-        batch_sizes = _row_counts(runner, loaded, config, sizes)
+        packs = platform_of(loaded.device).packs_weights(loaded.model.dtype)
+        can = packs and not config.tensor_parallel
+        prepacked = can and prepack(loaded.model, trial=executor.measure)
+        plan = _plan(executor, shapes, config, sizes)
+        runner = _working_runner(executor, shapes, plan)
+        batch_sizes = _batch_sizes(runner, loaded, config, sizes)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
-        _refuse_without_forward(runner, config)
-        logger.warning("%s runs in the exclusive lane only: %s", config.name, error)
-        return replace(lane, problem=str(error))
-    return replace(lane, cache=cache, batch_sizes=batch_sizes, attention=attention)
+        problem = str(error)
+    else:
+        return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked)
+    runner = executor.build(RunnerPlan(_NO_KERNEL, sizes.page_size, 0, 0, 0))
+    _refuse_without_forward(runner, config)
+    logger.warning("%s runs through generate, a task at a time: %s", config.name, problem)
+    return ContinuousBatching(runner, None, sizes.prefill_chunk, prepacked, problem)
 
 
-def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
+def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:
     """Refuse what cannot even run the model's own forward: every task of it would fail."""
     try:
-        with plain_attention(runner):
-            runner.plain_logits([0, 0, 0])
+        runner.plain_logits([0, 0, 0])
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -91,8 +106,8 @@ def _refuse_without_forward(runner: Runner, config: EngineConfig) -> None:
         raise ModelInvalid(f"model {config.name!r} does not run with {how}: {error}") from error
 
 
-def _row_counts(
-    runner: Runner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
+def _batch_sizes(
+    runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> BatchSizes:
     # An image that is prefilled whole may be longer than a chunk.
     prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
@@ -108,37 +123,39 @@ def _row_counts(
     )
 
 
-def _working_attention(
-    runner: Runner,
-    cache: KVCache,
-    shapes: dict[int, KVShape],
-    loaded: LoadedModel,
-    sizes: Sizes,
-) -> AttentionKind:
-    """Use the paged kernel where it takes this model and computes what the model's own does.
+def _working_runner(
+    executor: Executor, shapes: Mapping[int, KVShape], plan: RunnerPlan
+) -> ModelRunner:
+    """A runner with the first backend that takes this model and computes what its own forward does.
 
     Raises:
-        UnsupportedAttentionError: attention sequence by sequence does not either.
+        UnsupportedAttentionError: no backend does; it says why the last one does not.
     """
-    problem = varlen_problem(shapes.values(), sizes.page_size, loaded.device)
-    if loaded.whole_image_tokens:
-        problem = problem or "the tokens of an image see each other"
-    if problem is None:
-        max_pages = min(cache.pages_for(loaded.context_length), cache.num_pages)
-        runner.use_paged_kernel(cache, max_pages=max_pages, max_rows=2 * sizes.prefill_chunk)
-        try:
-            problem = batched_lane_problem(runner, vocab_size=_vocab_size(loaded))
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except RuntimeError as error:  # the kernel refuses something that is not known here
-            problem = str(error)
-    if problem is None:
-        return "paged kernel"
-    logger.info("attention runs sequence by sequence, not in the paged kernel: %s", problem)
-    runner.use_cache(cache)
-    if problem := batched_lane_problem(runner, vocab_size=_vocab_size(loaded)):
-        raise UnsupportedAttentionError(problem)
-    return "per sequence"
+    loaded = executor.loaded
+    spans = bool(loaded.whole_image_tokens)
+    needs = AttentionNeeds(shapes, plan.page_size, loaded.device, bidirectional_spans=spans)
+    problem: str | None = None
+    for name in platform_of(loaded.device).attention_backends:
+        problem = BACKENDS[name].problem(needs)
+        if problem is None:
+            tried = _try_runner(executor, replace(plan, attention=name))
+            if isinstance(tried, ModelRunner):
+                return tried
+            problem = tried
+        logger.info("attention is not computed by the backend %r: %s", name, problem)
+    raise UnsupportedAttentionError(problem)
+
+
+def _try_runner(executor: Executor, plan: RunnerPlan) -> ModelRunner | str:
+    """A runner that works; or why it does not, and its cache has made room for the next one's."""
+    try:
+        runner = executor.build(plan)
+        problem = packed_forward_problem(runner, vocab_size=_vocab_size(executor.loaded))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:  # the kernel refuses something that is not known here
+        return str(error)
+    return problem or runner
 
 
 def _vocab_size(loaded: LoadedModel) -> int:
@@ -147,7 +164,7 @@ def _vocab_size(loaded: LoadedModel) -> int:
 
 
 def _refuse_mixing_rows(loaded: LoadedModel) -> None:
-    """Refuse what mixes rows only sometimes, so that a probe may miss it."""
+    """Refuse what mixes rows only sometimes, so that a measurement may miss it."""
     rope: Any = getattr(loaded.model.config.get_text_config(), "rope_parameters", None) or {}
     # Either the parameters themselves or those of each type of layer.
     for parameters in (rope, *rope.values()):
@@ -160,41 +177,47 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 
-def _sized_cache(
-    runner: Runner, shapes: dict[int, KVShape], loaded: LoadedModel, config: EngineConfig
-) -> KVCache:
+def _plan(
+    executor: Executor, shapes: Mapping[int, KVShape], config: EngineConfig, sizes: Sizes
+) -> RunnerPlan:
+    """The sizes of a runner; its attention backend is still open."""
+    loaded = executor.loaded
     where = loaded.spread.layer_devices if loaded.spread else {}
     per_token = Counter[torch.device]()
     for index, shape in shapes.items():
         per_token[where.get(index, loaded.device)] += shape.bytes_per_token
     tokens = config.kv_cache_tokens
     if tokens is None:
-        room = _tokens_with_room(runner, per_token, loaded, config)
+        room = _tokens_with_room(executor, per_token, config)
         tokens = min(room, config.max_sequences * loaded.context_length)
-    page_size = config.sizes(loaded.device.type).page_size
-    cache = KVCache({}, num_pages=0, page_size=page_size, device=loaded.device)
-    num_pages = max(cache.pages_for(tokens), pages_needed(cache))
+    page_size = sizes.page_size
+    num_pages = -(-max(tokens, tokens_needed(page_size)) // page_size)
     logger.info(
         "KV cache: %d tokens, %.0f MiB",
         num_pages * page_size,
         num_pages * page_size * per_token.total() / 2**20,
     )
-    return runner.make_cache(shapes, num_pages=num_pages, page_size=page_size)
+    return RunnerPlan(
+        attention=_NO_KERNEL,
+        page_size=page_size,
+        num_pages=num_pages,
+        max_pages=min(-(-loaded.context_length // page_size), num_pages),
+        max_rows=2 * sizes.prefill_chunk,
+    )
 
 
 def _tokens_with_room(
-    runner: Runner, per_token: Counter[torch.device], loaded: LoadedModel, config: EngineConfig
+    executor: Executor, per_token: Counter[torch.device], config: EngineConfig
 ) -> int:
     """Tokens that the tightest device has room for, of the bytes that each takes there."""
-    limit = config.max_kv_cache_bytes
-    if loaded.device.type != "cuda":
-        return (limit or _CPU_KV_BYTES) // per_token.total()
+    loaded = executor.loaded
+    limit = config.max_kv_cache_bytes or platform_of(loaded.device).default_kv_bytes
     rooms = [] if limit is None else [limit // per_token.total()]
     for device, of_token in per_token.items():
-        # The runner knows the tightest of the ranks, a spread model's devices are all here.
-        free = torch.cuda.mem_get_info(device)[0] if loaded.spread else runner.free_bytes()
-        budget = int(free * CUDA_FREE_SHARE)
+        room = executor.kv_room(device)
+        if room is None:
+            continue
         if device == loaded.device and loaded.takes_images:
-            budget -= config.image_cache_bytes
-        rooms.append(budget // of_token)
+            room -= config.image_cache_bytes
+        rooms.append(room // of_token)
     return min(rooms)

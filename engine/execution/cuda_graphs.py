@@ -1,46 +1,56 @@
 """Decode steps as CUDA graphs: the few thousand kernels of a step are launched as one.
 
-A graph replays what was captured with the addresses that were captured, so each row count has
-buffers of its own that a step's numbers are copied into. Without CUDA the same code runs the
-forward itself: that is how it is tested.
+A graph replays what was captured with the addresses that were captured, so each batch size has
+buffers of its own that a step's numbers are copied into. Where the platform has no graphs, the same
+code runs the forward itself: that is how it is tested.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from engine.execution.attention.packing import ScheduledTokens, positions, upload
-from engine.execution.attention.varlen import VarlenBatch, block_table
+from engine.execution.attention.interface import AttentionBackend, Batch
+from engine.execution.attention.packing import PagedRows, block_table, positions
 from engine.execution.kv_cache import KVCache
+from engine.platform.interface import Replay
+from engine.platform.platforms import platform_of
+from engine.platform.transfer import upload
+from engine.requests.request import ScheduledTokens
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, VarlenBatch], torch.Tensor]
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Batch], torch.Tensor]
 """(token ids [T], positions [axes, T], rows of the head [T], batch) -> float32 [T, vocab]."""
-
-_WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
 
 
 class DecodeGraphs:
-    """Runs decode steps at fixed row counts. Belongs to the engine's thread."""
+    """Runs decode steps at fixed batch sizes. Belongs to the engine's thread."""
 
-    def __init__(self, forward: Forward, cache: KVCache, max_pages: int, axes: int) -> None:
-        """``axes``: rotary positions of a token."""
+    def __init__(
+        self,
+        forward: Forward,
+        backend: AttentionBackend,
+        cache: KVCache,
+        *,
+        max_pages: int,
+        axes: int,
+    ) -> None:
+        """For steps of sequences of up to ``max_pages`` pages, with ``axes`` rotary positions."""
         self._axes = axes
         self._forward = forward
+        self._backend = backend
         self._cache = cache
         self._max_pages = max_pages
         self._steps: dict[int, _Step] = {}
-        self._pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
+        self._record = platform_of(cache.device).graph_recorder()
 
     def logits(
         self,
         token_ids: torch.Tensor,
-        pieces: Sequence[ScheduledTokens],
+        scheduled: Sequence[ScheduledTokens],
         num_rows: int,
         keep: Sequence[int],
     ) -> torch.Tensor:
@@ -48,7 +58,7 @@ class DecodeGraphs:
 
         Args:
             token_ids: int64 [at most ``num_rows``], on the device.
-            pieces: one token each.
+            scheduled: one token each.
             num_rows: rows of the step; the rest is padding.
             keep: ``num_rows`` row numbers, in the order in which their logits are wanted.
 
@@ -57,17 +67,26 @@ class DecodeGraphs:
         """
         step = self._steps.get(num_rows)
         if step is None:
-            step = self._steps[num_rows] = _Step(self._cache, num_rows, self._max_pages, self._axes)
-            step.load(token_ids, pieces, keep)
-            step.capture(self._forward, self._pool)
-        step.load(token_ids, pieces, keep)
+            step = _Step(self._backend, self._cache, num_rows, self._max_pages, self._axes)
+            self._steps[num_rows] = step
+            step.load(token_ids, scheduled, keep)
+            step.capture(self._forward, self._record)
+        step.load(token_ids, scheduled, keep)
         return step.run()
 
 
 class _Step:
-    """One row count: its buffers, and its graph once it is captured."""
+    """One batch size: its buffers, and its graph once it is captured."""
 
-    def __init__(self, cache: KVCache, num_rows: int, max_pages: int, axes: int) -> None:
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        cache: KVCache,
+        num_rows: int,
+        max_pages: int,
+        axes: int,
+    ) -> None:
+        self._backend = backend
         self._cache = cache
         self._num_rows = num_rows
         self._max_pages = max_pages
@@ -78,51 +97,48 @@ class _Step:
         columns = 3 + axes + max_pages
         self._numbers = torch.zeros(num_rows, columns, dtype=torch.int32, device=cache.device)
         self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=cache.device)
-        self._replay: Callable[[], torch.Tensor] | None = None
+        self._replay: Replay | None = None
 
     def load(
-        self, token_ids: torch.Tensor, pieces: Sequence[ScheduledTokens], keep: Sequence[int]
+        self, token_ids: torch.Tensor, scheduled: Sequence[ScheduledTokens], keep: Sequence[int]
     ) -> None:
         """Copy a step's numbers into the buffers."""
         cache, size = self._cache, self._cache.page_size
         padding = ScheduledTokens(0, 1, [cache.scratch_page])
-        pieces = [*pieces, *[padding] * (self._num_rows - len(pieces))]
-        table = block_table(cache, pieces, self._max_pages)
-        rotary = zip(*positions(pieces, self._num_rows, self._axes), strict=True)
+        scheduled = [*scheduled, *[padding] * (self._num_rows - len(scheduled))]
+        table = block_table(cache, scheduled, self._max_pages)
+        rotary = zip(*positions(scheduled, self._num_rows, self._axes), strict=True)
         rows = [
             [
-                piece.pages[piece.start // size] * size + piece.start % size,
-                piece.context,
+                token.pages[token.start // size] * size + token.start % size,
+                token.stop,
                 row,
                 *position,
                 *pages,
             ]
-            for piece, row, position, pages in zip(pieces, keep, rotary, table, strict=True)
+            for token, row, position, pages in zip(scheduled, keep, rotary, table, strict=True)
         ]
         self._numbers.copy_(upload(rows, cache.device, torch.int32))
         self._token_ids[: len(token_ids)] = token_ids
 
-    def capture(self, forward: Forward, pool: Any) -> None:
-        """Capture the forward on what is loaded; without CUDA, or if that fails, it just runs."""
+    def capture(self, forward: Forward, record: Callable[[Replay], Replay]) -> None:
+        """Capture the forward on what is loaded; if that fails, it just runs."""
 
         def run() -> torch.Tensor:
             write_slot, context, row = self._numbers[:, :3].unbind(1)
             position = self._numbers[:, 3 : 3 + self._axes].t()
-            batch = VarlenBatch(
-                self._cache,
+            rows = PagedRows(
                 write_slots=write_slot.long(),
                 row_starts=self._row_starts,
                 contexts=context.contiguous(),
                 block_table=self._numbers[:, 3 + self._axes :].contiguous(),
-                max_rows=1,
             )
+            batch = self._backend.decode_batch(self._cache, rows)
             return forward(self._token_ids, position.long(), row.long(), batch)
 
         self._replay = run
-        if pool is None:
-            return
         try:
-            self._replay = _captured(run, pool)
+            self._replay = record(run)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -132,21 +148,3 @@ class _Step:
         """The step on what is loaded."""
         assert self._replay is not None
         return self._replay()
-
-
-def _captured(run: Callable[[], torch.Tensor], pool: Any) -> Callable[[], torch.Tensor]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        output = run()
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return output
-
-    return replay

@@ -7,12 +7,15 @@ Token ``i`` of a sequence lies in slot ``pages[i // page_size] * page_size + i %
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+
+from engine.execution.operations import ONE_RANK, Ranks
+from engine.platform.interface import KVLayout
+from engine.platform.platforms import platform_of
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,28 @@ Slots = slice | torch.Tensor
 
 
 class LayerKV:
-    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` alike.
+    """One layer's storage: ``keys`` [slots, kv_heads, key_dim], ``values`` alike."""
 
-    In memory a CPU has all tokens of a head together, which its attention reads twice as fast; a
-    GPU has all heads of a token together, as paged kernels want it.
-    """
-
-    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, shape: KVShape, num_slots: int, device: torch.device, layout: KVLayout
+    ) -> None:
         self.device = device
+        self._platform = platform_of(device)
         self.keys, self.values = (
-            _storage(num_slots, shape.num_heads, dim, shape.dtype, device)
+            self._storage(num_slots, shape.num_heads, dim, shape.dtype, layout)
             for dim in (shape.key_dim, shape.value_dim)
         )
         # Views made once, so that one more operation gives what attention takes.
         self._keys_by_head = self.keys.transpose(0, 1)[None]
         self._values_by_head = self.values.transpose(0, 1)[None]
+
+    def _storage(
+        self, slots: int, heads: int, dim: int, dtype: torch.dtype, layout: KVLayout
+    ) -> torch.Tensor:
+        """Zeros [slots, heads, dim], in the order of memory that the layout says."""
+        if layout == "heads first":
+            return self._platform.zeros((heads, slots, dim), dtype, self.device).transpose(0, 1)
+        return self._platform.zeros((slots, heads, dim), dtype, self.device)
 
     def pages(self, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [pages, page_size, kv_heads, dim], views, as paged kernels want them."""
@@ -57,13 +67,9 @@ class LayerKV:
 
     def write(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [kv_heads, len(slots), dim] of new tokens."""
-        if self.keys.is_cuda:
-            with _unsorted_writes():
-                self.keys.index_copy_(0, slots, keys.transpose(0, 1))
-                self.values.index_copy_(0, slots, values.transpose(0, 1))
-        else:
-            self.keys[slots] = keys.transpose(0, 1)
-            self.values[slots] = values.transpose(0, 1)
+        self._platform.write_rows(
+            slots, (self.keys, keys.transpose(0, 1)), (self.values, values.transpose(0, 1))
+        )
 
     def read(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [1, kv_heads, tokens, dim]: views where the slots are contiguous."""
@@ -76,32 +82,6 @@ class LayerKV:
         return self._keys_by_head[:, :, slots], self._values_by_head[:, :, slots]
 
 
-@contextmanager
-def _unsorted_writes() -> Iterator[None]:
-    """Let writes to indices run in any order.
-
-    Deterministic mode sorts the indices first, in case one comes twice. Here none does, but for
-    those in the scratch page, whose content nobody looks at.
-    """
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True)
-
-
-def _storage(
-    slots: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """Zeros [slots, heads, dim], in the order of memory that the device reads best."""
-    if device.type == "cpu":
-        # numpy leaves them to the system, which clears a page when it is used: torch would take
-        # seconds for a gigabyte, most of which may never be needed.
-        zeros = np.zeros((heads, slots, dim * dtype.itemsize), dtype=np.uint8)
-        return torch.from_numpy(zeros).view(dtype).transpose(0, 1)
-    return torch.zeros(slots, heads, dim, dtype=dtype, device=device)
-
-
 def bits_of(tensor: torch.Tensor) -> bytes:
     """All bits of a tensor."""
     return bytes(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
@@ -110,7 +90,7 @@ def bits_of(tensor: torch.Tensor) -> bytes:
 class KVCache:
     """A fixed pool of pages. Not thread safe: the engine's thread owns it.
 
-    Behind them lies a page that nobody owns, ``scratch_page``, for rows that are padding.
+    After them lies a page without an owner, ``scratch_page``, for rows that are padding.
     """
 
     def __init__(
@@ -120,7 +100,9 @@ class KVCache:
         num_pages: int,
         page_size: int,
         device: torch.device,
+        layout: KVLayout | None = None,
         layer_devices: Mapping[int, torch.device] | None = None,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         """Make the pool.
 
@@ -129,23 +111,27 @@ class KVCache:
             num_pages: pages that can be owned.
             page_size: tokens in a page.
             device: where the batch's numbers are, and all layers that are not in ``layer_devices``.
+            layout: the order in memory; None takes what suits the device.
             layer_devices: of layers that lie elsewhere.
+            ranks: those that have a part of this cache each.
         """
         where = layer_devices or {}
+        self.layout = layout or platform_of(device).kv_layout
         slots = (num_pages + 1) * page_size
+        self._ranks = ranks
         self.scratch_page = num_pages
         self.num_pages = num_pages
         self.page_size = page_size
         self.device = device
         self.layers = {
-            index: LayerKV(shape, slots, where.get(index, device))
+            index: LayerKV(shape, slots, where.get(index, device), self.layout)
             for index, shape in shapes.items()
         }
         self._free = np.ones(num_pages, dtype=bool)
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that nobody owns."""
+        """Pages without an owner."""
         return int(self._free.sum())
 
     @property
@@ -202,33 +188,20 @@ class KVCache:
 
     def copy(self, source: Sequence[int], target: Sequence[int], start: int, stop: int) -> None:
         """Copy the tokens ``start`` to ``stop`` of one sequence's pages into another's."""
-        reads, writes = (
-            self._layer_slots(source, start, stop),
-            self._layer_slots(target, start, stop),
-        )
-        for (layer, read), (_, write) in zip(reads, writes, strict=True):
-            for stored in (layer.keys, layer.values):
-                stored[write] = stored[read].clone()  # a slice is a view, not to be written from
+        self._ranks.run(CopyTokens(tuple(source), tuple(target), start, stop), self)
 
     def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
         """Fill whole pages with random keys and values; for `engine.execution.batch_invariance`."""
-        generator = torch.Generator().manual_seed(seed)
-        for layer, slots in self._layer_slots(pages, 0, len(pages) * self.page_size):
-            for stored in (layer.keys, layer.values):
-                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+        self._ranks.run(FillPages(tuple(pages), seed), self)
 
     def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:
         """All bits of the tokens ``start`` to ``stop`` of a sequence; for `batch_invariance`."""
-        return b"".join(
-            bits_of(stored[slots])
-            for layer, slots in self._layer_slots(pages, start, stop)
-            for stored in (layer.keys, layer.values)
-        )
+        return b"".join(self._ranks.gather(ReadBits(tuple(pages), start, stop), self))
 
-    def _layer_slots(
+    def layer_slots(
         self, pages: Sequence[int], start: int, stop: int
     ) -> Iterator[tuple[LayerKV, Slots]]:
-        """Each layer with `slots` on its own device."""
+        """Each layer with `slots` on its own device; of this rank's part of the cache."""
         on: dict[torch.device, Slots] = {}
         for layer in self.layers.values():
             if layer.device not in on:
@@ -242,3 +215,53 @@ class KVCache:
             np.add.at(counts, list(pages), 1)
         if not np.array_equal(counts, (~self._free).astype(int)):
             raise RuntimeError("KV cache: pages leaked or owned twice")
+
+
+@dataclass(frozen=True)
+class CopyTokens:
+    """See `KVCache.copy`."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    start: int
+    stop: int
+
+    def run(self, cache: KVCache) -> None:
+        """Copy on this rank."""
+        reads = cache.layer_slots(self.source, self.start, self.stop)
+        writes = cache.layer_slots(self.target, self.start, self.stop)
+        for (layer, read), (_, write) in zip(reads, writes, strict=True):
+            for stored in (layer.keys, layer.values):
+                stored[write] = stored[read].clone()  # a slice is a view, not to be written from
+
+
+@dataclass(frozen=True)
+class FillPages:
+    """See `KVCache.fill_randomly`."""
+
+    pages: tuple[int, ...]
+    seed: int
+
+    def run(self, cache: KVCache) -> None:
+        """Fill this rank's part."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for layer, slots in cache.layer_slots(self.pages, 0, len(self.pages) * cache.page_size):
+            for stored in (layer.keys, layer.values):
+                stored[slots] = torch.randn(stored[slots].shape, generator=generator).to(stored)
+
+
+@dataclass(frozen=True)
+class ReadBits:
+    """See `KVCache.bits`."""
+
+    pages: tuple[int, ...]
+    start: int
+    stop: int
+
+    def run(self, cache: KVCache) -> bytes:
+        """The bits of this rank's part."""
+        return b"".join(
+            bits_of(stored[slots])
+            for layer, slots in cache.layer_slots(self.pages, self.start, self.stop)
+            for stored in (layer.keys, layer.values)
+        )

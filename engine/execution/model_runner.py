@@ -1,237 +1,250 @@
 """Packs a batch to a verified shape, runs the HuggingFace module on it, returns logits.
 
 A forward has T rows, one token each, of any number of sequences: ``input_ids`` [1, T] and
-``position_ids`` [1, T], or [3, 1, T] (`features`). T is always one of the row counts of
+``position_ids`` [1, T], or [3, 1, T] (`engine.vision.features`). T is always one of the
 `BatchSizes`; padding rows fill up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from engine.execution.attention.packing import ScheduledTokens, positions, upload
-from engine.execution.attention.paged import (
-    PAGED,
+from engine.execution.attention.interface import (
+    PACKED,
     Attend,
-    PagedBatch,
+    AttentionBackend,
+    Batch,
     PlacedBatch,
     ShapeRecorder,
-    paged_batch,
 )
-from engine.execution.attention.varlen import VarlenBatch, varlen_batch
+from engine.execution.attention.packing import positions
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
-from engine.loading.loader import LoadedModel
-from engine.requests.request import Request, SequenceState
+from engine.execution.operations import ONE_RANK, Ranks
+from engine.loading.loaded_model import LoadedModel
+from engine.platform.platforms import platform_of
+from engine.platform.transfer import upload
+from engine.requests.request import ScheduledTokens
 from engine.vision.features import Features, Vision, joined
 
 
+@torch.inference_mode()
+def kv_shapes(loaded: LoadedModel) -> dict[int, KVShape]:
+    """The KV shape of every layer, seen in a forward of one token.
+
+    Raises:
+        UnsupportedAttentionError: the model needs attention that no backend computes.
+    """
+    recorder = ShapeRecorder()
+    zero = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
+    _set_attention(loaded, PACKED)
+    loaded.model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
+    return recorder.shapes
+
+
+@contextmanager
+def plain_attention(loaded: LoadedModel) -> Iterator[None]:
+    """The model's own attention, for `generate` and as a reference."""
+    _set_attention(loaded, loaded.own_attention)
+    try:
+        yield
+    finally:
+        _set_attention(loaded, PACKED)
+
+
+def _set_attention(loaded: LoadedModel, implementation: str) -> None:
+    """Switch the language model's attention; vision towers keep their own."""
+    loaded.model.get_decoder().set_attn_implementation(implementation)
+
+
 @dataclass(frozen=True)
-class PrefillChunk:
-    """Prompt tokens ``start .. stop`` of a request, to be prefilled in one forward."""
+class Forward:
+    """The arguments of `ModelRunner.forward`."""
 
-    request: Request
-    start: int
-    stop: int
+    token_ids: torch.Tensor
+    scheduled: Sequence[ScheduledTokens]
+    num_rows: int
+    keep: Sequence[int]
+    num_keep: int
+    decode: bool
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the prompt is complete after this chunk."""
-        return self.stop == self.request.prompt_tokens
+    def run(self, runner: ModelRunner) -> torch.Tensor:
+        """Run this rank's part."""
+        return runner.logits(self)
 
 
-class Runner:
-    """Runs forwards. Belongs to the engine's thread."""
+@dataclass(frozen=True)
+class PlainForward:
+    """The arguments of `ModelRunner.plain_logits`."""
 
-    def __init__(self, loaded: LoadedModel, image_cache_bytes: int = 0) -> None:
-        self._model = loaded.model
-        self._image_token_id = loaded.image_token_id
-        self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
-        # What transformers chose for this model: not all of them can run sdpa.
-        self.own_attention: str = self._model.get_decoder().config._attn_implementation
-        self.device = loaded.device
-        self._spread = loaded.spread
-        self._cache: KVCache | None = None
-        self._paged_kernel = False
-        self._graphs: DecodeGraphs | None = None
-        self._max_rows = 0
-        self._logits: torch.Tensor | None = None
+    token_ids: Sequence[int]
 
-    @property
-    def cache(self) -> KVCache:
-        """The KV cache; set by `use_cache`."""
-        assert self._cache is not None
-        return self._cache
+    def run(self, runner: ModelRunner) -> torch.Tensor:
+        """Run this rank's part."""
+        return runner.own_logits(self)
 
-    @property
-    def decodes_apart(self) -> bool:
-        """Whether a decode step runs other kernels than a prefill of as many rows."""
-        return self._paged_kernel
 
-    def make_cache(
-        self, shapes: Mapping[int, KVShape], *, num_pages: int, page_size: int
-    ) -> KVCache:
-        """A KV cache on the device; of a spread model, each layer's on its own."""
-        return KVCache(
-            shapes,
-            num_pages=num_pages,
-            page_size=page_size,
-            device=self.device,
-            layer_devices=self._spread.layer_devices if self._spread else None,
-        )
+class ModelRunner:
+    """Runs forwards with one attention backend. Belongs to the engine's thread.
 
-    def check_health(self) -> None:
-        """Raise if forwards can run no more; on any thread."""
+    It is built once all that it needs is known, and never changes: to try another backend, build
+    another one. Of a split model every rank has one.
+    """
 
-    def close(self) -> None:
-        """End what runs forwards beside this process. Idempotent."""
-
-    def free_bytes(self) -> int:
-        """Memory of a CUDA device that nobody uses."""
-        return torch.cuda.mem_get_info(self.device)[0]
-
-    def use_cache(self, cache: KVCache) -> None:
-        """Give the runner its KV cache; attention is computed sequence by sequence."""
-        self._cache = cache
-        self._paged_kernel = False
-        self._graphs = None
-
-    def use_paged_kernel(self, cache: KVCache, *, max_pages: int, max_rows: int) -> None:
-        """Give the runner its KV cache; a paged kernel computes attention (`varlen`).
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        backend: AttentionBackend,
+        cache: KVCache,
+        *,
+        max_pages: int,
+        image_cache_bytes: int = 0,
+        ranks: Ranks = ONE_RANK,
+    ) -> None:
+        """Make a runner.
 
         Args:
-            cache: the cache.
+            loaded: the model, or this rank's part of it.
+            backend: what computes attention.
+            cache: where keys and values are kept.
             max_pages: pages of the longest sequence.
-            max_rows: rows of the largest forward.
+            image_cache_bytes: what is kept of images, as features on the device.
+            ranks: all that have a part of the model.
         """
-        self._cache = cache
-        self._paged_kernel = True
+        self.backend = backend
+        self.cache = cache
+        self.device = loaded.device
+        self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
+        self._loaded = loaded
+        self._ranks = ranks
+        self._float_logits = platform_of(loaded.device).float_copier()
+        self._graphs: DecodeGraphs | None = None
         # A graph has the kernels of one device, and the model's forward cannot be cut where the
         # device changes. Models that are spread are large: reading their weights takes longer than
         # launching their kernels one by one.
-        if self._spread is None:
-            self._graphs = DecodeGraphs(self._decode_forward, cache, max_pages, self.vision.axes)
-        self._max_rows = max_rows
+        if backend.captures_decode and loaded.spread is None:
+            self._graphs = DecodeGraphs(
+                self._decode_logits, backend, cache, max_pages=max_pages, axes=self.vision.axes
+            )
 
-    @torch.inference_mode()
-    def kv_shapes(self) -> dict[int, KVShape]:
-        """The KV shape of every layer, seen in a forward of one token."""
-        recorder = ShapeRecorder()
-        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        self.set_attention(PAGED)
-        self._model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
-        return recorder.shapes
+    # --- On all ranks ----------------------------------------------------------------------------
 
-    def set_attention(self, implementation: str) -> None:
-        """Switch the language model's attention; vision towers keep their own."""
-        self._model.get_decoder().set_attn_implementation(implementation)
-
-    def step(
-        self,
-        chunks: Sequence[PrefillChunk],
-        decoding: Sequence[tuple[Request, SequenceState]],
-        counts: BatchSizes,
-    ) -> torch.Tensor:
-        """Prefill chunks of different requests and decode one token of every sequence, at once.
+    def step(self, batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+        """Prefill chunks of prompts and decode one token of other sequences, at once.
 
         Args:
-            chunks: may be none, as may be ``decoding``; both only if the batch sizes can mix them.
-            decoding: sequences with the requests that they belong to.
-            counts: at which the forward may run.
+            batch: tokens of requests, those of prompts first; both kinds only if the batch sizes
+                can mix them.
+            sizes: at which the forward may run.
 
         Returns:
             Logits [last chunks of prompts and sequences, vocab], in order.
         """
-        prompts = [t for c in chunks for t in c.request.prompt.token_ids[c.start : c.stop]]
-        pieces = [self._chunk_piece(chunk) for chunk in chunks]
-        ends = accumulate(piece.num_tokens for piece in pieces)
-        keep = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last]
+        chunks = [tokens for tokens in batch if tokens.of_prompt]
+        decoding = batch[len(chunks) :]
+        prompts = [t for c in chunks for t in c.owner.prompt.token_ids[c.start : c.stop]]
+        ends = accumulate(chunk.num_tokens for chunk in chunks)
+        keep = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.completes_prompt]
         keep += range(len(prompts), len(prompts) + len(decoding))
         token_ids = [upload(prompts, self.device)] if prompts else []
-        for request, sequence in decoding:
-            start = request.prompt_tokens + sequence.num_sampled - 1
-            pieces.append(ScheduledTokens(start, 1, sequence.pages, rotary=request.rotary))
         if decoding:
-            picked = [sequence.last_token for _, sequence in decoding]
+            sampled = [tokens.sequence.last_token for tokens in decoding if tokens.sequence]
             # What is not a token (`engine.sampling.sampler`) ends its task, but later.
-            token_ids.append(torch.stack([t for t in picked if t is not None]).clamp_(min=0))
-        # The head runs at a decode count in all kinds of forward, so that the first token's logits
-        # come from the same class as all others.
-        num_keep = counts.for_decode(len(keep))
+            token_ids.append(torch.stack([t for t in sampled if t is not None]).clamp_(min=0))
+        # The head runs at a decode size in all kinds of forward, so that the first token's logits
+        # come from the same kernels as all others.
+        num_keep = sizes.for_decode(len(keep))
         num_rows = len(prompts) + len(decoding)
         return self.forward(
             torch.cat(token_ids),
-            pieces,
-            num_rows=counts.for_prefill(num_rows) if chunks else num_keep,
+            [*map(self._with_features, chunks), *decoding],
+            num_rows=sizes.for_prefill(num_rows) if chunks else num_keep,
             keep=keep,
             num_keep=num_keep,
             decode=not chunks,
         )
 
-    @torch.inference_mode()
     def forward(
         self,
         token_ids: torch.Tensor,
-        pieces: Sequence[ScheduledTokens],
+        scheduled: Sequence[ScheduledTokens],
         *,
         num_rows: int,
         keep: Sequence[int],
         num_keep: int,
         decode: bool = False,
     ) -> torch.Tensor:
-        """Run the module on packed pieces.
+        """Run the module on a packed batch.
 
         Args:
-            token_ids: [at most ``num_rows``], on the device: the pieces' tokens.
-            pieces: where they belong.
+            token_ids: [at most ``num_rows``], on the device.
+            scheduled: where these tokens belong.
             num_rows: rows of the forward; the rest is padding.
             keep: rows whose logits are wanted.
             num_keep: rows that the language model head runs on; the rest is padding.
-            decode: the pieces are single tokens, and ``num_keep`` is ``num_rows``.
+            decode: each sequence has a single token, and ``num_keep`` is ``num_rows``.
 
         Returns:
             float32 logits [len(keep), vocab]; the next forward may overwrite them.
         """
-        kept = [*keep, *[0] * (num_keep - len(keep))]
-        if self._graphs is not None and decode:
-            return self._graphs.logits(token_ids, pieces, num_rows, kept)[: len(keep)]
-        ids = pad(token_ids, (0, num_rows - len(token_ids)))
+        forward = Forward(token_ids, scheduled, num_rows, list(keep), num_keep, decode)
+        return self._ranks.run(forward, self)
+
+    def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The model's own forward on a whole prompt, float32 [tokens, vocab]; a reference."""
+        return self._ranks.run(PlainForward(list(token_ids)), self)
+
+    # --- On this rank ----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logits(self, forward: Forward) -> torch.Tensor:
+        """See `forward`."""
+        scheduled, num_rows = forward.scheduled, forward.num_rows
+        num_wanted = len(forward.keep)
+        keep = [*forward.keep, *[0] * (forward.num_keep - num_wanted)]
+        if self._graphs is not None and forward.decode:
+            return self._graphs.logits(forward.token_ids, scheduled, num_rows, keep)[:num_wanted]
+        ids = pad(forward.token_ids, (0, num_rows - len(forward.token_ids)))
         features: list[Features] = []
         row = stop = 0
-        for piece in pieces:
-            row += piece.num_tokens
-            if piece.features is not None:
-                features.append(piece.features)
+        for tokens in scheduled:
+            row += tokens.num_tokens
+            if tokens.features is not None:
+                features.append(tokens.features)
                 stop = row
-        logits = self._run(
+        logits = self._model_logits(
             self.vision.inputs(ids[None], joined(features) if features else None, stop),
-            upload(positions(pieces, num_rows, self.vision.axes), self.device),
-            upload(kept, self.device),
-            self._batch(pieces, num_rows, 1 if decode else self._max_rows),
+            upload(positions(scheduled, num_rows, self.vision.axes), self.device),
+            upload(keep, self.device),
+            self._placed(
+                self.backend.batch(self.cache, scheduled, num_rows, decode=forward.decode)
+            ),
         )
-        return logits[: len(keep)]
+        return logits[:num_wanted]
 
-    def _batch(self, pieces: Sequence[ScheduledTokens], num_rows: int, max_rows: int) -> Attend:
-        """The pieces as attention takes them; what a device needs of them goes there once."""
-        batch: PagedBatch | VarlenBatch
-        if self._paged_kernel:
-            batch = varlen_batch(self.cache, pieces, num_rows, max_rows)
-        else:
-            batch = paged_batch(self.cache, pieces)
-        if self._spread is None:
-            return batch
-        first, *others = self._spread.stages
-        parts = [(first, batch), *((stage, batch.on(stage.device)) for stage in others)]
-        return PlacedBatch({n: part for stage, part in parts for n in stage.layers})
+    @torch.inference_mode()
+    def own_logits(self, forward: PlainForward) -> torch.Tensor:
+        """See `plain_logits`."""
+        ids = torch.tensor([list(forward.token_ids)], device=self.device)
+        with plain_attention(self._loaded):
+            logits: torch.Tensor = self._loaded.model(input_ids=ids, use_cache=False).logits
+        return logits[0].float()
 
-    def _run(
+    def _decode_logits(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
+        inputs = self.vision.inputs(token_ids[None], None, 0)
+        return self._model_logits(inputs, positions, keep, batch)
+
+    def _model_logits(
         self,
         inputs: dict[str, Any],
         positions: torch.Tensor,  # [axes, T]
@@ -239,7 +252,7 @@ class Runner:
         batch: Attend,
     ) -> torch.Tensor:
         """float32 logits [len(keep), vocab]."""
-        output = self._model(
+        output = self._loaded.model(
             **inputs,
             position_ids=positions if len(positions) == 1 else positions[:, None],
             logits_to_keep=keep,
@@ -248,54 +261,23 @@ class Runner:
         )
         return self._float_logits(output.logits[0])
 
-    def _float_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """[rows, vocab] as float32, in a tensor that the model does not use.
+    def _placed(self, batch: Batch) -> Attend:
+        """The batch for all layers; what a device needs of it goes there once."""
+        spread = self._loaded.spread
+        if spread is None:
+            return batch
+        first, *others = spread.stages
+        parts = [(first, batch), *((stage, batch.on(stage.device)) for stage in others)]
+        return PlacedBatch({n: part for stage, part in parts for n in stage.layers})
 
-        A CPU keeps that tensor: the C library would give back 40 MB (64 rows of 152,000 tokens)
-        after each step, and the kernel would clear them for the next one.
-        """
-        if logits.is_cuda:  # torch keeps the device's memory anyway, and graphs have their own
-            return logits.to(torch.float32, copy=True)
-        rows, vocab = logits.shape
-        if self._logits is None or len(self._logits) < rows:
-            self._logits = torch.empty(rows, vocab)
-        return self._logits[:rows].copy_(logits)
-
-    def _decode_forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        keep: torch.Tensor,
-        batch: VarlenBatch,
-    ) -> torch.Tensor:
-        return self._run(self.vision.inputs(token_ids[None], None, 0), positions, keep, batch)
-
-    @torch.inference_mode()
-    def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """The model's own forward on a whole prompt, float32 [tokens, vocab]; for the lane
-        check.
-        """
-        ids = torch.tensor([list(token_ids)], device=self.device)
-        logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits[0].float()
-
-    def _chunk_piece(self, chunk: PrefillChunk) -> ScheduledTokens:
-        request, start, stop = chunk.request, chunk.start, chunk.stop
-        return ScheduledTokens(
-            start,
-            stop - start,
-            request.sequences[0].pages,
-            self._chunk_features(chunk),
-            request.rotary,
-            [(a, b) for a, b in request.prompt.bidirectional_spans if start <= a and b <= stop],
-        )
-
-    def _chunk_features(self, chunk: PrefillChunk) -> Features | None:
-        """The image features of the image tokens within a chunk."""
-        request = chunk.request
+    def _with_features(self, chunk: ScheduledTokens) -> ScheduledTokens:
+        """A chunk of a prompt with the image features of the image tokens in it."""
+        request = chunk.owner
         if request.features is None:
-            return None
-        ids = request.prompt.token_ids
-        before = ids[: chunk.start].count(self._image_token_id) - request.features_skipped
-        within = ids[chunk.start : chunk.stop].count(self._image_token_id)
-        return request.features.part(before, before + within) if within else None
+            return chunk
+        ids, image_token = request.prompt.token_ids, self._loaded.image_token_id
+        before = ids[: chunk.start].count(image_token) - request.features_skipped
+        within = ids[chunk.start : chunk.stop].count(image_token)
+        if not within:
+            return chunk
+        return replace(chunk, features=request.features.part(before, before + within))

@@ -1,7 +1,7 @@
 """Prepacked weights on CPU: oneDNN's own layout, made once at load instead of at every call.
 
 A linear layer with packed weights is 1.1 to 2.3 times as fast in bfloat16 and 1.2 to 3.5 times in
-float32 at the row counts of decoding, and a row's bits agree at all row counts from 2 up, where the
+float32 at the batch sizes of decoding, and a row's bits agree at all sizes from 2 up, where the
 plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
 same input, one after the other, become one product: queries, keys and values; gate and up. The
 packed copy replaces the weight; a weight that something else uses too (a head tied to the
@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-# What oneDNN's inner product takes on CPU. float16 needs instructions that few CPUs have.
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _Product:
@@ -47,7 +44,7 @@ class _Product:
         assert mine is not None
         self._outputs[index] = None
         if not any(output is not None for output in self._outputs):
-            self._input = None  # everybody has theirs
+            self._input = None  # every layer has its part
         return mine
 
 
@@ -78,16 +75,6 @@ def _weight(layer: Any) -> torch.Tensor:
 
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
-
-
-def can_prepack(model: Any) -> bool:
-    """Whether this build of torch and this CPU pack weights of the model's dtype."""
-    return (
-        model.device.type == "cpu"
-        and model.dtype in _DTYPES
-        and torch.backends.mkldnn.is_available()
-        and (model.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
 
 
 class _OnTrial(nn.Module):

@@ -1,4 +1,4 @@
-"""How much memory a model takes: counted of a loaded one, estimated of one that is only described.
+"""How much memory a model will take; a loaded one is counted by `engine.core.model_info`.
 
 What is counted is what grows with the model, its weights and its KV cache. Python, libraries and
 activations come on top and are about the same for every model.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +24,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from engine.config import EngineConfig
-from engine.execution.prepack import PackedLinear
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
+from engine.platform.platforms import may_prepack
 
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -45,35 +44,6 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
 Tensors = dict[str, tuple[tuple[int, ...], str]]
 """Shape and safetensors' name of the dtype of each tensor."""
-
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of a loaded model's weights: shared ones once, quantized ones as they are stored."""
-    seen: dict[int, int] = {}
-    for tensor in _tensors(model):
-        seen[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
-
-
-def _tensors(model: Any) -> Iterator[torch.Tensor]:
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            yield from module.stored()
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
-                yield from _scales(tensor)
-
-
-def _scales(weight: Any) -> Iterator[torch.Tensor]:
-    """What bitsandbytes keeps beside a quantized weight."""
-    state = getattr(weight, "quant_state", None)
-    while state is not None:  # the scales may be quantized in their turn
-        yield state.absmax
-        yield state.code
-        state = state.state2
-    if (scales := getattr(weight, "SCB", None)) is not None:
-        yield scales
 
 
 def estimate_bytes(config: EngineConfig) -> int:
@@ -142,7 +112,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
         )
         return MemoryEstimate(
             weights=int(
-                sum(sizes.values()) + (_tied_head(sizes) if config.device != "cuda" else 0)
+                sum(sizes.values()) + (_tied_head(sizes) if may_prepack(config.device) else 0)
             ),
             decode_weights=int(sum(sizes.values()) - _not_decoded(sizes)),
             kv_per_token=kv_per_token,

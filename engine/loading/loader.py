@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
-    PreTrainedTokenizerBase,
 )
 
 from engine.config import EngineConfig
@@ -22,6 +20,7 @@ from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.internvl_weights import OriginalInternVL
 from engine.loading.families.traits import whole_image_tokens
+from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
     context_length,
     is_vision,
@@ -37,55 +36,11 @@ from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_sp
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
-from engine.platform.device_check import check_device, device_facts, device_problem
 from engine.platform.malloc import large_blocks_given_back
+from engine.platform.platforms import resolve_device
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to run, and what its prompts need.
-
-    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
-    tokens go in and logits come out.
-    """
-
-    model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
-    tokenizer: PreTrainedTokenizerBase
-    chat_template: str | None
-    image_token: str | None
-    image_token_id: int | None
-    context_length: int
-    device: torch.device
-    revision: str | None
-    spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
-    whole_image_tokens: int = 0  # see `engine.loading.families.traits`
-    tool_template: str | None = None  # for tasks with tools, where that is another one
-    image_tag: str | None = None  # what texts say where an image belongs (engine.image_tags)
-
-    @property
-    def takes_images(self) -> bool:
-        """Whether messages may hold image blocks."""
-        return self.image_token is not None
-
-
-def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``config.device`` means on this machine; torch can compute on it.
-
-    Raises:
-        ModelInvalid: CUDA is asked for and there is none.
-        TaskExecutionError: see `engine.platform.device_check`.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        why = device_problem(device_facts(torch.device("cuda")))
-        raise ModelInvalid(f"device is 'cuda', but {why}; or use 'auto' or 'cpu'")
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    check_device(device)
-    return device
 
 
 def load_model(
@@ -105,7 +60,7 @@ def load_model(
         OutOfMemory: the weights do not fit into the device's memory.
         TaskExecutionError: this build of torch cannot compute on the device.
     """
-    device = resolve_device(config)
+    device = resolve_device(config.device)
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
     source = locate(config)
@@ -154,6 +109,7 @@ def load_model(
         image_token_id=processor.feature_token_id if processor else None,
         context_length=context_length(config, hf_config),
         device=device,
+        own_attention=model.get_decoder().config._attn_implementation,
         spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,

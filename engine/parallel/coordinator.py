@@ -1,8 +1,9 @@
 """Rank 0's side: starts the other ranks, tells them what to run, notices when one is gone.
 
-Ranks talk over Unix sockets in a directory that only this user can enter: calls one way, a few
-replies the other. Tensors go through the process group instead. A socket that closes is how both
-sides learn, at once, that the other one has ended, whatever it was doing.
+Ranks talk over Unix sockets in a directory that only this user can enter: messages one way, a few
+replies the other (`engine.parallel.messages`). Tensors go through the process group instead. A
+socket that closes is how both sides learn, at once, that the other one has ended, whatever it was
+doing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from engine.config import EngineConfig
-from engine.execution.attention.paged import UnsupportedAttentionError
+from engine.execution.attention.interface import UnsupportedAttentionError
 from engine.parallel.group import abort_group, check_can_join, join_group, leave_group
-from engine.parallel.launcher import FollowerProcess, Launcher
+from engine.parallel.launcher import Launcher, WorkerProcess
+from engine.parallel.messages import Failed, Message, Reply, WorkerInit
 from schema.errors import OutOfMemory, TaskError, TaskExecutionError
 
 logger = logging.getLogger(__name__)
@@ -42,45 +43,8 @@ class RanksLostError(torch.AcceleratorError):
     """The ranks are not in step any more: as with a lost device, the engine has to be replaced."""
 
 
-@dataclass(frozen=True)
-class WorkerInit:
-    """What a follower needs to know to become a rank.
-
-    Attributes:
-        config: of its engine; the model is a directory, where the weights are already.
-        store: where the ranks of the process group meet.
-    """
-
-    config: EngineConfig
-    store: str
-
-
-@dataclass(frozen=True)
-class Call:
-    """Run a method of `engine.parallel.worker.Worker`; ``reply`` with its result."""
-
-    name: str
-    args: tuple[Any, ...] = ()
-    reply: bool = False
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The result of a call."""
-
-    value: Any
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The last words of a follower."""
-
-    why: str
-    out_of_memory: bool
-
-
 class Coordinator:
-    """The followers of one engine. The engine's thread calls; a thread of its own listens.
+    """The workers of one engine. The engine's thread sends; a thread of its own listens.
 
     Attributes:
         failure: why the ranks cannot go on; None while they can. Set once, by any thread.
@@ -91,7 +55,7 @@ class Coordinator:
         self._out_of_memory = False
         self._launcher = launcher
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._processes: list[FollowerProcess] = []
+        self._processes: list[WorkerProcess] = []
         self._connections: list[Connection] = []
         self._replies: list[queue.SimpleQueue[Reply | None]] = []
         self._failing = threading.Lock()
@@ -101,7 +65,7 @@ class Coordinator:
     # --- The beginning and the end ---------------------------------------------------------------
 
     def start(self, config: EngineConfig, device: torch.device) -> None:
-        """Start the followers and form the group with them.
+        """Start the workers and form the group with them.
 
         Args:
             config: of the engine, with the model as a directory that holds all files.
@@ -130,7 +94,7 @@ class Coordinator:
                 raise TaskExecutionError(f"a rank has ended while it started: {error}") from None
         self._replies = [queue.SimpleQueue() for _ in self._connections]
         self._listener.start()
-        self._take_replies()  # they have looked at their devices, and join now
+        self.take_replies()  # they have looked at their devices, and join now
         join_group(store, 0, config.num_devices, device)
 
     def _accept(self, server: socket.socket, deadline: float) -> None:
@@ -154,10 +118,10 @@ class Coordinator:
         Raises:
             RanksLostError: one could not load them.
         """
-        self._take_replies(_LOAD_TIMEOUT_S)
+        self.take_replies(_LOAD_TIMEOUT_S)
 
     def close(self) -> None:
-        """End the followers; nobody is waited for who does not answer. Idempotent."""
+        """End the workers; one that does not answer is not waited for. Idempotent."""
         self._closing = True
         for connection in self._connections:
             with suppress(OSError):
@@ -167,7 +131,7 @@ class Coordinator:
         for process in self._processes:
             process.stop()
         if self._listener.is_alive():
-            self._listener.join()  # everybody has hung up
+            self._listener.join()  # all have closed their connections
         for connection in self._connections:
             connection.close()
         self._processes, self._connections = [], []
@@ -176,21 +140,20 @@ class Coordinator:
             self._directory.cleanup()
             self._directory = None
 
-    # --- Calls -----------------------------------------------------------------------------------
+    # --- Messages --------------------------------------------------------------------------------
 
-    def tell(self, name: str, *args: Any) -> None:
-        """Have all followers run a method of theirs. Raises `RanksLostError`."""
-        self._send(Call(name, args))
+    def send(self, message: Message) -> None:
+        """Have all workers do something. Raises `RanksLostError`."""
+        self.check()
+        for rank, connection in enumerate(self._connections, start=1):
+            try:
+                connection.send(message)
+            except OSError as error:
+                self._fail(f"rank {rank} has ended ({error})")
+                self.check()
 
-    def ask(self, name: str, *args: Any) -> list[Any]:
-        """The same, and wait for what it returns on each of them.
-
-        Not for methods in which ranks exchange anything: this one is not part of it.
-        """
-        self._send(Call(name, args, reply=True))
-        return self._take_replies()
-
-    def _take_replies(self, timeout_s: float = _REPLY_TIMEOUT_S) -> list[Any]:
+    def take_replies(self, timeout_s: float = _REPLY_TIMEOUT_S) -> list[Any]:
+        """Wait for what the last message returned on each worker. Raises `RanksLostError`."""
         values = []
         for rank, replies in enumerate(self._replies, start=1):
             with suppress(queue.Empty):
@@ -204,7 +167,7 @@ class Coordinator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """The body is what the followers have just been told to run as well.
+        """The body is what the workers have just been told to run as well.
 
         Whatever fails in it leaves the ranks out of step, but for attention that is not computed:
         all of them refuse it at the same place.
@@ -240,15 +203,6 @@ class Coordinator:
         if self._out_of_memory:
             return OutOfMemory(f"the model does not fit into its devices' memory: {self.failure}")
         return TaskExecutionError(f"the model could not be loaded on all devices: {self.failure}")
-
-    def _send(self, call: Call) -> None:
-        self.check()
-        for rank, connection in enumerate(self._connections, start=1):
-            try:
-                connection.send(call)
-            except OSError as error:
-                self._fail(f"rank {rank} has ended ({error})")
-                self.check()
 
     # --- On the listening thread -----------------------------------------------------------------
 

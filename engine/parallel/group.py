@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -28,11 +28,8 @@ def check_can_join(device: torch.device) -> None:
             "one process can have one model that is split tensor by tensor: close the other "
             "engine first, or start this one in a process of its own"
         )
-    if device.type == "cpu" and torch.accelerator.is_available():
-        raise ModelInvalid(
-            "device is 'cpu' and num_devices more than 1, which needs GPUs to be hidden from this "
-            "process: set CUDA_VISIBLE_DEVICES to nothing"
-        )
+    if (problem := platform_of(device).rank_problem()) is not None:
+        raise ModelInvalid(problem)
 
 
 def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> None:
@@ -44,16 +41,12 @@ def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> N
         num_ranks: of all.
         device: this process's.
     """
-    if device.type == "cpu":
-        # All ranks are on this machine; gloo would look for a network by the host's name.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
         store=dist.FileStore(store, num_ranks),  # type: ignore[attr-defined]
         rank=rank,
         world_size=num_ranks,
         timeout=EXCHANGE_TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
+        **platform_of(device).group_options(device),
     )
 
 
@@ -75,7 +68,7 @@ def abort_group() -> None:
 
     gloo ends them by itself, as soon as the connection breaks.
     """
-    if dist.is_initialized() and dist.get_backend() == "nccl":
+    if dist.is_initialized() and dist.get_backend() != dist.Backend.GLOO:
         try:
             dist.distributed_c10d._abort_process_group()
         except RuntimeError:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from typing import Protocol
 
-import torch
-
+from engine.platform.platforms import best_platform
 from schema.errors import ModelInvalid
 
 
-class FollowerProcess(Protocol):
+class WorkerProcess(Protocol):
     """A process that runs `engine.parallel.worker.follow`."""
 
     def ended(self) -> str | None:
@@ -25,9 +24,9 @@ class FollowerProcess(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts followers on this machine, each with a device of its own."""
+    """Starts workers on this machine, each with a device of its own."""
 
-    def start(self, address: str, rank: int) -> FollowerProcess:
+    def start(self, address: str, rank: int) -> WorkerProcess:
         """Start the process of a rank from 1 up, which calls ``follow(address, rank)``.
 
         Its environment variable ``LOCAL_RANK`` is the index of its device among those it sees.
@@ -36,16 +35,16 @@ class Launcher(Protocol):
 
 
 class Subprocesses:
-    """Followers as children of this process, on the devices behind its own."""
+    """Workers as children of this process, on the devices after its own."""
 
-    def start(self, address: str, rank: int) -> FollowerProcess:
+    def start(self, address: str, rank: int) -> WorkerProcess:
         """Start a child.
 
         Raises:
             ModelInvalid: there is no such device here.
         """
-        devices = torch.cuda.device_count()
-        if torch.cuda.is_available() and rank >= devices:
+        devices = best_platform().num_devices()
+        if devices is not None and rank >= devices:
             raise ModelInvalid(
                 f"num_devices is more than {rank}, but {devices} GPUs are visible here: take at "
                 f"most {devices}"

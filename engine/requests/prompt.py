@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from transformers import PreTrainedTokenizerBase
 
 from engine.loading.families.traits import rope_index
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.vision.image_tags import fill_image_tags
 from engine.vision.preprocessor import ImageInputs
 from schema.errors import TaskArgsInvalid

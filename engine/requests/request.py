@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 from math import isnan
+from typing import Any
 
 import torch
 
@@ -34,6 +35,66 @@ class Status(IntEnum):
     FINISHED = 3
 
 
+@dataclass(frozen=True)
+class ScheduledTokens:
+    """Consecutive tokens of one sequence that a forward computes.
+
+    Attributes:
+        start: where the first token stands in its sequence.
+        num_tokens: how many there are.
+        pages: the sequence's.
+        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
+        bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
+            see each other.
+        features: of the image tokens among them.
+        request: whose they are; None in a measurement, and on other ranks than the first.
+        sequence: which of its sequences.
+    """
+
+    start: int
+    num_tokens: int
+    pages: Sequence[int]
+    rotary: MRopePositions | None = None
+    bidirectional_spans: Sequence[tuple[int, int]] = ()
+    features: Features | None = None
+    request: Request | None = None
+    sequence: SequenceState | None = None
+
+    @property
+    def stop(self) -> int:
+        """The place after the last token: so many tokens does that one see, itself included."""
+        return self.start + self.num_tokens
+
+    @property
+    def owner(self) -> Request:
+        """The request, of tokens that have one."""
+        assert self.request is not None
+        return self.request
+
+    @property
+    def of_prompt(self) -> bool:
+        """Whether they are a chunk of the prompt, not a token that was sampled."""
+        return self.start < self.owner.prompt_tokens
+
+    @property
+    def completes_prompt(self) -> bool:
+        """Whether they are the last chunk of the prompt."""
+        return self.stop == self.owner.prompt_tokens
+
+    def positions(self, axes: int) -> Sequence[Sequence[int]]:
+        """The rotary positions [axes, num_tokens] of the tokens."""
+        if self.rotary is None:
+            return [range(self.start, self.stop)] * axes
+        return self.rotary.of(self.start, self.stop)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another rank needs of them: no request, and no positions of a complete prompt."""
+        state = self.__dict__ | {"request": None, "sequence": None}
+        if self.rotary is not None and self.start >= self.rotary.prompt.shape[1]:
+            state["rotary"] = self.rotary.without_prompt()
+        return state
+
+
 @dataclass(eq=False)
 class SequenceState:
     """One answer of a request, or one beam of its search.
@@ -43,8 +104,8 @@ class SequenceState:
 
     Attributes:
         token_ids: the tokens so far.
-        num_sampled: the same tokens and those that the device has been told to pick since.
-        last_token: the last one picked, a scalar on the device.
+        num_sampled: the same tokens and those that the device has been told to sample since.
+        last_token: the last one sampled, a scalar on the device.
         logprobs: of tokens that no delta has told yet, where the task asks for them.
         matcher: how far it has come in the grammar it has to keep to, if there is one.
     """
@@ -70,7 +131,7 @@ class Request:
     """A task that the engine has accepted.
 
     Built on the caller's thread, then touched by the engine's thread alone, except
-    ``cancel_requested``, which anybody may set.
+    ``cancel_requested``, which any thread may set.
     """
 
     prompt: Prompt
@@ -108,7 +169,7 @@ class Request:
 
     @property
     def to_decode(self) -> list[SequenceState]:
-        """Of those, the ones that may have more tokens than have been picked.
+        """Of those, the ones that may have more tokens than have been sampled.
 
         Beams go on only when it is known from where: none of them, or all. What a grammar allows
         is known only when the last token is.
@@ -120,6 +181,34 @@ class Request:
             return []
         limit = self.settings.max_new_tokens
         return [sequence for sequence in running if sequence.num_sampled < limit]
+
+    def prefill_chunk(self, start: int, stop: int) -> ScheduledTokens:
+        """The tokens ``start .. stop`` of the prompt, without their images' features."""
+        spans = self.prompt.bidirectional_spans
+        first = self.sequences[0]
+        return ScheduledTokens(
+            start,
+            stop - start,
+            first.pages,
+            self.rotary,
+            [(a, b) for a, b in spans if start <= a and b <= stop],
+            request=self,
+            sequence=first,
+        )
+
+    def decode_step(self) -> list[ScheduledTokens]:
+        """The last sampled token of each sequence of `to_decode`."""
+        return [
+            ScheduledTokens(
+                self.prompt_tokens + sequence.num_sampled - 1,
+                1,
+                sequence.pages,
+                self.rotary,
+                request=self,
+                sequence=sequence,
+            )
+            for sequence in self.to_decode
+        ]
 
     @property
     def completion_tokens(self) -> int:
@@ -139,7 +228,7 @@ class Request:
         sequence.token_ids.append(token_id)
         if report is not None and token_id not in self.settings.eos_token_ids:
             assert self.token_texts is not None
-            if isnan(report[0]):  # processors may have hidden it from the pick
+            if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
         text = sequence.detokenizer.push(token_id)
@@ -195,7 +284,7 @@ class Request:
             self.sink(RequestOutput(completion_tokens=self.completion_tokens, error=error))
 
     def cancel(self) -> None:
-        """End the task because nobody wants its answer any more."""
+        """End the task because its answer is not wanted any more."""
         self.fail(Cancelled("the task was cancelled"))
 
 

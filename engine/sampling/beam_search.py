@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.execution.attention.packing import upload
+from engine.platform.transfer import upload
 from engine.sampling.sampler import invalid_logits, logits_processors
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer

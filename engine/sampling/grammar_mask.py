@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from transformers import LogitsProcessor
 
+from engine.platform.transfer import send, staged
 from engine.sampling.grammar import Matcher
 
 
@@ -26,7 +27,7 @@ class Answer(Protocol):
 
 
 class GrammarMask(LogitsProcessor):
-    """A processor of `generate`'s kind, for both lanes: reads the matchers, never moves them."""
+    """A processor of `generate`'s kind, for all tasks: reads the matchers, never moves them."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         """``answers`` are the task's, all with a matcher."""
@@ -39,12 +40,11 @@ class GrammarMask(LogitsProcessor):
             TaskExecutionError: see `engine.sampling.grammar.Matcher.fill`.
         """
         shape = (len(self._matchers), self._matchers[0][1].num_words)
-        on_cuda = scores.is_cuda
-        bits = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_cuda)
+        bits = staged(shape, -1, torch.int32, scores.device)
         for row, (answer, matcher) in zip(bits, self._matchers, strict=True):
-            if not answer.finished:  # nobody looks at the rows of others
+            if not answer.finished:  # the rows of others are not read
                 matcher.fill(row)
-        return apply_token_bitmask(scores, bits.to(scores.device, non_blocking=on_cuda))
+        return apply_token_bitmask(scores, send(bits, scores.device))
 
 
 def apply_token_bitmask(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from engine.execution.attention.packing import upload
+from engine.platform.transfer import upload
 from schema.errors import TaskArgsInvalid
 from schema.generation import GenerationConfig
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from engine.execution.attention.packing import upload
+from engine.platform.transfer import upload
 from engine.sampling.logprobs import Logprobs
 from engine.sampling.penalties import own_processors
 from engine.sampling.settings import SamplingParams

@@ -35,12 +35,12 @@ class SamplingParams:
     """What the engine needs to know to generate.
 
     Attributes:
-        hf: the effective transformers config, for processors and for the exclusive lane.
+        hf: the effective transformers config, for processors and for the generate fallback.
         max_new_tokens: tokens to generate at most, per sequence.
         num_sequences: answers to return.
         eos_token_ids: tokens that end a sequence.
         stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
-        batched: whether the batch loop covers these settings; else they run through ``generate``.
+        batched: whether continuous batching covers these settings; else `generate` runs them.
         penalties: what transformers has no settings for (`engine.sampling.penalties`).
         logprobs: alternatives to report with each token; None to report no log probabilities.
     """
@@ -71,7 +71,7 @@ def resolve_settings(
     *,
     prompt_tokens: int,
     context_length: int,
-    batched_lane: bool,
+    continuous_batching: bool,
     cut_to_context: bool = False,
 ) -> SamplingParams:
     """Overlay the task's settings on the model's own.
@@ -126,7 +126,7 @@ def resolve_settings(
         num_sequences=hf.num_return_sequences,
         eos_token_ids=_eos_token_ids(hf),
         stop_strings=stop_strings,
-        batched=batched_lane and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+        batched=continuous_batching and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
         penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
         logprobs=asked.logprobs,
     )

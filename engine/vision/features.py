@@ -28,6 +28,10 @@ from schema.errors import TaskExecutionError
 _ROTARY_AXES = 3  # of models with `get_rope_index`
 
 
+FeatureLayout = tuple[Any, bool]
+"""The type in which a model returns features, None where they are of no model; whether as lists."""
+
+
 @dataclass(frozen=True)
 class Features:
     """What a model has made of images.
@@ -35,10 +39,12 @@ class Features:
     Attributes:
         tokens: [image tokens, hidden], in place of the embeddings.
         deepstack: [image tokens, hidden] for each of the first layers, added to their output.
+        layout: how the model itself returns them.
     """
 
     tokens: torch.Tensor
     deepstack: tuple[torch.Tensor, ...] = ()
+    layout: FeatureLayout = (None, False)
 
     @property
     def num_bytes(self) -> int:
@@ -47,7 +53,8 @@ class Features:
 
     def part(self, start: int, stop: int) -> Features:
         """The features of some of the image tokens."""
-        return Features(self.tokens[start:stop], tuple(d[start:stop] for d in self.deepstack))
+        deepstack = tuple(layer[start:stop] for layer in self.deepstack)
+        return Features(self.tokens[start:stop], deepstack, self.layout)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class MRopePositions:
     prompt: np.ndarray
     offset: int
 
+    def without_prompt(self) -> MRopePositions:
+        """The same for tokens of the answer alone."""
+        return MRopePositions(self.prompt[:, :0], self.offset)
+
     def of(self, start: int, stop: int) -> list[list[int]]:
         """The positions [axes, stop - start] of tokens of the prompt, or of the answer."""
         axes, length = self.prompt.shape
@@ -75,11 +86,8 @@ def joined(parts: Sequence[Features]) -> Features:
     return Features(
         torch.cat([part.tokens for part in parts]),
         tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
+        parts[0].layout,
     )
-
-
-FeatureLayout = tuple[Any, bool]
-"""The type in which a model returns features, None before it has made any, and whether as lists."""
 
 
 class Vision:
@@ -91,7 +99,6 @@ class Vision:
         self._get_rope_index = None if image_token_id is None else rope_index(model)
         self.axes = 1 if self._get_rope_index is None else _ROTARY_AXES
         self._cache = ImageCache[Features](cache_bytes)
-        self.layout: FeatureLayout = (None, False)  # known once the model has made features
         self.num_encoded = 0
         self.num_reused = 0
 
@@ -163,9 +170,10 @@ class Vision:
         }
         output = self._model.get_image_features(**arrays, return_dict=True)
         self.num_encoded += 1
-        self.layout = (type(output), not isinstance(output.pooler_output, torch.Tensor))
+        layout = (type(output), not isinstance(output.pooler_output, torch.Tensor))
         layers = getattr(output, "deepstack_features", None) or ()
-        return Features(_flat(output.pooler_output), tuple(_flat(layer) for layer in layers))
+        tokens = _flat(output.pooler_output)
+        return Features(tokens, tuple(_flat(layer) for layer in layers), layout)
 
     def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
         """What a forward on token ids [1, T] takes, with the features in their places.
@@ -204,8 +212,7 @@ class Vision:
 
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
         """Features as the model holds them, all images as one."""
-
-        output_type, as_list = self.layout
+        output_type, as_list = features.layout
 
         def held(tensor: torch.Tensor) -> Any:
             return [tensor] if as_list else tensor[None]

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from serve_app.replicas.lazy_imports import load_libraries
 
 if TYPE_CHECKING:
-    from engine.parallel.launcher import FollowerProcess
+    from engine.parallel.launcher import WorkerProcess
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -37,7 +37,7 @@ class PlacedRanks:
         self._device = device
         self._group = get_current_placement_group()
 
-    def start(self, address: str, rank: int) -> FollowerProcess:
+    def start(self, address: str, rank: int) -> WorkerProcess:
         """Start an actor, which waits for its device as the replica has."""
         assert self._group is not None  # serve_app.app makes it
         bundle = self._group.bundle_specs[rank]

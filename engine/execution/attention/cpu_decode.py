@@ -28,8 +28,9 @@ from numba import prange, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.kv_cache import KVCache, LayerKV
+from engine.platform.platforms import platform_of
+from engine.requests.request import ScheduledTokens
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
@@ -48,9 +49,11 @@ _UNBOUNDED = 2**62
 
 
 def has_kernel(cache: KVCache) -> bool:
-    """Whether a cache lies where the kernel reads it, in dtypes that it knows."""
-    return cache.device.type == "cpu" and all(
-        layer.keys.dtype in _ELEMENTS for layer in cache.layers.values()
+    """Whether a cache lies where the kernel reads it, in an order and dtypes that it knows."""
+    return (
+        platform_of(cache.device).shares_host_memory
+        and cache.layout == "heads first"
+        and all(layer.keys.dtype in _ELEMENTS for layer in cache.layers.values())
     )
 
 
@@ -98,16 +101,16 @@ class DecodeTokens:
         )
 
 
-def decode_tokens(cache: KVCache, pieces: Mapping[int, ScheduledTokens]) -> DecodeTokens:
-    """The tokens of pieces that are a single one, by their rows in the batch."""
+def decode_tokens(cache: KVCache, scheduled: Mapping[int, ScheduledTokens]) -> DecodeTokens:
+    """Single tokens, by their rows in the batch."""
     within = np.arange(cache.page_size, dtype=np.int32)
     contexts = []
-    for piece in pieces.values():
-        used = np.array(piece.pages[: cache.pages_for(piece.context)], dtype=np.int32)
+    for token in scheduled.values():
+        used = np.array(token.pages[: cache.pages_for(token.stop)], dtype=np.int32)
         slots = (used[:, None] * cache.page_size + within).ravel()
-        contexts.append(slots[: piece.context])
+        contexts.append(slots[: token.stop])
     ends = np.cumsum([len(slots) for slots in contexts], dtype=np.int64)
-    return DecodeTokens(np.array(list(pieces), dtype=np.int64), np.concatenate(contexts), ends)
+    return DecodeTokens(np.array(list(scheduled), dtype=np.int64), np.concatenate(contexts), ends)
 
 
 @lru_cache
@@ -217,7 +220,7 @@ _exp = numba.njit(inline="always", fastmath=_FAST_MATH)(_exp_below_zero)
 
 
 def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
-    """Four rows of ``stored`` [S, D] as float32; behind the last slot, the last one again."""
+    """Four rows of ``stored`` [S, D] as float32; after the last slot, the last one again."""
     for j in range(4):
         slot = slots[min(first + j, len(slots) - 1)]
         for d in range(stored.shape[1]):

@@ -1,87 +1,94 @@
-"""What a packed forward is made of, and its numbers on the way to the device."""
+"""A packed forward as the numbers that the model and attention take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
-from engine.vision.features import Features, MRopePositions
+from engine.execution.kv_cache import KVCache
+from engine.platform.transfer import upload
+from engine.requests.request import ScheduledTokens
 
 
 @dataclass(frozen=True)
-class ScheduledTokens:
-    """Consecutive tokens of one sequence in a packed forward.
+class PagedRows:
+    """Where the rows of a packed batch belong, for kernels that read a table of pages.
+
+    Every tensor is on the device. There are T rows of N sequences, padding included; the longest
+    has P pages.
 
     Attributes:
-        start: where the first token stands in its sequence.
-        num_tokens: how many there are.
-        pages: the sequence's.
-        features: of the image tokens among them.
-        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
-        bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
-            see each other.
+        write_slots: int64 [T]: where each row's key and value go; padding goes to the scratch page.
+        row_starts: int32 [N + 1]: first row of each sequence, and T.
+        contexts: int32 [N]: tokens that each sequence's last row sees.
+        block_table: int32 [N, P]: pages of each sequence.
     """
 
-    start: int
-    num_tokens: int
-    pages: Sequence[int]
-    features: Features | None = None
-    rotary: MRopePositions | None = None
-    bidirectional_spans: Sequence[tuple[int, int]] = ()
+    write_slots: torch.Tensor
+    row_starts: torch.Tensor
+    contexts: torch.Tensor
+    block_table: torch.Tensor
 
-    @property
-    def context(self) -> int:
-        """Tokens of the sequence that the last token sees, itself included."""
-        return self.start + self.num_tokens
-
-    def positions(self, axes: int) -> Sequence[Sequence[int]]:
-        """The rotary positions [axes, num_tokens] of the tokens."""
-        if self.rotary is None:
-            return [range(self.start, self.context)] * axes
-        return self.rotary.of(self.start, self.context)
+    def on(self, device: torch.device) -> PagedRows:
+        """The same numbers on another device."""
+        return PagedRows(
+            self.write_slots.to(device, non_blocking=True),
+            self.row_starts.to(device, non_blocking=True),
+            self.contexts.to(device, non_blocking=True),
+            self.block_table.to(device, non_blocking=True),
+        )
 
 
-def positions(pieces: Sequence[ScheduledTokens], num_rows: int, axes: int) -> list[list[int]]:
+def paged_rows(
+    cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
+) -> PagedRows:
+    """Send the numbers of a forward to the device.
+
+    Args:
+        cache: whose pages they are.
+        scheduled: the sequences' rows, in order.
+        num_rows: T. Rows after the tokens are one more sequence, in the scratch page; in a decode
+            step, one each.
+        decode: it is a decode step, whose sequences have one row each.
+    """
+    padding = num_rows - sum(tokens.num_tokens for tokens in scheduled)
+    if padding and decode:
+        scheduled = [*scheduled, *[ScheduledTokens(0, 1, [cache.scratch_page])] * padding]
+    elif padding:
+        scratch = [cache.scratch_page] * cache.pages_for(padding)
+        scheduled = [*scheduled, ScheduledTokens(0, padding, scratch)]
+    starts = [0, *accumulate(tokens.num_tokens for tokens in scheduled)]
+    return PagedRows(
+        write_slots=upload(write_slots(scheduled, cache.page_size), cache.device),
+        row_starts=upload(starts, cache.device, torch.int32),
+        contexts=upload([tokens.stop for tokens in scheduled], cache.device, torch.int32),
+        block_table=upload(block_table(cache, scheduled), cache.device, torch.int32),
+    )
+
+
+def positions(scheduled: Sequence[ScheduledTokens], num_rows: int, axes: int) -> list[list[int]]:
     """The rotary position of every row, on each axis; 0 for padding."""
-    real = [piece.positions(axes) for piece in pieces]
+    real = [tokens.positions(axes) for tokens in scheduled]
     rows = [[i for places in real for i in places[axis]] for axis in range(axes)]
     return [row + [0] * (num_rows - len(row)) for row in rows]
 
 
-def write_slots(pieces: Sequence[ScheduledTokens], page_size: int) -> list[int]:
-    """Where the keys and values of all tokens of the pieces go (`engine.execution.kv_cache`)."""
+def write_slots(scheduled: Sequence[ScheduledTokens], page_size: int) -> list[int]:
+    """Where the keys and values of all tokens go (`engine.execution.kv_cache`)."""
     return [
-        piece.pages[token // page_size] * page_size + token % page_size
-        for piece in pieces
-        for token in range(piece.start, piece.context)
+        tokens.pages[position // page_size] * page_size + position % page_size
+        for tokens in scheduled
+        for position in range(tokens.start, tokens.stop)
     ]
 
 
-def upload(
-    values: Sequence[float] | Sequence[Sequence[int]],
-    device: torch.device,
-    dtype: torch.dtype = torch.long,
-) -> torch.Tensor:
-    """A tensor on the device; the host does not wait until it is there."""
-    on_cuda = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
-
-
-class AsyncCopy:
-    """A tensor on its way to the host."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-        self._copied: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self._tensor = tensor.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    def wait(self) -> torch.Tensor:
-        """The tensor; the one place where the host waits for the device."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._tensor
+def block_table(
+    cache: KVCache, scheduled: Sequence[ScheduledTokens], width: int = 0
+) -> list[list[int]]:
+    """The pages of each context, in rows of one length that is at least ``width``."""
+    used = [list(tokens.pages[: cache.pages_for(tokens.stop)]) for tokens in scheduled]
+    width = max([width, *map(len, used)])
+    return [row + [cache.scratch_page] * (width - len(row)) for row in used]

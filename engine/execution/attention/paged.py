@@ -1,9 +1,8 @@
-"""The attention function given to transformers: paged, and computed per sequence.
+"""Attention over the paged KV cache, computed sequence by sequence.
 
-transformers' modules call the function registered under `PAGED` with the projected queries, keys
-and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
-row of the batch is one token of some sequence. Because every sequence attends in a call of its own,
-the shape of that call, and so its bits, depend on this sequence alone.
+Because every sequence attends in a call of its own, the shape of that call, and so its bits, depend
+on this sequence alone. On a CPU one compiled call does so for all rows that are single tokens
+(`cpu_decode`).
 
 Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size, L tokens of
 context.
@@ -11,158 +10,80 @@ context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from engine.execution.attention.cpu_decode import DecodeTokens, decode_tokens, has_kernel
-from engine.execution.attention.packing import ScheduledTokens, upload, write_slots
-from engine.execution.kv_cache import KVCache, KVShape
-
-PAGED = "paged_per_sequence"
-
-# Arguments that change the result and that this function does not implement. A model that passes
-# one is refused here, which sends it to the exclusive lane (engine.execution.batch_invariance).
-_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias", "attention_bias")
+from engine.execution.attention.interface import AttentionBackend, AttentionNeeds
+from engine.execution.attention.packing import write_slots
+from engine.execution.kv_cache import KVCache, Slots
+from engine.platform.transfer import upload
+from engine.requests.request import ScheduledTokens
 
 
-class UnsupportedAttentionError(NotImplementedError):
-    """The model needs attention that the batched lane does not compute."""
+class PerSequenceAttention(AttentionBackend):
+    """torch's own attention, for each sequence; the compiled kernel for decode on a CPU.
 
+    It takes every model that calls the attention interface, on every device.
+    """
 
-class Attend(Protocol):
-    """What computes attention for the current forward."""
+    name = "per sequence"
+    decodes_apart = False
+    captures_decode = False
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,  # [H, T, D]
-        key: torch.Tensor,  # [K, T, D]
-        value: torch.Tensor,  # [K, T, D]
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
-    ) -> torch.Tensor:  # [T, H, D]
-        """Attention output of one layer."""
-        ...
+    @classmethod
+    def problem(cls, needs: AttentionNeeds) -> str | None:
+        """None is known beforehand."""
+        return None
 
-
-def paged_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    batch: Attend | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
-    if batch is None:
-        raise UnsupportedAttentionError("the model does not pass keyword arguments to attention")
-    if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
-        raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
-    layer = module.layer_idx
-    if not isinstance(layer, int):
-        raise UnsupportedAttentionError("the attention module has no layer_idx")
-    output = batch.attend(
-        layer, query[0], key[0], value[0], scaling=scaling, sliding_window=sliding_window
-    )
-    return output.unsqueeze(0), None
-
-
-AttentionInterface.register(PAGED, paged_attention)
+    def batch(
+        self, cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
+    ) -> PagedBatch:
+        """See `AttentionBackend.batch`."""
+        return paged_batch(cache, scheduled)
 
 
 @dataclass(frozen=True)
-class PlacedBatch:
-    """A batch of a model whose layers lie on several devices: for each layer, its device's."""
-
-    batches: Mapping[int, Attend]
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """Attend on the layer's device."""
-        return self.batches[layer].attend(
-            layer, query, key, value, scaling=scaling, sliding_window=sliding_window
-        )
-
-
-@dataclass
-class ShapeRecorder:
-    """Stands in for a batch once, at load, to learn the KV shapes of the model's layers."""
-
-    shapes: dict[int, KVShape] = field(default_factory=dict)
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
-    ) -> torch.Tensor:
-        """Note the shapes and return zeros."""
-        self.shapes[layer] = KVShape(key.shape[0], key.shape[2], value.shape[2], key.dtype)
-        return query.new_zeros(query.shape[1], query.shape[0], value.shape[2])
-
-
-@dataclass(frozen=True)
-class Segment:
+class SequenceRows:
     """Consecutive rows of a packed batch that belong to one sequence.
 
-    The rows hold the tokens ``start .. start + num_rows`` of the sequence; ``slots`` are where its
-    tokens
-    ``0 .. start + num_rows`` lie in the cache.
+    Attributes:
+        first_row: of them, in the batch.
+        tokens: that the rows hold.
+        slots: where the sequence's tokens, from its first to the last of these, lie in the cache.
     """
 
     first_row: int
-    num_rows: int
-    start: int
-    slots: slice | torch.Tensor
-    bidirectional_spans: Sequence[tuple[int, int]] = ()  # their tokens see each other
+    tokens: ScheduledTokens
+    slots: Slots
 
     @property
     def rows(self) -> slice:
-        """This segment's rows in the batch."""
-        return slice(self.first_row, self.first_row + self.num_rows)
-
-    @property
-    def context(self) -> int:
-        """Tokens of this sequence that the last row sees, itself included."""
-        return self.start + self.num_rows
+        """These rows in the batch."""
+        return slice(self.first_row, self.first_row + self.tokens.num_tokens)
 
     def is_causal(self, sliding_window: int | None) -> bool:
         """Whether a row sees the rows before it, itself, and nothing else: no mask is needed."""
-        within = sliding_window is None or self.context <= sliding_window
-        return within and not self.bidirectional_spans and (self.start == 0 or self.num_rows == 1)
+        tokens = self.tokens
+        within = sliding_window is None or tokens.stop <= sliding_window
+        first_or_single = tokens.start == 0 or tokens.num_tokens == 1
+        return within and not tokens.bidirectional_spans and first_or_single
 
     def mask(
         self, sliding_window: int | None, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor | None:
-        """[num_rows, context], 0 where a row may look and -inf elsewhere; None if `is_causal`."""
+        """[rows, L], 0 where a row may look and -inf elsewhere; None if `is_causal`."""
         if self.is_causal(sliding_window):
             return None
-        rows = torch.arange(self.start, self.context, device=device)[:, None]
-        columns = torch.arange(self.context, device=device)[None, :]
+        first, end = self.tokens.start, self.tokens.stop
+        rows = torch.arange(first, end, device=device)[:, None]
+        columns = torch.arange(end, device=device)[None, :]
         visible = columns <= rows
-        for start, stop in self.bidirectional_spans:
-            visible[start - self.start : stop - self.start, start:stop] = True
+        for start, stop in self.tokens.bidirectional_spans:
+            visible[start - first : stop - first, start:stop] = True
         if sliding_window is not None:
             visible &= columns > rows - sliding_window
         return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(
@@ -174,25 +95,25 @@ class Segment:
 class PagedBatch:
     """A packed batch over the KV cache. Rows beyond ``write_slots`` are padding.
 
-    ``tokens`` are the rows that the compiled kernel takes, ``segments`` all others.
+    ``tokens`` are the rows that the compiled kernel takes, ``sequences`` all others.
     """
 
     cache: KVCache
-    segments: Sequence[Segment]
+    sequences: Sequence[SequenceRows]
     write_slots: torch.Tensor  # [real rows]: where each row's key and value go
     tokens: DecodeTokens | None = None
     _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> PagedBatch:
         """The same batch for layers on another device."""
-        segments = [
-            segment
-            if isinstance(segment.slots, slice)
-            else replace(segment, slots=segment.slots.to(device, non_blocking=True))
-            for segment in self.segments
+        sequences = [
+            each
+            if isinstance(each.slots, slice)
+            else replace(each, slots=each.slots.to(device, non_blocking=True))
+            for each in self.sequences
         ]
         slots = self.write_slots.to(device, non_blocking=True)
-        return PagedBatch(self.cache, segments, slots, self.tokens)
+        return PagedBatch(self.cache, sequences, slots, self.tokens)
 
     def attend(
         self,
@@ -215,62 +136,58 @@ class PagedBatch:
             self.tokens.attend(
                 query, stored, output, scaling=scaling, sliding_window=sliding_window
             )
-        for index, segment in enumerate(self.segments):
+        for index, sequence in enumerate(self.sequences):
+            several = sequence.tokens.num_tokens > 1
             attended = scaled_dot_product_attention(
-                _queries(query, segment, len(key)),
-                *stored.read(segment.slots),
-                attn_mask=self._mask(index, segment, sliding_window, query),
-                is_causal=segment.num_rows > 1 and segment.is_causal(sliding_window),
+                _queries(query, sequence, len(key)),
+                *stored.read(sequence.slots),
+                attn_mask=self._mask(index, sequence, sliding_window, query),
+                is_causal=several and sequence.is_causal(sliding_window),
                 scale=scaling,
-                enable_gqa=segment.num_rows > 1 and num_heads != len(key),
+                enable_gqa=several and num_heads != len(key),
             )
-            output[segment.rows] = (
-                attended.view(1, num_heads, -1)
-                if segment.num_rows == 1
-                else attended[0].transpose(0, 1)
+            output[sequence.rows] = (
+                attended[0].transpose(0, 1) if several else attended.view(1, num_heads, -1)
             )
         return output
 
     def _mask(
-        self, index: int, segment: Segment, sliding_window: int | None, like: torch.Tensor
+        self, index: int, sequence: SequenceRows, sliding_window: int | None, like: torch.Tensor
     ) -> torch.Tensor | None:
-        """The segment's mask, computed once a forward instead of once a layer."""
+        """The mask of a sequence, computed once a forward instead of once a layer."""
         key = (index, sliding_window)
         if key not in self._masks:
-            self._masks[key] = segment.mask(sliding_window, like.dtype, like.device)
+            self._masks[key] = sequence.mask(sliding_window, like.dtype, like.device)
         return self._masks[key]
 
 
-def _queries(query: torch.Tensor, segment: Segment, kv_heads: int) -> torch.Tensor:
-    """A segment's queries: [1, H, rows, D], of a single row [1, K, H / K, D].
+def _queries(query: torch.Tensor, sequence: SequenceRows, kv_heads: int) -> torch.Tensor:
+    """A sequence's queries: [1, H, rows, D], of a single row [1, K, H / K, D].
 
     The heads that share a key/value head are rows of one product then: the same sums, over
     keys that are read once instead of once a head (6 to 10 times faster at 7 heads a group).
     """
-    if segment.num_rows > 1:
-        return query[None, :, segment.rows]
+    if sequence.tokens.num_tokens > 1:
+        return query[None, :, sequence.rows]
     num_heads, _, dim = query.shape
-    return query[:, segment.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
+    return query[:, sequence.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
 
 
-def paged_batch(cache: KVCache, pieces: Sequence[ScheduledTokens]) -> PagedBatch:
-    """Lay a batch out: pieces of a single token for the compiled kernel, where there is one."""
-    segments: list[Segment] = []
+def paged_batch(cache: KVCache, scheduled: Sequence[ScheduledTokens]) -> PagedBatch:
+    """Lay a batch out: single tokens for the compiled kernel, where there is one."""
+    sequences: list[SequenceRows] = []
     singles: dict[int, ScheduledTokens] = {}
     by_kernel = has_kernel(cache)
     row = 0
-    for piece in pieces:
-        if piece.num_tokens == 1 and by_kernel:
-            singles[row] = piece
+    for tokens in scheduled:
+        if tokens.num_tokens == 1 and by_kernel:
+            singles[row] = tokens
         else:
-            slots = cache.slots(piece.pages, 0, piece.context)
-            segments.append(
-                Segment(row, piece.num_tokens, piece.start, slots, piece.bidirectional_spans)
-            )
-        row += piece.num_tokens
+            sequences.append(SequenceRows(row, tokens, cache.slots(tokens.pages, 0, tokens.stop)))
+        row += tokens.num_tokens
     return PagedBatch(
         cache,
-        segments,
-        upload(write_slots(pieces, cache.page_size), cache.device),
+        sequences,
+        upload(write_slots(scheduled, cache.page_size), cache.device),
         decode_tokens(cache, singles) if singles else None,
     )

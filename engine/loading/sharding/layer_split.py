@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from engine.config import EngineConfig
 from engine.loading.estimate import tensor_bytes
-from engine.platform.device_check import check_device
+from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid
 
 
@@ -102,19 +102,7 @@ def stage_devices(config: EngineConfig, first: torch.device) -> list[torch.devic
         ModelInvalid: there are not as many GPUs.
         TaskExecutionError: see `engine.platform.device_check`.
     """
-    if first.type != "cuda":
-        return [first] * config.num_devices
-    seen = torch.cuda.device_count()
-    if config.num_devices > seen:
-        raise ModelInvalid(
-            f"num_devices is {config.num_devices}, but this process sees {seen} GPUs "
-            "(CUDA_VISIBLE_DEVICES says which)"
-        )
-    others = [torch.device("cuda", index) for index in range(seen) if index != first.index]
-    devices = [first, *others[: config.num_devices - 1]]
-    for device in devices:
-        check_device(device)
-    return devices
+    return platform_of(first).devices_of_stages(first, config.num_devices)
 
 
 def plan_spread(

@@ -111,7 +111,7 @@ def _refused(config: EngineConfig, why: str) -> ModelInvalid:
     )
 
 
-def refuse_without_batched_lane(config: EngineConfig, problem: str | None) -> None:
-    """`generate` runs in one process: a split model has to run in the batched lane."""
+def refuse_without_batching(config: EngineConfig, problem: str | None) -> None:
+    """`generate` runs in one process: a split model has to run with continuous batching."""
     if problem is not None:
-        raise _refused(config, f"it does not run in the batched lane, because {problem}")
+        raise _refused(config, f"it does not run with continuous batching, because {problem}")

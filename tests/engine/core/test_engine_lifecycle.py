@@ -267,7 +267,7 @@ async def test_a_task_that_breaks_fails_alone(
     row = 57  # "Z" in the byte level alphabet
     broken = with_nan(endless_model, tmp_path / "model", "model.embed_tokens.weight", row)
     engine = make_engine(model=str(broken))
-    assert "batched" in engine.card()["lanes"]
+    assert engine.card()["continuous_batching"]
     assert engine._loaded.tokenizer("Z")["input_ids"] == [row]
     good = [task(f"good {i}", seed=i, top_k=3, num_beams=1 + i % 2) for i in range(5)]
     expected = [content(engine.run_blocking(one)) for one in good]

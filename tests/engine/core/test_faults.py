@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from engine import Engine
+from engine.execution.batch_sizes import BatchSizes
+from engine.requests.request import ScheduledTokens
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
 from schema.response import collect
 from tests.engine.conftest import TinyEngine
@@ -63,16 +65,15 @@ async def test_a_failing_forward_ends_only_the_guilty(
     alone = [shared.run_blocking(one) for one in innocent]
 
     engine = Engine(shared.config)
-    step = engine._loop.assembly.runner.step
+    step = engine._loop.assembly.batching.runner.step
 
-    def failing(chunks: Sequence[Any], decoding: Sequence[Any], *rest: Any) -> torch.Tensor:
-        prefilled, decoded = [c.request for c in chunks], [request for request, _ in decoding]
-        requests = prefilled if stage == "prefill" else decoded
+    def failing(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+        requests = [t.owner for t in batch if t.of_prompt == (stage == "prefill")]
         if any(is_guilty(engine, request.prompt.token_ids) for request in requests):
             raise fault
-        return step(chunks, decoding, *rest)
+        return step(batch, sizes)
 
-    monkeypatch.setattr(engine._loop.assembly.runner, "step", failing)
+    monkeypatch.setattr(engine._loop.assembly.batching.runner, "step", failing)
     tasks = [*innocent[:3], task(GUILTY, 0, num_beams), *innocent[3:]]
     results = await asyncio.gather(*(outcome(engine, one) for one in tasks))
     assert isinstance(results.pop(3), expected)
@@ -92,14 +93,14 @@ async def test_a_lost_device_ends_everything_and_is_reported(
     """After it the process is of no use: health checks must say so."""
     engine = Engine(tiny_engine("qwen2").config)
 
-    step = engine._loop.assembly.runner.step
+    step = engine._loop.assembly.batching.runner.step
 
-    def lost(chunks: Sequence[Any], decoding: Sequence[Any], *rest: Any) -> torch.Tensor:
-        if decoding:
+    def lost(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+        if not all(tokens.of_prompt for tokens in batch):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return step(chunks, decoding, *rest)
+        return step(batch, sizes)
 
-    monkeypatch.setattr(engine._loop.assembly.runner, "step", lost)
+    monkeypatch.setattr(engine._loop.assembly.batching.runner, "step", lost)
     results = await asyncio.gather(*(outcome(engine, task(str(n))) for n in range(3)))
     assert [type(result) for result in results] == [EngineStopped] * 3  # run again elsewhere
     engine._loop.thread.join(timeout=10)  # tasks are told first

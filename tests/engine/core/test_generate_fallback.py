@@ -1,4 +1,4 @@
-"""The exclusive lane: what the batch loop does not cover comes out as `generate` writes it."""
+"""The generate fallback: what cannot be batched comes out as `generate` writes it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def answers(engine: Engine, text: str, settings: dict[str, Any]) -> list[str]:
     return [choice["message"]["content"] for choice in response["choices"]]
 
 
-def exclusive_engine(directory: Path, **options: Any) -> Engine:
+def fallback_engine(directory: Path, **options: Any) -> Engine:
     settings: dict[str, Any] = {"dtype": "float32", "threads": 1, "context_length": 512}
     return Engine(EngineConfig(model=str(directory), **settings | options))
 
@@ -110,10 +110,10 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("kind", OUTSIDE)
 def test_models_that_only_generate_can_run(kind: str, tmp_path: Path) -> None:
     save_architecture(kind, OUTSIDE[kind], tmp_path)
-    engine = exclusive_engine(tmp_path)
+    engine = fallback_engine(tmp_path)
     card = engine.card()
-    assert card["lanes"] == ["exclusive"]
-    assert card["exclusive_reason"]
+    assert not card["continuous_batching"]
+    assert card["fallback_reason"]
     for text in ("Hi", TEXT):
         for settings in SETTINGS:
             assert answers(engine, text, settings) == generated(tmp_path, text, settings)
@@ -128,7 +128,7 @@ def test_models_that_the_batch_loop_runs(kind: str, tmp_path: Path) -> None:
     """Windows shorter than the prompt, and other families than the tests' usual ones."""
     save_architecture(kind, INSIDE[kind], tmp_path)
     engine = Engine(EngineConfig(model=str(tmp_path), dtype="float32", threads=1, prefill_chunk=16))
-    assert engine.card()["lanes"] == ["batched", "exclusive"]
+    assert engine.card()["continuous_batching"]
     for text in ("Hi", TEXT):
         for settings in SETTINGS:
             assert answers(engine, text, settings) == generated(tmp_path, text, settings)
@@ -136,13 +136,13 @@ def test_models_that_the_batch_loop_runs(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_stop_strings_in_the_exclusive_lane(number: int, tmp_path: Path) -> None:
+def test_stop_strings_in_the_fallback(number: int, tmp_path: Path) -> None:
     """Each answer ends where its own text first has the stop string; the others go on."""
     save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     settings = {"max_new_tokens": 60, "do_sample": True, "num_return_sequences": number}
     whole = generated(tmp_path, TEXT, settings)
     stop = next(c for c in whole[0][2:] if c.isascii())
-    engine = exclusive_engine(tmp_path)
+    engine = fallback_engine(tmp_path)
     response = engine.run_blocking(task(TEXT, settings | {"stop_strings": [stop]}))
     engine.close()
     for choice, text in zip(response["choices"], whole, strict=True):
@@ -156,7 +156,7 @@ def test_stop_strings_end_beams(tmp_path: Path) -> None:
     save_architecture("mixtral", OUTSIDE["mixtral"], tmp_path)
     asked = {"max_new_tokens": 24, "num_beams": 3, "num_return_sequences": 3}
     stop, want = stopped_search(Reference(tmp_path), TEXT, asked)
-    with closing(exclusive_engine(tmp_path)) as engine:
+    with closing(fallback_engine(tmp_path)) as engine:
         response = engine.run_blocking(task(TEXT, asked | {"stop_strings": [stop]}))
     assert outcome(response) == want
 
@@ -165,7 +165,7 @@ def test_what_runs_alone_is_bounded(tmp_path: Path, tiny_engine: TinyEngine) -> 
     """Everybody waits while it runs; what runs in the batch is bounded by the cache alone."""
     save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     wide = {"num_beams": 4, "max_new_tokens": 26}
-    with closing(exclusive_engine(tmp_path, max_exclusive_tokens=100)) as engine:
+    with closing(fallback_engine(tmp_path, max_exclusive_tokens=100)) as engine:
         for settings in (wide, {"max_new_tokens": 101}):
             with pytest.raises(TaskArgsInvalid, match="100") as caught:
                 engine.run_blocking(task("hi", settings))

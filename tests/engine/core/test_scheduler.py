@@ -38,15 +38,13 @@ class Job:
     prompt: list[int]
     max_new: int
     sequences: int
-    exclusive: bool
+    fallback: bool
     cancel_after: int | None  # steps
     news: list[RequestOutput] = field(default_factory=list)
 
     def request(self) -> Request:
         hf = GenerationConfig(num_beams=1)
-        rules = SamplingParams(
-            hf, self.max_new, self.sequences, frozenset(), (), not self.exclusive
-        )
+        rules = SamplingParams(hf, self.max_new, self.sequences, frozenset(), (), not self.fallback)
         texts = [cast(Any, _Text()) for _ in range(self.sequences)]
         answers = [SequenceState(index, text) for index, text in enumerate(texts)]
         return Request(Prompt(tuple(self.prompt)), rules, 0, answers, self.news.append)
@@ -59,7 +57,7 @@ jobs = st.lists(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=40),
         max_new=st.integers(1, 12),
         sequences=st.integers(1, 3),
-        exclusive=st.sampled_from([False] * 9 + [True]),
+        fallback=st.sampled_from([False] * 9 + [True]),
         cancel_after=st.one_of(st.none(), st.integers(0, 20)),
     ),
     min_size=1,
@@ -98,7 +96,7 @@ class FakeLoop:
                 request.tell([])
         batched = [request for request in scheduler.running if request.settings.batched]
         assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
-        beside = sum(len(request.to_decode) for request in scheduler.decoding())
+        beside = len(scheduler.decoding())
         chunks = scheduler.prefill_chunks(beside=beside)
         if chunks:
             assert beside + sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
@@ -107,7 +105,7 @@ class FakeLoop:
         assert sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
         for chunk in chunks:
             self._prefill(chunk)
-        for request in scheduler.decoding():
+        for request in {id(token.owner): token.owner for token in scheduler.decoding()}.values():
             for answer in request.running:
                 self._decode(request, answer)
             request.tell([])
@@ -129,7 +127,7 @@ class FakeLoop:
         for position in range(chunk.start, chunk.stop):
             self._write(pages, position, request.prompt.token_ids[position])
         request.num_prefilled = chunk.stop
-        if not chunk.is_last:
+        if not chunk.completes_prompt:
             return
         self.scheduler.prefilled(request)
         for answer in request.sequences:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.paged import paged_batch
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.requests.request import ScheduledTokens
 
 PAGE = 4
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -42,7 +42,7 @@ class Layer:
         )
         self.cache.fill_randomly(range(num_pages), seed)
         free = random.Random(seed).sample(range(num_pages), num_pages)
-        self.pieces = [
+        self.scheduled = [
             ScheduledTokens(context - 1, 1, [free.pop() for _ in range(-(-context // PAGE))])
             for context in contexts
         ]
@@ -56,9 +56,9 @@ class Layer:
 
     def attend(self, only: Sequence[int] | None = None, window: int | None = None) -> torch.Tensor:
         """[rows, H, E] of some rows, or of all."""
-        rows = range(len(self.pieces)) if only is None else only
-        batch = paged_batch(self.cache, [self.pieces[row] for row in rows])
-        assert not batch.segments, "the kernel was not asked"
+        rows = range(len(self.scheduled)) if only is None else only
+        batch = paged_batch(self.cache, [self.scheduled[row] for row in rows])
+        assert not batch.sequences, "the kernel was not asked"
         at = torch.tensor(list(rows))
         return batch.attend(
             0,
@@ -71,8 +71,8 @@ class Layer:
 
     def by_definition(self, row: int, window: int | None = None) -> torch.Tensor:
         """[H, E] in float64, from what the cache holds."""
-        piece = self.pieces[row]
-        slots = self.cache.slots(piece.pages, 0, piece.context)
+        token = self.scheduled[row]
+        slots = self.cache.slots(token.pages, 0, token.stop)
         keys, values = (part[0].double() for part in self.cache.layers[0].read(slots))
         if window is not None:
             keys, values = keys[:, -window:], values[:, -window:]

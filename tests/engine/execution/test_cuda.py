@@ -96,7 +96,8 @@ def test_half_precision_uses_the_paged_kernel(tiny_model: TinyModel) -> None:
         card = engine.card()
         engine.close()
         assert card["attention"] == "paged kernel"
-        assert card["lanes"] == ["batched", "exclusive"]
+        assert card["continuous_batching"]
+        assert card["fallback_reason"] is None
 
 
 def test_a_decode_step_is_a_graph(tiny_model: TinyModel, caplog: pytest.LogCaptureFixture) -> None:

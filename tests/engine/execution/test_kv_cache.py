@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.execution.attention.packing import ScheduledTokens
 from engine.execution.attention.paged import paged_batch
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.requests.request import ScheduledTokens
 
 PAGE = 4
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)

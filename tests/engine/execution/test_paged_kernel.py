@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from engine import Engine, EngineConfig
 from engine.core.step import Execution, InFlight
+from engine.platform.cpu import CpuPlatform
+from engine.platform.cuda import CudaPlatform
 from engine.requests.request import Request
 from tests.engine.conftest import TinyModel
 from tests.engine.models.tiny_models import Kind
@@ -78,13 +80,19 @@ def plain_varlen_attn(
     return output
 
 
+def try_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engines on a CPU try the kernel first, as they do on CUDA."""
+    monkeypatch.setattr(CpuPlatform, "attention_backends", CudaPlatform.attention_backends)
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_problem", lambda *_: None)
+
+
 @pytest.fixture
 def paged(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Engine]:
     """An engine that believes in the kernel, with the loop as on CUDA."""
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
-    monkeypatch.setattr("engine.execution.batching.varlen_problem", lambda *_: None)
+    try_kernel(monkeypatch)
     config = EngineConfig(
         model=str(tiny_model(request.param)),
         dtype="float32",
@@ -131,7 +139,7 @@ async def test_images_whose_tokens_see_each_other(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has no mask for them: such a model does without it, and the card says so."""
-    monkeypatch.setattr("engine.execution.batching.varlen_problem", lambda *_: None)
+    try_kernel(monkeypatch)
     directory = tiny_model("gemma3_vision")
     config = EngineConfig(model=str(directory), dtype="float32", threads=1, page_size=PAGE)
     engine = Engine(config)

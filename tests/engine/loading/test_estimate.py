@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from engine import Engine, EngineConfig
-from engine.execution.model_runner import Runner
+from engine.core.model_info import weight_bytes
+from engine.execution.executor import Executor
 from engine.execution.prepack import prepack
-from engine.loading.estimate import estimate_bytes, estimate_memory, weight_bytes
+from engine.loading.estimate import estimate_bytes, estimate_memory
 from engine.loading.loader import load_model
 from tests.engine.conftest import TinyModel
 from tests.engine.loading.hub import Hub
@@ -50,9 +51,9 @@ def test_packed_layers_are_counted_once(tiny_model: TinyModel) -> None:
     """Layers that became one product share its weight; a tied head is kept beside its embedding."""
     loaded = load_model(EngineConfig(model=str(tiny_model("qwen2")), dtype="float32", device="cpu"))
     before = weight_bytes(loaded.model)
-    runner = Runner(loaded)
+    executor = Executor(loaded)
     with torch.inference_mode():
-        assert prepack(loaded.model, trial=runner.kv_shapes)
+        assert prepack(loaded.model, trial=executor.measure)
     config = loaded.model.config
     tied = config.tie_word_embeddings
     extra = 4 * config.vocab_size * config.hidden_size if tied else 0

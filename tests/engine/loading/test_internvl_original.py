@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from engine import Engine, EngineConfig
-from engine.loading.loader import LoadedModel, load_model
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
 from engine.requests.prompt import PromptRenderer
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema import Task
@@ -239,7 +240,7 @@ async def test_the_engine_answers_as_generate_does(
 ) -> None:
     directory, native = original(language, tower)
     engine = engines(language, tower)
-    assert engine.card()["lanes"] == ["batched", "exclusive"]
+    assert engine.card()["continuous_batching"]
     task = asked(
         [image(n) for n in range(number)] + [text("ab abc lo")],
         seed=7,
@@ -296,7 +297,7 @@ async def test_a_repository_of_transformers_layout_as_published(
     for model in (directory, tiny_model("internvl")):
         engine = Engine(EngineConfig(model=str(model), dtype="float32", threads=1))
         try:
-            assert engine.card()["lanes"] == ["batched", "exclusive"]
+            assert engine.card()["continuous_batching"]
             task = asked(
                 [image(1), image(2), text("Image-1: <image>, Image-2: <image>")],
                 generation_config={"max_new_tokens": 8},

@@ -21,12 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.accelerate import expand_device_map
 
 from engine import EngineConfig
-from engine.execution.attention.packing import ScheduledTokens, upload
-from engine.execution.batch_invariance import plain_attention
-from engine.execution.kv_cache import KVCache
-from engine.execution.model_runner import Runner
+from engine.execution.executor import Executor, RunnerPlan
+from engine.execution.model_runner import ModelRunner, plain_attention
 from engine.loading.estimate import estimate_memory
-from engine.loading.loader import LoadedModel, load_model
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.loader import load_model
 from engine.loading.sharding.layer_split import (
     LayerPlacement,
     Stage,
@@ -35,6 +34,8 @@ from engine.loading.sharding.layer_split import (
     plan_spread,
     stage_devices,
 )
+from engine.platform.transfer import upload
+from engine.requests.request import ScheduledTokens
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.execution.test_paged_kernel import plain_varlen_attn
@@ -119,7 +120,7 @@ async def test_a_crowd_writes_what_generate_writes(
     )
     card = engine.card()
     assert card["layout"] == "layers:2 (0-0, 1-1)"
-    assert card["lanes"] == ["batched", "exclusive"]
+    assert card["continuous_batching"]
     alone = tiny_engine("qwen2", max_sequences=8).card()
     assert alone["layout"] is None
     assert card["batch_sizes"] == alone["batch_sizes"]
@@ -135,28 +136,31 @@ def test_images(tiny_engine: TinyEngine, tiny_model: TinyModel) -> None:
         assert texts(response) == oracle(tiny_model("qwen3_vl")).answers(messages, {})
 
 
-def cached(runner: Runner) -> KVCache:
-    return runner.make_cache(runner.kv_shapes(), num_pages=16, page_size=PAGE)
+def runner_of(loaded: LoadedModel, attention: str = "per sequence") -> ModelRunner:
+    executor = Executor(loaded)
+    executor.measure()
+    return executor.build(RunnerPlan(attention, PAGE, num_pages=16, max_pages=4, max_rows=12))
 
 
-def bits_of(runner: Runner, cache: KVCache) -> list[torch.Tensor]:
+def bits_of(runner: ModelRunner) -> list[torch.Tensor]:
     """Logits of a prompt in two chunks, of a copy and it in one step; and what is in the cache."""
     mine, copy = [1, 4, 2, 9], [3, 5, 7, 11]
+    cache = runner.cache
 
     def run(start: int, *pages: list[int], decode: bool = False) -> torch.Tensor:
         tokens = TOKENS[start : start + 1] if decode else TOKENS[start : start + 10]
-        pieces = [ScheduledTokens(start, len(tokens), each) for each in pages]
+        batch = [ScheduledTokens(start, len(tokens), each) for each in pages]
         ids = upload(tokens * len(pages), runner.device)
         keep = range(len(pages)) if decode else [len(tokens) - 1]
         rows = 12 if not decode else 2
-        logits = runner.forward(ids, pieces, num_rows=rows, keep=keep, num_keep=2, decode=decode)
+        logits = runner.forward(ids, batch, num_rows=rows, keep=keep, num_keep=2, decode=decode)
         return logits.clone()
 
     logits = [run(0, mine), run(10, mine)]
     cache.copy(mine, copy, 0, 20)
     logits.append(run(20, mine, copy, decode=True))
     stored = [part for layer in cache.layers.values() for part in (layer.keys, layer.values)]
-    cache.fill_randomly([8, 12], seed=1)  # as the probe of row counts does
+    cache.fill_randomly([8, 12], seed=1)  # as the batch invariance check does
     drawn = torch.frombuffer(bytearray(cache.bits([8, 12], 3, PAGE + 5)), dtype=torch.uint8)
     return [*logits, *stored, drawn]
 
@@ -169,11 +173,9 @@ def test_quantized(bits: Any, tiny_model: TinyModel) -> None:
         config = configured(tiny_model("qwen2"), quantize_bits=bits, num_devices=num_devices)
         loaded = load_model(config)
         assert (loaded.spread is not None) == (num_devices == 2)  # by what "auto" means
-        runner = Runner(loaded)
-        runner.use_cache(cache := cached(runner))
-        results.append(bits_of(runner, cache))
-        with plain_attention(runner):
-            own = runner.plain_logits(TOKENS)
+        runner = runner_of(loaded)
+        results.append(bits_of(runner))
+        own = runner.plain_logits(TOKENS)
         torch.testing.assert_close(results[-1][2], own[20:].expand(2, -1), rtol=1e-3, atol=1e-3)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
@@ -217,7 +219,7 @@ class TwoMemories(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("kernel", ["per sequence", "paged"])
+@pytest.mark.parametrize("kernel", ["per sequence", "paged kernel"])
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gemma3"])
 def test_nothing_lies_on_two_devices(
     kind: Kind, kernel: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
@@ -233,20 +235,12 @@ def test_nothing_lies_on_two_devices(
         memories.put(tensor, int(any(part in name for part in (".layers.1.", ".h.1."))))
 
     def bits(loaded: LoadedModel) -> list[torch.Tensor]:
-        runner = Runner(loaded)
-        cache = cached(runner)
-        if kernel == "paged":
-            runner.use_paged_kernel(cache, max_pages=4, max_rows=12)
-        else:
-            runner.use_cache(cache)
-        return bits_of(runner, cache)
-
-    own = Runner(plain)
+        return bits_of(runner_of(loaded, kernel))
 
     def generated() -> torch.Tensor:
-        """By the exclusive lane's way."""
+        """As the generate fallback does."""
         prompt = torch.tensor([TOKENS]).to(loaded.device)
-        with plain_attention(own), torch.inference_mode():
+        with plain_attention(plain), torch.inference_mode():
             output: torch.Tensor = loaded.model.generate(
                 input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4
             )

@@ -14,11 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine import Engine, EngineConfig
-from engine.execution.batch_invariance import plain_attention
-from engine.execution.model_runner import Runner
+from engine.execution.model_runner import ModelRunner
 from engine.parallel import group
 from engine.parallel import worker as follower
-from engine.parallel.launcher import FollowerProcess
+from engine.parallel.launcher import WorkerProcess
 from engine.parallel.worker import follow
 from schema import Task
 from schema.errors import (
@@ -142,7 +141,9 @@ async def test_a_forward_that_fails_on_one_rank_ends_it(
 
     with split(tiny_model("qwen2"), fork_server) as engine:
         await stops(
-            engine, lambda: monkeypatch.setattr(Runner, "_run", fail), because="device is full"
+            engine,
+            lambda: monkeypatch.setattr(ModelRunner, "_model_logits", fail),
+            because="device is full",
         )
 
 
@@ -167,8 +168,8 @@ def test_families(
         (choice,) = engine.run_blocking(task)["choices"]
         want = expected(whole, tokenizer, inputs, {"do_sample": True})
         assert [choice["message"]["content"]] == want
-        runner = engine._loop.assembly.runner
-        with plain_attention(runner), torch.inference_mode():
+        runner = engine._loop.assembly.batching.runner
+        with torch.inference_mode():
             ours = runner.plain_logits(inputs["input_ids"][0].tolist())
             theirs = whole(**inputs, use_cache=False).logits[0]
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
@@ -212,7 +213,7 @@ def test_models_that_cannot_be_split(
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("gemma2", "does not run in the batched lane, because attention with softcap"),
+        ("gemma2", "does not run with continuous batching, because attention with softcap"),
         ("mixtral", "its plan has the style 'packed_colwise', which is not supported"),
         ("opt", "no tensor parallel plan"),
     ],
@@ -246,7 +247,7 @@ def follow_without_memory(address: str, rank: int) -> None:
 
 def test_a_rank_that_cannot_load(tiny_model: TinyModel, fork_server: ForkServer) -> None:
     class Small:
-        def start(self, address: str, rank: int) -> FollowerProcess:
+        def start(self, address: str, rank: int) -> WorkerProcess:
             return fork_server.start(address, rank, follow_without_memory)
 
     with (
@@ -258,7 +259,7 @@ def test_a_rank_that_cannot_load(tiny_model: TinyModel, fork_server: ForkServer)
 
 def test_a_rank_that_does_not_start(tiny_model: TinyModel, fork_server: ForkServer) -> None:
     class Elsewhere:
-        def start(self, address: str, rank: int) -> FollowerProcess:
+        def start(self, address: str, rank: int) -> WorkerProcess:
             return fork_server.start("/nowhere", rank)
 
     with (

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig
-from engine.parallel.launcher import FollowerProcess, Launcher
+from engine.parallel.launcher import Launcher, WorkerProcess
 from engine.parallel.worker import follow
 from schema import Task
 from schema.errors import EngineStopped
@@ -34,7 +34,7 @@ class ForkServer:
 
     def start(
         self, address: str, rank: int, target: Callable[[str, int], None] = follow
-    ) -> FollowerProcess:
+    ) -> WorkerProcess:
         process = self._context.Process(target=target, args=(address, rank))
         process.start()
         self.last = process

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from engine.loading.loader import LoadedModel
+from engine.loading.loaded_model import LoadedModel
 from engine.requests.prompt import Prompt, PromptRenderer
 from engine.vision.preprocessor import PreparedImage
 from schema import Task

@@ -20,7 +20,7 @@ from engine import Engine, EngineConfig
 from engine.sampling.grammar import Grammar, lark_json
 from schema import Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
-from tests.engine.core.test_generate_fallback import OUTSIDE, exclusive_engine, save_architecture
+from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.sampling.grammar_tasks import SCHEMAS, choices, closed, task, under
 
 HOT: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "top_k": 0}
@@ -121,10 +121,10 @@ def test_generate_writes_the_same(
     assert answers == [(text, "stop") for text in expected]
 
 
-def test_the_exclusive_lane(tmp_path: Path) -> None:
+def test_the_fallback(tmp_path: Path) -> None:
     save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
-    with closing(exclusive_engine(tmp_path)) as engine:
-        assert engine.card()["lanes"] == ["exclusive"]
+    with closing(fallback_engine(tmp_path)) as engine:
+        assert not engine.card()["continuous_batching"]
         for name, (form, texts) in LANGUAGES.items():
             for settings in SETTINGS.values():
                 expected = generated(tmp_path, texts, 3, settings)

@@ -20,7 +20,7 @@ from engine.sampling.logprobs import Logprobs, TokenTexts
 from schema import Task, TaskArgsInvalid, TaskResponse
 from schema.response import collect
 from tests.engine.conftest import TinyEngine, TinyModel
-from tests.engine.core.test_generate_fallback import OUTSIDE, exclusive_engine, save_architecture
+from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.models.tiny_models import Kind
 from tests.engine.text.test_detokenizer import (
     FAMILIES,
@@ -108,7 +108,7 @@ async def test_alone_and_in_a_crowd_streamed_and_whole(tiny_engine: TinyEngine) 
 
 
 @pytest.mark.parametrize("own", [{}, {"guidance_scale": 1.5}], ids=["bloom", "guided"])
-def test_in_the_exclusive_lane(own: dict[str, Any], tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_in_the_fallback(own: dict[str, Any], tiny_model: TinyModel, tmp_path: Path) -> None:
     """Guidance runs a second forward, whose logits are not the ones."""
     directory = tmp_path / "model"
     if own:
@@ -119,7 +119,7 @@ def test_in_the_exclusive_lane(own: dict[str, Any], tiny_model: TinyModel, tmp_p
         directory.mkdir()
         save_architecture("bloom", OUTSIDE["bloom"], directory)
     settings = SEVERAL | {"num_return_sequences": 1 if own else 3}
-    with closing(exclusive_engine(directory)) as engine:
+    with closing(fallback_engine(directory)) as engine:
         chunks: list[Any] = []
         response = engine.run_blocking(task(TEXTS[1], **settings), chunks.append)
         assert collect(chunks) == response

@@ -53,7 +53,7 @@ def test_alone(
 ) -> None:
     messages = CONVERSATIONS[conversation]
     engine = small_chunks(kind, tiny_engine)
-    assert "batched" in engine.card()["lanes"]
+    assert engine.card()["continuous_batching"]
     response = engine.run_blocking(task(messages, SETTINGS[settings]))
     own = oracle(tiny_model(kind))
     assert response["usage"]["prompt_tokens"] == own.inputs(messages)["input_ids"].shape[1]
@@ -181,7 +181,7 @@ def test_a_shape_that_the_model_refuses(tiny_engine: TinyEngine) -> None:
 
 
 def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """A family's model that the batched lane cannot run: its positions depend on the batch."""
+    """A family's model that cannot be batched: its positions depend on the batch."""
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llava"), directory)
     path = directory / "config.json"
@@ -198,8 +198,8 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
     try:
-        assert engine.card()["lanes"] == ["exclusive"]
-        assert "longrope" in engine.card()["exclusive_reason"]
+        assert not engine.card()["continuous_batching"]
+        assert "longrope" in engine.card()["fallback_reason"]
         for messages in CONVERSATIONS.values():
             response = engine.run_blocking(task(messages, SETTINGS["sample"]))
             assert texts(response) == Oracle(directory).answers(messages, SETTINGS["sample"])

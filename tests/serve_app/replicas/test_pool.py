@@ -299,7 +299,7 @@ def test_cards(client: httpx.Client, root: Path, capsys: pytest.CaptureFixture[s
     assert "org/one (float32, INT8), Pool\n" in said
     assert f"fingerprint   {response['system_fingerprint']}\n" in said
     assert f"source        {root / 'org/one'}\n" in said
-    assert "deterministic yes: every forward runs at a row count that was measured" in said
+    assert "deterministic yes: every forward has a batch size that was measured" in said
     assert list_models(["--address", address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"] == client.get("/v1/models").json()["data"]
 

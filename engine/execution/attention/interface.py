@@ -1,0 +1,193 @@
+"""What computes attention: the function given to transformers, and the backends behind it.
+
+transformers' modules call the function registered under `PACKED` with the projected queries, keys
+and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
+row of the batch is one token of some sequence. The function hands them to what the forward was
+given as ``batch``, which an `AttentionBackend` has made.
+
+Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from engine.execution.attention.packing import PagedRows
+from engine.execution.kv_cache import KVCache, KVShape
+from engine.platform.interface import KVLayout
+from engine.requests.request import ScheduledTokens
+
+PACKED = "paged_per_sequence"
+"""The name under which transformers knows `packed_attention`."""
+
+# Arguments that change the result and that this function does not implement. A model that passes
+# one is refused here, and then every task of it runs through `generate`.
+_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias", "attention_bias")
+
+
+class UnsupportedAttentionError(NotImplementedError):
+    """The model needs attention that no backend computes for a packed batch."""
+
+
+class Attend(Protocol):
+    """What computes attention for the current forward."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,  # [H, T, D]
+        key: torch.Tensor,  # [K, T, D]
+        value: torch.Tensor,  # [K, T, D]
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:  # [T, H, D]
+        """Attention output of one layer."""
+        ...
+
+
+class Batch(Attend, Protocol):
+    """The same for the tokens of a packed batch, whose keys and values it stores first."""
+
+    def on(self, device: torch.device) -> Batch:
+        """The same batch for layers on another device."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionNeeds:
+    """What a model and its configuration need of attention.
+
+    Attributes:
+        shapes: of the keys and values of each layer.
+        page_size: tokens of a page of the KV cache.
+        device: where the numbers of a batch are.
+        bidirectional_spans: whether some tokens see later tokens, as parts of one image.
+    """
+
+    shapes: Mapping[int, KVShape]
+    page_size: int
+    device: torch.device
+    bidirectional_spans: bool
+
+
+class AttentionBackend(ABC):
+    """One way to compute attention over the paged KV cache: one class for each kernel.
+
+    Attributes:
+        name: in configurations of platforms and in cards; a part of the fingerprint.
+        decodes_apart: whether a decode step runs other kernels than a prefill of as many rows.
+        captures_decode: whether decode steps can be captured as graphs (`decode_batch`).
+        kv_layout: the order of the KV cache in memory; None takes what suits the device.
+    """
+
+    name: ClassVar[str]
+    decodes_apart: ClassVar[bool]
+    captures_decode: ClassVar[bool]
+    kv_layout: ClassVar[KVLayout | None] = None
+
+    def __init__(self, max_rows: int) -> None:
+        """``max_rows``: rows of the largest forward."""
+        self.max_rows = max_rows
+
+    @classmethod
+    @abstractmethod
+    def problem(cls, needs: AttentionNeeds) -> str | None:
+        """Why this backend does not take a model; None where it does, as far as is known."""
+
+    @abstractmethod
+    def batch(
+        self, cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
+    ) -> Batch:
+        """What computes attention for a forward.
+
+        Args:
+            cache: where keys and values are.
+            scheduled: the tokens of the forward, in the order of its rows.
+            num_rows: rows of the forward; those after the tokens are padding.
+            decode: it is a decode step: the tokens are the last ones of their sequences.
+        """
+
+    def decode_batch(self, cache: KVCache, rows: PagedRows) -> Batch:
+        """The same for a decode step whose numbers are on the device already.
+
+        It waits for none of them: they may change before a captured graph runs again.
+        """
+        raise NotImplementedError(f"{self.name} does not capture decode steps")
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    batch: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
+    if batch is None:
+        raise UnsupportedAttentionError("the model does not pass keyword arguments to attention")
+    if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
+    layer = module.layer_idx
+    if not isinstance(layer, int):
+        raise UnsupportedAttentionError("the attention module has no layer_idx")
+    output = batch.attend(
+        layer, query[0], key[0], value[0], scaling=scaling, sliding_window=sliding_window
+    )
+    return output.unsqueeze(0), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """A batch of a model whose layers lie on several devices: for each layer, its device's."""
+
+    batches: Mapping[int, Attend]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Attend on the layer's device."""
+        return self.batches[layer].attend(
+            layer, query, key, value, scaling=scaling, sliding_window=sliding_window
+        )
+
+
+@dataclass
+class ShapeRecorder:
+    """Stands in for a batch once, at load, to learn the KV shapes of the model's layers."""
+
+    shapes: dict[int, KVShape] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Note the shapes and return zeros."""
+        self.shapes[layer] = KVShape(key.shape[0], key.shape[2], value.shape[2], key.dtype)
+        return query.new_zeros(query.shape[1], query.shape[0], value.shape[2])

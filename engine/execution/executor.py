@@ -1,0 +1,95 @@
+"""Measures a model and builds its runner, in the process that has all of it.
+
+`engine.parallel.executor` does the same for a model that is split tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from engine.execution.attention.backends import BACKENDS
+from engine.execution.kv_cache import KVCache, KVShape
+from engine.execution.model_runner import ModelRunner, kv_shapes
+from engine.execution.operations import Operation, R, T
+from engine.loading.loaded_model import LoadedModel
+from engine.platform.platforms import platform_of
+
+
+@dataclass(frozen=True)
+class RunnerPlan:
+    """What a runner is built by, the same on all ranks.
+
+    Attributes:
+        attention: name of the backend.
+        page_size: tokens of a page of the KV cache.
+        num_pages: of the KV cache; 0 for a runner of plain forwards only.
+        max_pages: of the longest sequence.
+        max_rows: of the largest forward.
+    """
+
+    attention: str
+    page_size: int
+    num_pages: int
+    max_pages: int
+    max_rows: int
+
+
+class Executor:
+    """The one rank of a model that is not split. Belongs to the engine's thread."""
+
+    def __init__(self, loaded: LoadedModel, image_cache_bytes: int = 0) -> None:
+        self.loaded = loaded
+        self._image_cache_bytes = image_cache_bytes
+        self._shapes: dict[int, KVShape] = {}
+
+    def measure(self) -> Mapping[int, KVShape]:
+        """The KV shape of every layer, or of this rank's part of it; before `build`.
+
+        Raises:
+            UnsupportedAttentionError: the model needs attention that no backend computes.
+        """
+        self._shapes = kv_shapes(self.loaded)
+        return self._shapes
+
+    def kv_room(self, device: torch.device) -> int | None:
+        """Bytes that a KV cache may take on a device; None where the host decides."""
+        return platform_of(device).kv_room(device)
+
+    def build(self, plan: RunnerPlan) -> ModelRunner:
+        """A runner with a KV cache of its own; those built before must not be used again."""
+        loaded = self.loaded
+        backend = BACKENDS[plan.attention](plan.max_rows)
+        cache = KVCache(
+            self._shapes if plan.num_pages else {},
+            num_pages=plan.num_pages,
+            page_size=plan.page_size,
+            device=loaded.device,
+            layout=backend.kv_layout,
+            layer_devices=loaded.spread.layer_devices if loaded.spread else None,
+            ranks=self,
+        )
+        return ModelRunner(
+            loaded,
+            backend,
+            cache,
+            max_pages=plan.max_pages,
+            image_cache_bytes=self._image_cache_bytes,
+            ranks=self,
+        )
+
+    def run(self, operation: Operation[T, R], target: T) -> R:
+        """See `engine.execution.operations.Ranks.run`."""
+        return operation.run(target)
+
+    def gather(self, operation: Operation[T, R], target: T) -> list[R]:
+        """See `engine.execution.operations.Ranks.gather`."""
+        return [operation.run(target)]
+
+    def check_health(self) -> None:
+        """Raise if forwards can run no more; on any thread."""
+
+    def close(self) -> None:
+        """End what runs forwards beside this process. Idempotent."""

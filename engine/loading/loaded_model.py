@@ -1,0 +1,41 @@
+"""A loaded model, and what its prompts need: what the loader makes and all stages read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from engine.loading.sharding.layer_split import LayerPlacement
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what its prompts need.
+
+    ``revision`` is the commit of a model of the hub; None for a directory. ``device`` is where
+    tokens go in and logits come out.
+    """
+
+    model: Any  # a PreTrainedModel; its attributes come from the architecture, untyped
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    image_token: str | None
+    image_token_id: int | None
+    context_length: int
+    device: torch.device
+    revision: str | None
+    spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
+    whole_image_tokens: int = 0  # see `engine.loading.families.traits`
+    tool_template: str | None = None  # for tasks with tools, where that is another one
+    image_tag: str | None = (
+        None  # what texts say where an image belongs (`engine.vision.image_tags`)
+    )
+    own_attention: str = ""  # which attention transformers chose for the language model
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether messages may hold image blocks."""
+        return self.image_token is not None

@@ -1,0 +1,81 @@
+"""Rank 0 of a split model: what its runner and its KV cache do, the other ranks do as well.
+
+This is the whole of what ranks share: the engine's loop, its scheduler and its sampler know nothing
+of them. Images are encoded on rank 0, and their features sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from engine.execution.executor import Executor, RunnerPlan
+from engine.execution.kv_cache import KVCache, KVShape
+from engine.execution.model_runner import ModelRunner
+from engine.execution.operations import Operation, R, T
+from engine.loading.loaded_model import LoadedModel
+from engine.parallel.coordinator import Coordinator
+from engine.parallel.group import expect_step
+from engine.parallel.messages import Run, SetUp, packed
+
+
+class SplitExecutor(Executor):
+    """All ranks of a model that is split tensor by tensor. Belongs to the engine's thread."""
+
+    def __init__(
+        self, loaded: LoadedModel, image_cache_bytes: int, coordinator: Coordinator
+    ) -> None:
+        super().__init__(loaded, image_cache_bytes)
+        self._coordinator = coordinator
+        self._rooms: list[int | None] = []
+        coordinator.wait_until_loaded()
+        expect_step(loaded.model)
+
+    def measure(self) -> Mapping[int, KVShape]:
+        """As `Executor.measure`: the shapes of this rank's part."""
+        self._coordinator.send(SetUp())
+        with self._coordinator.together():
+            shapes = super().measure()
+        self._rooms = self._coordinator.take_replies()
+        return shapes
+
+    def kv_room(self, device: torch.device) -> int | None:
+        """The least that there is on any rank's device."""
+        rooms = [super().kv_room(device), *self._rooms]
+        return min((room for room in rooms if room is not None), default=None)
+
+    def build(self, plan: RunnerPlan) -> ModelRunner:
+        """As `Executor.build`, on all ranks."""
+        self._coordinator.send(SetUp(plan))
+        with self._coordinator.together():
+            return super().build(plan)
+
+    def run(self, operation: Operation[T, R], target: T) -> R:
+        """On all ranks; the tensors of the operation are this rank's."""
+        tensors = self._send(operation, target, reply=False)
+        with self._coordinator.together():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+            return operation.run(target)
+
+    def gather(self, operation: Operation[T, R], target: T) -> list[R]:
+        """On all ranks; the operation has no tensors."""
+        self._send(operation, target, reply=True)
+        return [operation.run(target), *self._coordinator.take_replies()]
+
+    def _send(self, operation: Operation[T, R], target: T, *, reply: bool) -> list[torch.Tensor]:
+        """Have the other ranks run an operation; returns the tensors that they wait for."""
+        bare, tensors = packed(operation)
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        self._coordinator.send(Run(bare, shapes, isinstance(target, KVCache), reply))
+        return tensors
+
+    def check_health(self) -> None:
+        """Raise `RanksLostError` if a rank is gone; on any thread."""
+        self._coordinator.check()
+
+    def close(self) -> None:
+        """End the other ranks."""
+        self._coordinator.close()

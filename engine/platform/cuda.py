@@ -1,0 +1,174 @@
+"""GPUs that torch reaches by CUDA: memory of their own, streams that run beside Python, graphs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+from engine.platform.device_check import check_device, device_facts, device_problem
+from engine.platform.interface import Platform, Replay, Sizes
+from schema.errors import ModelInvalid
+
+FREE_SHARE = 0.85
+"""Of what the weights leave, a KV cache takes so much; the rest is for activations and towers."""
+
+_WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
+
+
+class CudaPlatform(Platform):
+    """NVIDIA's GPUs."""
+
+    name = "cuda"
+    # The paged attention kernel takes pages of multiples of 256 tokens, and larger chunks fill the
+    # device.
+    default_sizes = Sizes(prefill_chunk=512, page_size=256)
+    attention_backends = ("paged kernel", "per sequence")
+    kv_layout = "tokens first"  # as paged kernels want it
+    default_kv_bytes = None
+    lookahead = True
+    pins_memory = True
+    shares_host_memory = False
+    may_prepack = False
+
+    def problem(self) -> str | None:
+        """Why torch sees no GPU."""
+        if torch.cuda.is_available():
+            return None
+        return device_problem(device_facts(torch.device("cuda")))
+
+    def num_devices(self) -> int | None:
+        """The GPUs that are visible here."""
+        return torch.cuda.device_count()
+
+    def current_device(self) -> torch.device:
+        """The current GPU, checked."""
+        device = torch.device("cuda", torch.cuda.current_device())
+        check_device(device)
+        return device
+
+    def use_device(self, index: int) -> None:
+        """Make a GPU the current one."""
+        torch.cuda.set_device(index)
+
+    def devices_of_stages(self, first: torch.device, num_devices: int) -> list[torch.device]:
+        """The first GPU, then the others in order."""
+        seen = torch.cuda.device_count()
+        if num_devices > seen:
+            raise ModelInvalid(
+                f"num_devices is {num_devices}, but this process sees {seen} GPUs "
+                "(CUDA_VISIBLE_DEVICES says which)"
+            )
+        others = [torch.device("cuda", index) for index in range(seen) if index != first.index]
+        devices = [first, *others[: num_devices - 1]]
+        for device in devices:
+            check_device(device)
+        return devices
+
+    def device_name(self, device: torch.device) -> str:
+        """The driver's name for it."""
+        return torch.cuda.get_device_name(device)
+
+    def compute_threads(self) -> int | None:
+        """None: the host's threads compute nothing."""
+        return None
+
+    def kv_room(self, device: torch.device) -> int | None:
+        """A share of what is free on the GPU."""
+        return int(torch.cuda.mem_get_info(device)[0] * FREE_SHARE)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Zeros on the GPU."""
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    def write_rows(self, rows: torch.Tensor, *writes: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """In any order, and so without sorting the rows first."""
+        with _unsorted_writes():
+            for target, source in writes:
+                target.index_copy_(0, rows, source)
+
+    def empty_cache(self) -> None:
+        """Give back what torch's allocator keeps."""
+        torch.cuda.empty_cache()
+
+    def to_host(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+        """A copy that is a part of the current stream, and an event after it."""
+        copy = tensor.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return copy, copied.synchronize
+
+    def make_deterministic(self) -> None:
+        """Pin the workspace of cuBLAS, the algorithms of cuDNN, and the precision of float32."""
+        # cuBLAS picks its workspace per stream; with this it always has the same.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # cuDNN's autotuner times kernels and so picks differently from run to run.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        # fp32 means fp32: TF32 would round inputs on cards that have it.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+    def random_state_kept(self, device: torch.device) -> AbstractContextManager[None]:
+        """Of the host's generator and the GPU's."""
+        return torch.random.fork_rng(devices=[device])
+
+    def packs_weights(self, dtype: torch.dtype) -> bool:
+        """Never: the kernels read weights as they are."""
+        return False
+
+    def float_copier(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A plain copy: torch keeps the GPU's memory anyway, and graphs have their own."""
+        return _float_copy
+
+    def graph_recorder(self) -> Callable[[Replay], Replay]:
+        """One that captures CUDA graphs, which share one pool of memory."""
+        pool = torch.cuda.graph_pool_handle()
+
+        def record(forward: Replay) -> Replay:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    forward()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                output = forward()
+
+            def replay() -> torch.Tensor:
+                graph.replay()
+                return output
+
+            return replay
+
+        return record
+
+    def rank_problem(self) -> str | None:
+        """None: each rank has a GPU of its own."""
+        return None
+
+    def group_options(self, device: torch.device) -> dict[str, Any]:
+        """NCCL, on this rank's GPU."""
+        return {"backend": "nccl", "device_id": device}
+
+
+def _float_copy(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.float32, copy=True)
+
+
+@contextmanager
+def _unsorted_writes() -> Iterator[None]:
+    """Let writes to indices run in any order.
+
+    Deterministic mode sorts the indices first, in case one comes twice. Here none does, but for
+    those in the scratch page, whose content is never read.
+    """
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True)

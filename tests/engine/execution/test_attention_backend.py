@@ -1,0 +1,139 @@
+"""A new attention kernel is one class: here one in plain tensor operations, tried before others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig
+from engine.execution.attention import backends
+from engine.execution.attention.interface import AttentionBackend, AttentionNeeds
+from engine.execution.attention.packing import PagedRows, paged_rows
+from engine.execution.kv_cache import KVCache
+from engine.platform.cpu import CpuPlatform
+from engine.requests.request import ScheduledTokens
+from tests.engine.conftest import TinyEngine, TinyModel
+from tests.engine.sampling.test_generate_oracle import SETTINGS, TEXTS, task
+
+NAME = "plain operations"
+
+
+@dataclass(frozen=True)
+class PlainBatch:
+    """What computes attention for one forward."""
+
+    cache: KVCache
+    rows: PagedRows
+    wrong: bool
+
+    def on(self, device: torch.device) -> PlainBatch:
+        return replace(self, rows=self.rows.on(device))
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        stored, rows = self.cache.layers[layer], self.rows
+        stored.write(rows.write_slots, key, value)
+        keys, values = stored.pages(self.cache.page_size)
+        output = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
+        for n, context in enumerate(rows.contexts.tolist()):
+            first, stop = rows.row_starts[n : n + 2].tolist()
+            k, v = (
+                pool[rows.block_table[n].long()].flatten(0, 1)[:context].double()
+                for pool in (keys, values)
+            )
+            group = len(query) // k.shape[1]
+            k, v = (each.repeat_interleave(group, dim=1) for each in (k, v))
+            scores = torch.einsum("hqd,khd->hqk", query[:, first:stop].double(), k)
+            scores *= query.shape[2] ** -0.5 if scaling is None else scaling
+            looking = torch.arange(context - (stop - first), context)[:, None]
+            visible = torch.arange(context)[None] <= looking
+            if sliding_window is not None:
+                visible &= torch.arange(context)[None] > looking - sliding_window
+            weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+            output[first:stop] = torch.einsum("hqk,khd->qhd", weights, v).to(output)
+        return -output if self.wrong else output
+
+
+class PlainAttention(AttentionBackend):
+    """The kernel's class; what it takes, and what it computes a forward with."""
+
+    name = NAME
+    decodes_apart = True
+    captures_decode = True
+    kv_layout = "tokens first"
+    wrong = False
+
+    @classmethod
+    def problem(cls, needs: AttentionNeeds) -> str | None:
+        return "the tokens of an image see each other" if needs.bidirectional_spans else None
+
+    def batch(
+        self, cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
+    ) -> PlainBatch:
+        assert num_rows <= self.max_rows
+        return PlainBatch(cache, paged_rows(cache, scheduled, num_rows, decode=decode), self.wrong)
+
+    def decode_batch(self, cache: KVCache, rows: PagedRows) -> PlainBatch:
+        return PlainBatch(cache, rows, self.wrong)
+
+
+class WrongAttention(PlainAttention):
+    """Computes something else."""
+
+    wrong = True
+
+
+def engine_with(
+    backend: type[AttentionBackend], tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> Engine:
+    monkeypatch.setitem(vars(backends)["BACKENDS"], NAME, backend)
+    monkeypatch.setattr(CpuPlatform, "attention_backends", (NAME, "per sequence"))
+    config = EngineConfig(
+        model=str(tiny_model("qwen2")), dtype="float32", threads=1, prefill_chunk=16
+    )
+    return Engine(config)
+
+
+async def test_a_new_kernel_is_one_class(
+    tiny_engine: TinyEngine, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("greedy", "everything", "all beams")
+    wanted = [
+        task([{"role": "user", "content": text}], SETTINGS[name])
+        for text in TEXTS
+        for name in names
+    ]
+    expected = [tiny_engine("qwen2").run_blocking(one)["choices"] for one in wanted]
+    engine = engine_with(PlainAttention, tiny_model, monkeypatch)
+    try:
+        assert engine.card()["attention"] == NAME
+        together = await asyncio.gather(*map(engine.run, wanted))
+        assert [response["choices"] for response in together] == expected
+    finally:
+        engine.close()
+
+
+def test_a_kernel_that_is_wrong_is_not_used(
+    tiny_engine: TinyEngine, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits are compared with the model's own, and the next backend is tried."""
+    engine = engine_with(WrongAttention, tiny_model, monkeypatch)
+    try:
+        card = engine.card()
+        assert card["attention"] == "per sequence"
+        assert card["continuous_batching"]
+        assert card["system_fingerprint"] == tiny_engine("qwen2").card()["system_fingerprint"]
+    finally:
+        engine.close()
