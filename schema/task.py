@@ -20,7 +20,13 @@ from schema.message import (
     TextBlock,
     rule,
 )
-from schema.model_id import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import (
+    MODEL_ID_PATTERN,
+    Dtype,
+    ModelName,
+    ModelVariant,
+    QuantizeBits,
+)
 from schema.structured import StructuredOutput
 from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls
 from schema.validation.bulk import refuse_bulk
@@ -38,8 +44,6 @@ __all__ = [
     "TextBlock",
 ]
 
-Dtype = Literal["float16", "bfloat16", "float32", "auto"]
-QuantizeBits = Literal[4, 8]
 AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
@@ -217,6 +221,11 @@ class Task(BaseModel):
     def _calls_that_can_be_forced(self) -> Self:
         check_calls(self)
         return self
+
+    @property
+    def variant(self) -> ModelVariant:
+        """Which model it asks for, in which form."""
+        return ModelVariant(self.model, self.dtype, self.quantize_bits)
 
     @property
     def forces_calls(self) -> bool:

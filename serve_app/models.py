@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from schema.model_variant import ModelVariant
 from serve_app.console import models_of, server_parser
 
 GIB = 2**30
@@ -48,19 +49,17 @@ def _block(model: dict[str, Any]) -> str:
 
 
 def _title(model: dict[str, Any]) -> str:
-    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
-    return f"{model['id']} ({model['dtype']}{bits}), {model['deployment']}"
+    return f"{ModelVariant.of(model)}, {model['deployment']}"
 
 
 def _rows(card: dict[str, Any]) -> list[tuple[str, object]]:
     memory = card["memory"]
     weights, cache = memory["weights_bytes"] / GIB, memory["kv_cache_bytes"] / GIB
-    bits = card["quantize_bits"]
     return [
         ("source", card["source"]),
         ("revision", card["revision"] or f"a directory, SHA-256 {card['weights'][:12]}"),
         ("dtype", card["dtype"]),
-        ("quantization", "none" if bits is None else f"INT{bits}"),
+        ("quantization", ModelVariant.of(card).quantization or "none"),
         ("device", card["device"]),
         ("memory", f"{weights + cache:.3f} GiB: weights {weights:.3f}, KV cache {cache:.3f}"),
         ("context", f"{card['context_length']} tokens"),

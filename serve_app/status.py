@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from schema.model_variant import ModelVariant
 from serve_app.console import models_of, server_parser
 
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
@@ -129,8 +130,7 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _title(model: dict[str, Any]) -> str:
-    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
-    return f"{model['id']} ({model['dtype']}{bits})"
+    return str(ModelVariant.of(model))
 
 
 def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
     need = replace(
         need,
         max_sequences=config.max_sequences,
-        split="tensor" if replace(config, num_devices=2).tensor_parallel else "layers",
+        split="tensor" if config.replace(num_devices=2).tensor_parallel else "layers",
     )
     if model.id in parameters:
         bits = model.quantize_bits

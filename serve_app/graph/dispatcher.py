@@ -100,7 +100,7 @@ class Dispatcher:
             return  # validation will say more
         if route.session is None:
             logged = entry()
-            logged.model, logged.deployment = wanted.model, route.deployment
+            logged.model, logged.deployment = wanted.id, route.deployment
             self._refusals.check(route.deployment)
 
     async def run(self, task: Task) -> TaskResponse:

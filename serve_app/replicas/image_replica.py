@@ -8,6 +8,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from schema.model_variant import ModelVariant
 from schema.task import Task
 from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 from serve_app.config.image_url_args import ImageUrlArgs
@@ -92,7 +93,9 @@ class PreprocessorReplica:
     def _pooled(self, model: str) -> ImagePreprocessor:
         """The processor of a model of the pool: the same in every dtype and quantization."""
         assert self._pool is not None
-        processor = self._on_demand.pop(model, None) or _processor(self._pool.model(model))
+        processor = self._on_demand.pop(model, None) or _processor(
+            self._pool.model(ModelVariant(model))
+        )
         self._on_demand[model] = processor
         if len(self._on_demand) > MAX_PROCESSORS:
             self._on_demand.popitem(last=False)
