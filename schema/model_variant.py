@@ -19,6 +19,8 @@ QuantizeBits = Literal[4, 8]
 
 MAX_MODEL_CHARS = 512
 
+_PATHS = ("/", "./", "../", "~")
+
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _MODEL_ID = re.compile(rf"{_PART}(?:/{_PART})*")
 
@@ -34,6 +36,11 @@ def check_model_id(text: str) -> str:
             "dashes, joined by single slashes; it is never a path"
         )
     return text
+
+
+def is_path(text: str) -> bool:
+    """Whether ``text`` begins as a path does, which no model's name can."""
+    return text.startswith(_PATHS)
 
 
 ModelName = Annotated[

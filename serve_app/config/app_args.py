@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from engine.config import EngineConfig
 from schema.errors import ModelInvalid
-from schema.model_variant import Dtype, ModelVariant, QuantizeBits
+from schema.model_variant import Dtype, ModelVariant, QuantizeBits, is_path
 from schema.validation.strict import PositiveFloat, PositiveInt, Strict
 from serve_app.config.accelerators import AcceleratorType
 from serve_app.config.engine_args import EngineArgs
@@ -275,6 +275,6 @@ def resolve_source(source: str) -> str:
     """
     path = Path(source).expanduser()
     candidate = path if path.is_absolute() else REPOSITORY / path
-    if source.startswith(("/", "./", "../", "~")) or candidate.is_dir():
+    if is_path(source) or candidate.is_dir():
         return str(candidate.resolve())
     return source
