@@ -146,8 +146,8 @@ class EngineConfig(StrictCall, EngineOptions):
         quantized = quantization(self.quantize_bits)
         if quantized is not None and self.split not in ("auto", *quantized.splits):
             raise ValueError(
-                f"split is {self.split!r}, which a model in {quantized.label} cannot be: set split "
-                f"to {' or '.join(map(repr, quantized.splits))} or leave quantize_bits out"
+                f"split is {self.split!r}, which a quantized model cannot be: set split to "
+                f"{' or '.join(map(repr, quantized.splits))} or leave quantize_bits out"
             )
         return self
 

@@ -45,7 +45,7 @@ def test_a_setting_that_means_nothing_is_refused(name: str, value: Any) -> None:
         ({"deterministic": 1}, "deterministic must be true or false, got 1"),
         ({"model": None}, "model must be a string, got None"),
         ({"threads": 0, "page_size": 0}, "page_size must be at least 1, got 0; threads must be"),
-        ({"split": "tensor", "quantize_bits": 8}, "INT8 cannot be: set split to 'layers' or leave"),
+        ({"split": "tensor", "quantize_bits": 8}, "cannot be: set split to 'layers' or leave"),
     ],
 )
 def test_nothing_is_ignored_and_nothing_coerced(settings: dict[str, Any], told: str) -> None:
