@@ -13,6 +13,7 @@ from schema.model_variant import Dtype, ModelVariant, QuantizeBits
 from schema.validation.strict import NonNegativeInt, PositiveInt, Strict, StrictCall
 
 Device = Literal["auto", "cpu", "cuda"]
+SplitSetting = Literal["auto", Split]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class EngineConfig(StrictCall, EngineOptions):
         description="4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized weights.",
     )
     device: Device = Field(default="auto", description="auto takes CUDA where there is a GPU.")
-    split: Literal["auto", Split] = Field(
+    split: SplitSetting = Field(
         default="auto",
         description="How a model lies on several devices. tensor: each has a part of every layer, "
         "and a process (engine.parallel). layers: each has some of the layers. auto: tensor, or "

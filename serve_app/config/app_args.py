@@ -10,11 +10,11 @@ from collections import Counter
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from engine.config import EngineConfig
+from engine.config import Device, EngineConfig, SplitSetting
 from schema.errors import ModelInvalid
 from schema.model_variant import Dtype, ModelVariant, QuantizeBits, is_path
 from schema.validation.strict import PositiveFloat, PositiveInt, Strict
@@ -44,7 +44,7 @@ class DeploymentArgs(ScalingArgs):
             any. Only with device "cuda", so that no replica ends up elsewhere.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     num_gpus: NumGpus = "auto"
     accelerator_type: AcceleratorType | None = None
     engine: EngineArgs = EngineArgs()
@@ -69,7 +69,7 @@ class DeploymentArgs(ScalingArgs):
         """GPUs of one replica, if it runs on GPUs at all."""
         return 1.0 if self.num_gpus == "auto" else float(self.num_gpus)
 
-    def num_devices(self, device: Literal["auto", "cpu", "cuda"]) -> int:
+    def num_devices(self, device: Device) -> int:
         """Devices of one replica that runs on this kind of device."""
         if device == "cpu":
             return self.engine.num_devices
@@ -91,7 +91,7 @@ class ModelArgs(DeploymentArgs):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
-    split: Literal["auto", "tensor", "layers"] = "auto"
+    split: SplitSetting = "auto"
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -117,7 +117,7 @@ class ModelArgs(DeploymentArgs):
         """The name of the deployment: it stands in logs, metrics and ``serve status``."""
         return self.variant.deployment
 
-    def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
+    def engine_config(self, device: Device | None = None) -> EngineConfig:
         """The engine's configuration, with paths as they are on this machine.
 
         Raises:
@@ -143,7 +143,7 @@ class PooledModel(ModelArgs):
     def __str__(self) -> str:
         return f"model {self.id!r} ({self.variant.label})"
 
-    def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
+    def engine_config(self, device: Device | None = None) -> EngineConfig:
         """As `ModelArgs.engine_config`; but the id can only mean a repository of the hub."""
         return (
             super()
