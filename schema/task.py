@@ -21,7 +21,13 @@ from schema.message import (
     TextBlock,
     rule,
 )
-from schema.model_id import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import (
+    MODEL_ID_PATTERN,
+    Dtype,
+    ModelName,
+    ModelVariant,
+    QuantizeBits,
+)
 from schema.structured import StructuredOutput
 from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls, forces_calls
 from schema.validation.bulk import refuse_bulk
@@ -38,8 +44,6 @@ __all__ = [
     "TextBlock",
 ]
 
-Dtype = Literal["float16", "bfloat16", "float32", "auto"]
-QuantizeBits = Literal[4, 8]
 AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
@@ -223,6 +227,11 @@ class Task(BaseModel):
             num_beams=self.generation_config.num_beams or 1,
         )
         return self
+
+    @property
+    def variant(self) -> ModelVariant:
+        """Which model it asks for, in which form."""
+        return ModelVariant(self.model, self.dtype, self.quantize_bits)
 
     @property
     def forces_calls(self) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from schema.model_variant import ModelVariant
 from serve_app.status import Command, run, title
 
 GIB = 2**30
@@ -50,12 +51,11 @@ def _block(model: dict[str, Any]) -> str:
 def _rows(card: dict[str, Any]) -> list[tuple[str, object]]:
     memory = card["memory"]
     weights, cache = memory["weights_bytes"] / GIB, memory["kv_cache_bytes"] / GIB
-    bits = card["quantize_bits"]
     return [
         ("source", card["source"]),
         ("revision", card["revision"] or f"a directory, SHA-256 {card['weights'][:12]}"),
         ("dtype", card["dtype"]),
-        ("quantization", "none" if bits is None else f"INT{bits}"),
+        ("quantization", ModelVariant.of(card).quantization or "none"),
         ("device", card["device"]),
         ("memory", f"{weights + cache:.3f} GiB: weights {weights:.3f}, KV cache {cache:.3f}"),
         ("context", f"{card['context_length']} tokens"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from schema.model_variant import ModelVariant
 from serve_app.ready import address_of
 
 TIMEOUT_S = 30.0
@@ -216,8 +217,7 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
 
 def title(model: dict[str, Any]) -> str:
     """A model and its variant, as both commands write them."""
-    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
-    return f"{model['id']} ({model['dtype']}{bits})"
+    return str(ModelVariant.of(model))
 
 
 def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from schema.generation import (
 )
 from schema.json_values import parse_json
 from schema.message import rule
-from schema.model_id import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import MODEL_ID_PATTERN, ModelName
 from schema.openai.fields import Only, Strict
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task

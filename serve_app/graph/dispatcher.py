@@ -82,7 +82,7 @@ class Dispatcher:
             return  # validation will say more
         if route.session is None:
             logged = entry()
-            logged.model, logged.deployment = variant.model, route.deployment
+            logged.model, logged.deployment = variant.id, route.deployment
             self._load_shedder.check(route.deployment)
 
     async def run(self, task: Task, num_bytes: int) -> TaskResponse:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 
+from schema.model_variant import ModelVariant
 from schema.task import Task
 from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 from serve_app.config.image_url_args import ImageUrlArgs
@@ -94,7 +95,7 @@ class PreprocessorReplica:
         """The processor of a model of the pool: the same in every dtype and quantization."""
         assert self._pool is not None
         if model not in self._on_demand:
-            self._on_demand[model] = _processor(self._pool.model(model))
+            self._on_demand[model] = _processor(self._pool.model(ModelVariant(model)))
         return self._on_demand[model]
 
 

@@ -105,7 +105,7 @@ class PoolReplica:
             "max_memory_bytes": int(self._args.max_memory_gb * BYTES_PER_GB),
             "used_memory_bytes": self._models.used_bytes,
             "models": [
-                {"id": key.id, "dtype": key.dtype, "quantize_bits": key.quantize_bits, **status}
+                key.variant.as_json() | status
                 for key, status in zip(loaded, statuses, strict=True)
                 if isinstance(status, dict)
             ],
@@ -132,7 +132,7 @@ class PoolReplica:
     @asynccontextmanager
     async def _process_for(self, task: Task) -> AsyncIterator[EngineProcess]:
         """The process that runs a task; errors leave the body as `TaskError`."""
-        key = self._args.model(task.model, task.dtype, task.quantize_bits)
+        key = self._args.model(task.variant)
         async with self._models.use(key) as process:
             try:
                 yield process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,7 +137,7 @@ async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
     roomy = tiny_engine("qwen2")
     wanted = tasks(24, images=False)
     alone = [roomy.run_blocking(task)["choices"] for task in wanted]
-    tight = Engine(replace(roomy.config, max_sequences=4, kv_cache_tokens=512))
+    tight = Engine(roomy.config.replace(max_sequences=4, kv_cache_tokens=512))
     together = await at_once(tight, wanted)
     assert [response["choices"] for response in together] == alone
     tight.close()  # the last answer is told a moment before its pages are freed

@@ -32,7 +32,7 @@ Ask = Callable[..., tuple[TaskResponse, list[Any]]]
 
 def _asker(engine: Engine) -> Ask:
     """Asks with a prompt of so many tokens; gives the response and the deltas of its stream."""
-    renderer = engine._renderer
+    renderer = engine._loop.assembly.renderer
 
     def ask(length: int, **fields: Any) -> tuple[TaskResponse, list[Any]]:
         def task(text: str) -> Task:
