@@ -97,7 +97,7 @@ def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     document = _document()
     document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"
     assert main([_written(tmp_path, document)]) == 1
-    assert "args.models.0.source: no model in " in capsys.readouterr().err
+    assert "args.models.0.source: there is no model in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", [None, "text_config", "llm_config"])
@@ -146,7 +146,7 @@ def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixt
     document = _document()
     document["applications"][0]["deployments"] = [{"name": "Ingress"}, {"name": "Model:demo"}]
     assert main([_written(tmp_path, document)]) == 1
-    assert "deployments.1.name: 'Model:demo' is none of Ingress, " in capsys.readouterr().err
+    assert "deployments.1.name: 'Model:demo' is not one of Ingress, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_what_does_not_run_is_listed_too() -> None:
     ("arguments", "said"),
     [
         (["--address", "http://127.0.0.1:9"], "no list of models: "),
-        (["--address", "ftp://127.0.0.1"], "is no address such as"),
-        (["--address", "http://"], "is no address such as"),
+        (["--address", "ftp://127.0.0.1"], "is not an address such as"),
+        (["--address", "http://"], "is not an address such as"),
         (["no/such.yaml"], "no list of models: "),
     ],
 )

@@ -23,8 +23,8 @@ HOSTS = ["images.example.org"]
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "args.image_urls: opens nothing"),
-        ({"timeout_s": 3.0}, "args.image_urls: opens nothing"),
+        ({}, "args.image_urls: allows nothing"),
+        ({"timeout_s": 3.0}, "args.image_urls: allows nothing"),
         ({"allow_host": HOSTS}, "unknown key 'allow_host'; did you mean 'allow_hosts'?"),
         ({"allow_hosts": "a.test"}, "args.image_urls.allow_hosts: "),
         ({"allow_hosts": ["127.0.0.1"]}, "args.image_urls.allow_hosts.0: '127.0.0.1' must be"),
@@ -135,7 +135,7 @@ def test_the_check_says_what_is_opened(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert checked(allow_hosts=["*.example.com"], file_roots=[str(tmp_path)]) == 0
     assert (
-        f"opens addresses of images: https from *.example.com; files below {tmp_path}; 32 MB"
+        f"fetches images at addresses: https from *.example.com; files below {tmp_path}; 32 MB"
         in capsys.readouterr().out
     )
     fields = {"allow_hosts": HOSTS, "allow_http": True, "allow_networks": ["10.0.0.0/8"]}

@@ -31,7 +31,7 @@ def _pool(**fields: Any) -> PoolArgs:
         ({"allow": "*"}, "args.pool.allow: "),
         ({"max_memory_gb": 0}, "args.pool.max_memory_gb: "),
         ({"kv_cache_gb": 8.0}, "kv_cache_gb (8) leaves nothing of max_memory_gb (8)"),
-        ({"engine": {"trust_remote_code": True}}, "would run the code of whatever repository"),
+        ({"engine": {"trust_remote_code": True}}, "would run the code of any repository"),
         ({"engine": {"max_kv_cache_bytes": 1}}, "max_kv_cache_bytes is set by kv_cache_gb"),
         ({"engine": {"device": "cpu"}}, "device is set beside engine, by device"),
         ({"root": "./m", "revisions": {"Qwen/a": "v1"}}, "have no meaning with root"),
