@@ -1,4 +1,4 @@
-"""What a process is called in the graph, and what it works on."""
+"""The names of this process in the graph, and the request that it works on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray.serve.exceptions import RayServeException
 
 
 def identity() -> str:
-    """By which routers know this replica; a process of the pool has no name that they know."""
+    """The name by which routers know this replica; empty in a process of the pool."""
     try:
         return serve.get_replica_context().replica_id.unique_id
     except RayServeException:

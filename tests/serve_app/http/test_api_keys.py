@@ -38,7 +38,7 @@ def test_keys_are_found_by_their_names() -> None:
         (f"alice: {KEY}!", "line 1: a key is"),
         (f"alice: {KEY} bob: {KEY}", "line 1: a key is"),
         (f"alice: sha256:{HASHED[:-1]}", "line 1: a key is"),
-        (f"alice: {KEY}\nalice: {OTHER}", "line 2: the name or the key stands there twice"),
+        (f"alice: {KEY}\nalice: {OTHER}", "line 2: the name or the key is there twice"),
         (f"alice: {OTHER}\nbob: sha256:{HASHED}", "line 2: the name or the key"),
     ],
 )

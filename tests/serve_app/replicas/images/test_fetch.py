@@ -143,7 +143,7 @@ async def test_a_host_that_speaks_no_http(names: Names) -> None:
     async with await asyncio.start_server(shout, OPEN, 0) as server:
         hosts = Hosts(port=server.sockets[0].getsockname()[1])
         message = await refused(hosts.fetcher(names), hosts.url("/"), ImageDownloadError)
-    assert "did not answer as HTTP wants" in message
+    assert "did not answer in valid HTTP" in message
 
 
 def _certificate(folder: Path, name: str) -> ssl.SSLContext:
@@ -185,6 +185,6 @@ async def test_https_proves_who_the_host_is(tmp_path: Path, names: Names) -> Non
 
 
 async def test_nothing_is_fetched_without_a_configuration() -> None:
-    with pytest.raises(TaskArgsInvalid, match="not opened"):
+    with pytest.raises(TaskArgsInvalid, match="not allowed"):
         await load_images(["https://images.test/"], [PARAM], None)
     assert await load_images(["aGVsbG8="], [PARAM], None) == ["aGVsbG8="]

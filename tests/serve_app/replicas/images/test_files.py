@@ -11,7 +11,7 @@ from serve_app.replicas.images.fetch import Budget, Fetcher
 from serve_app.replicas.images.files import _open_below, read_image
 from serve_app.replicas.images.image_sources import load_images
 
-NOT_HERE = "is none that this server opens"
+NOT_HERE = "is not one that this server may read"
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def test_a_large_file_is_not_read(root: Path) -> None:
 async def test_files_count_like_what_is_fetched(root: Path) -> None:
     urls = [f"file://{root}/a.png", "aGVsbG8=", f"file://{root}/inside/%C3%BC%20%3F.png"]
     params = ["messages.0.content.0.base64", "", "messages.0.content.2.base64"]
-    enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=12e-6))
+    enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=10e-6))
     assert await load_images(urls, params, enough) == [b"image", "aGVsbG8=", b"other"]
-    less = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=11e-6))
+    less = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=9e-6))
     with pytest.raises(TaskArgsInvalid, match="together"):
         await load_images(urls, params, less)

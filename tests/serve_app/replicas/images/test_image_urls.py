@@ -108,7 +108,7 @@ async def test_only_hosts_of_the_list_are_asked(hosts: Hosts, host: str) -> None
 
 async def test_http_is_opened_by_itself(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}), allow_http=False)
-    assert "'http', which is not opened" in await refused(fetcher, hosts.url("/image/a.png"))
+    assert "'http', which is not allowed" in await refused(fetcher, hosts.url("/image/a.png"))
 
 
 PRIVATE = [
