@@ -240,7 +240,7 @@ def test_a_bad_request_names_the_field(
     ("url", "said"),
     [
         ("https://images.example.org/a.png", "not one of those"),
-        ("http://127.0.0.1/a.png", "by its name"),
+        ("http://127.0.0.1/a.png", "not an IP address"),
         ("file:///etc/passwd", "none that this server opens"),
         ("data:image/png;base64,%%%", "base64"),
         (image("red_circle.png")[:60], ""),  # no image: the preprocessor says so
