@@ -1,4 +1,4 @@
-"""The handlers of the page's controls. Gradio keeps the conversations: they are passed and returned."""
+"""The handlers of the page's controls. Gradio keeps the conversations and passes them in."""
 
 from __future__ import annotations
 
