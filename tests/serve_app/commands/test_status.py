@@ -85,7 +85,7 @@ def test_tokens_a_second_are_of_replicas_that_stayed() -> None:
     assert _cells(said, 0)["tokens/s"] == "2.5"
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_problems_are_listed() -> None:
     broken = {"replica": "r", "tasks": {}, **ModelCorrupt("it is damaged").to_dict()}
     said = report(
         _sample(0.0, _model(), _model(broken, broken, least=0, id="b"), _model(least=0, id="c"))
@@ -139,7 +139,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     listening.close()
 
 
-def test_a_server_that_wants_a_key(
+def test_a_server_with_keys(
     guarded: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ask in (main, list_models):
@@ -162,9 +162,7 @@ def test_a_server_that_wants_a_key(
         (["no/such.yaml"], 1),
     ],
 )
-def test_nobody_answers(
-    arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_answer(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == status
     assert "no status: " in capsys.readouterr().err
 

@@ -89,7 +89,7 @@ def test_entries_of_the_list(
         (None, set()),
     ],
 )
-def test_only_what_is_opened_gets_past_the_ingress(
+def test_only_allowed_schemes_pass_the_ingress(
     fields: dict[str, Any] | None, schemes: set[str]
 ) -> None:
     opened = opened_schemes(None if fields is None else ImageUrlArgs.model_validate(fields))
@@ -115,7 +115,7 @@ def _chat(url: str) -> str:
 
 
 @pytest.mark.parametrize("url", ["https://a.test/a.png", "http://127.0.0.1/", "file:///etc/passwd"])
-async def test_nothing_is_opened_by_default(url: str) -> None:
+async def test_no_address_is_allowed_by_default(url: str) -> None:
     """There is no preprocessor behind this ingress: nothing gets so far."""
     async with client(app_maker()()) as http:
         response = await http.post("/v1/chat/completions", content=_chat(url))
@@ -124,7 +124,9 @@ async def test_nothing_is_opened_by_default(url: str) -> None:
     assert "data:image/png;base64," in error["message"]
 
 
-def test_the_check_says_what_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_prints_what_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "config.yaml"
 

@@ -50,7 +50,7 @@ def test_a_faulty_pool_is_refused(fields: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["allow", "max_memory_gb"])
-def test_nothing_is_allowed_and_nothing_bounded_by_default(field: str) -> None:
+def test_patterns_and_memory_must_be_given(field: str) -> None:
     fields = {key: value for key, value in POOL.items() if key != field}
     with pytest.raises(ValidationError, match="Field required"):
         AppArgs.model_validate({"pool": fields})

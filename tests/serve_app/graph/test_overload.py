@@ -45,7 +45,7 @@ def _refuse(shedder: LoadShedder, deployment: str) -> None:
         raise Overloaded("full", retry_after_s=3.0)
 
 
-def test_a_refusal_is_said_again_for_a_moment() -> None:
+def test_a_refusal_is_repeated_for_a_moment() -> None:
     now = 0.0
     shedder = LoadShedder(lambda: now)
     shedder.check("Model:a")
@@ -61,7 +61,7 @@ def test_a_refusal_is_said_again_for_a_moment() -> None:
     assert not shedder
 
 
-def test_for_each_task_that_ends_one_is_let_in_at_once() -> None:
+def test_each_task_that_ends_makes_room_for_one_at_once() -> None:
     shedder = LoadShedder(lambda: 0.0)
     with ExitStack() as running:
         running.enter_context(shedder.admit("Model:a"))
@@ -129,7 +129,7 @@ async def test_a_full_model_refuses_before_it_reads_a_request(full: Full) -> Non
     assert counted["Model:a"]["overloaded"] == len(again) + 1
 
 
-async def test_what_a_full_model_does_not_change(full: Full) -> None:
+async def test_a_full_model_does_not_change_other_answers(full: Full) -> None:
     """Other models are asked; nobody without a key learns that one is full."""
     async with full[0] as http:
         await http.post("/v1/tasks", json=task("overload") | {"model": "a"})

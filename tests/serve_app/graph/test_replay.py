@@ -45,7 +45,7 @@ places = st.lists(st.integers(0, 12), max_size=6)
 
 
 @given(answers, st.lists(st.tuples(places, st.integers(0, 30)), max_size=3), places)
-def test_whatever_is_lost_the_client_gets_the_answer(
+def test_the_client_gets_the_answer_after_any_loss(
     texts: Texts, lost: list[tuple[list[int], int]], last: list[int]
 ) -> None:
     delivered, told = Delivered(), list[StreamChunk]()
@@ -77,7 +77,7 @@ def test_a_run_that_differs_is_never_spliced(
     assert [c["message"]["content"] for c in joined["choices"]] == others
 
 
-def test_everything_in_a_delta_is_continued() -> None:
+def test_every_part_of_a_delta_is_continued() -> None:
     """Tool calls and log-probabilities add up as texts do."""
 
     def delta(arguments: str, logprobs: list[float]) -> StreamChunk:
@@ -101,7 +101,7 @@ def test_everything_in_a_delta_is_continued() -> None:
         delivered.take(delta("{", [-1.5]))
 
 
-def test_a_replica_of_another_kind_does_not_go_on() -> None:
+def test_a_replica_of_another_kind_does_not_continue() -> None:
     delivered = Delivered()
     delivered.take(chunk("a"))
     delivered.again()

@@ -160,9 +160,7 @@ async def test_a_chunk_passes_at_most_four_generators(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_client_that_leaves_ends_the_task_and_frees_its_pages(
-    parts: Parts, path: str
-) -> None:
+async def test_a_disconnect_ends_the_task_and_frees_its_pages(parts: Parts, path: str) -> None:
     before = await parts.wait_until_idle()
     await _post(parts, path, PATHS[path], leave_after=3)
     after = await parts.wait_until_idle()

@@ -108,7 +108,7 @@ def test_faulty_arguments(args: Any, fields: dict[str, Any], said: str) -> None:
     assert said in "\n".join(explain(caught.value))
 
 
-def test_a_key_has_its_own_limits_where_it_has_them() -> None:
+def test_limits_of_a_single_key() -> None:
     own = {"bob": {"max_concurrent": 9}, "eve": {"requests_per_minute": None}}
     auth = AuthArgs.model_validate({"keys_env": "K", "requests_per_minute": 5, "keys": own})
     limits = {name: auth.limits_of(name) for name in ("alice", "bob", "eve")}

@@ -70,7 +70,7 @@ def test_all_logs_have_the_id_that_the_client_saw(client: httpx.Client, given: s
 
 
 @pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
-def test_what_is_no_http_is_refused(address: str, client: httpx.Client, sent: bytes) -> None:
+def test_malformed_http_is_refused(address: str, client: httpx.Client, sent: bytes) -> None:
     with _connected(address) as connection:
         connection.sendall(sent)
         assert connection.recv(12) == b"HTTP/1.1 400"

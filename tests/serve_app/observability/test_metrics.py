@@ -78,7 +78,7 @@ def test_pages_of_several_machines_become_one() -> None:
     assert together.count("# TYPE") == 1
 
 
-def test_a_page_is_given_on_as_it_is() -> None:
+def test_a_page_is_passed_on_unchanged() -> None:
     count, seconds = metrics.TASKS.exported, metrics.TASK.exported
     page = (
         f"# HELP {count} Ends, by \\\\ and more\n# TYPE {count} counter\n"
@@ -124,7 +124,7 @@ def _replica(client: httpx.Client) -> Any:
     raise AssertionError("its tasks never ended")
 
 
-def test_a_real_server_tells_prometheus_what_it_tells_in_its_status(client: httpx.Client) -> None:
+def test_prometheus_gets_the_numbers_of_the_status(client: httpx.Client) -> None:
     before = _replica(client)
     usages = [
         chunks(client.post("/v1/tasks?stream=true", json=text_task()))[-1]["usage"],

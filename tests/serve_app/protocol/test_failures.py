@@ -55,7 +55,7 @@ def test_a_task_error_survives_two_hops() -> None:
         (ValueError("secret"), TaskExecutionError),
     ],
 )
-def test_what_clients_are_told(error: Exception, kind: type[TaskError]) -> None:
+def test_errors_for_clients(error: Exception, kind: type[TaskError]) -> None:
     got = as_task_error(error)
     assert type(got) is kind
     assert "secret" not in got.message

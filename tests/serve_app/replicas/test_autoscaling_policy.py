@@ -56,7 +56,7 @@ def test_tasks_and_memory_both_count() -> None:
 
 
 @given(st.integers(0, 40), shares)
-def test_more_load_never_wants_less(tasks: int, reserved: list[float]) -> None:
+def test_more_load_never_needs_fewer_replicas(tasks: int, reserved: list[float]) -> None:
     less = wanted(tasks, reserved)
     assert wanted(tasks + 1, reserved) >= less
     assert wanted(tasks, [*reserved[1:], 1.0]) >= less

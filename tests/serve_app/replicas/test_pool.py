@@ -166,7 +166,7 @@ def test_eight_first_tasks_start_one_process(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_as_the_task_wants(client: httpx.Client, root: Path, bits: int) -> None:
+def test_quantized_as_the_task_asks(client: httpx.Client, root: Path, bits: int) -> None:
     task = _task("org/two", generation_config=SAMPLED, quantize_bits=bits)
     assert _post(client, task) == _in_process(root / "org/two", task)
 
@@ -209,7 +209,7 @@ def test_a_running_stream_is_not_evicted(client: httpx.Client) -> None:
     assert response == _post(client, task)
 
 
-def test_who_finds_all_models_at_work_waits(client: httpx.Client) -> None:
+def test_a_task_waits_while_all_models_are_in_use(client: httpx.Client) -> None:
     for model in ("org/one", "org/two"):
         _post(client, _task(model))
     tasks = [_task(model, generation_config=LONG) for model in ("org/one", "org/two")]
@@ -239,7 +239,7 @@ def test_a_process_that_dies_is_replaced(client: httpx.Client, server: tuple[str
     assert not before & _pids(server)
 
 
-def test_what_cannot_be_loaded_says_why_every_time(client: httpx.Client) -> None:
+def test_a_model_that_cannot_be_loaded_reports_why_every_time(client: httpx.Client) -> None:
     _post(client, _task("org/one"))
     for _ in range(2):
         said = error(client.post("/v1/tasks", json=_task("org/broken")), 404)

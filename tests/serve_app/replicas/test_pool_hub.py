@@ -57,7 +57,7 @@ def _first_line_of_the_waiter(config: Path) -> str:
     return line
 
 
-def test_a_model_of_the_hub_and_those_that_it_does_not_give(
+def test_a_model_of_the_hub_and_models_that_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"

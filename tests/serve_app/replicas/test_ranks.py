@@ -66,7 +66,7 @@ def name(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_rank_is_lost_in_mid_stream(server: tuple[str, int]) -> None:
+def test_a_rank_is_lost_during_a_stream(server: tuple[str, int]) -> None:
     """The replica is replaced, with all of its ranks, and the stream goes on to the same bytes."""
     address, pid = server
     with httpx.Client(base_url=address, timeout=300) as client:

@@ -18,7 +18,7 @@ def model(directory: Path, **fields: Any) -> ModelArgs:
     return ModelArgs.model_validate({"id": "broken", "source": str(directory), **fields})
 
 
-async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
+async def test_a_replica_started_by_a_task_reports_the_reason(tmp_path: Path) -> None:
     """Its client would otherwise wait for as long as Ray tries to start it."""
     replica = ModelReplica(model(tmp_path, min_replicas=0), "cpu")
     task = Task.from_fields(model="broken", messages=[{"role": "user", "content": "hi"}])
@@ -32,7 +32,7 @@ async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
     await replica.check_health()
 
 
-async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_alive_messages_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that keeps back its news has to say that it lives all the same."""
     monkeypatch.setattr("serve_app.replicas.model_replica.HEARTBEAT_S", 0.05)
     demo = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
@@ -50,7 +50,7 @@ async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPat
     assert all(isinstance(sign, Alive) for sign in signs[1:])
 
 
-def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
+def test_a_replica_that_is_always_on_fails_its_deployment(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="broken"):
         ModelReplica(model(tmp_path, min_replicas=1), "cpu")
 

@@ -141,7 +141,7 @@ def test_an_answer_that_is_run_again_has_the_same_bytes(open_chat: Callable[...,
     chat.screenshot("run-again")
 
 
-def test_images_and_what_was_said_before(open_chat: Callable[..., Chat]) -> None:
+def test_images_and_earlier_turns(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat()
     chat.greedy()
     chat.page.locator("input[type=file]").set_input_files(
@@ -199,7 +199,7 @@ def test_another_variant_of_the_model(open_chat: Callable[..., Chat]) -> None:
     chat.screenshot("another-variant")
 
 
-def test_errors_are_the_servers_words(open_chat: Callable[..., Chat], served: str) -> None:
+def test_errors_are_the_servers_messages(open_chat: Callable[..., Chat], served: str) -> None:
     chat = open_chat()
     tokens = chat.page.get_by_role("textbox", name="Max tokens")
     tokens.fill("9999")

@@ -161,7 +161,7 @@ def test_a_stop_string_is_not_part_of_the_answer(api: OpenAI, stop: Any) -> None
     assert joined(list(stream)) == ([expected], ["stop"])
 
 
-def test_a_image(api: OpenAI) -> None:
+def test_an_image(api: OpenAI) -> None:
     content: list[Any] = [
         {"type": "image_url", "image_url": {"url": image("red_circle.png"), "detail": "auto"}},
         {"type": "text", "text": "What is in this image?"},
@@ -288,7 +288,7 @@ async def test_the_async_client(async_api: AsyncOpenAI) -> None:
     assert joined([chunk async for chunk in stream])[0] == texts(answer)
 
 
-def test_leaving_a_stream_early(api: OpenAI) -> None:
+def test_disconnecting_during_a_stream(api: OpenAI) -> None:
     with api.chat.completions.create(model="demo", messages=STORY, stream=True, n=8) as stream:
         assert next(iter(stream)).choices[0].delta.role == "assistant"
     assert texts(api.chat.completions.create(model="demo", messages=COUNT, temperature=0))

@@ -91,7 +91,7 @@ def test_the_clients_own_functions(api: OpenAI) -> None:
     assert [streamed.function for streamed in message.tool_calls] == [call.function]
 
 
-def test_what_is_not_supported_is_named(api: OpenAI) -> None:
+def test_unsupported_keywords_are_named(api: OpenAI) -> None:
     param = "response_format.json_schema.schema"
     asked: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
     with pytest.raises(openai.BadRequestError, match=param) as caught:

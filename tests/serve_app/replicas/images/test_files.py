@@ -116,7 +116,7 @@ def test_other_forms_are_refused_by_name(root: Path, url: str, said: str) -> Non
     assert said in caught.value.message
 
 
-def test_what_lies_outside_is_not_even_looked_at(
+def test_paths_outside_of_the_roots_are_not_looked_up(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*args: object, **kwargs: object) -> None:
@@ -129,7 +129,9 @@ def test_what_lies_outside_is_not_even_looked_at(
 
 
 @pytest.mark.parametrize("parts", [("late", "secret"), ("late.png",)])
-def test_a_link_that_came_after_the_path_was_resolved(root: Path, parts: tuple[str, ...]) -> None:
+def test_a_link_that_was_made_after_the_path_was_resolved(
+    root: Path, parts: tuple[str, ...]
+) -> None:
     (root / "late").symlink_to(root.parent)
     (root / "late.png").symlink_to(root.parent / "secret")
     with pytest.raises(OSError, match=r"late"):
@@ -143,7 +145,7 @@ def test_a_large_file_is_not_read(root: Path) -> None:
         read(f"file://{root}/large.png", root)
 
 
-async def test_files_count_like_what_is_fetched(root: Path) -> None:
+async def test_files_count_like_fetched_images(root: Path) -> None:
     urls = [f"file://{root}/a.png", "aGVsbG8=", f"file://{root}/inside/%C3%BC%20%3F.png"]
     params = ["messages.0.content.0.base64", "", "messages.0.content.2.base64"]
     enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=10e-6))

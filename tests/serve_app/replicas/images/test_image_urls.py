@@ -80,7 +80,7 @@ async def hosts() -> AsyncIterator[Hosts]:
         ("jar:http://images.test!/", "scheme 'jar'"),
     ],
 )
-async def test_addresses_are_refused_before_anybody_is_asked(url: str, said: str) -> None:
+async def test_addresses_are_refused_before_any_request(url: str, said: str) -> None:
     names = Names({})
     args = ImageUrlArgs(allow_hosts=["*"], allow_http=True, allow_networks=["0.0.0.0/0"])
     assert said in await refused(Fetcher(args, names), url)
@@ -106,7 +106,7 @@ async def test_only_hosts_of_the_list_are_asked(hosts: Hosts, host: str) -> None
     assert names.asked == []
 
 
-async def test_http_is_opened_by_itself(hosts: Hosts) -> None:
+async def test_http_has_its_own_option(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}), allow_http=False)
     assert "'http', which is not allowed" in await refused(fetcher, hosts.url("/image/a.png"))
 
@@ -179,7 +179,7 @@ async def test_a_name_with_a_private_address_is_refused(hosts: Hosts, addresses:
     assert hosts.seen == []
 
 
-async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
+async def test_the_checked_address_is_the_one_connected_to(hosts: Hosts) -> None:
     """A name service that gives a good address to who checks and another one to who connects."""
     names = Names({"images.test": [[OPEN], [CLOSED]]})
     fetcher = hosts.fetcher(names)
