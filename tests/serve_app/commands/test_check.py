@@ -198,7 +198,7 @@ def test_options_that_ray_would_ignore_or_fail_at(
 
 
 def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also by who would share it, as Ray's proxies do."""
+    """Also by a program that would share it, as Ray's proxies do."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""`python -m serve_app.models` where it has little to tell; test_pool.py has the rest."""
+"""`python -m serve_app.models` with little to show; test_pool.py has the rest."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_it_reports_that_the_server_is_ready(address: str, tmp_path: Path) -> No
 
 
 class _Starting(BaseHTTPRequestHandler):
-    """A server on its way: Ray's proxy, which knows nothing yet, then ours."""
+    """A server that starts: first only Ray's proxy answers, then ours."""
 
     said: Iterator[tuple[int, str]]
 

@@ -125,12 +125,12 @@ def test_a_real_server(
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that wants a key; its one replica says nothing of itself."""
+    """The address of a server with keys; its one replica reports nothing."""
     monkeypatch.setenv("SERVE_KEYS", f"alice: {KEY}")
     app = app_maker()(auth={"keys_env": "SERVE_KEYS"})
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     listening = server.config.bind_socket()
-    listening.listen()  # so that nobody who comes early is turned away
+    listening.listen()  # so that early connections are not refused
     serving = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     serving.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -148,7 +148,7 @@ def test_a_server_with_keys(
             said = capsys.readouterr().err
             assert "key" in said
             assert KEY not in said
-    assert main(["--address", guarded, "--key", KEY]) == 3  # its replica says nothing
+    assert main(["--address", guarded, "--key", KEY]) == 3  # its replica reports nothing
     assert "Model:demo: 0 of 1 replicas answer" in capsys.readouterr().out
     monkeypatch.setenv("API_KEY", KEY)
     assert main(["--address", guarded]) == 3

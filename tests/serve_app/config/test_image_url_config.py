@@ -1,4 +1,4 @@
-"""`image_urls:` in the configuration, and what the ingress lets through."""
+"""`image_urls:` in the configuration, and which addresses the ingress accepts."""
 
 import re
 from pathlib import Path
@@ -116,7 +116,7 @@ def _chat(url: str) -> str:
 
 @pytest.mark.parametrize("url", ["https://a.test/a.png", "http://127.0.0.1/", "file:///etc/passwd"])
 async def test_no_address_is_allowed_by_default(url: str) -> None:
-    """There is no preprocessor behind this ingress: nothing gets so far."""
+    """This ingress has no preprocessor: requests are refused before it."""
     async with client(app_maker()()) as http:
         response = await http.post("/v1/chat/completions", content=_chat(url))
     error = response.json()["error"]

@@ -1,4 +1,4 @@
-"""Which replica a task is sent to: by its beginning, within a bound of unevenness."""
+"""Which replica a task is sent to: by its prefix, unless the load becomes too uneven."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _CHUNK: TypeAdapter[StreamChunk] = TypeAdapter(StreamChunk)
 STOP = "END"
 FORMATS = (HERMES, LLAMA, MISTRAL_NAMED, QWEN_CODER)
 
-# What answers are made of: whole things and the beginnings of some.
+# Pieces of answers, whole ones and cut ones.
 pieces = st.sampled_from(
     [
         *("<think>", "</think>", "\n", " ", "é🙂", "I look.", "E", "EN", "END", "{", "}", '"'),

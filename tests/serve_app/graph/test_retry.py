@@ -1,4 +1,4 @@
-"""When a task runs again, and how it is sent; and what one call to a replica makes of its end."""
+"""When a task runs again, how it is sent, and how one call to a replica ends."""
 
 from __future__ import annotations
 

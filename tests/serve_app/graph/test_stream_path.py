@@ -103,7 +103,7 @@ def parts(begun: list[str]) -> Parts:
 
 
 async def _post(parts: Parts, path: str, body: dict[str, Any], leave_after: int) -> None:
-    """Send a request and leave after so many messages of the answer."""
+    """Send a request and disconnect after so many messages of the answer."""
     app = asgi_app(ARGS, parts.dispatcher)
     bodies: list[Message] = [
         {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}

@@ -1,4 +1,4 @@
-"""Why a model does not run: Ray's words as one sentence, and what a real server tells with it."""
+"""Why a model does not run: Ray's message as one sentence, also as a real server reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = "hf_secret in /home/somebody"
 
 
 def _failed(error: Exception) -> str:
-    """As Serve's controller tells it: what the replica raised, within what Ray raised for it."""
+    """As Serve's controller reports it: the replica's error, within what Ray raised for it."""
     try:
         try:
             raise error
@@ -63,7 +63,7 @@ def test_a_deployment_that_runs_or_starts_has_no_reason(status: str) -> None:
             '{"CPU": 1.9}',
             "CPU 0.1, GPU 1; free in the whole cluster: GPU 0",
         ),
-        ('{"CPU": 0.1, "GPU": 0.5}', '{"CPU": 0.2, "GPU": 0.7}', "CPU 0.1, GPU 0.5"),  # on no one
+        ('{"CPU": 0.1, "GPU": 0.5}', '{"CPU": 0.2, "GPU": 0.7}', "CPU 0.1, GPU 0.5"),  # nowhere
         ('[{"CPU": 0.1, "GPU": 1}, {"CPU": 0.1, "GPU": 1}]', "{}", "CPU 0.2, GPU 2"),
     ],
 )
@@ -106,7 +106,7 @@ async def test_the_wait_for_the_controller_is_bounded(
     reasons = Reasons(ask)
     assert await reasons.all() == {}
     assert await reasons.all() == {}
-    assert len(asked) == 1  # nor is it asked again meanwhile
+    assert len(asked) == 1  # and it is not asked again meanwhile
     answers.set()
     monkeypatch.setattr("serve_app.graph.unavailable_reason.TIMEOUT_S", 60.0)
     assert await reasons.all() == {"Model:a": "no"}

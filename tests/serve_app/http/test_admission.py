@@ -1,4 +1,4 @@
-"""Who gets in: keys, limits, places, CORS, request ids and the log; against a scripted replica."""
+"""Admission: keys, limits, places, CORS, request ids and the log; against a scripted replica."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ASGIApp]:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What is logged meanwhile."""
+    """The lines that are logged during the test."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
@@ -156,7 +156,7 @@ class Client:
     async def _receive(self) -> Message:
         if self._body:
             return self._body.pop()
-        await asyncio.get_running_loop().create_future()  # stays, and says nothing
+        await asyncio.get_running_loop().create_future()  # stays connected and sends nothing
         raise AssertionError
 
     async def _send(self, message: Message) -> None:
@@ -246,7 +246,7 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
         asked = await http.options("/v1/tasks", headers=ORIGIN | wanted)
         answered = await http.post("/v1/tasks", json=task("go"), headers=ORIGIN | BEARER)
         refused = await http.post("/v1/tasks", json=task("go"), headers=ORIGIN)
-        stranger = await http.options(
+        other = await http.options(
             "/v1/tasks", headers=PREFLIGHT | {"origin": "https://evil.example"}
         )
     assert asked.status_code == 200
@@ -255,9 +255,9 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
     for response in (asked, answered, refused):
         assert response.headers["access-control-allow-origin"] == allowed
         assert "access-control-allow-credentials" not in response.headers
-    assert stranger.status_code == (200 if allowed == "*" else 400)
+    assert other.status_code == (200 if allowed == "*" else 400)
     if allowed != "*":
-        assert stranger.json()["error"]["code"] == "task_args_invalid"
+        assert other.json()["error"]["code"] == "task_args_invalid"
 
 
 @pytest.mark.parametrize("given", ["", "no good", "x" * 129, "é", "a\tb", 'a"b'])

@@ -135,7 +135,7 @@ def test_requests_per_minute() -> None:
         pass
     with pytest.raises(RateLimited):
         limits.place().__enter__()
-    now[0] += 3600  # an hour of silence gives a minute's worth
+    now[0] += 3600  # an hour without requests gives those of a minute
     for _ in range(6):
         with limits.place():
             pass
@@ -146,7 +146,7 @@ def test_requests_per_minute() -> None:
 def test_requests_at_the_same_time() -> None:
     limits = KeyLimits("alice", KeyLimitArgs(max_concurrent=2, requests_per_minute=4))
     with limits.place(), limits.place():
-        for _ in range(9):  # takes nothing from those of the minute
+        for _ in range(9):  # does not count as one of the minute
             with pytest.raises(RateLimited, match="has 2 requests open"):
                 limits.place().__enter__()
     with pytest.raises(KeyError), limits.place():

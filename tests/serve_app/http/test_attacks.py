@@ -1,4 +1,4 @@
-"""What somebody hostile sends: refused with its reason, or harmless."""
+"""Hostile requests: refused with a reason, or harmless."""
 
 import asyncio
 import json

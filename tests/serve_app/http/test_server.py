@@ -33,7 +33,7 @@ ENDLESS = text_task(
 
 
 def _status(client: httpx.Client) -> Any:
-    """What the one replica of the unquantized model says of itself."""
+    """The status of the one replica of the unquantized model."""
     models = client.get("/v1/models").json()["data"]
     (replica,) = next(m for m in models if m["quantize_bits"] is None)["replicas"]
     return replica
@@ -272,7 +272,7 @@ def test_a_stream_whose_replica_dies_continues_to_the_same_bytes(client: httpx.C
 def test_when_the_ingress_dies_its_streams_break_off_and_their_rows_are_freed(
     client: httpx.Client, address: str
 ) -> None:
-    """Nobody is left to send an event; that the answer is not whole, HTTP says."""
+    """No process is left to send an event; HTTP shows that the answer is not complete."""
     before = _status(client)["tasks"]
     with client.stream("POST", "/v1/tasks?stream=true", json=ENDLESS) as response:
         pieces = response.iter_text()

@@ -92,7 +92,7 @@ async def _said(request: bytes, context: Any) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("request_", "kind"),
     [
-        (b"stop", EngineStopped),  # the replica is told to end while it works
+        (b"stop", EngineStopped),  # the replica has to stop while it works
         (b"large", EngineStopped),  # runs again, by reference
         (b"fail", TaskExecutionError),  # a bug; a task's own errors do not come as a status
     ],

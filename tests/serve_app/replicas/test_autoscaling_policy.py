@@ -1,4 +1,4 @@
-"""How many replicas a model wants."""
+"""How many replicas a model needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ shares = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
 def context(tasks: float, reserved: list[float], target: int = 4) -> AutoscalingContext:
-    """What Ray tells a policy of a deployment whose replicas have reserved so much."""
+    """What Ray passes to a policy for a deployment whose replicas have reserved so much."""
     replicas = [ReplicaID(str(number), DEPLOYMENT) for number in range(len(reserved))]
     return AutoscalingContext(
         deployment_id=DEPLOYMENT,

@@ -28,7 +28,7 @@ SHARE: dict[str, Any] = {"num_gpus": 0.3, "min_replicas": 0}
         ([SHARE, SHARE, SHARE], 1, ["cuda", "cuda", "cuda"]),
         ([SHARE] * 10, 3, ["cuda"] * 10),
         ([{"min_replicas": 2, "max_replicas": 2}, {}], 1, ["cpu", "cuda"]),
-        ([{}, {"device": "cuda"}], 1, ["cpu", "cuda"]),  # who must have a GPU comes first
+        ([{}, {"device": "cuda"}], 1, ["cpu", "cuda"]),  # a model that must have a GPU comes first
         ([{"device": "cpu"}, {}], 1, ["cpu", "cuda"]),
         ([{"device": "cuda"}], 0, ["cuda"]),  # a cluster that scales from zero GPUs
     ],

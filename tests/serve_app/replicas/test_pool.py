@@ -40,7 +40,7 @@ def _save(root: Path, name: str, kind: Kind = "qwen2", seed: int = 0) -> Path:
     for file in ("config.json", "generation_config.json"):
         config = json.loads((directory / file).read_text())
         text = config.get("text_config") or config
-        text["eos_token_id"] = None  # an answer ends where its task says
+        text["eos_token_id"] = None  # an answer ends at its task's limit
         if file == "config.json":
             text["max_position_embeddings"] = KV_TOKENS
         (directory / file).write_text(json.dumps(config))
@@ -159,7 +159,7 @@ def test_eight_first_tasks_start_one_process(
     assert len(seen - before) == 1
     assert _loaded(client) == ["org/one"]
     assert together == [_post(client, task) for task in tasks]
-    # The same model under another name, configured: the same bytes, and it says so itself.
+    # The same model under another name, configured: the same bytes and the same fingerprint.
     configured = [_post(client, task | {"model": "fixed"}) for task in tasks]
     assert [a | {"model": ""} for a in together] == [a | {"model": ""} for a in configured]
     assert together[0] == _in_process(root / "org/one", tasks[0])
@@ -234,7 +234,7 @@ def test_a_process_that_dies_is_replaced(client: httpx.Client, server: tuple[str
     before = _pids(server)
     for pid in before:
         psutil.Process(pid).kill()
-    # Should it come before the death is noticed, it is lost with the process and run again.
+    # If it comes before the death is noticed, it is lost with the process and runs again.
     assert answer(client.post("/v1/tasks", json=_task("org/one"))) == first
     assert not before & _pids(server)
 

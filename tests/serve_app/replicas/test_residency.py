@@ -23,7 +23,7 @@ BUDGET = 10
 
 
 class Loader:
-    """Loads names in no time, or when `gate` is opened; notes what is in memory."""
+    """Loads names at once, or when `gate` is opened; notes what is in memory."""
 
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
@@ -201,7 +201,7 @@ EVENTS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(EVENTS)
 def test_in_any_order_of_events(events: list[tuple[str, str]]) -> None:
-    """Never more in memory than allowed, nothing in use is unloaded, everybody is answered."""
+    """Memory stays in the budget, models in use stay loaded, and every task is answered."""
 
     async def user(models: Residency[str, list[str]], loader: Loader, key: str, turns: int) -> None:
         async with models.use(key) as model:

@@ -1,4 +1,4 @@
-"""The web chat without a browser: what it makes of answers, and where gradio is missing."""
+"""The web chat without a browser: how it shows answers, and what happens without gradio."""
 
 import sys
 

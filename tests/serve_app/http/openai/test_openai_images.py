@@ -50,5 +50,5 @@ def test_disconnecting_while_an_image_is_fetched(
         api.with_options(timeout=2.0).chat.completions.create(
             model="demo", messages=[{"role": "user", "content": content}], stream=stream
         )
-    # Whoever prepared the image has left too, long before its own deadline.
+    # The preprocessor has disconnected too, long before its own deadline.
     drawings.left.get(timeout=60)

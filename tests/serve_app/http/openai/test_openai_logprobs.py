@@ -45,7 +45,7 @@ def spelled(tokens: Any) -> str:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_chat(api: OpenAI, settings: dict[str, Any]) -> None:
-    """Joined chunks are the whole answer; tokens spell its text, and the stop string behind it."""
+    """Joined chunks are the whole answer; tokens spell its text and the stop string after it."""
     settings = dict(settings)
     top = settings.pop("top")
     asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "logprobs": True, **settings}

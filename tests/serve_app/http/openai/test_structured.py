@@ -24,7 +24,7 @@ def api(address: str) -> Iterator[OpenAI]:
 
 
 class Shape(BaseModel):
-    """What a client wants to have."""
+    """The model that a client asks for."""
 
     name: str = Field(max_length=10)
     color: Literal["red", "green"]
@@ -74,7 +74,7 @@ def test_the_clients_own_models(api: OpenAI) -> None:
 
 
 def test_the_clients_own_functions(api: OpenAI) -> None:
-    """Such tools are strict, which calls that have to be made are anyway."""
+    """Such tools are strict, and so are all forced calls."""
     asked: Any = {
         "model": "demo",
         "messages": ASK,

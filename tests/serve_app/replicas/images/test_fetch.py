@@ -1,4 +1,4 @@
-"""Images over HTTP: what is fetched, and what slow, endless and broken hosts come to."""
+"""Images over HTTP: what is fetched, and what happens with slow, endless and broken hosts."""
 
 import asyncio
 import datetime
@@ -58,7 +58,7 @@ async def test_images_are_the_bytes_of_their_hosts(
         assert not {"Cookie", "Authorization", "Referer"} & set(headers)
         assert headers["User-Agent"] == "gpt-task-serve"
         assert headers["Accept-Encoding"] == "identity"
-    # One look-up for each connection, none beside.
+    # One look-up for each connection, and no other.
     assert len(names.asked) == len(hosts.seen)
 
 
@@ -129,8 +129,8 @@ async def test_answers_without_an_image(
 async def test_hosts_that_are_not_there(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}))
     assert "cannot be found" in await refused(fetcher, hosts.url("/"), ImageDownloadError)
-    nobody = Names({"images.test": [["127.0.0.3"]]})
-    fetcher = hosts.fetcher(nobody, allow_networks=["127.0.0.3/32"])
+    unreachable = Names({"images.test": [["127.0.0.3"]]})
+    fetcher = hosts.fetcher(unreachable, allow_networks=["127.0.0.3/32"])
     assert "cannot be reached" in await refused(fetcher, hosts.url("/"), ImageDownloadError)
 
 

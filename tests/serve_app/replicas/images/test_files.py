@@ -16,7 +16,7 @@ NOT_HERE = "is not one that this server may read"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """An opened directory, and things inside and outside of it."""
+    """An allowed directory, with files inside and outside of it."""
     root = tmp_path / "images"
     (root / "sub").mkdir(parents=True)
     (root / "a.png").write_bytes(b"image")
@@ -45,7 +45,7 @@ def test_files_below_a_root_are_read(root: Path) -> None:
     assert read(f"FILE://LocalHost{root}//./a.png", Path("/nowhere"), root) == b"image"
     assert read(f"file://{root}/sub/%C3%BC%20%3f.png", root) == b"other"
     assert read(f"file://{root}/inside/ü%20%3F.png", root) == b"other"
-    # A link from one opened directory into another.
+    # A link from one allowed directory into another.
     (root / "second.png").symlink_to(root.parent / "images-2" / "a.png")
     assert read(f"file://{root}/second.png", root, root.parent / "images-2") == b"secret"
 

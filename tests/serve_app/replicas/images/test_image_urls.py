@@ -56,7 +56,7 @@ async def hosts() -> AsyncIterator[Hosts]:
         ("http://-a.test/", ""),
         (f"http://{'a' * 64}.test/", ""),
         (f"http://{'a.' * 130}test/", ""),
-        # Who is the host here?
+        # Parsers read the host in different ways.
         ("http://user:secret@images.test/", "user or a password"),
         ("http://images.test@127.0.0.1/", "user or a password"),
         ("http://127.0.0.1%2f@images.test/", "user or a password"),
@@ -180,7 +180,7 @@ async def test_a_name_with_a_private_address_is_refused(hosts: Hosts, addresses:
 
 
 async def test_the_checked_address_is_the_one_connected_to(hosts: Hosts) -> None:
-    """A name service that gives a good address to who checks and another one to who connects."""
+    """A name service whose second answer has another address than the first."""
     names = Names({"images.test": [[OPEN], [CLOSED]]})
     fetcher = hosts.fetcher(names)
     assert await fetched(fetcher, hosts.url("/image/a.png")) == [IMAGE]
