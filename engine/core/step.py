@@ -69,7 +69,6 @@ class Execution:
     def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
         self._loaded = assembly.loaded
         self._executor = assembly.executor
-        self._runner = assembly.batching.runner
         self._batching = assembly.batching
         self._scheduler = scheduler
 
@@ -84,7 +83,7 @@ class Execution:
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the fallback runs here."""
         with fail_on_error([request]):
-            vision = self._runner.vision
+            vision = self._batching.runner.vision
             request.features, request.features_skipped = vision.encode(
                 request.prompt, request.num_prefilled
             )
@@ -178,7 +177,7 @@ class Execution:
 
     def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
         """Run chunks of prompts and decode steps in one forward, and sample what follows."""
-        logits = self._runner.step(batch, self.batch_sizes)
+        logits = self._batching.runner.step(batch, self.batch_sizes)
         inputs: list[SamplingInput | Proposed] = []
         row = 0
         for part in _parts(batch):
@@ -213,8 +212,8 @@ class Execution:
         if request.beams is not None:
             return Proposed(request, AsyncCopy(request.beams.candidates(logits)))
         assert request.sampler is not None
-        alive = [answer.index for answer in answers]
-        return SamplingInput(request, answers, request.sampler.candidates(logits, alive))
+        indices = [answer.index for answer in answers]
+        return SamplingInput(request, answers, request.sampler.candidates(logits, indices))
 
     def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
         """Sample the tokens of a batch, at once for all; they are the input of the next step.
