@@ -11,7 +11,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -347,7 +347,7 @@ class ContinuousBatchingPeer(_TransformersPeer):
 
 def peer_names() -> list[str]:
     """All peers that there are, the engine first."""
-    relaxed = any(field.name == "deterministic" for field in fields(EngineConfig))
+    relaxed = "deterministic" in EngineConfig.model_fields
     others = [ONE_AT_A_TIME, STATIC_BATCH, CONTINUOUS]
     return [ENGINE, *([RELAXED_ENGINE] if relaxed else []), *others]
 

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.planning.gpus import GpuType, Node, find_gpu, parse_gpu_type, parse_nodes
+from cluster.planning.gpus import Node, find_gpu, parse_gpu_type, parse_nodes
 from cluster.planning.needs import Parameters, needs_of, parse_parameters
 from cluster.planning.packing import Packing, pack
 from cluster.planning.ray_nodes import RayNode, running_nodes
 from cluster.planning.report import plot, report
 from serve_app.check import check
+from serve_app.config.accelerators import GpuType
 from serve_app.config.app_args import AppArgs
 
 CONTEXT_TOKENS = 1024

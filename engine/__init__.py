@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.platform.openmp import prepare
-from engine.run_task import run_task
 
 if TYPE_CHECKING:
-    from engine.engine import Engine
+    from engine.engine import Engine, run_task
     from engine.vision.preprocessor import ImageInputs, ImagePreprocessor
 
 prepare()  # nothing above imports torch
@@ -23,6 +22,7 @@ _MODULES = {
     "Engine": "engine.engine",
     "ImageInputs": "engine.vision.preprocessor",
     "ImagePreprocessor": "engine.vision.preprocessor",
+    "run_task": "engine.engine",
 }
 
 

@@ -1,41 +1,32 @@
 """The engine: one model, and the ways in.
 
-`Engine.stream` and `Engine.run` serve many tasks on an event loop; `Engine.run_blocking` runs one.
-A task is validated, rendered and tokenized on its caller's thread; `engine.core.loop` runs it.
+`Engine.submit`, `Engine.stream` and `Engine.run` serve many tasks on an event loop;
+`Engine.run_blocking` runs one on a thread. A task is validated, rendered and tokenized on its
+caller's thread (`input_processor`), and `engine.core.loop` runs it. `run_task` runs one task
+without an engine of the caller's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from json import dumps
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
 from engine.core.loop import EngineLoop
-from engine.loading.snapshot import is_directory
 from engine.parallel.launcher import Launcher
-from engine.requests.outputs import (
-    ChunkBuilder,
-    RequestOutput,
-    RequestOutputCollector,
-    Sink,
-    collect,
-)
-from engine.requests.request import Request, SequenceState
+from engine.requests.handle import RequestHandle
+from engine.requests.input_processor import InputProcessor
+from engine.requests.output_collector import RequestOutputCollector
+from engine.requests.outputs import RequestOutput
 from engine.requests.stats import Meter, TaskTimes
-from engine.sampling.grammar import Grammar, GrammarCompiler
-from engine.sampling.logprobs import TokenTexts
-from engine.sampling.settings import SamplingParams, resolve_settings
-from engine.sampling.task_grammar import task_grammar
-from engine.text.detokenizer import Detokenizer
-from engine.text.message import MessageParser, message_parsers
-from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
-from schema.errors import ModelInvalid, TaskArgsInvalid
-from schema.response import StreamChunk, TaskResponse
+from engine.vision.preprocessor import ImageInputs
+from schema.errors import ModelInvalid
+from schema.model_variant import is_path
+from schema.response import StreamChunk, TaskResponse, collect
 from schema.task import Task
 
 
@@ -62,57 +53,63 @@ class Engine:
         self._loop = EngineLoop(config, launcher)
         self.load_seconds = round(time.monotonic() - begun, 3)
         self._meter = Meter()
-        self._loaded = self._loop.assembly.loaded
-        self._card = self._loop.assembly.card
-        self._renderer = self._loop.assembly.renderer
-        self._token_texts = TokenTexts(self._loaded.tokenizer)
-        self._preprocessor: ImagePreprocessor | None = None
-        self._grammars: GrammarCompiler | None = None
-        self._prepare_lock = threading.Lock()  # tokenizers are not safe to share between threads
+        assembly = self._loop.assembly
+        self._loaded = assembly.loaded
+        self._card = assembly.card
+        self._inputs = InputProcessor(
+            config,
+            assembly.loaded,
+            assembly.renderer,
+            assembly.formats,
+            dtype=assembly.card["dtype"],
+            fingerprint=assembly.card["system_fingerprint"],
+            continuous_batching=assembly.batching.problem is None,
+            check_fits=self._loop.scheduler.check_fits,
+            meter=self._meter,
+        )
 
     # --- The ways in -----------------------------------------------------------------------------
 
-    async def stream(
-        self,
-        task: Task,
-        images: ImageInputs | None = None,
-        heartbeat_s: float | None = None,
-        log_id: str | None = None,
-        spacing_s: Callable[[], float] = float,
-    ) -> AsyncGenerator[StreamChunk, None]:
-        """Run a task and yield its chunks; closing the iterator cancels the task.
-
-        A chunk carries whatever has been generated since the last one was taken.
+    async def submit(
+        self, task: Task, images: ImageInputs | None = None, log_id: str | None = None
+    ) -> RequestHandle:
+        """Begin a task; its chunks come from the handle, which has to be cancelled at the end.
 
         Args:
             task: the task.
             images: its prepared images; None to prepare them here.
-            heartbeat_s: after this many seconds without news of a task that has been accepted, a
-                chunk without choices says that this process still runs. None: no such chunks.
             log_id: what the task is called in the engine's log lines.
-            spacing_s: how many seconds after a chunk the next one comes at the earliest, unless
-                it is the last; asked after each. So chunks carry more where there would be many.
+
+        Raises:
+            TaskError: the task is refused.
+        """
+        outputs = RequestOutputCollector()
+        with self._loop.place():
+            request, builder = await asyncio.to_thread(
+                self._inputs.prepare, task, images, outputs.put
+            )
+            request.log_id = log_id or request.log_id
+            self._loop.submit(request)
+        return RequestHandle(request, builder, outputs)
+
+    async def stream(
+        self, task: Task, images: ImageInputs | None = None, log_id: str | None = None
+    ) -> AsyncGenerator[StreamChunk, None]:
+        """Run a task and yield its chunks; closing the iterator cancels the task.
+
+        A chunk carries whatever has been generated since the last one was taken. Arguments as
+        those of `submit`.
 
         Raises:
             TaskError: at the first chunk if the task is refused, later if it fails.
         """
-        mailbox = RequestOutputCollector()
-        with self._loop.place():
-            request, response = await asyncio.to_thread(self._prepare, task, images, mailbox.put)
-            request.log_id = log_id or request.log_id
-            self._loop.submit(request)
+        handle = await self.submit(task, images, log_id)
         try:
-            hold_s = 0.0
-            while True:
-                progress = await mailbox.get(heartbeat_s, hold_s)
-                if progress.error is not None:
-                    raise progress.error
-                yield response.chunk(progress)
-                if progress.done:
-                    return
-                hold_s = spacing_s() if progress.deltas else 0.0
+            while not handle.done:
+                if (chunk := await handle.next()) is not None:
+                    yield chunk
         finally:
-            request.cancel_requested = True
+            handle.cancel()
 
     async def run(self, task: Task, images: ImageInputs | None = None) -> TaskResponse:
         """Run a task and return its response; cancelling the coroutine cancels the task."""
@@ -130,7 +127,7 @@ class Engine:
         """
         news: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
-            request, response = self._prepare(task, None, news.put)
+            request, response = self._inputs.prepare(task, None, news.put)
             self._loop.submit(request)
         chunks: list[StreamChunk] = []
         try:
@@ -173,106 +170,49 @@ class Engine:
         """Stop the thread; what is running ends with an error. Idempotent."""
         self._loop.close()
 
-    # --- On the caller's thread ------------------------------------------------------------------
 
-    def _prepare(
-        self, task: Task, images: ImageInputs | None, sink: Sink
-    ) -> tuple[Request, ChunkBuilder]:
-        """Validate, render and tokenize a task."""
-        arrived = time.monotonic()
-        self._refuse_another(task)
-        params = image_params(task)
-        if images is None:
-            images = self._prepare_images(task, params) if params else ()
-        with self._prepare_lock:
-            prompt = self._renderer.render(task, images)
-            settings = resolve_settings(
-                task.generation_config,
-                self._loaded.model,
-                prompt_tokens=len(prompt.token_ids),
-                context_length=self._loaded.context_length,
-                cut_to_context=self.config.cut_to_context,
-                continuous_batching=self._loop.assembly.batching.problem is None,
-            )
-        if not settings.batched and self.config.tensor_parallel:
-            raise TaskArgsInvalid(
-                "generation_config, or the model's own settings, ask for a task that runs alone "
-                f"through generate; this model is split over {self.config.num_devices} devices, "
-                "where tasks run in the batch only: leave guidance_scale out"
-            )
-        formats = self._loop.assembly.formats
-        if task.forces_calls:
-            formats = formats.that_can_be_forced()
-        hidden = None
-        parsers: Sequence[MessageParser] = ()
-        if task.answer_format == "message":
-            parsers = message_parsers(formats, task, prompt, settings)
-            if task.use_chat_template:
-                hidden = formats.hidden_tokens(with_tools=bool(task.tools))
-        answers = [
-            SequenceState(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
-            for index in range(settings.num_rows if settings.batched else settings.num_sequences)
-        ]
-        sink = self._meter.watch(
-            sink,
-            prompt_tokens=len(prompt.token_ids),
-            num_answers=settings.num_sequences,
-            arrived=arrived,
+def run_task(
+    task: Task | None = None,
+    *,
+    stream_callback: Callable[[StreamChunk], None] | None = None,
+    engine: Engine | None = None,
+    **fields: Any,
+) -> TaskResponse:
+    """Run one task and return its response.
+
+    Args:
+        task: the task; or give its fields instead: ``run_task(model=..., messages=...)``.
+        stream_callback: called with every stream chunk as it comes.
+        engine: a loaded engine to run on. Without one, the task's model is loaded in the task's
+            dtype and quantization, and dropped again.
+        fields: as those of a task; but without an engine ``model`` may also be a directory, which
+            is known by its own name then. A task itself never names one: tasks come from strangers.
+
+    Raises:
+        TaskError: the task is invalid, the model cannot be loaded, or the run failed.
+    """
+    if (task is None) == (not fields):
+        raise TypeError("run_task takes either a Task or the fields of one")
+    source = fields.get("model")
+    if engine is None and isinstance(source, str) and Path(source).is_dir():
+        fields["model"] = Path(source).resolve().name
+    elif engine is None and isinstance(source, str) and is_path(source):
+        raise ModelInvalid(f"model: there is no directory {source!r} here", param="model")
+    else:
+        source = None
+    if task is None:
+        task = Task.from_fields(**fields)
+    if engine is not None:
+        return engine.run_blocking(task, stream_callback)
+    own = Engine(
+        EngineConfig(
+            model=source or task.model,
+            model_id=task.model,
+            dtype=task.dtype,
+            quantize_bits=task.quantize_bits,
         )
-        request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
-        self._loop.scheduler.check_fits(request)
-        if (grammar := task_grammar(task, formats, prompt)) is not None:
-            self._constrain(request, grammar)
-        response = ChunkBuilder(
-            task.model, self._card["system_fingerprint"], request.prompt_tokens, parsers
-        )
-        return request, response
-
-    def _refuse_another(self, task: Task) -> None:
-        """Refuse a task for another model, or for this one in another form.
-
-        A directory without ``model_id`` has no name that a task could give.
-        """
-        config, dtype = self.config, self._card["dtype"]
-        if task.model != config.name and (config.model_id or not is_directory(config)):
-            raise ModelInvalid(
-                f"model {task.model!r} is not served here; served: {config.name}", param="model"
-            )
-        if task.quantize_bits != config.quantize_bits:
-            raise TaskArgsInvalid(
-                f"{task.model} is not served with quantize_bits {dumps(task.quantize_bits)}, but "
-                f"with {dumps(config.quantize_bits)}",
-                param="quantize_bits",
-            )
-        if task.dtype not in ("auto", dtype):
-            raise TaskArgsInvalid(
-                f"{task.model} is not served with dtype {task.dtype!r}, but with {dtype!r}",
-                param="dtype",
-            )
-
-    def _constrain(self, request: Request, grammar: Grammar) -> None:
-        """Have all answers of a request keep to a grammar."""
-        _refuse_beams(request.settings, grammar)
-        with self._prepare_lock:
-            if self._grammars is None:
-                eos = request.settings.eos_token_ids
-                self._grammars = GrammarCompiler(self._loaded.tokenizer, eos, grammar.param)
-        matcher = self._grammars.compile(grammar)
-        for answer in request.sequences:
-            answer.matcher = matcher.fork()
-
-    def _prepare_images(self, task: Task, params: Sequence[str]) -> ImageInputs:
-        with self._prepare_lock:
-            if self._preprocessor is None:
-                self._preprocessor = ImagePreprocessor(self.config)
-            return self._preprocessor(task.split_images()[1], params)
-
-
-def _refuse_beams(settings: SamplingParams, grammar: Grammar) -> None:
-    """The task has no beams, or it would have been refused; a model's own settings may."""
-    if settings.num_beams > 1:
-        raise TaskArgsInvalid(
-            f"{grammar.param} cannot be kept to by a beam search, which this model's own settings "
-            "ask for: set generation_config.num_beams to 1",
-            param=grammar.param,
-        )
+    )
+    try:
+        return own.run_blocking(task, stream_callback)
+    finally:
+        own.close()

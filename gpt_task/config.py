@@ -11,21 +11,26 @@ An argument wins over the file, the file over the environment, setting by settin
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
-from schema.validation.json_values import clipped
+from schema.json_values import clipped
 
 logger = logging.getLogger(__name__)
-
-_PREFIX, _DELIMITER = "gpt_", "__"
 
 
 class _Settings(BaseModel):
@@ -65,7 +70,7 @@ class ProxyConfig(_Settings):
     password: str = ""
 
 
-class Config(_Settings):
+class Config(BaseSettings):
     """Everything that can be configured.
 
     Attributes:
@@ -81,18 +86,28 @@ class Config(_Settings):
             the file may hold settings of others beside these; a line in the log names them.
     """
 
+    model_config = SettingsConfigDict(
+        extra="forbid", env_prefix="gpt_", env_nested_delimiter="__", case_sensitive=True
+    )
+
     preloaded_models: PreloadedModelsConfig = PreloadedModelsConfig(base=[])
     data_dir: DataDirConfig | None = None
     proxy: ProxyConfig | None = None
     local_files_only: bool = False
     trust_remote_code: bool = False
 
-    @model_validator(mode="before")
     @classmethod
-    def _from_all_sources(cls, arguments: Any) -> Any:
-        if not isinstance(arguments, Mapping):
-            return arguments
-        return _merged(_merged(_environment(), _file()), arguments)
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where settings come from; an earlier source wins over a later one."""
+        file = _File(settings_cls, _path_of_file())
+        return init_settings, file, _Environment(settings_cls, case_sensitive=False)
 
 
 @functools.cache
@@ -101,52 +116,50 @@ def get_config() -> Config:
     return Config()
 
 
-def _merged(low: Any, high: Any) -> Any:
-    """``high`` over ``low``, setting by setting."""
-    if not (isinstance(low, Mapping) and isinstance(high, Mapping)):
-        return high
-    return {**low, **{key: _merged(low.get(key), value) for key, value in high.items()}}
-
-
-def _file() -> dict[str, Any]:
+def _path_of_file() -> Path:
     named = os.environ.get("GPT_TASK_CONFIG")
     path = Path(named or "config.yml")
-    if not path.is_file():
-        if named:
-            logger.warning("GPT_TASK_CONFIG names %s, and there is no such file", named)
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold settings by name, and holds a {type(content).__name__}")
-    for key in content:
-        if key not in Config.model_fields:
-            logger.warning("%s: %s is no setting of gpt_task", path, clipped(str(key)))
-    return {key: value for key, value in content.items() if key in Config.model_fields}
+    if named and not path.is_file():
+        logger.warning("GPT_TASK_CONFIG names %s, and there is no such file", named)
+    return path
 
 
-def _environment() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    # Sorted, so that what holds a whole object comes before its parts.
-    for name, text in sorted((name.lower(), text) for name, text in os.environ.items()):
-        first, *rest = name.removeprefix(_PREFIX).split(_DELIMITER)
-        if not name.startswith(_PREFIX) or first not in Config.model_fields:
-            continue
-        value = _parsed(text)
-        for part in reversed(rest):
-            value = {part: value}
-        found = _merged(found, {first: value})
-    return found
+class _File(YamlConfigSettingsSource):
+    """The settings of the file, without those of other programs."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        try:
+            content = yaml.safe_load(file_path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise _invalid(f"{file_path} is not valid YAML: {error}") from error
+        if content is None:
+            return {}
+        if not isinstance(content, dict):
+            kind = type(content).__name__
+            raise _invalid(f"{file_path} must hold settings by name, and holds a {kind}")
+        for key in content:
+            if key not in Config.model_fields:
+                logger.warning("%s: %s is no setting of gpt_task", file_path, clipped(str(key)))
+        return {key: value for key, value in content.items() if key in Config.model_fields}
 
 
-def _parsed(text: str) -> Any:
-    """An object or a list; anything else is text, of which pydantic makes numbers and truth."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return value if isinstance(value, dict | list) else text
+class _Environment(EnvSettingsSource):
+    """The settings of the environment; of text that is not JSON the model says what is wrong."""
+
+    def __init__(self, settings_cls: type[BaseSettings], case_sensitive: bool) -> None:
+        super().__init__(settings_cls, case_sensitive=case_sensitive)
+        # Sorted, so that what holds a whole object comes before its parts.
+        self.env_vars = dict(sorted(self.env_vars.items()))
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            decoded = super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+        return decoded if isinstance(decoded, dict | list) else value
+
+
+def _invalid(problem: str) -> ValidationError:
+    """What pydantic raises where a validator raises `ValueError`."""
+    details = InitErrorDetails(type="value_error", input=None, ctx={"error": ValueError(problem)})
+    return ValidationError.from_exception_data(Config.__name__, [details])

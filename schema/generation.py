@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from schema.validation.json_values import quoted
+from schema.json_values import quoted
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """What the engine takes if neither the task nor the model's own generation_config says."""

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schema.validation.json_values import check_json
+from schema.json_values import check_json
 
 MAX_BLOCKS = 1024
 MAX_BLOCKS_OF_TASK = 4096

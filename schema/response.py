@@ -1,9 +1,10 @@
-"""What a task is answered with: one `TaskResponse`, or a stream of `StreamChunk`s.
+"""What a task is answered with: one `TaskResponse`, or `StreamChunk`s, which `collect` to one.
 
 These are `TypedDict`s and not models, so that the engine's hot path makes plain dictionaries and
 nothing validates what we produced ourselves. The same definitions give the JSON Schemas.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field, with_config
@@ -203,3 +204,64 @@ class StreamChunk(TypedDict):
     choices: Annotated[list[StreamChoice], Field(min_length=1)]
     usage: Usage
     system_fingerprint: NotRequired[_Fingerprint]
+
+
+def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
+    """The response that a task's chunks add up to: there is one text path, and this is its end."""
+    deltas: dict[int, list[Delta]] = {}
+    reasons: dict[int, FinishReason] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
+    last: Mapping[str, object] | None = None
+    for chunk in chunks:
+        last = chunk
+        for choice in chunk["choices"]:
+            deltas.setdefault(choice["index"], []).append(choice["delta"])
+            if (reason := choice["finish_reason"]) is not None:
+                reasons[choice["index"]] = reason
+            if "logprobs" in choice:
+                logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
+    if last is None or set(deltas) != set(reasons):
+        raise ValueError("the stream ended before every choice was finished")
+    choices: list[Choice] = [
+        {
+            "index": index,
+            "message": joined(deltas[index]),
+            "finish_reason": reasons[index],
+        }
+        for index in sorted(deltas)
+    ]
+    for whole in choices:
+        if whole["index"] in logprobs:
+            whole["logprobs"] = logprobs[whole["index"]]
+    return {
+        "model": chunk["model"],
+        "choices": choices,
+        "usage": chunk["usage"],
+        "system_fingerprint": chunk["system_fingerprint"],
+    }
+
+
+def joined(deltas: Iterable[Delta]) -> ResponseMessage:
+    """The message that a choice's deltas add up to."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: list[ToolCall] = []
+    arguments: list[list[str]] = []
+    for delta in deltas:
+        content.append(delta["content"])
+        reasoning.append(delta.get("reasoning_content", ""))
+        for call in delta.get("tool_calls", ()):
+            function = call["function"]
+            if "id" in call:
+                empty: FunctionCall = {"name": function["name"], "arguments": ""}
+                calls.append({"id": call["id"], "type": "function", "function": empty})
+                arguments.append([])
+            arguments[call["index"]].append(function["arguments"])
+    for whole, pieces in zip(calls, arguments, strict=True):
+        whole["function"]["arguments"] = "".join(pieces)
+    message: ResponseMessage = {"role": "assistant", "content": "".join(content)}
+    if any(reasoning):
+        message["reasoning_content"] = "".join(reasoning)
+    if calls:
+        message["tool_calls"] = calls
+    return message

@@ -14,8 +14,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from schema.json_values import check_json
 from schema.message import rule
-from schema.validation.json_values import check_json
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without spaces: the work of compiling one grows with its length. JSON

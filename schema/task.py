@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from schema.generation import GenerationConfig
+from schema.json_values import parse_json
 from schema.message import (
     MAX_IMAGES,
     ImageBlock,
@@ -20,11 +21,16 @@ from schema.message import (
     TextBlock,
     rule,
 )
-from schema.model_id import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import (
+    MODEL_ID_PATTERN,
+    Dtype,
+    ModelName,
+    ModelVariant,
+    QuantizeBits,
+)
 from schema.structured import StructuredOutput
-from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls
+from schema.tool_choice import SCHEMA_RULES, ToolChoice, check_calls, forces_calls
 from schema.validation.bulk import refuse_bulk
-from schema.validation.json_values import parse_json
 from schema.validation.problems import explain
 
 __all__ = [
@@ -38,8 +44,6 @@ __all__ = [
     "TextBlock",
 ]
 
-Dtype = Literal["float16", "bfloat16", "float32", "auto"]
-QuantizeBits = Literal[4, 8]
 AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
@@ -215,13 +219,24 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _calls_that_can_be_forced(self) -> Self:
-        check_calls(self)
+        check_calls(
+            self.tools,
+            self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            structured_output=self.structured_output,
+            num_beams=self.generation_config.num_beams or 1,
+        )
         return self
+
+    @property
+    def variant(self) -> ModelVariant:
+        """Which model it asks for, in which form."""
+        return ModelVariant(self.model, self.dtype, self.quantize_bits)
 
     @property
     def forces_calls(self) -> bool:
         """Whether an answer has to be calls of tools."""
-        return self.tool_choice != "auto"
+        return forces_calls(self.tool_choice)
 
     @classmethod
     def parse(cls, body: bytes | str) -> Self:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from schema.json_values import quoted
 from schema.message import rule
-from schema.structured import MAX_SCHEMA_CHARS
-from schema.validation.json_values import quoted
-
-if TYPE_CHECKING:
-    from schema.task import Task
+from schema.structured import MAX_SCHEMA_CHARS, StructuredOutput
 
 MAX_FUNCTION_NAME_CHARS = 256
 """Of the one that a task names."""
@@ -100,37 +97,57 @@ def functions_of(tools: list[dict[str, Any]] | None) -> dict[str, Any]:
     return functions
 
 
-def callable_functions(task: Task) -> dict[str, Any]:
+def forces_calls(tool_choice: ToolChoice) -> bool:
+    """Whether an answer has to be calls of tools."""
+    return tool_choice != "auto"
+
+
+def callable_functions(
+    tools: list[dict[str, Any]] | None, tool_choice: ToolChoice
+) -> dict[str, Any]:
     """Those of a task's functions that its ``tool_choice`` allows."""
-    functions = functions_of(task.tools)
-    if isinstance(task.tool_choice, NamedFunction):
-        name = task.tool_choice.function
+    functions = functions_of(tools)
+    if isinstance(tool_choice, NamedFunction):
+        name = tool_choice.function
         return {name: functions[name]} if name in functions else {}
     return functions
 
 
-def check_calls(task: Task) -> None:
-    """Pydantic validator of a task: refuse a ``tool_choice`` that cannot be kept to."""
-    if not task.forces_calls:
-        if task.tools and not task.parallel_tool_calls:
+def check_calls(
+    tools: list[dict[str, Any]] | None,
+    tool_choice: ToolChoice,
+    *,
+    parallel_tool_calls: bool,
+    structured_output: StructuredOutput | None,
+    num_beams: int,
+) -> None:
+    """Refuse a ``tool_choice`` that cannot be kept to.
+
+    The arguments are the fields of a task, as they are after validation.
+
+    Raises:
+        PydanticCustomError: for a validator of the task, which lets pydantic report it.
+    """
+    if not forces_calls(tool_choice):
+        if tools and not parallel_tool_calls:
             raise rule(
                 'can be false with tool_choice "required" or a function only; leave it out',
                 "parallel_tool_calls",
             )
         return
-    if task.structured_output is not None:
+    if structured_output is not None:
         raise rule(
             "cannot be combined with structured_output, because an answer has one form; leave one "
             "of them out",
             "tool_choice",
         )
-    if (task.generation_config.num_beams or 1) > 1:
+    if num_beams > 1:
         raise rule("cannot be kept to by a beam search; leave it out, or num_beams", "tool_choice")
-    if not functions_of(task.tools):
+    if not functions_of(tools):
         raise rule("needs tools that have a name: there is nothing to call", "tool_choice")
-    functions = callable_functions(task)
-    if isinstance(task.tool_choice, NamedFunction) and not functions:
-        name = quoted(task.tool_choice.function)
+    functions = callable_functions(tools, tool_choice)
+    if isinstance(tool_choice, NamedFunction) and not functions:
+        name = quoted(tool_choice.function)
         raise rule(
             f"must be the name of one of the tools, and {name} is none", "tool_choice", "function"
         )

@@ -12,6 +12,20 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs
+from serve_app.config.ray_options import (
+    AUTOSCALING,
+    HEALTH,
+    INGRESS_MAX_QUEUED,
+    INGRESS_SPARE,
+    MAX_QUEUED,
+    NO_GPU,
+    NUM_CPUS,
+    POOL_HEALTH_TIMEOUT_S,
+    PREFIX_ROUTER,
+    PREPROCESSOR_MAX_ONGOING,
+    SESSION_ROUTER,
+    SURGE,
+)
 from serve_app.http.ingress import Ingress
 from serve_app.http.middleware.admission import SENDING_S
 from serve_app.replicas.image_replica import PreprocessorReplica
@@ -21,34 +35,6 @@ from serve_app.replicas.pool_replica import PoolReplica
 logger = logging.getLogger("ray.serve")
 
 Device = Literal["cpu", "cuda"]
-
-# Every deployment asks for a sliver of a CPU: they mostly wait (for GPUs, sockets or their own
-# threads), and Ray would otherwise leave the third deployment on a two-core machine pending.
-NUM_CPUS = 0.1
-# Ray no longer hides GPUs from actors that ask for none.
-NO_GPU = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-# The controller notices a dead or stuck replica only by this check: a stuck one when three have
-# failed. The default period is 10 s.
-HEALTH: dict[str, Any] = {"health_check_period_s": 1.0, "health_check_timeout_s": 10.0}
-# Ray's defaults look at the load every 10 s, which a task for a model that is scaled to zero waits.
-# `metrics_interval_s` is deprecated for two environment variables that this Ray does not yet obey.
-AUTOSCALING: dict[str, Any] = {
-    "metrics_interval_s": 1.0,
-    "look_back_period_s": 5.0,
-    "policy": {"policy_function": "serve_app.replicas.autoscaling_policy:wanted_replicas"},
-}
-# An update starts the new processes of what needs no GPU before it stops the old ones.
-SURGE: dict[str, Any] = {"max_surge_percent": 100}
-# Places beyond `limits.max_in_flight`, for those that are refused, and for health checks. What
-# finds none waits in Ray's proxy, so many at most; the next is refused by Ray, in plain text.
-INGRESS_SPARE = 1024
-INGRESS_MAX_QUEUED = 4096
-# Each holds the base64 of one task's images.
-PREPROCESSOR_MAX_ONGOING = 64
-BY_BEGINNING = "serve_app.graph.prefix_router:PrefixRouter"
-BY_SESSION = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
-# Tasks that wait in one ingress for a replica to come up; beyond, they are refused (503).
-MAX_QUEUED = 1024
 
 
 def build(args: AppArgs) -> Application:
@@ -164,14 +150,14 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
         **HEALTH,
     }
     if isinstance(model, PoolArgs):
-        options["health_check_timeout_s"] = 30.0  # it asks its engines' processes
+        options["health_check_timeout_s"] = POOL_HEALTH_TIMEOUT_S
         # A model's tasks go to the replica that has it; a task that names another goes elsewhere.
         options["request_router_config"] = {
-            "request_router_class": BY_SESSION,
+            "request_router_class": SESSION_ROUTER,
             "request_router_kwargs": {"num_fallback_replicas": 0},
         }
     else:
-        options["request_router_config"] = {"request_router_class": BY_BEGINNING}
+        options["request_router_config"] = {"request_router_class": PREFIX_ROUTER}
     if model.min_replicas == model.max_replicas:
         options["num_replicas"] = model.min_replicas
     else:

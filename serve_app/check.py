@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
+from schema.validation.strict import unknown_key
 from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
-from serve_app.config.strict import explain, unknown_key
+from serve_app.config.strict import explain
 from serve_app.http.middleware.api_keys import read_keys, readable_by_others
 from serve_app.ui import config as chat
 
@@ -160,10 +161,10 @@ def _check_overrides(application: dict[str, Any], where: str, known: Sequence[st
 
 def plan(model: ModelArgs) -> str:
     """One line that says what runs for this model, and where."""
-    bits = "unquantized" if model.quantize_bits is None else f"INT{model.quantize_bits}"
+    quantization = model.variant.quantization or "unquantized"
     return (
         f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
-        f"{model.dtype}, {bits}; {_where(model)}"
+        f"{model.dtype}, {quantization}; {_where(model)}"
     )
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from serve_app.console import models_of, server_parser
+from schema.model_variant import ModelVariant
+from serve_app.status import Command, run, title
 
 GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Ask the server and print; returns the exit status."""
-    options = server_parser("serve_app.models", __doc__).parse_args(arguments)
-    try:
-        listed = models_of(options)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        print(f"no list of models: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(listed, indent=2) if options.json else table(listed["data"]))
-    return 0
+    command = Command(
+        "serve_app.models",
+        __doc__,
+        "no list of models",
+        report=lambda now, _: table(now.models),
+        problems=lambda _: [],  # only `status` tells them with its exit status
+        watches=False,
+    )
+    return run(command, arguments)
 
 
 def table(models: Sequence[dict[str, Any]]) -> str:
@@ -32,7 +33,7 @@ def table(models: Sequence[dict[str, Any]]) -> str:
 
 def _block(model: dict[str, Any]) -> str:
     replicas = model["replicas"]
-    lines = [_title(model)]
+    lines = [f"{title(model)}, {model['deployment']}"]
     told: dict[str, list[dict[str, Any]]] = {}
     for replica in replicas:
         key = json.dumps(replica.get("card") or replica.get("error"), sort_keys=True)
@@ -47,20 +48,14 @@ def _block(model: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _title(model: dict[str, Any]) -> str:
-    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
-    return f"{model['id']} ({model['dtype']}{bits}), {model['deployment']}"
-
-
 def _rows(card: dict[str, Any]) -> list[tuple[str, object]]:
     memory = card["memory"]
     weights, cache = memory["weights_bytes"] / GIB, memory["kv_cache_bytes"] / GIB
-    bits = card["quantize_bits"]
     return [
         ("source", card["source"]),
         ("revision", card["revision"] or f"a directory, SHA-256 {card['weights'][:12]}"),
         ("dtype", card["dtype"]),
-        ("quantization", "none" if bits is None else f"INT{bits}"),
+        ("quantization", ModelVariant.of(card).quantization or "none"),
         ("device", card["device"]),
         ("memory", f"{weights + cache:.3f} GiB: weights {weights:.3f}, KV cache {cache:.3f}"),
         ("context", f"{card['context_length']} tokens"),

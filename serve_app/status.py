@@ -9,13 +9,20 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from serve_app.console import models_of, server_parser
+from schema.model_variant import ModelVariant
+from serve_app.ready import address_of
+
+TIMEOUT_S = 30.0
+KEY_VARIABLE = "API_KEY"
 
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
@@ -27,26 +34,70 @@ _RIGHT = 2
 """Columns from this one on are numbers and stand at the right."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """A question to a running server that `run` asks, and how its answer is shown.
+
+    Attributes:
+        module: what stands after ``python -m``.
+        description: for ``--help``.
+        failure: what there is not, if the server cannot be asked.
+        report: text for an answer and, if the server is watched, the answer before it.
+        problems: the lines of text for what is wrong; with one the exit status is 3.
+        watches: whether it can ask again and again.
+    """
+
+    module: str
+    description: str | None
+    failure: str
+    report: Callable[[Sample, Sample | None], str]
+    problems: Callable[[Sequence[dict[str, Any]]], list[str]]
+    watches: bool
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Ask the server and print, once or again and again; returns the last exit status."""
-    parser = server_parser("serve_app.status", __doc__)
-    parser.add_argument(
-        *("--watch", "-w"),
-        nargs="?",
-        type=_seconds,
-        const=2.0,
-        metavar="SECONDS",
-        help="ask again every 2 or so many seconds, until Ctrl-C",
-    )
-    parser.add_argument("--times", type=int, help="with --watch: stop after so many times")
-    options = parser.parse_args(arguments)
+    command = Command("serve_app.status", __doc__, "no status", report, problems, watches=True)
+    return run(command, arguments)
+
+
+def run(command: Command, arguments: list[str] | None) -> int:
+    """Ask the server and print; returns the last exit status."""
+    options = _parser(command).parse_args(arguments)
     status = 0
     try:
-        for status, said in _answers(options):
+        for status, said in _answers(command, options):
             print(said, file=sys.stderr if status == 1 else sys.stdout, flush=True)
     except KeyboardInterrupt:
         print()
     return status
+
+
+def _parser(command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command.module}", description=command.description
+    )
+    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    parser.add_argument("--address", help="such as http://127.0.0.1:8000; else from CONFIG")
+    parser.add_argument(
+        "--key",
+        default=os.environ.get(KEY_VARIABLE),
+        help=f"where the server asks for keys; better in the environment, as {KEY_VARIABLE}: other "
+        "users of this machine can read arguments",
+    )
+    parser.add_argument("--json", action="store_true", help="the answer of GET /v1/models itself")
+    parser.set_defaults(watch=None, times=None)
+    if command.watches:
+        parser.add_argument(
+            *("--watch", "-w"),
+            nargs="?",
+            type=_seconds,
+            const=2.0,
+            metavar="SECONDS",
+            help="ask again every 2 or so many seconds, until Ctrl-C",
+        )
+        parser.add_argument("--times", type=int, help="with --watch: stop after so many times")
+    return parser
 
 
 def _seconds(text: str) -> float:
@@ -55,28 +106,64 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _answers(options: argparse.Namespace) -> Iterator[tuple[int, str]]:
+def _answers(command: Command, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """An exit status and a text for each time that the server is asked."""
     before: Sample | None = None
     clear = CLEAR if options.watch and sys.stdout.isatty() and not options.json else ""
     left = options.times or (-1 if options.watch else 1)
     while True:
         try:
-            now = Sample(models_of(options))
+            now = Sample(_models_of(options))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            yield 1, f"no status: {error}"
+            yield 1, f"{command.failure}: {error}"
             before = None
         else:
-            status = 3 if problems(now.models) else 0
+            status = 3 if command.problems(now.models) else 0
             if options.json:
                 yield status, json.dumps(now.listed, indent=None if options.watch else 2)
             else:
-                yield status, clear + report(now, before)
+                yield status, clear + command.report(now, before)
             before = now
         left -= 1
         if not left:
             return
         time.sleep(options.watch or 2.0)
+
+
+def _models_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The answer of ``GET /v1/models`` of the server that the arguments name.
+
+    Raises:
+        ValueError: the address is none, the key is refused, or something else answers there.
+        OSError, http.client.HTTPException: nobody answers.
+    """
+    if options.address is None and "//" in str(options.config).replace(":/", "://"):
+        raise ValueError(f"{options.config} is no file; use --address for the server's address")
+    address = options.address or address_of(options.config)
+    url = urlsplit(address if "//" in address else f"//{address}")
+    if url.scheme not in ("", "http") or url.hostname is None:
+        raise ValueError(f"{address!r} is no address such as http://127.0.0.1:8000")
+    if options.key and not (options.key.isascii() and options.key.isprintable()):
+        raise ValueError("the key has characters that no key has")
+    connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_S)
+    headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
+    try:
+        connection.request("GET", f"{url.path.rstrip('/')}/v1/models", headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+    except ConnectionRefusedError:
+        raise ValueError(f"nobody answers at {address}; --address names another server") from None
+    finally:
+        connection.close()
+    if response.status == http.HTTPStatus.UNAUTHORIZED:
+        raise ValueError(f"{address} asks for a key, or for another one: --key or {KEY_VARIABLE}")
+    try:
+        listed = json.loads(body) if response.status == http.HTTPStatus.OK else None
+    except ValueError:
+        listed = None
+    if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+        raise ValueError(f"{address} answers {response.status} and is not this server")
+    return listed
 
 
 @dataclass(frozen=True)
@@ -95,7 +182,7 @@ class Sample:
     def counted(self, name: str) -> dict[tuple[str, str, str], int]:
         """A count of each replica, by deployment, model and replica."""
         return {
-            (model["deployment"], _title(model), replica["replica"]): replica["load"][name]
+            (model["deployment"], title(model), replica["replica"]): replica["load"][name]
             for model in self.models
             for replica in model["replicas"]
             if "load" in replica
@@ -115,7 +202,7 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
     """What is always on and does not run, and what cannot be loaded; a line for each."""
     lines = []
     for model in models:
-        name = f"{_title(model)}, {model['deployment']}"
+        name = f"{title(model)}, {model['deployment']}"
         running = [replica for replica in model["replicas"] if "load" in replica]
         problem = model.get("problem")
         errors = [r["error"]["message"] for r in model["replicas"] if "error" in r]
@@ -128,15 +215,15 @@ def problems(models: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _title(model: dict[str, Any]) -> str:
-    bits = "" if model["quantize_bits"] is None else f", INT{model['quantize_bits']}"
-    return f"{model['id']} ({model['dtype']}{bits})"
+def title(model: dict[str, Any]) -> str:
+    """A model and its variant, as both commands write them."""
+    return str(ModelVariant.of(model))
 
 
 def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str, ...]:
     replicas = [replica for replica in model["replicas"] if "load" in replica]
     most = model["max_replicas"]
-    head = (_title(model), model["deployment"], f"{len(replicas)}/{most}")
+    head = (title(model), model["deployment"], f"{len(replicas)}/{most}")
     if not replicas:
         return (*head, *[""] * (len(_HEADS) - len(head)))
 
@@ -169,7 +256,7 @@ def _rate(model: dict[str, Any], now: Sample, before: Sample | None) -> str:
     grown = sum(
         count - last.get(replica, count)
         for replica, count in now.counted("generated_tokens").items()
-        if replica[:2] == (model["deployment"], _title(model))
+        if replica[:2] == (model["deployment"], title(model))
     )
     return f"{grown / (now.at - before.at):.1f}"
 

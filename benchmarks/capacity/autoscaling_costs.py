@@ -34,7 +34,7 @@ from ray.serve.config import AutoscalingConfig
 
 from benchmarks.capacity.costs import Curve
 from benchmarks.capacity.routing_costs import REPLICAS
-from serve_app.app import AUTOSCALING
+from serve_app.config.ray_options import AUTOSCALING
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
 
 HANDLES = 4

@@ -37,7 +37,7 @@ from benchmarks.capacity.pictures import measure_preparing
 from benchmarks.capacity.routing_costs import measure_choosing
 from benchmarks.capacity.server_costs import measure_server
 from benchmarks.report import say
-from serve_app.app import AUTOSCALING
+from serve_app.config.ray_options import AUTOSCALING
 
 Found = Iterable[tuple[str, Any]]
 

@@ -13,7 +13,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Repl
 from ray.serve.request_router import PendingRequest, RunningReplica
 
 from benchmarks.capacity.costs import Curve
-from serve_app.graph.ejection import SUSPECTS
+from serve_app.graph.ejection import EJECTED
 from serve_app.graph.prefix_router import PrefixRouter
 
 REPLICAS = (1, 3, 10, 30, 100, 300, 1000)
@@ -33,7 +33,7 @@ def measure_choosing() -> dict[str, Curve]:
 async def _measure() -> dict[str, Curve]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for number in REPLICAS:
-        # EjectedReplicas stay for a minute: each number has replicas with names of their own.
+        # They stay ejected for a minute: each number has replicas with names of their own.
         replicas = [_replica(f"{number}-{index}") for index in range(number)]
         for name, session, known, suspects in (
             ("plain", "", True, 0),
@@ -46,7 +46,7 @@ async def _measure() -> dict[str, Curve]:
                 for index, replica in enumerate(replicas):
                     router.replica_queue_len_cache.update(replica.replica_id, index % 7)
             for replica in replicas[:suspects]:
-                SUSPECTS.add(replica.replica_id.unique_id)
+                EJECTED.add(replica.replica_id.unique_id)
             choose = partial(router.choose_replicas, replicas, _pending(session))
             cost = await _cpu_seconds(choose)
             curves.setdefault(name, []).append((number, cost))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from benchmarks.capacity.costs import Measured
 from benchmarks.workload import GEOMETRIES
-from cluster.planning.gpus import GPU_TYPES
 from cluster.planning.needs import Need
 from cluster.planning.packing import tokens_per_s
+from serve_app.config.accelerators import GPU_TYPES
 
 REPLICAS_PER_NODE = 8
 NETWORK_BYTES_PER_S = 1.25e9  # 10 Gbit/s: an assumption

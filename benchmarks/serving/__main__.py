@@ -45,7 +45,7 @@ from benchmarks.serving.metrics import Target
 from benchmarks.serving.models import geometry_names, make_model, real_model
 from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
-from engine.run_task import PATHS
+from schema.model_variant import is_path
 
 _RAMP_S = 4.0  # at least so long before a measurement
 _QUIET_LOAD = 0.5  # running processes, averaged over a minute
@@ -103,8 +103,8 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         refuse({"dialect", "promises"}, "needs --address")
     if options.model:
         refuse({"geometry", "model_dir"}, "says nothing with --model")
-        is_path = options.model.startswith(PATHS) and not options.address
-        if is_path and not Path(options.model).is_dir():
+        is_local = is_path(options.model) and not options.address
+        if is_local and not Path(options.model).is_dir():
             parser.error(f"--model: there is no directory {options.model}")
     else:
         refuse({"images"}, "needs --model")

@@ -13,13 +13,15 @@ import sys
 import time
 from typing import Any
 
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
+from starlette.types import Message as AsgiMessage
 
 from benchmarks.report import aligned
 from schema.response import StreamChunk
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app
+from serve_app.protocol.messages import Chunk, Message, Started
 
 _MODEL = "demo"
 _CHUNKS = 2000
@@ -41,7 +43,7 @@ class _Handle:
     def options(self, **_: Any) -> _Handle:
         return self
 
-    def remote(self, *_: Any) -> _Handle:
+    def remote(self, *_: Any, **__: Any) -> _Handle:
         return _Handle()
 
     def cancel(self) -> None:
@@ -50,13 +52,13 @@ class _Handle:
     def __aiter__(self) -> _Handle:
         return self
 
-    async def __anext__(self) -> StreamChunk | str:
+    async def __anext__(self) -> Message:
         self._told += 1
         if self._told == 0:
-            return "replica"
+            return Started("replica")
         if self._told > _Handle.chunks:
             raise StopAsyncIteration
-        return _chunk(self._told, last=self._told == _Handle.chunks)
+        return Chunk(_chunk(self._told, last=self._told == _Handle.chunks))
 
 
 def _chunk(tokens: int, *, last: bool) -> StreamChunk:
@@ -75,14 +77,14 @@ def _chunk(tokens: int, *, last: bool) -> StreamChunk:
 
 
 async def _call(app: ASGIApp, path: str, body: bytes) -> None:
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[AsgiMessage] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         if not messages:
             await asyncio.Event().wait()
         return messages.pop()
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         if message.get("status", 200) != 200:
             raise RuntimeError(f"refused: {message}")
 

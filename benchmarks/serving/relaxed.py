@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: see `serve_app.app`.
 
-from dataclasses import replace
 from typing import Literal
 
 from ray.serve import Application
@@ -17,7 +16,7 @@ class RelaxedModelArgs(ModelArgs):
 
     def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
         """As `ModelArgs.engine_config`, for measuring what determinism costs."""
-        return replace(super().engine_config(device), deterministic=False)
+        return super().engine_config(device).replace(deterministic=False)
 
 
 def build(args: AppArgs) -> Application:

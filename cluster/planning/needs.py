@@ -11,6 +11,7 @@ from typing import Literal
 
 from engine.loading.estimate import estimate_memory
 from engine.loading.sharding.layer_split import balanced
+from engine.quantization.registry import quantization
 from schema.errors import ModelNotDownloaded, TaskError
 from serve_app.app import place
 from serve_app.config.app_args import BYTES_PER_GB, AppArgs, ModelArgs, PoolArgs
@@ -21,7 +22,6 @@ Parameters = Mapping[str, float]
 _HINT = re.compile(r"([^=]+)=(\d+(?:\.\d+)?(?:[eE]\d+)?)([BMbm]?)")
 _SCALE = {"": 1.0, "m": 1e6, "b": 1e9}
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "auto": 2.0}
-_QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
     need = replace(
         need,
         max_sequences=config.max_sequences,
-        split="tensor" if replace(config, num_devices=2).tensor_parallel else "layers",
+        split="tensor" if config.replace(num_devices=2).tensor_parallel else "layers",
     )
     if model.id in parameters:
-        bits = model.quantize_bits
-        each = _BYTES[model.dtype] if bits is None else _QUANTIZED_BYTES[bits]
+        quantized = quantization(model.quantize_bits)
+        each = _BYTES[model.dtype] if quantized is None else quantized.bytes_per_weight
         weights = int(parameters[model.id] * each)
         return replace(need, weights=weights, decode_weights=weights)
     try:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
-from cluster.planning.gpus import GIB, GpuType, Node
+from cluster.planning.gpus import GIB, Node
 from cluster.planning.needs import Need
 from engine.platform.cuda import FREE_SHARE
+from serve_app.config.accelerators import GpuType
 
 # What a replica takes beside weights and KV cache: CUDA's context, workspaces of libraries,
 # activations. An assumption, of the size that other engines report; nothing here has measured it.

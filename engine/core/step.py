@@ -84,19 +84,22 @@ class Execution:
         """Make an admitted request ready for its steps; one for the fallback runs here."""
         with fail_on_error([request]):
             vision = self._batching.runner.vision
+            prompt = request.prompt
             request.features, request.features_skipped = vision.encode(
-                request.prompt, request.num_prefilled
+                prompt.token_ids, prompt.images, request.num_prefilled
             )
             if not request.settings.batched:
                 with plain_attention(self._loaded):
-                    inputs = vision.generate_inputs(request.prompt, request.features)
+                    inputs = vision.generate_inputs(
+                        prompt.token_ids, prompt.images, request.features
+                    )
                     run_generate_fallback(self._loaded, request, inputs)
                 return
-            request.rotary = vision.rotary(request.prompt)
+            request.rotary = vision.rotary(prompt.token_ids, prompt.images)
             task = (
                 self._loaded.model,
                 request.settings,
-                request.prompt.token_ids,
+                prompt.token_ids,
                 request.seed,
                 self._loaded.device,
             )

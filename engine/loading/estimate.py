@@ -9,34 +9,26 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from engine.config import EngineConfig
+from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
-from engine.loading.families import internvl
+from engine.loading.families.family import in_head, in_tower
+from engine.loading.quantization import takes
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
+from engine.quantization.registry import quantization
 
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
-# Bytes of a quantized weight: NF4 has a float32 scale for each 64 weights, INT8 one for each row.
-_QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
-# Parts of names of the tensors that quantization leaves alone, beside those of one dimension.
-_VISION = ("vision", "visual", "projector", "mlp1")
-_UNQUANTIZED = ("embed", "wte", "wpe", "lm_head", *_VISION)
 # A decoder layer, by the names of what it has.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # The embedding of tokens, as most architectures call it.
@@ -119,7 +111,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             context_length=context,
             kv_cache=_kv_bytes(config, context, kv_per_token),
             layers=_layer_bytes(sizes),
-            head=int(sum(size for name, size in sizes.items() if "lm_head" in name)),
+            head=int(sum(size for name, size in sizes.items() if in_head(name))),
             kv_heads=_kv_heads(text),
         )
 
@@ -127,24 +119,24 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
 def _layer_bytes(sizes: dict[str, float]) -> tuple[int, ...]:
     layers: Counter[int] = Counter()
     for name, size in sizes.items():
-        if (match := _LAYER.search(name)) and not any(part in name for part in _VISION):
+        if (match := _LAYER.search(name)) and not in_tower(name):
             layers[int(match[1])] += int(size)
     return tuple(size for _, size in sorted(layers.items()))
 
 
 def _not_decoded(sizes: dict[str, float]) -> float:
     """Bytes that decoding a token does not read, but for a row of the embedding."""
-    has_head = any("lm_head" in name for name in sizes)
+    has_head = any(map(in_head, sizes))
     return sum(
         size
         for name, size in sizes.items()
-        if any(part in name for part in _VISION) or (has_head and name.endswith(_EMBEDDINGS))
+        if in_tower(name) or (has_head and name.endswith(_EMBEDDINGS))
     )
 
 
 def _tied_head(sizes: dict[str, float]) -> float:
     """A head that is the embedding: a CPU packs it for itself and keeps the embedding."""
-    if any("lm_head" in name for name in sizes):
+    if any(map(in_head, sizes)):
         return 0
     return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
 
@@ -159,21 +151,11 @@ def _stored(config: EngineConfig, source: Snapshot) -> Tensors:
 
 def _described(config: EngineConfig) -> Tensors:
     """The tensors that the model would have, shared ones once, by making it without memory."""
-    found, _ = PreTrainedConfig.get_config_dict(config.model, local_files_only=True)
-    hf_config: Any = (
-        internvl.native_config(found, config.name)
-        if internvl.is_original(found)
-        else AutoConfig.from_pretrained(config.model, local_files_only=True)
-    )
-    is_vision = type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_class.from_config(hf_config)
-    names: dict[int, str] = {}
+    # An estimate runs no code of a repository, whatever the engine that loads it may do.
+    described = describe_model(config.replace(trust_remote_code=False))
     return {
-        name: (tuple(tensor.shape), _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if names.setdefault(id(tensor), name) == name
+        name: (tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
+        for name, tensor in described.tensors.items()
     }
 
 
@@ -187,14 +169,15 @@ def _headers(config: EngineConfig, source: Snapshot) -> SafetensorsRepoMetadata:
 
 
 def _bytes_of(name: str, dims: int, stored: str, dtype: str | None, bits: int | None) -> float:
-    if bits is not None and dims > 1 and not any(part in name for part in _UNQUANTIZED):
-        return _QUANTIZED_BYTES[bits]
+    quantized = quantization(bits)
+    if quantized is not None and takes(quantized, name, dims):
+        return quantized.bytes_per_weight
     return _DTYPE_BYTES.get(dtype or "", _SAFETENSORS_BYTES.get(stored, 1))
 
 
-def tensor_bytes(name: str, tensor: torch.Tensor, dtype: str, bits: int | None) -> float:
+def tensor_bytes(name: str, shape: Sequence[int], dtype: str, bits: int | None) -> float:
     """What a tensor of a model that is not loaded yet will take, by its name and shape."""
-    return tensor.numel() * _bytes_of(name, tensor.dim(), "F32", dtype, bits)
+    return math.prod(shape) * _bytes_of(name, len(shape), "F32", dtype, bits)
 
 
 def _own_dtype(*descriptions: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from transformers import (
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
+from engine.loading.families.family import family_of
 from engine.loading.families.internvl_weights import OriginalInternVL
 from engine.loading.families.traits import whole_image_tokens
 from engine.loading.loaded_model import LoadedModel
@@ -79,7 +80,7 @@ def load_model(
         spread: LayerPlacement | None = None
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
-            placement = {"distributed_config": tensor_plan(config, auto_class, hf_config)}
+            placement = {"distributed_config": tensor_plan(config, hf_config)}
         elif config.layout is not None:
             spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
             placement = {"device_map": device_map}
@@ -100,6 +101,7 @@ def load_model(
         time.monotonic() - start,
         model.get_memory_footprint() / 2**30,
     )
+    family = family_of(hf_config.model_type)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -113,7 +115,7 @@ def load_model(
         spread=spread,
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,
-        image_tag="<image>" if hf_config.model_type == "internvl" else None,
+        image_tag=family.image_tag if family else None,
     )
 
 

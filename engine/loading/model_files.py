@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
+from engine.loading.families.family import VISION_MODEL_TYPES, family_of
 from engine.loading.families.processors import (
-    VISION_MODEL_TYPES,
     ImageProcessor,
     image_only_processor,
     load_image_processor,
@@ -106,7 +106,7 @@ def is_vision(hf_config: PreTrainedConfig, config: EngineConfig) -> bool:
     """Whether the model takes images; raises for one whose kind is not supported."""
     if type(hf_config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return False
-    if hf_config.model_type not in VISION_MODEL_TYPES:
+    if family_of(hf_config.model_type) is None:
         raise ModelInvalid(
             f"model {config.name!r} is a vision-language model of type {hf_config.model_type!r}; "
             f"supported are {', '.join(VISION_MODEL_TYPES)} and all text models"

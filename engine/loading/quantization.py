@@ -1,36 +1,49 @@
-"""INT8 and NF4 by bitsandbytes: how, and what is left in full precision."""
+"""Which weights of a model a quantization takes, and how transformers is told so."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from engine.config import EngineConfig
+from engine.loading.families.family import TOWERS, in_head, in_tower, is_within
+from engine.quantization.base import Quantization
+from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
 
-# Left in full precision under quantization: the head decides near ties (and may be tied to the
-# embedding, which bitsandbytes cannot quantize), the vision tower and its projector are small.
-_UNQUANTIZED_MODULES = (
-    "lm_head",
-    "model.vision_tower",
-    "model.vision_model",
-    "model.visual",
-    "model.multi_modal_projector",
-    "model.connector",
-)
+# Parts of names of embeddings, which are no matrix products and so are never quantized. Only their
+# names tell them from others where no more than a checkpoint's header is known.
+_EMBEDDINGS = ("embed", "wte", "wpe")
 
 
-def quantization_config(
-    config: EngineConfig, hf_config: PreTrainedConfig
-) -> BitsAndBytesConfig | None:
+def full_precision_modules(quantized: Quantization) -> list[str]:
+    """The modules that keep their dtype, by their names in a model as transformers makes it."""
+    return [*quantized.full_precision, *(f"model.{tower}" for tower in TOWERS)]
+
+
+def takes(quantized: Quantization, tensor: str, dims: int) -> bool:
+    """Whether it quantizes a tensor of this name, a model's or a checkpoint's, and dimensions.
+
+    The same rule as `full_precision_modules`, for tensors of models that are not loaded.
+    """
+    if dims < 2 or in_tower(tensor) or any(part in tensor for part in _EMBEDDINGS):
+        return False
+    if "lm_head" in quantized.full_precision and in_head(tensor):
+        return False
+    return not is_within(tensor, quantized.full_precision)
+
+
+def quantization_config(config: EngineConfig, hf_config: PreTrainedConfig) -> Any:
     """How transformers quantizes the weights as it reads them; None if it does not.
 
     Raises:
         ModelInvalid: the checkpoint is quantized already.
     """
-    if config.quantize_bits is None:
+    quantized = quantization(config.quantize_bits)
+    if quantized is None:
         return None
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ModelInvalid(f"model {config.name!r} is quantized already: leave quantize_bits out")
@@ -38,19 +51,6 @@ def quantization_config(
     # arithmetic in float16, which is what INT8 means here (docs/architecture.md).
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if config.quantize_bits == 4:
-        own = hf_config.get_text_config().dtype or torch.bfloat16
-        dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(_UNQUANTIZED_MODULES),
-        )
-    # Threshold 0 turns the outlier columns off: LLM.int8 picks them over the whole batch, so that
-    # one task would change another's bits.
-    return BitsAndBytesConfig(
-        load_in_8bit=True,
-        llm_int8_threshold=0.0,
-        llm_int8_skip_modules=list(_UNQUANTIZED_MODULES),
-    )
+    own = hf_config.get_text_config().dtype or torch.bfloat16
+    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    return quantized.transformers_config(dtype, full_precision_modules(quantized))

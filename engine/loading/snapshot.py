@@ -56,8 +56,7 @@ class Snapshot:
 
     def config(self, config: EngineConfig) -> EngineConfig:
         """``config`` for whatever loads from the directory, without asking the hub again."""
-        return replace(
-            config,
+        return config.replace(
             model=str(self.directory),
             from_hub=False,
             model_id=config.name,

@@ -16,8 +16,8 @@ from engine.loading.loaded_model import LoadedModel
 from engine.vision.image_tags import fill_image_tags
 from engine.vision.preprocessor import ImageInputs
 from schema.errors import TaskArgsInvalid
+from schema.json_values import check_json, parse_json
 from schema.task import ImageBlock, Message, Task
-from schema.validation.json_values import check_json, parse_json
 
 # Arguments of `apply_chat_template` that a task may set by template_args; the others are ours. What
 # is not an argument is a variable of the template, and free.

@@ -19,8 +19,8 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from schema.errors import TaskArgsInvalid, TaskExecutionError
+from schema.json_values import clipped
 from schema.structured import ChoiceForm, JsonSchemaForm, RegexForm, StructuredOutput
-from schema.validation.json_values import clipped
 
 # JSON as people and programs write it: a space, or a line break and an indentation. White space
 # without end would be valid JSON too, and is what models lose themselves in.

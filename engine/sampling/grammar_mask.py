@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import LogitsProcessor
 
 from engine.platform.transfer import send, staged
-from engine.requests.request import SequenceState
+from engine.sampling.grammar import Matcher
+
+
+class Answer(Protocol):
+    """One answer of a task, of which this file knows no more."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is complete."""
+        ...
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """How far it has come in its grammar."""
+        ...
 
 
 class GrammarMask(LogitsProcessor):
     """A processor of `generate`'s kind, for all tasks: reads the matchers, never moves them."""
 
-    def __init__(self, sequences: Sequence[SequenceState]) -> None:
-        """``sequences`` are the task's, all with a matcher."""
-        self._matchers = [(answer, answer.matcher) for answer in sequences if answer.matcher]
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        """``answers`` are the task's, all with a matcher."""
+        self._matchers = [(answer, answer.matcher) for answer in answers if answer.matcher]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [sequences, vocab] with -inf for what is not allowed.
@@ -26,8 +41,8 @@ class GrammarMask(LogitsProcessor):
         """
         shape = (len(self._matchers), self._matchers[0][1].num_words)
         bits = staged(shape, -1, torch.int32, scores.device)
-        for row, (sequence, matcher) in zip(bits, self._matchers, strict=True):
-            if not sequence.finished:  # the rows of others are not read
+        for row, (answer, matcher) in zip(bits, self._matchers, strict=True):
+            if not answer.finished:  # the rows of others are not read
                 matcher.fill(row)
         return apply_token_bitmask(scores, send(bits, scores.device))
 

@@ -7,16 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.requests.prompt import Prompt
 from engine.sampling.grammar import Grammar, lark_json
 from engine.text.detect import MessageFormats
 from engine.text.events import CallLayout
 from engine.text.message import reasoning_stage
 from engine.text.reasoning import ReasoningFormat
 from schema.errors import TaskArgsInvalid
+from schema.json_values import quoted
 from schema.task import Task
 from schema.tool_choice import NamedFunction, callable_functions
-from schema.validation.json_values import quoted
 
 MAX_CALLS = 16
 """Of one answer that has to call functions: a model may not know when it has called enough."""
@@ -30,7 +29,7 @@ _NO_PARAMETERS: dict[str, Any] = {
 }
 
 
-def task_grammar(task: Task, formats: MessageFormats, prompt: Prompt) -> Grammar | None:
+def task_grammar(task: Task, formats: MessageFormats, text_end: str) -> Grammar | None:
     """The grammar of a task's answers; None if they may be anything.
 
     The reasoning of an answer that is to be a message runs freely up to its end. An answer that is
@@ -39,7 +38,7 @@ def task_grammar(task: Task, formats: MessageFormats, prompt: Prompt) -> Grammar
     Args:
         task: the task.
         formats: of the model; how it calls is known if the task forces calls.
-        prompt: of the task.
+        text_end: the last characters of the prompt, where a template may begin the reasoning.
 
     Raises:
         TaskArgsInvalid: a function cannot be called by this model.
@@ -52,7 +51,7 @@ def task_grammar(task: Task, formats: MessageFormats, prompt: Prompt) -> Grammar
         grammar = Grammar.of(task.structured_output)
     else:
         return None
-    stage = reasoning_stage(formats, task, prompt)
+    stage = reasoning_stage(formats, task, text_end)
     if task.answer_format == "text" or stage == "over" or formats.reasoning is None:
         return grammar
     return grammar.after(_reasoning(formats.reasoning, formats.added, is_open=stage == "open"))
@@ -62,7 +61,7 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
     """One or more calls of the functions that a task allows, and nothing else."""
     rules: list[str] = []
     parts: list[Grammar] = []
-    functions = callable_functions(task)
+    functions = callable_functions(task.tools, task.tool_choice)
     for name, parameters in functions.items():
         param = f"tools.{_index(task, name)}.function.parameters"
         schema = _object_schema(parameters, param)

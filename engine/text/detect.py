@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from engine.text.events import ToolFormat
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
@@ -12,6 +11,9 @@ from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
+
+if TYPE_CHECKING:  # the ingress reads messages, and cannot wait seconds for the library
+    from transformers import PreTrainedTokenizerBase
 
 # What a template says that asks for a format, in the order in which they are tried. Some say more
 # than one: a model made of Llama's keeps its tokens, Qwen3-Coder's begins as Hermes' does.

@@ -7,24 +7,15 @@ deltas are a function of the text alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from engine.requests.prompt import Prompt
-from engine.sampling.settings import SamplingParams
 from engine.text.cursor import Reading, TextCursor
 from engine.text.detect import MessageFormats
 from engine.text.events import Out
 from engine.text.reasoning import Stage
 from engine.text.stop_strings import StopStringTrimmer
-from schema.response import (
-    Delta,
-    FinishReason,
-    FunctionCall,
-    ResponseMessage,
-    ToolCall,
-    ToolCallDelta,
-)
+from schema.response import Delta, FinishReason, ToolCallDelta
 from schema.task import Task
 from schema.tool_choice import Functions, functions_of
 
@@ -116,11 +107,26 @@ class MessageParser:
 
 
 def message_parsers(
-    formats: MessageFormats, task: Task, prompt: Prompt, settings: SamplingParams
+    formats: MessageFormats,
+    task: Task,
+    token_ids: tuple[int, ...],
+    text_end: str,
+    *,
+    num_choices: int,
+    stop_strings: Sequence[str],
 ) -> list[MessageParser]:
-    """The parsers of a task's choices. Without the chat template answers are plain text."""
+    """The parsers of a task's choices. Without the chat template answers are plain text.
+
+    Args:
+        formats: of the model.
+        task: the task.
+        token_ids: of its prompt.
+        text_end: the last characters of its prompt, where a template may begin the reasoning.
+        num_choices: how many parsers to make.
+        stop_strings: each message ends before the first of them.
+    """
     # Ids tell the calls of one conversation apart; each of its turns is a task with another prompt.
-    digest = hashlib.sha256(repr((task.seed, prompt.token_ids)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((task.seed, token_ids)).encode()).hexdigest()
 
     def call_id(choice: int) -> Callable[[int], str]:
         return lambda call: hashlib.sha256(f"{digest} {choice} {call}".encode()).hexdigest()[
@@ -131,47 +137,24 @@ def message_parsers(
         MessageParser(
             formats if task.use_chat_template else None,
             functions_of(task.tools),
-            settings.stop_strings,
+            stop_strings,
             call_id(choice),
-            is_open=reasoning_stage(formats, task, prompt) == "open",
+            is_open=reasoning_stage(formats, task, text_end) == "open",
         )
-        for choice in range(settings.num_sequences)
+        for choice in range(num_choices)
     ]
 
 
-def reasoning_stage(formats: MessageFormats, task: Task, prompt: Prompt) -> Stage:
-    """Where the answers to a task stand when they begin; "over" if the model marks no reasoning."""
+def reasoning_stage(formats: MessageFormats, task: Task, text_end: str) -> Stage:
+    """Where the answers to a task stand when they begin; "over" if the model marks no reasoning.
+
+    ``text_end`` has the last characters of the prompt, where a template may begin the reasoning.
+    """
     if not task.use_chat_template or formats.reasoning is None:
         return "over"
     continues = bool((task.template_args or {}).get("continue_final_message"))
     continued = task.messages[-1].text if continues else None
-    return formats.reasoning.stage(prompt.text_end, continued)
-
-
-def joined(deltas: Iterable[Delta]) -> ResponseMessage:
-    """The message that a choice's deltas add up to."""
-    content: list[str] = []
-    reasoning: list[str] = []
-    calls: list[ToolCall] = []
-    arguments: list[list[str]] = []
-    for delta in deltas:
-        content.append(delta["content"])
-        reasoning.append(delta.get("reasoning_content", ""))
-        for call in delta.get("tool_calls", ()):
-            function = call["function"]
-            if "id" in call:
-                empty: FunctionCall = {"name": function["name"], "arguments": ""}
-                calls.append({"id": call["id"], "type": "function", "function": empty})
-                arguments.append([])
-            arguments[call["index"]].append(function["arguments"])
-    for whole, pieces in zip(calls, arguments, strict=True):
-        whole["function"]["arguments"] = "".join(pieces)
-    message: ResponseMessage = {"role": "assistant", "content": "".join(content)}
-    if any(reasoning):
-        message["reasoning_content"] = "".join(reasoning)
-    if calls:
-        message["tool_calls"] = calls
-    return message
+    return formats.reasoning.stage(text_end, continued)
 
 
 def _read(

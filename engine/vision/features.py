@@ -1,13 +1,13 @@
 """What a model that reads images needs beyond a text model's forward.
 
-The families differ in few ways, and all of them are here, found out from the model itself:
+The families differ in few ways, found out from the model itself (`engine.loading.families.traits`):
 
 * Positions. Qwen's rotary embeddings have three positions a token (time, height, width), and an
   image takes fewer of them than it has tokens (``get_rope_index``).
 * Features. An image is encoded to one vector a token, and for Qwen3-VL to further ones that are
   added between the first layers (``deepstack_features``).
 * Sight. Gemma 3 lets the tokens of one image see each other, so that an image has to be
-  prefilled in one piece (`whole_image_tokens`).
+  prefilled in one piece (``whole_image_tokens``).
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.loading.families.traits import rope_index
 from engine.vision.image_cache import ImageCache
+from engine.vision.preprocessor import ImageInputs, PreparedImage
 from schema.errors import TaskExecutionError
-
-if TYPE_CHECKING:  # the loader needs this module, and they need the loader
-    from engine.requests.prompt import Prompt
-    from engine.vision.preprocessor import PreparedImage
 
 _ROTARY_AXES = 3  # of models with `get_rope_index`
 
@@ -105,38 +102,46 @@ class Vision:
         self.num_encoded = 0
         self.num_reused = 0
 
-    def rotary(self, prompt: Prompt) -> MRopePositions | None:
-        """The rotary positions of a prompt and its answers; None where they are 0, 1, 2 ..."""
-        if self._get_rope_index is None or not prompt.images:
+    def rotary(self, token_ids: Sequence[int], images: ImageInputs) -> MRopePositions | None:
+        """The rotary positions of a prompt and its answers; None where they are 0, 1, 2 ...
+
+        Args:
+            token_ids: the prompt's, image tokens included.
+            images: the prompt's, in order.
+        """
+        if self._get_rope_index is None or not images:
             return None
         positions, offset = self._get_rope_index(
-            torch.tensor([prompt.token_ids]),
-            mm_token_type_ids=self._token_types(prompt),
-            **_grids(prompt),
+            torch.tensor([token_ids]),
+            mm_token_type_ids=self._token_types(token_ids),
+            **_grids(images),
         )
         return MRopePositions(positions[:, 0].numpy(), int(offset))
 
     @torch.inference_mode()
-    def encode(self, prompt: Prompt, num_prefilled: int) -> tuple[Features | None, int]:
+    def encode(
+        self, token_ids: Sequence[int], images: ImageInputs, num_prefilled: int
+    ) -> tuple[Features | None, int]:
         """The features of the images that a prompt still needs.
 
         One image at a time: the shapes, and so the bits, depend on that image alone. An image
         whose features are kept is not encoded again.
 
         Args:
-            prompt: the prompt.
-            num_prefilled: tokens of it whose keys and values are in the cache already.
+            token_ids: the prompt's, image tokens included.
+            images: the prompt's, in order.
+            num_prefilled: tokens of the prompt whose keys and values are in the cache already.
 
         Returns:
             The features from the first image that has a token left, and how many image tokens
             come before these.
         """
-        if not prompt.images:
+        if not images:
             return None, 0
-        done = prompt.token_ids[:num_prefilled].count(self._image_token_id)
+        done = token_ids[:num_prefilled].count(self._image_token_id)
         parts: list[Features] = []
         skipped = 0
-        for image in prompt.images:
+        for image in images:
             if not parts and skipped + image.num_tokens <= done:
                 skipped += image.num_tokens
             else:
@@ -187,21 +192,23 @@ class Vision:
         images = features.tokens.to(embeddings.dtype)
         return {"inputs_embeds": embeddings.masked_scatter(places, images)}
 
-    def generate_inputs(self, prompt: Prompt, features: Features | None) -> dict[str, Any]:
-        """What `generate` takes beside the token ids."""
+    def generate_inputs(
+        self, token_ids: Sequence[int], images: ImageInputs, features: Features | None
+    ) -> dict[str, Any]:
+        """What `generate` takes beside the token ids of a prompt with these images."""
         if features is None:
             return {}
-        types = self._token_types(prompt)
+        types = self._token_types(token_ids)
         known = inspect.signature(self._model.forward).parameters
-        inputs: dict[str, Any] = _grids(prompt) | {
+        inputs: dict[str, Any] = _grids(images) | {
             name: types for name in ("mm_token_type_ids", "token_type_ids") if name in known
         }
         inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         return inputs | {"mm_encoder_outputs": self._encoder_outputs(features)}
 
-    def _token_types(self, prompt: Prompt) -> torch.Tensor:
+    def _token_types(self, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, tokens]: 1 for image tokens, 0 for text."""
-        return torch.tensor([[int(t == self._image_token_id) for t in prompt.token_ids]])
+        return torch.tensor([[int(t == self._image_token_id) for t in token_ids]])
 
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
         """Features as the model holds them, all images as one."""
@@ -221,11 +228,7 @@ def _flat(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     return parts.flatten(0, 1) if isinstance(parts, torch.Tensor) else torch.cat(list(parts))
 
 
-def _grids(prompt: Prompt) -> dict[str, torch.Tensor]:
+def _grids(images: ImageInputs) -> dict[str, torch.Tensor]:
     """The patch grids of Qwen's images; nothing for others."""
-    grids = [
-        image.arrays["image_grid_thw"]
-        for image in prompt.images
-        if "image_grid_thw" in image.arrays
-    ]
+    grids = [image.arrays["image_grid_thw"] for image in images if "image_grid_thw" in image.arrays]
     return {"image_grid_thw": torch.from_numpy(np.concatenate(grids))} if grids else {}

@@ -32,13 +32,13 @@ from schema.generation import (
     TopP,
     TypicalP,
 )
+from schema.json_values import parse_json
 from schema.message import rule
-from schema.model_id import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import MODEL_ID_PATTERN, ModelName
 from schema.openai.fields import Only, Strict
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
-from schema.validation.json_values import parse_json
 from schema.validation.problems import explain
 
 MAX_USER_CHARS = 512
@@ -172,7 +172,11 @@ class OpenAIRequest(Strict):
         try:
             yield
         except TaskError as error:
-            raise in_terms(error, self.limit[0], self.text_field) from error
+            raise self.in_own_terms(error) from error
+
+    def in_own_terms(self, error: TaskError) -> TaskError:
+        """An error of the task, which names this request's fields."""
+        return in_terms(error, self.limit[0], self.text_field)
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature

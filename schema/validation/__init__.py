@@ -1,1 +1,1 @@
-"""Strict JSON, and errors that name the field and the way out."""
+"""A task's errors, each with its field and the way out; what is counted before anything is read."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from schema.json_values import MAX_JSON_VALUES, count_values
 from schema.message import MAX_BLOCKS_OF_TASK, rule
-from schema.validation.json_values import MAX_JSON_VALUES, count_values
 
 
 def refuse_bulk(fields: Any, *free_form: str) -> None:

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from schema.errors import TaskArgsInvalid
 from schema.generation import GenerationConfig
+from schema.json_values import clipped, quoted
 from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
 from schema.structured import FORM_TAGS, FORMS
 from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
-from schema.validation.json_values import clipped, quoted
 
 _TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
 MAX_PROBLEMS = 5
@@ -108,8 +108,7 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
         return name, context["problem"]
     if kind == "missing":
         return name, "is required"
-    say = _SAY.get(kind)
-    text = say(context) if say else clipped(detail["msg"], 200)
+    text = requirement(kind, context) or clipped(detail["msg"], 200)
     return name, f"{text}, not {describe(value)}"
 
 
@@ -141,6 +140,17 @@ _SAY: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_too_short": lambda c: f"must have at least {c['min_length']} character",
     "string_too_long": lambda c: f"must have at most {c['max_length']} characters",
 }
+
+
+def requirement(kind: str, context: Mapping[str, Any]) -> str | None:
+    """What a value must be, such as "must be at least 1"; None for an error of another kind.
+
+    Args:
+        kind: pydantic's type of the error.
+        context: the error's ``ctx``.
+    """
+    say = _SAY.get(kind)
+    return say(context) if say else None
 
 
 def _number(value: float) -> str:

@@ -8,31 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from engine.config import Device, EngineConfig, SplitSetting
 from schema.errors import ModelInvalid
-from schema.task import Dtype, QuantizeBits
+from schema.model_variant import Dtype, ModelVariant, QuantizeBits, is_path
+from schema.validation.strict import PositiveFloat, PositiveInt, Strict
 from serve_app.config.accelerators import AcceleratorType
 from serve_app.config.engine_args import EngineArgs
 from serve_app.config.image_url_args import ImageUrlArgs
 from serve_app.config.limit_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.config.scaling_args import ScalingArgs
-from serve_app.config.strict import (
-    ModelId,
-    NumGpus,
-    Pattern,
-    PositiveFloat,
-    PositiveInt,
-    Strict,
-)
-
-if TYPE_CHECKING:
-    from engine.config import EngineConfig
+from serve_app.config.strict import ModelId, NumGpus, Pattern
 
 # Relative model directories start here, wherever Ray happens to start a replica. On another machine
 # it is the unpacked copy that `serve run --working-dir .` uploads.
@@ -53,7 +44,7 @@ class DeploymentArgs(ScalingArgs):
             any. Only with device "cuda", so that no replica ends up elsewhere.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     num_gpus: NumGpus = "auto"
     accelerator_type: AcceleratorType | None = None
     engine: EngineArgs = EngineArgs()
@@ -64,7 +55,7 @@ class DeploymentArgs(ScalingArgs):
             raise ValueError("num_gpus has no meaning with device: cpu; leave one of them out")
         if self.accelerator_type is not None and self.device != "cuda":
             raise ValueError("accelerator_type needs device: cuda, which waits for such a GPU")
-        if self.engine.num_devices is not None and self.device != "cpu":
+        if "num_devices" in self.engine.model_fields_set and self.device != "cpu":
             raise ValueError("engine.num_devices is for device: cpu; GPUs are set by num_gpus")
         return self
 
@@ -78,10 +69,10 @@ class DeploymentArgs(ScalingArgs):
         """GPUs of one replica, if it runs on GPUs at all."""
         return 1.0 if self.num_gpus == "auto" else float(self.num_gpus)
 
-    def num_devices(self, device: Literal["auto", "cpu", "cuda"]) -> int:
+    def num_devices(self, device: Device) -> int:
         """Devices of one replica that runs on this kind of device."""
         if device == "cpu":
-            return self.engine.num_devices or 1
+            return self.engine.num_devices
         return max(1, int(self.gpus_per_replica))
 
 
@@ -100,7 +91,7 @@ class ModelArgs(DeploymentArgs):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
-    split: Literal["auto", "tensor", "layers"] = "auto"
+    split: SplitSetting = "auto"
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -117,29 +108,21 @@ class ModelArgs(DeploymentArgs):
         return self
 
     @property
-    def key(self) -> tuple[str, str, int | None]:
+    def variant(self) -> ModelVariant:
         """What must be unique among the served models."""
-        return (self.id, self.dtype, self.quantize_bits)
+        return ModelVariant(self.id, self.dtype, self.quantize_bits)
 
     @property
     def deployment(self) -> str:
         """The name of the deployment: it stands in logs, metrics and ``serve status``."""
-        parts = [self.id.replace("/", "--")]
-        if self.dtype != "auto":
-            parts.append(self.dtype)
-        if self.quantize_bits is not None:
-            parts.append(f"int{self.quantize_bits}")
-        return ":".join(["Model", *parts])
+        return self.variant.deployment
 
-    def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
+    def engine_config(self, device: Device | None = None) -> EngineConfig:
         """The engine's configuration, with paths as they are on this machine.
 
         Raises:
             ValueError: a setting that the engine refuses.
         """
-        # Here, because the ingress reads this module too and must not load torch.
-        from engine.config import EngineConfig  # noqa: PLC0415
-
         return EngineConfig(
             model=resolve_source(self.source or self.id),
             model_id=self.id,
@@ -147,9 +130,8 @@ class ModelArgs(DeploymentArgs):
             dtype=self.dtype,
             quantize_bits=self.quantize_bits,
             device=device or self.device,
-            num_devices=self.num_devices(device or self.device),
             split=self.split,
-            **self.engine.model_dump(exclude_none=True, exclude={"num_devices"}),
+            **self.engine.given() | {"num_devices": self.num_devices(device or self.device)},
         )
 
 
@@ -159,16 +141,18 @@ class PooledModel(ModelArgs):
     kv_cache_gb: PositiveFloat = 1.0
 
     def __str__(self) -> str:
-        bits = "" if self.quantize_bits is None else f", INT{self.quantize_bits}"
-        return f"model {self.id!r} ({self.dtype}{bits})"
+        return f"model {self.id!r} ({self.variant.label})"
 
-    def engine_config(self, device: Literal["auto", "cpu", "cuda"] | None = None) -> EngineConfig:
+    def engine_config(self, device: Device | None = None) -> EngineConfig:
         """As `ModelArgs.engine_config`; but the id can only mean a repository of the hub."""
-        return replace(
-            super().engine_config(device),
-            model=self.source or self.id,
-            from_hub=self.source is None,
-            max_kv_cache_bytes=int(self.kv_cache_gb * BYTES_PER_GB),
+        return (
+            super()
+            .engine_config(device)
+            .replace(
+                model=self.source or self.id,
+                from_hub=self.source is None,
+                max_kv_cache_bytes=int(self.kv_cache_gb * BYTES_PER_GB),
+            )
         )
 
 
@@ -206,12 +190,14 @@ class PoolArgs(DeploymentArgs):
                 "models of the pool are not split: set num_gpus to 1 or less, and configure a "
                 "large model under models"
             )
+        if self.engine.max_kv_cache_bytes is not None:
+            raise ValueError("engine.max_kv_cache_bytes is set by kv_cache_gb; leave it out")
         if self.root and self.revisions:
             raise ValueError("revisions are of the hub and have no meaning with root")
         kv, memory = self.kv_cache_gb, self.max_memory_gb
         if kv >= memory:
             raise ValueError(f"kv_cache_gb ({kv:g}) leaves nothing of max_memory_gb ({memory:g})")
-        self._pooled("org/name", None)  # raises what the engine refuses
+        self._pooled(ModelVariant("org/name"), None)  # raises what the engine refuses
         return self
 
     @property
@@ -223,24 +209,21 @@ class PoolArgs(DeploymentArgs):
         """Whether tasks may name this model. ``*`` in a pattern matches slashes too."""
         return any(fnmatchcase(model, pattern) for pattern in self.allow)
 
-    def model(
-        self, model: str, dtype: Dtype = "auto", quantize_bits: QuantizeBits | None = None
-    ) -> PooledModel:
+    def model(self, variant: ModelVariant) -> PooledModel:
         """How a model is loaded; raises `ModelInvalid` if there is a root and it is not in it."""
-        source = self.root and self._directory(self.root, model)
-        return self._pooled(model, source, dtype=dtype, quantize_bits=quantize_bits)
+        return self._pooled(variant, self.root and self._directory(self.root, variant.id))
 
-    def _pooled(self, model: str, source: str | None, **variant: Any) -> PooledModel:
+    def _pooled(self, variant: ModelVariant, source: str | None) -> PooledModel:
+        fields: dict[str, Any] = variant.as_json()
         return PooledModel(
-            id=model,
             source=source,
-            revision=self.revisions.get(model),
+            revision=self.revisions.get(variant.id),
             kv_cache_gb=self.kv_cache_gb,
             device=self.device,
             min_replicas=0,
             max_ongoing_requests=self.max_ongoing_requests,
             engine=self.engine,
-            **variant,
+            **fields,
         )
 
     def _directory(self, root: str, model: str) -> str:
@@ -275,7 +258,7 @@ class AppArgs(Strict):
         if not self.models and self.pool is None:
             raise ValueError("nothing is served: give models, a pool, or both")
         for what, values in (
-            ("(id, dtype, quantize_bits)", [model.key for model in self.models]),
+            ("(id, dtype, quantize_bits)", [str(model.variant) for model in self.models]),
             ("deployment name", [model.deployment for model in self.models]),
         ):
             twice = [value for value, count in Counter(values).items() if count > 1]
@@ -292,6 +275,6 @@ def resolve_source(source: str) -> str:
     """
     path = Path(source).expanduser()
     candidate = path if path.is_absolute() else REPOSITORY / path
-    if source.startswith(("/", "./", "../", "~")) or candidate.is_dir():
+    if is_path(source) or candidate.is_dir():
         return str(candidate.resolve())
     return source

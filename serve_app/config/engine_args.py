@@ -1,25 +1,46 @@
-"""``engine`` of a model, or of the pool, in the YAML file."""
+"""``engine:`` of a model, or of the pool, in the YAML file."""
 
 from __future__ import annotations
 
-from serve_app.config.strict import NonNegativeInt, PositiveInt, Strict
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+
+from engine.config import EngineOptions
+
+_BESIDE = "is set beside engine, by {}, and not in it"
 
 
-class EngineArgs(Strict):
-    """Settings of one engine; what is not given has the default of `engine.config.EngineConfig`.
+class EngineArgs(EngineOptions):
+    """Any of the engine's options; what the graph sets by itself is refused here.
 
-    ``num_devices`` is for ``device: cpu``, to try a split model without GPUs: so many processes.
+    A key without a value has the engine's default. ``num_devices`` is for ``device: cpu``, to try
+    a split model without GPUs: so many processes.
     """
 
-    context_length: PositiveInt | None = None
-    max_sequences: PositiveInt | None = None
-    max_waiting: PositiveInt | None = None
-    prefill_chunk: PositiveInt | None = None
-    page_size: PositiveInt | None = None
-    kv_cache_tokens: PositiveInt | None = None
-    max_exclusive_tokens: PositiveInt | None = None
-    image_cache_bytes: NonNegativeInt | None = None
-    threads: PositiveInt | None = None
-    trust_remote_code: bool | None = None
-    local_files_only: bool | None = None
-    num_devices: PositiveInt | None = None
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "model": _BESIDE.format("id and source"),
+        "model_id": _BESIDE.format("id"),
+        "from_hub": _BESIDE.format("source"),
+        "revision": _BESIDE.format("revision"),
+        "dtype": _BESIDE.format("dtype"),
+        "quantize_bits": _BESIDE.format("quantize_bits"),
+        "device": _BESIDE.format("device"),
+        "split": _BESIDE.format("split"),
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_has_no_value(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: given
+            for key, given in value.items()
+            if given is not None or key not in cls.model_fields
+        }
+
+    def given(self) -> dict[str, Any]:
+        """What the operator has set: keyword arguments of an `EngineConfig`."""
+        return {name: getattr(self, name) for name in self.model_fields_set}

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from serve_app.config.strict import NonNegativeInt, PositiveFloat, Strict
+from schema.validation.strict import NonNegativeInt, PositiveFloat, Strict
 
 BYTES_PER_MB = 10**6
 MAX_PORT = 65_535

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from serve_app.config.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict
+from schema.validation.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
 KEY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.config.strict import NonNegativeFloat, PositiveInt, Strict
+from schema.validation.strict import NonNegativeFloat, PositiveInt, Strict
 
 
 class ScalingArgs(Strict):

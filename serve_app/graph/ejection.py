@@ -1,7 +1,7 @@
 """Replicas that this process has seen hang: nothing is sent to them for a while.
 
 Ray notices a hung replica by its health check, half a minute later. Until then its queue looks
-short, and every task that is sent to it waits. State of an ingress process: the dispatcher writes
+short, and every task that is sent to it waits. State of an ingress process: the retry policy writes
 it, the request router reads it.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SUSPECT_S = 60.0
+EJECTED_S = 60.0
 """By then Ray has replaced it, or it was only slow."""
 
 
 class EjectedReplicas:
-    """Names of replicas, each for `SUSPECT_S` seconds."""
+    """Names of replicas, each for `EJECTED_S` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -23,7 +23,7 @@ class EjectedReplicas:
 
     def add(self, replica: str) -> None:
         """This replica gave no sign of life."""
-        self._until[replica] = self._clock() + SUSPECT_S
+        self._until[replica] = self._clock() + EJECTED_S
 
     def __contains__(self, replica: str) -> bool:
         until = self._until.get(replica)
@@ -35,4 +35,4 @@ class EjectedReplicas:
         return False
 
 
-SUSPECTS = EjectedReplicas()
+EJECTED = EjectedReplicas()

@@ -46,7 +46,7 @@ class LoadShedder:
         self._room(deployment)
 
     @contextmanager
-    def asked(self, deployment: str) -> Iterator[None]:
+    def admit(self, deployment: str) -> Iterator[None]:
         """A task is with the deployment, or is refused by it, while the body runs.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from schema.model_variant import ModelVariant
 from serve_app.config.app_args import POOL, AppArgs
 
 OWNER = "gpt-task-serve"
@@ -25,7 +26,7 @@ def listing(
     """
     entries = [
         _entry(
-            {"id": model.id, "dtype": model.dtype, "quantize_bits": model.quantize_bits},
+            model.variant,
             created=created,
             deployment=model.deployment,
             limits=(model.min_replicas, model.max_replicas),
@@ -36,26 +37,25 @@ def listing(
     ]
     if args.pool is None:
         return entries
-    loaded: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    loaded: dict[ModelVariant, list[dict[str, Any]]] = {}
     for replica in statuses[POOL]:
         for model in replica["models"]:
-            key = (model["id"], model["dtype"], model["quantize_bits"])
-            loaded.setdefault(key, []).append(model)
+            loaded.setdefault(ModelVariant.of(model), []).append(model)
     return entries + [
         _entry(
-            dict(zip(("id", "dtype", "quantize_bits"), key, strict=True)),
+            variant,
             created=created,
             deployment=POOL,
             limits=(0, args.pool.max_replicas),
             replicas=replicas,
             problem=reasons.get(POOL),
         )
-        for key, replicas in loaded.items()
+        for variant, replicas in loaded.items()
     ]
 
 
 def _entry(
-    variant: dict[str, Any],
+    variant: ModelVariant,
     *,
     created: int,
     deployment: str,
@@ -64,12 +64,12 @@ def _entry(
     problem: str | None,
 ) -> dict[str, Any]:
     return {
-        "id": variant["id"],
+        "id": variant.id,
         "object": "model",
         "created": created,
         "owned_by": OWNER,
-        "dtype": variant["dtype"],
-        "quantize_bits": variant["quantize_bits"],
+        "dtype": variant.dtype,
+        "quantize_bits": variant.quantize_bits,
         "deployment": deployment,
         "min_replicas": limits[0],
         "max_replicas": limits[1],

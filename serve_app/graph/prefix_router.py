@@ -35,12 +35,12 @@ class PrefixRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Groups of replicas, in the order in which they are asked for a place."""
-        from serve_app.graph.ejection import SUSPECTS  # noqa: PLC0415 - see the top
+        from serve_app.graph.ejection import EJECTED  # noqa: PLC0415 - see the top
 
         if pending_request is not None:
             # Without it the loop of tries does not pause while all replicas are full.
             pending_request.routing_context.should_backoff = True
-        replicas = [r for r in candidate_replicas if r.replica_id.unique_id not in SUSPECTS]
+        replicas = [r for r in candidate_replicas if r.replica_id.unique_id not in EJECTED]
         by_load = sorted(
             replicas or candidate_replicas, key=lambda r: (self._load(r), random.random())
         )

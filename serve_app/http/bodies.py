@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schema.errors import RequestTooLarge, TaskArgsInvalid, TaskError
-from schema.validation.json_values import clipped
+from schema.json_values import clipped
 from serve_app.http.sse import encode
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import headers_of

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from schema.errors import (
@@ -23,10 +21,9 @@ from schema.errors import (
     TaskError,
     TaskExecutionError,
 )
+from schema.json_values import clipped
 from schema.published.schemas import schemas
-from schema.response import StreamChunk
 from schema.task import Task
-from schema.validation.json_values import clipped
 from serve_app.config.app_args import AppArgs
 from serve_app.config.image_url_args import opened_schemes
 from serve_app.graph.dispatcher import Dispatcher
@@ -37,13 +34,14 @@ from serve_app.http.bodies import (
     read_body,
     refuse_query,
 )
-from serve_app.http.description.docs import docs_routes
+from serve_app.http.description.docs import DocsRoutes, static_files
 from serve_app.http.middleware.access_log import RequestLog
 from serve_app.http.middleware.admission import Gate
 from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
 from serve_app.http.openai.routes import OpenAIRoutes
-from serve_app.http.sse import event, relay
+from serve_app.http.routes import asgi_routes
+from serve_app.http.sse import TaskEvents, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from serve_app.observability.metrics_page import metrics_page
 from serve_app.observability.request_record import entry
@@ -77,18 +75,9 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
     openai = OpenAIRoutes(dispatcher, max_body, opened_schemes(args.image_urls))
+    docs = DocsRoutes(with_keys=args.auth is not None)
     app = Starlette(
-        routes=[
-            Route("/v1/tasks", routes.create_task, methods=["POST"]),
-            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
-            Route("/v1/completions", openai.completions, methods=["POST"]),
-            Route("/v1/models", routes.list_models, methods=["GET"]),
-            Route("/v1/models/{id:path}", openai.retrieve_model, methods=["GET"]),
-            Route("/health", routes.health, methods=["GET"]),
-            Route("/metrics", routes.metrics, methods=["GET"]),
-            Route("/schemas/{name}", routes.json_schema, methods=["GET"]),
-            *docs_routes(with_keys=args.auth is not None),
-        ],
+        routes=[*asgi_routes(routes, openai, docs), static_files()],
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
@@ -122,8 +111,8 @@ class _Routes:
         self._dispatcher.refuse_if_full(body)
         task = Task.parse(body)
         if not streamed:
-            return json_response(await self._dispatcher.run(task))
-        return await relay(_events(self._dispatcher.stream(task)))
+            return json_response(await self._dispatcher.run(task, len(body)))
+        return await relay(self._dispatcher.stream(task, len(body)), TaskEvents())
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""
@@ -167,13 +156,6 @@ def _wants_stream(request: Request) -> bool:
         got = clipped(", ".join(values))
         raise TaskArgsInvalid(f"stream must be true or false, got {got!r}", param="stream")
     return values == ["true"]
-
-
-async def _events(chunks: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[bytes, None]:
-    """The events of a task's stream: the chunks as they are."""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            yield event(chunk)
 
 
 # Coroutines, because Starlette runs a plain function in a thread, which takes more time than the

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol, Self
 
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from schema.errors import TaskExecutionError
+from schema.errors import TaskError, TaskExecutionError
+from schema.response import StreamChunk
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import as_task_error
 
@@ -39,16 +40,112 @@ def event(value: Any) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
-class EventStream(StreamingResponse):
-    """A response whose body is a generator of events.
+class EventWriter(Protocol):
+    """What a route's answer looks like as events."""
 
-    It owns the generator and closes it however the response ends, so that a client that has gone
+    def chunk(self, chunk: StreamChunk) -> bytes:
+        """The events of the next chunk; empty if it has nothing to tell."""
+        ...
+
+    def end(self) -> bytes:
+        """The events after the last chunk, before ``DONE``; mostly empty."""
+        ...
+
+    def error(self, error: TaskError) -> TaskError:
+        """An error of the task in the terms of the request."""
+        ...
+
+
+class TaskEvents:
+    """The events of a task's stream: the chunks as they are."""
+
+    def chunk(self, chunk: StreamChunk) -> bytes:
+        """One event."""
+        return event(chunk)
+
+    def end(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def error(self, error: TaskError) -> TaskError:
+        """The error as it is."""
+        return error
+
+
+class Events:
+    """The events of an answer, and ``DONE``: made of its chunks, one by one as they are asked for.
+
+    An error is the last event, because the status has been sent by then.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[StreamChunk, None], writer: EventWriter) -> None:
+        self._chunks = chunks
+        self._writer = writer
+        self._first = b""
+        self._is_complete = False
+        self._is_done = False
+
+    async def begin(self) -> None:
+        """Wait for the first event. If there is none, the chunks are closed.
+
+        Raises:
+            TaskError: in the terms of the request.
+        """
+        try:
+            self._first = await self._next()
+        except BaseException:
+            await self.aclose()
+            raise
+        if not self._first:
+            raise TaskExecutionError("the engine ended the task without an answer")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_done:
+            raise StopAsyncIteration
+        try:
+            events = self._first or await self._next()
+        except Exception as fault:  # noqa: BLE001 - one of ours ends the stream as clients know it too
+            await self.aclose()
+            self._is_complete = True
+            error = as_task_error(fault)
+            entry().error = error.code
+            events = event(error.to_dict())
+        self._first = b""
+        self._is_done = not events
+        return events or DONE
+
+    async def aclose(self) -> None:
+        """Cancel the task, if it still runs."""
+        await self._chunks.aclose()
+
+    async def _next(self) -> bytes:
+        """The next events; empty at the end."""
+        if self._is_complete:
+            return b""
+        try:
+            async for chunk in self._chunks:
+                if events := self._writer.chunk(chunk):
+                    return events
+        except TaskError as error:
+            translated = self._writer.error(error)
+            if translated is error:
+                raise
+            raise translated from error
+        self._is_complete = True
+        return self._writer.end()
+
+
+class EventStream(StreamingResponse):
+    """A response whose body is the events of an answer.
+
+    It owns the chunks and closes them however the response ends, so that a client that has gone
     cancels its task at once and not when the garbage collector comes by.
     """
 
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, events: Events, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(
             events,
             media_type="text/event-stream",
@@ -58,40 +155,24 @@ class EventStream(StreamingResponse):
         self._events = events
 
     async def stream_response(self, send: Send) -> None:
-        """Send the events; close their generator on every way out."""
+        """Send the events; close the chunks on every way out."""
         async with aclosing(self._events):
             await super().stream_response(send)
 
 
 async def relay(
-    events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+    chunks: AsyncGenerator[StreamChunk, None],
+    writer: EventWriter,
+    headers: Mapping[str, str] | None = None,
 ) -> EventStream:
-    """The response that sends these events and ``DONE``.
+    """The response that sends the events of these chunks and ``DONE``.
 
     Nothing is sent before the first event is there, so that an error until then is an HTTP error
     and not an event in a successful answer.
 
     Raises:
-        TaskError: what the generator raised before its first event.
+        TaskError: what came before the first event.
     """
-    try:
-        first = await anext(events)
-    except StopAsyncIteration:
-        raise TaskExecutionError("the engine ended the task without an answer") from None
-    return EventStream(_to_the_end(first, events), headers)
-
-
-async def _to_the_end(
-    first: bytes, events: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    """After the first event an error cannot be a status: it is the last event."""
-    try:
-        async with aclosing(events):
-            yield first
-            async for following in events:
-                yield following
-    except Exception as fault:  # noqa: BLE001 - one of ours ends the stream as clients know it too
-        error = as_task_error(fault)
-        entry().error = error.code
-        yield event(error.to_dict())
-    yield DONE
+    events = Events(chunks, writer)
+    await events.begin()
+    return EventStream(events, headers)

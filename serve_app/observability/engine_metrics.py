@@ -37,11 +37,10 @@ OUTCOMES = ("finished", "refused", "failed", "cancelled")
 
 def labels_of(model: ModelArgs) -> dict[str, str]:
     """The deployment, the model, and which variant of it: `metrics.MODEL_LABELS` but one."""
-    bits = "" if model.quantize_bits is None else f" int{model.quantize_bits}"
     return {
         "deployment": POOL if isinstance(model, PooledModel) else model.deployment,
         "model": model.id,
-        "variant": f"{model.dtype}{bits}",
+        "variant": model.variant.metric_label,
     }
 
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import chain
 
 import aiohttp
 import ray
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from schema.errors import Overloaded
-from serve_app.observability.metrics import METRICS
+from serve_app.observability.metrics import METRICS, PREFIX
 
 logger = logging.getLogger("ray.serve")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TIMEOUT_S = 5.0
+_PREFIX = f"ray_{PREFIX}"
 
 
 async def metrics_page() -> str:
@@ -37,7 +42,8 @@ async def metrics_page() -> str:
     answered = [page for page in pages if page is not None]
     if addresses and not answered:
         raise Overloaded("no agent of Ray tells its metrics", retry_after_s=TIMEOUT_S)
-    return merged(answered)
+    # In a thread: the event loop has streams to relay meanwhile.
+    return await asyncio.to_thread(merged, answered)
 
 
 def _agents() -> list[str]:
@@ -59,13 +65,35 @@ async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
 
 
 def merged(pages: list[str]) -> str:
-    """One page of several, with our families only; each family once, as the format wants it."""
-    families: dict[str, list[str]] = {metric.exported: [] for metric in METRICS}
-    for page in pages:
-        family: list[str] | None = None
-        for line in page.splitlines():
-            if line.startswith("# HELP "):
-                family = families.get(line.split(" ", 3)[2])
-            if family is not None and (not line.startswith("#") or line not in family):
-                family.append(line)
-    return "".join(f"{line}\n" for family in families.values() for line in family)
+    """One page of several, with our families only; each family once, as the format wants it.
+
+    It takes about a tenth of a millisecond for each of our lines.
+    """
+    families: dict[str, Metric | None] = {metric.exported: None for metric in METRICS}
+    for family in chain.from_iterable(map(_families, pages)):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        if (known := families.get(name)) is not None:
+            known.samples += family.samples
+        elif name in families:
+            families[name] = family
+    return generate_latest(_Families([f for f in families.values() if f is not None])).decode()
+
+
+def _families(page: str) -> list[Metric]:
+    """The families of a page, and hardly one of Ray's own: they are most of the time."""
+    ours = "".join(line for line in page.splitlines(keepends=True) if _PREFIX in line)
+    try:
+        return list(text_string_to_metric_families(ours))
+    except ValueError as error:
+        logger.warning("a page of metrics is not in Prometheus' text format: %s", error)
+        return []
+
+
+class _Families(Collector):
+    """What `generate_latest` makes a page of."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families

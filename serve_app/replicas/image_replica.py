@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
+
+from schema.model_variant import ModelVariant
 from schema.task import Task
 from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 from serve_app.config.image_url_args import ImageUrlArgs
@@ -46,7 +48,7 @@ class PreprocessorReplica:
         self._pool = pool
         self._fetcher = None if image_urls is None else Fetcher(image_urls)
         self._processors: dict[str, ImagePreprocessor] = {}
-        self._on_demand: OrderedDict[str, ImagePreprocessor] = OrderedDict()
+        self._on_demand: LRUCache[str, ImagePreprocessor] = LRUCache(MAX_PROCESSORS)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
         self._has_libraries = False
         later = threading.Timer(_LIBRARIES_AFTER_S, self._worker.submit, [self._load_libraries])
@@ -92,11 +94,9 @@ class PreprocessorReplica:
     def _pooled(self, model: str) -> ImagePreprocessor:
         """The processor of a model of the pool: the same in every dtype and quantization."""
         assert self._pool is not None
-        processor = self._on_demand.pop(model, None) or _processor(self._pool.model(model))
-        self._on_demand[model] = processor
-        if len(self._on_demand) > MAX_PROCESSORS:
-            self._on_demand.popitem(last=False)
-        return processor
+        if model not in self._on_demand:
+            self._on_demand[model] = _processor(self._pool.model(ModelVariant(model)))
+        return self._on_demand[model]
 
 
 def _processor(model: ModelArgs) -> ImagePreprocessor:

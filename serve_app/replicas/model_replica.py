@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from schema.errors import Cancelled, TaskError
-from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config.app_args import ModelArgs
 from serve_app.observability.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
 from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import REFUSALS, leave_out_refusals
+from serve_app.protocol.messages import HEARTBEAT_S, Alive, Chunk, Message, Started
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
 from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from engine.vision.preprocessor import ImageInputs
 
 logger = logging.getLogger("ray.serve")
-
-HEARTBEAT_S = 2.0
-"""A call that has nothing to tell says this often that its process still runs: it yields its
-replica's name, a string, which is also the first thing that it yields."""
 
 MIN_SPACING_S, SPACING_S, MAX_SPACING_S = 0.01, 0.002, 0.1
 """How far apart the chunks of a stream are: at the least, for each other stream, and at the most.
@@ -81,7 +78,7 @@ class ModelReplica:
             logger.exception("%s cannot be loaded", args.deployment)
             self._loaded = error
         self._name = identity()
-        self._callers = CallerMonitor()
+        self._caller_monitor = CallerMonitor()
         self._counts = {"ongoing": 0, **dict.fromkeys(OUTCOMES, 0)}
         self._labels = labels_of(args) | {"replica": self._name or f"pid-{os.getpid()}"}
         self._ticker: Ticker | None = None
@@ -89,70 +86,36 @@ class ModelReplica:
             metrics = EngineMetrics(self._loaded, self._counts, self._labels)
             self._ticker = Ticker(metrics.record)
 
-    async def run(
-        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
-    ) -> AsyncGenerator[TaskResponse | str, None]:
-        """The whole answer, after any number of signs of life (`HEARTBEAT_S`).
-
-        An async generator, because Ray cannot cancel a plain one: closing it cancels the task.
-
-        Args:
-            task: without its pixels.
-            images: its pixels.
-            caller: `own_actor` of who asks; when it dies, the task is cancelled.
-            log_id: the request's id where Ray Serve does not know it: in a process of the pool.
-
-        Raises:
-            TaskError: see `schema.errors`.
-        """
-        from engine.requests.outputs import collect  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
-
-        told: list[StreamChunk] = []
-        # What comes before the end is kept back here: signs of life are all that it is good for.
-        async with aclosing(
-            self._relay(task, images, caller, log_id, lambda: HEARTBEAT_S)
-        ) as items:
-            async for item in items:
-                if not isinstance(item, str):
-                    told.append(item)
-                yield self._name
-        yield collect(told)
-
     async def stream(
-        self, task: Task, images: ImageInputs | None, caller: str = "", log_id: str | None = None
-    ) -> AsyncGenerator[StreamChunk | str, None]:
-        """The answer as it is made, each chunk a JSON-ready dictionary; strings are signs of life.
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        caller: str = "",
+        *,
+        streamed: bool = True,
+        log_id: str | None = None,
+    ) -> AsyncGenerator[Message, None]:
+        """Run a task: see `serve_app.protocol.messages.TaskReplica`.
 
-        Closing the iterator cancels the task. Arguments as those of `run`.
-
-        Raises:
-            TaskError: see `schema.errors`; also after the first chunk.
+        ``log_id`` is the request's id where Ray Serve does not know it: in a process of the pool.
         """
-        async with aclosing(self._relay(task, images, caller, log_id, self._spacing_s)) as items:
-            async for item in items:
-                yield item
+        with self._counted():
+            yield Started(self._name)
+            running = await self._engine.submit(task, images, log_id or request_id())
+            hold_s = 0.0 if streamed else math.inf
+            try:
+                while not running.done:
+                    chunk = await running.next(HEARTBEAT_S, hold_s)
+                    self._caller_monitor.check(caller)
+                    yield Alive() if chunk is None else Chunk(chunk)
+                    if streamed:
+                        hold_s = 0.0 if chunk is None else self._spacing_s()
+            finally:
+                running.cancel()
 
     def _spacing_s(self) -> float:
         others = self._counts["ongoing"] - 1
         return min(max(MIN_SPACING_S, others * SPACING_S), MAX_SPACING_S)
-
-    async def _relay(
-        self,
-        task: Task,
-        images: ImageInputs | None,
-        caller: str,
-        log_id: str | None,
-        spacing_s: Callable[[], float],
-    ) -> AsyncGenerator[StreamChunk | str, None]:
-        with self._counted():
-            yield self._name
-            # Closed here and not by the garbage collector: that is what cancels the task.
-            log_id = log_id or request_id()
-            chunks = self._engine.stream(task, images, HEARTBEAT_S, log_id, spacing_s)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    self._callers.check(caller)
-                    yield chunk if chunk["choices"] else self._name
 
     @property
     def _engine(self) -> Engine:

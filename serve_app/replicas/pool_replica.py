@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,13 +14,13 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 from serve_app.config.app_args import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.observability import metrics
 from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import leave_out_refusals
 from serve_app.protocol.failures import as_task_error
+from serve_app.protocol.messages import Message
 from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
 from serve_app.replicas.model_replica import ModelReplica
@@ -65,55 +65,47 @@ class PoolReplica:
             max_wait_s=args.max_wait_s,
         )
         self._labels = {"deployment": args.deployment, "replica": identity()}
-        self._callers = CallerMonitor()
-
-    async def run(
-        self, task: Task, images: ImageInputs | None, caller: str = ""
-    ) -> AsyncGenerator[TaskResponse | str, None]:
-        """As `ModelReplica.run`; there is no sign of life before the model is loaded."""
-        async with aclosing(self._relayed("run", task, images, caller)) as items:
-            async for item in items:
-                yield item
+        self._caller_monitor = CallerMonitor()
 
     async def stream(
-        self, task: Task, images: ImageInputs | None, caller: str = ""
-    ) -> AsyncGenerator[StreamChunk | str, None]:
-        """As `ModelReplica.stream`; there is no sign of life before the model is loaded."""
-        async with aclosing(self._relayed("stream", task, images, caller)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        caller: str = "",
+        *,
+        streamed: bool = True,
+    ) -> AsyncGenerator[Message, None]:
+        """Run a task: see `serve_app.protocol.messages.TaskReplica`.
 
-    async def _relayed(
-        self, method: Literal["run", "stream"], task: Task, images: ImageInputs | None, caller: str
-    ) -> AsyncGenerator[Any, None]:
-        """What the model's process yields; closing this cancels the task there."""
-        async with self._child(task) as child:
-            method_of_child = getattr(child.actor, method)
-            items = method_of_child.options(num_returns="streaming").remote(
-                task, images, log_id=request_id()
+        The messages are those of the engine's process, so the first one comes when the model is
+        loaded. Closing this cancels the task there.
+        """
+        async with self._process_for(task) as process:
+            messages = process.actor.stream.options(num_returns="streaming").remote(
+                task, images, streamed=streamed, log_id=request_id()
             )
             ended = False
             try:
-                async for item in items:
-                    self._callers.check(caller)
-                    yield await item
+                async for message in messages:
+                    self._caller_monitor.check(caller)
+                    yield await message
                 ended = True
             finally:
                 if not ended:
                     with suppress(Exception):  # what it has failed with already
-                        ray.cancel(items)
+                        ray.cancel(messages)
 
     async def status(self) -> dict[str, Any]:
         """The memory, and what each engine says of itself, for ``GET /v1/models``."""
         loaded = self._models.loaded()
         statuses = await asyncio.gather(
-            *(child.actor.status.remote() for child in loaded.values()), return_exceptions=True
+            *(process.actor.status.remote() for process in loaded.values()), return_exceptions=True
         )
         return {
             "max_memory_bytes": int(self._args.max_memory_gb * BYTES_PER_GB),
             "used_memory_bytes": self._models.used_bytes,
             "models": [
-                {"id": key.id, "dtype": key.dtype, "quantize_bits": key.quantize_bits, **status}
+                key.variant.as_json() | status
                 for key, status in zip(loaded, statuses, strict=True)
                 if isinstance(status, dict)
             ],
@@ -127,26 +119,26 @@ class PoolReplica:
         metrics.POOL_BYTES.record(int(self._args.max_memory_gb * BYTES_PER_GB), self._labels)
         metrics.POOL_USED.record(self._models.used_bytes, self._labels)
         loaded = self._models.loaded()
-        await asyncio.gather(*(self._check(key, child) for key, child in loaded.items()))
+        await asyncio.gather(*(self._check(key, process) for key, process in loaded.items()))
 
-    async def _check(self, key: PooledModel, child: EngineProcess) -> None:
+    async def _check(self, key: PooledModel, process: EngineProcess) -> None:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await child.actor.check_health.remote()
+                await process.actor.check_health.remote()
         except Exception:  # its engine's, its process's, or silence
             logger.exception("%s has failed and is dropped", key)
-            await self._models.discard(key, child)
+            await self._models.discard(key, process)
 
     @asynccontextmanager
-    async def _child(self, task: Task) -> AsyncIterator[EngineProcess]:
+    async def _process_for(self, task: Task) -> AsyncIterator[EngineProcess]:
         """The process that runs a task; errors leave the body as `TaskError`."""
-        key = self._args.model(task.model, task.dtype, task.quantize_bits)
-        async with self._models.use(key) as child:
+        key = self._args.model(task.variant)
+        async with self._models.use(key) as process:
             try:
-                yield child
+                yield process
             except Exception as error:
                 if isinstance(error, RayActorError):
-                    await self._models.discard(key, child)
+                    await self._models.discard(key, process)
                 raise as_task_error(error) from error
 
     # --- What `Residency` calls ------------------------------------------------------------------
@@ -190,12 +182,12 @@ class PoolReplica:
         return Loaded(EngineProcess(actor, pid), memory["weights_bytes"] + memory["kv_cache_bytes"])
 
 
-async def _end(child: EngineProcess) -> None:
+async def _end(process: EngineProcess) -> None:
     """End a process, and wait until its memory is free."""
-    ray.kill(child.actor)
+    ray.kill(process.actor)
     deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT_S
     # Nothing tells when a process is gone that is not a child of this one.
-    while _is_alive(child.pid) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+    while _is_alive(process.pid) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(EXIT_POLL_S)
 
 

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.app import HEALTH, MAX_QUEUED, NO_GPU, NUM_CPUS
+from serve_app.config.ray_options import HEALTH, MAX_QUEUED, NO_GPU, NUM_CPUS
 from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
 
 # Every open tab holds one connection, and another one while it waits for an answer.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, NamedTuple, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 from openai import (
     APIConnectionError,
@@ -15,35 +16,30 @@ from openai import (
 )
 from openai.types.chat import ChatCompletionChunk
 
-from schema.task import Dtype, QuantizeBits
+from schema.model_variant import Dtype, ModelVariant, QuantizeBits
 from serve_app.ui.answer import Answer
+
+_DTYPES = {"auto": "the model's own dtype"}
 
 
 class ChatError(Exception):
     """Something that the user is told; its text is the message."""
 
 
-class Variant(NamedTuple):
-    """A model in one dtype and quantization, as ``GET /v1/models`` lists it."""
-
-    model: str
-    dtype: str = "auto"
-    quantize_bits: int | None = None
-
-    @property
-    def label(self) -> str:
-        """How it is called in the list of a model's variants."""
-        dtype = "the model's own dtype" if self.dtype == "auto" else self.dtype
-        return dtype if self.quantize_bits is None else f"{dtype}, INT{self.quantize_bits}"
+def label_of(variant: ModelVariant) -> str:
+    """What a variant is called in the list of its model's variants."""
+    return replace(variant, dtype=_DTYPES.get(variant.dtype, variant.dtype)).label
 
 
-def variants_of(served: Sequence[Variant], model: str) -> list[Variant]:
+def variants_of(served: Sequence[ModelVariant], model: str) -> list[ModelVariant]:
     """The variants of a model. One that is not listed may be loaded on demand, in any."""
-    if found := [variant for variant in served if variant.model == model]:
+    if found := [variant for variant in served if variant.id == model]:
         return found
     dtypes = sorted(get_args(Dtype), key=lambda dtype: dtype != "auto")
     return [
-        Variant(model, dtype, bits) for bits in (None, *get_args(QuantizeBits)) for dtype in dtypes
+        ModelVariant(model, dtype, bits)
+        for bits in (None, *get_args(QuantizeBits))
+        for dtype in dtypes
     ]
 
 
@@ -64,14 +60,14 @@ class Server:
             http_client=DefaultAsyncHttpxClient(trust_env=False),
         )
 
-    async def variants(self, key: str) -> list[Variant]:
+    async def variants(self, key: str) -> list[ModelVariant]:
         """What is served. Raises `ChatError`."""
         try:
             listed = await self._client.models.list(extra_headers=_authorization(key))
         except OpenAIError as error:
             raise ChatError(self._explained(error)) from None
         return [
-            Variant(
+            ModelVariant(
                 entry.id,
                 getattr(entry, "dtype", "auto"),
                 getattr(entry, "quantize_bits", None),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serve_app.config.strict import PositiveFloat, PositiveInt, Strict
+from schema.validation.strict import PositiveFloat, PositiveInt, Strict
 
 BUILDER = "serve_app.ui.app:build"
 DEPLOYMENT = "WebChat"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from schema.model_variant import ModelVariant
 from serve_app.ui.answer import Answer
-from serve_app.ui.client import ChatError, Variant
+from serve_app.ui.client import ChatError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Settings:
         seed: None lets the server draw one.
     """
 
-    variant: Variant
+    variant: ModelVariant
     system: str = ""
     temperature: float = 1.0
     top_p: float = 1.0
@@ -32,7 +33,7 @@ class Settings:
     def fields(self) -> dict[str, Any]:
         """The fields of the request; what is None is left out."""
         fields = {
-            "model": self.variant.model,
+            "model": self.variant.id,
             "dtype": self.variant.dtype,
             "quantize_bits": self.variant.quantize_bits,
             "temperature": self.temperature,

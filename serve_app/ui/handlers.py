@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from schema.model_variant import ModelVariant
 from serve_app.ui.answer import Answer, comparison
-from serve_app.ui.client import ChatError, Server, Variant, variants_of
+from serve_app.ui.client import ChatError, Server, label_of, variants_of
 from serve_app.ui.config import ChatArgs
 from serve_app.ui.conversation import Settings, Turn, request_for
 from serve_app.ui.display import escaped, messages
@@ -78,7 +79,7 @@ class Handlers:
             served = await self._server.variants(key.strip())
         except ChatError as error:
             return Models(notice=gr.Markdown(f"**Error:** {escaped(str(error))}", visible=True))
-        names = list(dict.fromkeys(variant.model for variant in served))
+        names = list(dict.fromkeys(variant.id for variant in served))
         chosen = model or (names[0] if names else None)
         return Models(
             variants=served,
@@ -87,16 +88,16 @@ class Handlers:
             notice=gr.Markdown(visible=False),
         )
 
-    def list_variants(self, served: Sequence[Variant], model: str | None) -> Any:
+    def list_variants(self, served: Sequence[ModelVariant], model: str | None) -> Any:
         """The choice of a model's variants; the first is chosen."""
-        labels = [variant.label for variant in variants_of(served, model or "")]
+        labels = [label_of(variant) for variant in variants_of(served, model or "")]
         return gr.Dropdown(choices=labels, value=labels[0])
 
     async def send(
         self,
         turns: list[Turn],
         message: dict[str, Any],
-        served: Sequence[Variant],
+        served: Sequence[ModelVariant],
         model: str | None,
         variant: str | None,
         system: str,
@@ -188,9 +189,9 @@ class Handlers:
             raise ChatError(f"A message can have {self._args.max_pictures} pictures at most.")
 
 
-def _chosen(served: Sequence[Variant], model: str, label: str | None) -> Variant:
+def _chosen(served: Sequence[ModelVariant], model: str, label: str | None) -> ModelVariant:
     """The variant with this label. Raises `ChatError`: the model has none such."""
-    variants = {variant.label: variant for variant in variants_of(served, model)}
+    variants = {label_of(variant): variant for variant in variants_of(served, model)}
     if label not in variants:
         raise ChatError(f"{model} has no variant {label!r}; choose one of {', '.join(variants)}.")
     return variants[label]

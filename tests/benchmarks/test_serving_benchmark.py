@@ -266,7 +266,7 @@ def test_earlier_turns_and_their_picture_are_sent() -> None:
 def answers(model: ServedModel, asked: list[Job]) -> list[tuple[str, int]]:
     """What the engine answers, and with how many tokens."""
     config = EngineConfig(model=model.source, dtype="float32", device="cpu", threads=1)
-    engine = Engine(replace(config, kv_cache_tokens=4096, local_files_only=True))
+    engine = Engine(config.replace(kv_cache_tokens=4096, local_files_only=True))
     bodies = [Endpoint("", "m", "tasks").body(job) for job in asked]
 
     async def run_all() -> list[TaskResponse]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.planning.gpus import GPU_TYPES, find_gpu, parse_gpu_type, parse_nodes
-from serve_app.config.accelerators import check_accelerator_type
+from cluster.planning.gpus import find_gpu, parse_gpu_type, parse_nodes
+from serve_app.config.accelerators import GPU_TYPES, check_accelerator_type
 
 
 def test_nodes() -> None:

@@ -1,12 +1,16 @@
 """What an engine may be told, and what it may be asked."""
 
-from typing import Any
+import pickle
+import re
+from typing import Any, get_args
 
 import pytest
 
 from engine import EngineConfig
+from engine.quantization.registry import QUANTIZATIONS, quantization
 from schema import Task
 from schema.errors import ModelInvalid, TaskArgsInvalid, TaskError
+from schema.model_variant import QuantizeBits
 from tests.engine.conftest import TinyEngine
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -30,6 +34,42 @@ def test_a_setting_that_means_nothing_is_refused(name: str, value: Any) -> None:
     settings: dict[str, Any] = {"model": "any", name: value}
     with pytest.raises(ValueError, match=f"^{name} must be .* got {value!r}$"):
         EngineConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"kv_cache_token": 1}, "unknown key 'kv_cache_token'; did you mean 'kv_cache_tokens'?"),
+        ({"max_sequences": "4"}, "max_sequences must be an integer, got '4'"),
+        ({"threads": True}, "threads must be an integer, got True"),
+        ({"deterministic": 1}, "deterministic must be true or false, got 1"),
+        ({"model": None}, "model must be a string, got None"),
+        ({"threads": 0, "page_size": 0}, "page_size must be at least 1, got 0; threads must be"),
+        ({"split": "tensor", "quantize_bits": 8}, "cannot be: set split to 'layers' or leave"),
+    ],
+)
+def test_nothing_is_ignored_and_nothing_coerced(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        EngineConfig(**{"model": "any"} | settings)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        EngineConfig(model="any").replace(**settings)
+
+
+def test_a_configuration_travels_between_processes() -> None:
+    config = EngineConfig(model="any", num_devices=2, quantize_bits=4)
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert (copy.layout, copy.variant) == ("layers:2", config.variant)
+    assert all(field.description for field in EngineConfig.model_fields.values())
+
+
+def test_every_quantization_that_a_task_may_name_is_there() -> None:
+    assert set(get_args(QuantizeBits)) == set(QUANTIZATIONS)
+    for bits, each in QUANTIZATIONS.items():
+        assert each.label == EngineConfig(model="a", quantize_bits=each.bits).variant.quantization
+        assert quantization(bits) is each
+        for split in each.splits:
+            assert EngineConfig(model="a", quantize_bits=each.bits, split=split).split == split
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ def test_a_faulty_file_is_refused(tmp_path: Path, content: str) -> None:
         Config()
 
 
+def test_a_part_wins_over_the_whole_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_PROXY__HOST", "part")
+    monkeypatch.setenv("GPT_PROXY", '{"host": "whole", "port": 3}')
+    monkeypatch.setenv("GPT_DATA_DIR__MODELS__HUGGINGFACE", "/part")
+    monkeypatch.setenv("GPT_DATA_DIR__MODELS", '{"huggingface": "/whole"}')
+    config = Config()
+    assert config.proxy == ProxyConfig(host="part", port=3)
+    assert config.data_dir == DataDirConfig(models=ModelsDirConfig(huggingface="/part"))
+
+
+@pytest.mark.parametrize("text", ["abc", "[1", "5", "null"])
+def test_a_variable_that_must_be_an_object_is_named(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("GPT_PRELOADED_MODELS", text)
+    with pytest.raises(ValidationError, match="preloaded_models"):
+        Config()
+
+
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="cuda_memory"):
         Config(cuda_memory=1)  # type: ignore[call-arg]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from schema import TaskArgsInvalid
-from schema.validation.json_values import (
+from schema.json_values import (
     MAX_JSON_DEPTH,
     MAX_JSON_INTEGER,
     MAX_JSON_KEYS,

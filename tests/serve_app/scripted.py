@@ -3,7 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -11,10 +12,19 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from schema import Overloaded, StreamChunk, Task, TaskArgsInvalid, TaskExecutionError, TaskResponse
+from schema import (
+    ModelInvalid,
+    Overloaded,
+    StreamChunk,
+    Task,
+    TaskArgsInvalid,
+    TaskExecutionError,
+)
+from schema.response import collect
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app
+from serve_app.protocol.messages import Alive, Chunk, Message, Started
 
 cancelled = threading.Event()
 
@@ -25,27 +35,58 @@ def chunk(text: str, finish_reason: Any = None) -> StreamChunk:
         "model": "demo",
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        "system_fingerprint": "one",
     }
 
 
-class ScriptedReplica:
+class StandIn:
+    """Keeps the protocol of the real replicas around what a subclass answers.
+
+    It takes what they take and says what they say, in the same order: an answer that is not
+    streamed comes as one chunk, and tasks that they cannot get from the ingress are refused.
+    """
+
+    models: tuple[str, ...] = ("demo",)
+
+    async def stream(
+        self, task: Task, images: None, caller: str = "", *, streamed: bool = True
+    ) -> AsyncGenerator[Message, None]:
+        if task.model not in self.models:
+            raise ModelInvalid(f"model {task.model!r} is not served here", param="model")
+        assert images is None, "these tasks have no images"
+        yield Started("replica")
+        async with aclosing(self.chunks(task)) as chunks:
+            if streamed:
+                async for each in chunks:
+                    yield Chunk(each)
+                return
+            yield Alive()
+            if told := [each async for each in chunks]:
+                yield Chunk(whole(told))
+
+    def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
+        """The answer."""
+        raise NotImplementedError
+
+
+def whole(chunks: Sequence[StreamChunk]) -> StreamChunk:
+    """All chunks of an answer as one, as an engine makes it that has waited for the end."""
+    response = collect(chunks)
+    choices: list[Any] = []
+    for choice in response["choices"]:
+        message: dict[str, Any] = dict(choice["message"])
+        calls = message.pop("tool_calls", [])
+        if calls:
+            message["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+        rest = {name: value for name, value in choice.items() if name != "message"}
+        choices.append({**rest, "delta": message})
+    return {**chunks[-1], "choices": choices}
+
+
+class ScriptedReplica(StandIn):
     """Does what the task's first message says."""
 
-    async def run(
-        self, task: Task, images: Any, caller: str = ""
-    ) -> AsyncIterator[TaskResponse | str]:
-        yield "replica"
-        act = str(task.messages[0].content)
-        await self._act(act)
-        said = act.removeprefix("say ") if act.startswith("say ") else "é ok"
-        message: Any = {"role": "assistant", "content": said}
-        yield {
-            "model": "demo",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        }
-
-    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
+    async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         act = str(task.messages[0].content)
         if not act.startswith("later "):
             await self._act(act)

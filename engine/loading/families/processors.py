@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokeniz
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 from engine.config import EngineConfig
+from engine.loading.families.family import family_of_processor
 from schema.errors import ModelInvalid
-
-VISION_MODEL_TYPES = (
-    "gemma3",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-    "smolvlm",
-)
-"""Vision-language architectures whose answers are tested against transformers' own."""
 
 _PARTS = ("image_processor", "tokenizer", "video_processor")
 
@@ -127,7 +114,7 @@ def load_image_processor(
 
     Args:
         config: the model.
-        hf_config: its configuration, of one of the `VISION_MODEL_TYPES`.
+        hf_config: its configuration, of one of the `VISION_MODEL_TYPES` (`family`).
         tokenizer: its tokenizer.
         source: keyword arguments that say which revision of the repository is meant.
 
@@ -137,7 +124,7 @@ def load_image_processor(
     own_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[hf_config.model_type])
     arguments, _ = own_class.get_processor_dict(config.model, **source)
     asked = arguments.get("processor_class") or own_class.__name__
-    if asked not in {PROCESSOR_MAPPING_NAMES[name] for name in VISION_MODEL_TYPES}:
+    if family_of_processor(asked) is None:
         raise ModelInvalid(
             f"model {config.name!r} prepares its images with a {asked}, which is not supported "
             f"for models of type {hf_config.model_type!r}; {own_class.__name__} is"
@@ -157,8 +144,9 @@ def load_image_processor(
 
 def image_only_processor(own_class: Any) -> Any:
     """A processor class without its video processor."""
-    if own_class.__name__ == "SmolVLMProcessor":
-        _do_without_num2words()
+    family = family_of_processor(own_class.__name__)
+    if family is not None and family.fix_processor is not None:
+        family.fix_processor()
 
     class ImageOnlyProcessor(own_class):  # type: ignore[misc]  # a class that is known at run time
         def __init__(self, image_processor: Any, tokenizer: Any, **settings: Any) -> None:
@@ -171,9 +159,3 @@ def image_only_processor(own_class: Any) -> Any:
             return ["image_processor", "tokenizer"]
 
     return ImageOnlyProcessor
-
-
-def _do_without_num2words() -> None:
-    """SmolVLM's processor refuses to start without a package that only its videos use."""
-    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
-    module.num2words = module.num2words or str

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from accelerate.hooks import remove_hook_from_submodules
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers import PreTrainedConfig
 
 from engine.config import EngineConfig
+from engine.loading.description import decoder_layers, describe_model
 from engine.loading.estimate import tensor_bytes
 from engine.platform.platforms import platform_of
 from schema.errors import ModelInvalid
@@ -116,75 +116,36 @@ def plan_spread(
     Raises:
         ModelInvalid: it has fewer decoder layers than there are devices, or none are found.
     """
-    is_vision = type(hf_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto_class: Any = AutoModelForImageTextToText if is_vision else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto_class.from_config(hf_config, trust_remote_code=config.trust_remote_code)
-    prefix, layers = decoder_layers(model, config)
-    if len(layers) < len(devices):
+    described = describe_model(config, hf_config)
+    prefix, num_layers = described.layers
+    if num_layers < len(devices):
         raise ModelInvalid(
-            f"num_devices is {len(devices)}, but model {config.name!r} has {len(layers)} layers"
+            f"num_devices is {len(devices)}, but model {config.name!r} has {num_layers} layers"
         )
-    own = config.dtype if config.dtype != "auto" else hf_config.get_text_config().dtype
-    dtype = str(own or torch.float32).removeprefix("torch.")
-    names: dict[int, str] = {}
+    stored = config.dtype if config.dtype != "auto" else hf_config.get_text_config().dtype
+    dtype = str(stored or torch.float32).removeprefix("torch.")
     sizes = {
-        name: tensor_bytes(name, tensor, dtype, config.quantize_bits)
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if names.setdefault(id(tensor), name) == name  # tied ones once
+        name: tensor_bytes(name, tensor.shape, dtype, config.quantize_bits)
+        for name, tensor in described.tensors.items()
     }
     each = [
         sum(size for name, size in sizes.items() if name.startswith(f"{prefix}.{index}."))
-        for index in range(len(layers))
+        for index in range(num_layers)
     ]
     cuts = balanced(sum(sizes.values()) - sum(each), each, len(devices))
     stages = zip(devices, pairwise(cuts), strict=True)
     spread = LayerPlacement(tuple(Stage(device, start, stop) for device, (start, stop) in stages))
-    return spread, _device_map(model, prefix, spread)
-
-
-def decoder_layers(model: Any, config: EngineConfig) -> tuple[str, nn.ModuleList]:
-    """The list of a model's decoder layers, and its name within the model."""
-    decoder = model.get_decoder()
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for child in decoder.children():
-        if isinstance(child, nn.ModuleList) and len(child) == num_layers:
-            return next(name for name, module in model.named_modules() if module is child), child
-    raise ModelInvalid(
-        f"model {config.name!r} has no list of decoder layers: it runs on one device only"
-    )
-
-
-def _device_map(model: Any, prefix: str, spread: LayerPlacement) -> dict[str, torch.device]:
-    """A device for each layer and for whatever is no part of them.
-
-    Nothing is left to a default: transformers' is the CPU, and accelerate would load the whole
-    model to the default device first.
-    """
-    devices = {f"{prefix}.{index}": device for index, device in spread.layer_devices.items()}
-    above = {"", *_parents(prefix)}
-    for name, module in model.named_modules():
-        if name in above:
-            own = (*module._parameters, *module._buffers)
-            children = (child for child, _ in module.named_children())
-            paths = (f"{name}.{part}".lstrip(".") for part in (*own, *children))
-            devices |= {
-                path: spread.stages[0].device
-                for path in paths
-                if path != prefix and path not in above
-            }
-    return devices
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
+    # Nothing is left to a default: transformers' is the CPU, and accelerate would load the whole
+    # model to the default device first.
+    rest = dict.fromkeys(described.beside_layers, devices[0])
+    own = {f"{prefix}.{index}": device for index, device in spread.layer_devices.items()}
+    return spread, own | rest
 
 
 def connect(model: Any, spread: LayerPlacement, config: EngineConfig) -> None:
     """Hand hidden states, and what layers share, from device to device."""
     remove_hook_from_submodules(model)
-    _, layers = decoder_layers(model, config)
+    _, layers = decoder_layers(model, config.name)
     for stage in spread.stages[1:]:
         arrivals = _Arrivals(stage.device)
         for index in stage.layers:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from huggingface_hub import parse_local_safetensors_file_metadata
+from transformers import PreTrainedConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from engine.config import EngineConfig
+from engine.loading.description import ModelDescription, describe_model
 from engine.loading.sharding.tensor_styles import EMBEDDING, SUM, SUM_OF_WHOLE, WHOLE_OUTPUT
 from engine.loading.snapshot import Snapshot
 from schema.errors import ModelInvalid
@@ -33,29 +34,21 @@ _STYLES = {
 _WHOLE = "replicate"
 
 
-def tensor_plan(config: EngineConfig, auto_class: Any, hf_config: Any) -> DistributedConfig:
+def tensor_plan(config: EngineConfig, hf_config: PreTrainedConfig) -> DistributedConfig:
     """The plan for `from_pretrained`, found out on a model without memory.
 
     Args:
         config: of the engine.
-        auto_class: the class that will load the model.
         hf_config: the model's configuration.
 
     Raises:
         ModelInvalid: the model has no plan, one that the engine does not know, or sizes that do
             not divide by the number of devices.
     """
-    with torch.device("meta"):
-        if hasattr(auto_class, "from_config"):
-            trust = config.trust_remote_code
-            model = auto_class.from_config(hf_config, trust_remote_code=trust)
-        else:
-            model = auto_class._from_config(hf_config)
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    described = describe_model(config, hf_config)
     plan: dict[str, str] = {}
-    for name, style in (model.tp_plan or {}).items():
-        if not name.startswith((f"{prefix}.", "lm_head")):
+    for name, style in described.tensor_parallel_plan.items():
+        if not name.startswith((f"{described.decoder}.", "lm_head")):
             plan[name] = _WHOLE  # the vision tower runs on the first rank only
         elif style in _STYLES:
             plan[name] = _STYLES[style]
@@ -63,26 +56,26 @@ def tensor_plan(config: EngineConfig, auto_class: Any, hf_config: Any) -> Distri
             raise _refused(config, f"its plan has the style {style!r}, which is not supported")
     if SUM not in plan.values() and SUM_OF_WHOLE not in plan.values():
         raise _refused(config, "transformers has no tensor parallel plan for it")
-    _check_sizes(config, hf_config.get_text_config(), model)
+    _check_sizes(config, hf_config.get_text_config(), described)
     return DistributedConfig(tp_size=config.num_devices, tp_plan=plan)
 
 
-def _check_sizes(config: EngineConfig, text: Any, model: Any) -> None:
+def _check_sizes(config: EngineConfig, text: Any, described: ModelDescription) -> None:
     """Refuse what would leave the ranks parts of different sizes, or parts of a head."""
-    plan, ranks = model.tp_plan, config.num_devices
+    plan, ranks = described.tensor_parallel_plan, config.num_devices
     sizes: dict[str, int] = {}
     if any(name.endswith(".k_proj") and style in _OUTPUTS for name, style in plan.items()):
         heads = text.num_attention_heads
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         sizes |= {"attention heads": heads, "key/value heads": kv_heads}
-    for name, module in model.get_decoder().named_modules():
+    for name, in_features, out_features in described.decoder_linears:
         style = next(
             (s for rule, s in plan.items() if rule.endswith(_generic(name)) and name), None
         )
-        if style in _OUTPUTS and hasattr(module, "out_features"):
-            sizes.setdefault(f"outputs of {name.rpartition('.')[2]}", module.out_features)
-        if style in _INPUTS and hasattr(module, "in_features"):
-            sizes.setdefault(f"inputs of {name.rpartition('.')[2]}", module.in_features)
+        if style in _OUTPUTS:
+            sizes.setdefault(f"outputs of {name.rpartition('.')[2]}", out_features)
+        if style in _INPUTS:
+            sizes.setdefault(f"inputs of {name.rpartition('.')[2]}", in_features)
     if odd := [f"{size} {what}" for what, size in sizes.items() if size % ranks]:
         raise _refused(config, f"it has {', '.join(odd)}, which {ranks} does not divide")
 

@@ -24,8 +24,8 @@ from engine.text.cursor import WHITE, Reading, TextCursor
 from engine.text.events import Out, ToolFormat
 from engine.text.tool_calls.json_object import calls_behind
 from schema.errors import TaskArgsInvalid
+from schema.json_values import parse_json
 from schema.tool_choice import Functions
-from schema.validation.json_values import parse_json
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _VALUE_END = "</parameter>"

@@ -7,7 +7,7 @@ import functools
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from serve_app.http.description.openapi import openapi
@@ -21,33 +21,36 @@ _POLICY = (
 )
 
 
-def docs_routes(with_keys: bool) -> list[BaseRoute]:
-    """The routes; Swagger UI's files come from a package, not from the network."""
+class DocsRoutes:
+    """The handlers."""
 
-    async def openapi_json(request: Request) -> Response:
-        return Response(_document(with_keys), media_type="application/json")
+    def __init__(self, with_keys: bool) -> None:
+        self._with_keys = with_keys
 
-    return [
-        Route("/openapi.json", openapi_json, methods=["GET"]),
-        Route("/docs", _page, methods=["GET"]),
-        Mount(f"/{_STATIC}", StaticFiles(packages=[("fastapi_offline", "static")])),
-    ]
+    async def openapi_json(self, request: Request) -> Response:
+        """``GET /openapi.json``."""
+        return Response(_document(self._with_keys), media_type="application/json")
+
+    async def docs_page(self, request: Request) -> Response:
+        """``GET /docs``: Swagger UI, whose files come from a package and not from the network."""
+        # Relative addresses: the application may be served below a prefix.
+        page = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="GPT Task Serve",
+            swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
+            swagger_css_url=f"{_STATIC}/swagger-ui.css",
+            swagger_favicon_url=f"{_STATIC}/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0},
+        )
+        page.headers["content-security-policy"] = _POLICY
+        return page
+
+
+def static_files() -> Mount:
+    """Swagger UI's files. They are not part of the API, and so not in its description."""
+    return Mount(f"/{_STATIC}", StaticFiles(packages=[("fastapi_offline", "static")]))
 
 
 @functools.cache
 def _document(with_keys: bool) -> bytes:
     return encode(openapi(with_keys))
-
-
-async def _page(request: Request) -> Response:
-    # Relative addresses: the application may be served below a prefix.
-    page = get_swagger_ui_html(
-        openapi_url="openapi.json",
-        title="GPT Task Serve",
-        swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
-        swagger_css_url=f"{_STATIC}/swagger-ui.css",
-        swagger_favicon_url=f"{_STATIC}/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0},
-    )
-    page.headers["content-security-policy"] = _POLICY
-    return page

@@ -1,4 +1,4 @@
-"""``/openapi.json``: the routes, as OpenAPI 3.1 describes them, made from the published schemas."""
+"""``/openapi.json``: the table of routes and the published schemas, as OpenAPI 3.1 writes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from schema.published.schemas import schemas
 from serve_app.http.description.response_schemas import ANSWERS
+from serve_app.http.routes import ROUTES, Access, Parameter, Route
 
 VERSION = "1"
 """Of the interface: the 1 in ``/v1``."""
@@ -30,7 +31,6 @@ _ERRORS = {
     507: "The task does not fit into the memory",
 }
 _EVERYWHERE = (400, 401, 429, 500, 503)
-_GENERATION = (403, 404, 408, 413, 499, 502, 504, 507)
 
 
 def openapi(with_keys: bool) -> dict[str, Any]:
@@ -78,106 +78,62 @@ def _paths(with_keys: bool) -> dict[str, Any]:
         "description": "An id for this request, which its answer and all logs then carry",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:@+/=~-]{1,128}$"},
     }
-    stream = {
-        "name": "stream",
-        "in": "query",
-        "description": "Whether the answer comes as server-sent events",
-        "schema": {"type": "string", "enum": ["true", "false"]},
-    }
-    model_id = _in_path("id", "The name of a model; it may have slashes")
-    name = _in_path("name", "The name of a schema, with or without `.schema.json`")
-    paths = {
-        "/v1/tasks": _generation(
-            "Run a task", "task", "response", "Each event is a `stream_chunk`", [stream], []
-        ),
-        "/v1/chat/completions": _generation(
-            "Complete a chat, as OpenAI's clients ask",
-            "chat_completion_request",
-            "chat_completion",
-            "Each event is a `chat.completion.chunk`",
-            [],
-            ["x-seed"],
-        ),
-        "/v1/completions": _generation(
-            "Go on with a text, as OpenAI's clients ask",
-            "completion_request",
-            "text_completion",
-            "Each event is a `text_completion`",
-            [],
-            ["x-seed"],
-        ),
-        "/v1/models": _get("What is served, with the card of each replica", "models"),
-        "/v1/models/{id}": _get("One model of that list", "model", [404], [model_id]),
-        "/health": _get("Whether every model that is always on answers", "health"),
-        "/metrics": _get("The server's metrics, for Prometheus", None, media="text/plain"),
-        "/schemas/{name}": _get("A JSON Schema", None, [404], [name], "application/schema+json"),
-        "/openapi.json": _get("This document", None),
-        "/docs": _get("This document as a page", None, media="text/html"),
-    }
-    for path, item in paths.items():
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        operation = _operation(route)
+        if route.access is Access.OPEN and with_keys:
+            operation["security"] = []
+        paths.setdefault(route.template, {})[route.method.lower()] = operation
+    for item in paths.values():
         item["parameters"] = [request_id]
-        if path == "/health" and with_keys:
-            item["get"]["security"] = []
     return paths
 
 
-def _generation(
-    summary: str,
-    request: str,
-    response: str,
-    events: str,
-    parameters: list[Any],
-    headers: list[str],
-) -> dict[str, Any]:
-    media = {
-        "application/json": {"schema": _reference(response)},
-        "text/event-stream": {
-            # Of one event, as OpenAPI 3.2 describes streams.
-            "schema": {
-                "type": "object",
-                "required": ["data"],
-                "properties": {
-                    "data": {
-                        "type": "string",
-                        "description": f"{events} as JSON; an `error`, if the task fails after the "
-                        "stream has begun; at the end, `[DONE]`",
-                    }
-                },
-            }
-        },
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "parameters": [_parameter(parameter) for parameter in route.parameters],
     }
-    body = {"application/json": {"schema": _reference(request)}}
-    return {
-        "post": {
-            "summary": summary,
-            "parameters": parameters,
-            "requestBody": {"required": True, "content": body},
-            "responses": {
-                "200": _answer("The answer, whole or as a stream", media, headers),
-                **_errors(_EVERYWHERE + _GENERATION),
-            },
-        }
+    if route.request is not None:
+        body = {"application/json": {"schema": _reference(route.request)}}
+        operation["requestBody"] = {"required": True, "content": body}
+    if route.response is not None:
+        schema = _reference(route.response)
+    else:
+        schema = {"type": "string" if route.media_type.startswith("text/") else "object"}
+    content: dict[str, Any] = {route.media_type: {"schema": schema}}
+    description = "It is here"
+    if route.events is not None:
+        content["text/event-stream"] = {"schema": _event(route.events)}
+        description = "The answer, whole or as a stream"
+    operation["responses"] = {
+        "200": _answer(description, content, route.headers),
+        **_errors((*_EVERYWHERE, *route.errors)),
     }
+    return operation
 
 
-def _get(
-    summary: str,
-    answer: str | None,
-    errors: Iterable[int] = (),
-    parameters: Iterable[Any] = (),
-    media: str = "application/json",
-) -> dict[str, Any]:
-    is_text = media.startswith("text/")
-    schema = _reference(answer) if answer else {"type": "string" if is_text else "object"}
+def _event(description: str) -> dict[str, Any]:
+    """The schema of one event, as OpenAPI 3.2 describes streams."""
+    data = {
+        "type": "string",
+        "description": f"{description} as JSON; an `error`, if the task fails after the stream has "
+        "begun; at the end, `[DONE]`",
+    }
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    in_path = parameter.place == "path"
+    text: dict[str, Any] = {"type": "string"}
+    if parameter.choices:
+        text["enum"] = list(parameter.choices)
     return {
-        "get": {
-            "summary": summary,
-            "parameters": list(parameters),
-            "responses": {
-                "200": _answer("It is here", {media: {"schema": schema}}, []),
-                **_errors((*_EVERYWHERE, *errors)),
-            },
-        }
+        "name": parameter.name,
+        "in": parameter.place,
+        **({"required": True} if in_path else {}),
+        "description": parameter.description,
+        "schema": text | ({"minLength": 1} if in_path else {}),
     }
 
 
@@ -189,24 +145,13 @@ def _errors(statuses: Iterable[int]) -> dict[str, Any]:
     }
 
 
-def _answer(description: str, content: dict[str, Any], headers: list[str]) -> dict[str, Any]:
+def _answer(description: str, content: dict[str, Any], headers: Iterable[str]) -> dict[str, Any]:
     return {
         "description": description,
         "content": content,
         "headers": {
             name: {"$ref": f"#/components/headers/{name}"} for name in ["x-request-id", *headers]
         },
-    }
-
-
-def _in_path(name: str, description: str) -> dict[str, Any]:
-    schema = {"type": "string", "minLength": 1}
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": description,
-        "schema": schema,
     }
 
 

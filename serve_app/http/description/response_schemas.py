@@ -5,7 +5,9 @@ They say what is always there. OpenAI's objects are open: further fields may com
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+
+from schema.model_variant import QuantizeBits
 
 _NAME = {"type": "string", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -19,7 +21,7 @@ _MODEL = {
         "created": _COUNT,
         "owned_by": _NAME,
         "dtype": _NAME,
-        "quantize_bits": {"enum": [4, 8, None]},
+        "quantize_bits": {"enum": [*get_args(QuantizeBits), None]},
         "deployment": _NAME,
         "min_replicas": _COUNT,
         "max_replicas": _COUNT,

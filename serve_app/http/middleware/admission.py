@@ -17,14 +17,15 @@ from serve_app.config.limit_args import LimitArgs
 from serve_app.http.bodies import error_response
 from serve_app.http.middleware.api_keys import Keys
 from serve_app.http.middleware.rate_limits import KeyLimits
+from serve_app.http.routes import Access, paths_with
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import RETRY_AFTER_S
 
 logger = logging.getLogger("ray.serve")
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = paths_with(Access.OPEN)
 """What needs no key and no place."""
-DOCS_PATHS = ("/docs", "/openapi.json", "/schemas")
+DOCS_PATHS = paths_with(Access.DOCS)
 """What needs none either with ``auth.public_docs``: the same on every server."""
 MAX_QUERY = 4096
 SENDING_S = 60.0

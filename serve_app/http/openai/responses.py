@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from schema.errors import TaskError
 from schema.openai import ChatCompletionRequest, OpenAIRequest
 from schema.response import (
     Choice,
@@ -36,6 +36,7 @@ class Answer(ABC):
         self._id = f"{self.prefix}-{request_id}"
         self._created = created
         self._seed = seed
+        self._last: StreamChunk | None = None
 
     def whole(self, response: TaskResponse) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -46,22 +47,23 @@ class Answer(ABC):
             choices.append(self._choice(choice, logprobs))
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
-    async def events(
-        self, chunks: AsyncGenerator[StreamChunk, None]
-    ) -> AsyncGenerator[bytes, None]:
-        """The stream, as events. Raises `TaskError` in the request's terms."""
-        last: StreamChunk | None = None
-        with self._asked.own_terms():
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    choices = [] if last is not None else self._begin(self._asked.n or 1)
-                    for choice in chunk["choices"]:
-                        choices += self._grown(choice)
-                    last = chunk
-                    if choices:
-                        yield b"".join(event(self._chunk(chunk, [choice])) for choice in choices)
-        if last is not None and self._asked.wants_usage:
-            yield event(self._chunk(last, []) | {"usage": last["usage"]})
+    def chunk(self, chunk: StreamChunk) -> bytes:
+        """The events of the next chunk of the stream; empty if it has nothing to tell."""
+        choices = [] if self._last is not None else self._begin(self._asked.n or 1)
+        for choice in chunk["choices"]:
+            choices += self._grown(choice)
+        self._last = chunk
+        return b"".join(event(self._chunk(chunk, [choice])) for choice in choices)
+
+    def end(self) -> bytes:
+        """The event that tells the usage, if the request asks for it."""
+        if self._last is None or not self._asked.wants_usage:
+            return b""
+        return event(self._chunk(self._last, []) | {"usage": self._last["usage"]})
+
+    def error(self, error: TaskError) -> TaskError:
+        """An error of the task, which names the fields of this request."""
+        return self._asked.in_own_terms(error)
 
     def _grown(self, choice: StreamChoice) -> Iterator[dict[str, Any]]:
         """What a choice grew by and its end come one after the other, as OpenAI sends them."""

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schema.errors import ModelInvalid
+from schema.json_values import clipped
 from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from schema.task import MAX_SEED
-from schema.validation.json_values import clipped
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import json_response, read_body, refuse_query
 from serve_app.http.openai.responses import Answer, ChatAnswer, CompletionAnswer
@@ -38,7 +38,7 @@ class OpenAIRoutes:
         body = await read_body(request, self._max_body)
         self._dispatcher.refuse_if_full(body)
         asked = ChatCompletionRequest.parse(body, self._image_schemes)
-        return await self._answer(request, asked, ChatAnswer)
+        return await self._answer(asked, len(body), ChatAnswer)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
@@ -46,7 +46,7 @@ class OpenAIRoutes:
         body = await read_body(request, self._max_body)
         self._dispatcher.refuse_if_full(body)
         asked = CompletionRequest.parse(body)
-        return await self._answer(request, asked, CompletionAnswer)
+        return await self._answer(asked, len(body), CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``: its entry of the list; the first, if there are variants."""
@@ -56,13 +56,13 @@ class OpenAIRoutes:
                 return json_response(model)
         raise ModelInvalid(f"model {clipped(wanted)!r} is not served now", param="model")
 
-    async def _answer(self, request: Request, asked: OpenAIRequest, form: type[Answer]) -> Response:
+    async def _answer(self, asked: OpenAIRequest, num_bytes: int, form: type[Answer]) -> Response:
         seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
         task = asked.task(seed)
         answer = form(asked, entry().request_id, int(time.time()), seed)
         headers = {SEED_HEADER: str(seed)}
         if asked.stream:
-            return await relay(answer.events(self._dispatcher.stream(task)), headers)
+            return await relay(self._dispatcher.stream(task, num_bytes), answer, headers)
         with asked.own_terms():
-            response = await self._dispatcher.run(task)
+            response = await self._dispatcher.run(task, num_bytes)
         return json_response(answer.whole(response), headers=headers)

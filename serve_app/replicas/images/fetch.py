@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from schema.errors import ImageDownloadError, TaskArgsInvalid
-from schema.validation.json_values import clipped
+from schema.json_values import clipped
 from serve_app.config.image_url_args import BYTES_PER_MB, ImageUrlArgs, is_host_name
 from serve_app.replicas.images.addresses import CheckedResolver, Lookup, system_lookup
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from engine import Engine
-from engine.requests.outputs import collect
 from schema import Task, TaskResponse
+from schema.response import collect
 from tests.engine.conftest import TinyEngine
 from tests.engine.models.tiny_models import IMAGE, Kind
 from tests.engine.sampling.test_generate_oracle import drawing
@@ -138,7 +137,7 @@ async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
     roomy = tiny_engine("qwen2")
     wanted = tasks(24, images=False)
     alone = [roomy.run_blocking(task)["choices"] for task in wanted]
-    tight = Engine(replace(roomy.config, max_sequences=4, kv_cache_tokens=512))
+    tight = Engine(roomy.config.replace(max_sequences=4, kv_cache_tokens=512))
     together = await at_once(tight, wanted)
     assert [response["choices"] for response in together] == alone
     tight.close()  # the last answer is told a moment before its pages are freed

@@ -11,9 +11,9 @@ import torch
 
 from engine import Engine
 from engine.execution.batch_sizes import BatchSizes
-from engine.requests.outputs import collect
 from engine.requests.request import ScheduledTokens
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
+from schema.response import collect
 from tests.engine.conftest import TinyEngine
 
 GUILTY = "the guilty one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def test_what_decoding_reads(tiny_model: TinyModel) -> None:
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         unread.append(model.get_input_embeddings())
     bytes_unread = 4 * sum(p.numel() for module in unread for p in module.parameters())
-    estimate = estimate_memory(replace(config, device="cuda"))
+    estimate = estimate_memory(config.replace(device="cuda"))
     assert estimate.decode_weights == estimate.weights - bytes_unread
 
 

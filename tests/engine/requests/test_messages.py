@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig
-from engine.text.message import joined
-from schema.response import TaskResponse
+from schema.response import TaskResponse, joined
 from schema.task import Task
 from tests.engine.models.scripted_model import save_scripted_model
 
@@ -33,7 +32,7 @@ Ask = Callable[..., tuple[TaskResponse, list[Any]]]
 
 def _asker(engine: Engine) -> Ask:
     """Asks with a prompt of so many tokens; gives the response and the deltas of its stream."""
-    renderer = engine._renderer
+    renderer = engine._loop.assembly.renderer
 
     def ask(length: int, **fields: Any) -> tuple[TaskResponse, list[Any]]:
         def task(text: str) -> Task:

@@ -1,10 +1,12 @@
 """From the engine's thread to a coroutine: nothing is lost, and the end never waits."""
 
 import asyncio
+import math
 import threading
 import time
 
-from engine.requests.outputs import ChoiceDelta, RequestOutput, RequestOutputCollector
+from engine.requests.output_collector import RequestOutputCollector
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 
 LONG = 60.0
 
@@ -64,3 +66,38 @@ async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
         told.append(await mailbox.get(0.001, 0.002 * (len(told) % 3)))
     thread.join()
     assert "".join(map(text_of, told)) == "".join(pieces)
+
+
+async def test_held_back_to_the_end_there_are_only_signs_that_the_task_goes_on() -> None:
+    outputs = RequestOutputCollector()
+    for text in ("a", "b"):
+        outputs.put(news(text))
+        assert await outputs.get(0.01, math.inf) == RequestOutput()
+    last = asyncio.create_task(outputs.get(LONG, math.inf))
+    await asyncio.sleep(0.01)
+    outputs.put(news("c"))
+    await asyncio.sleep(0.01)
+    assert not last.done()
+    outputs.put(news("d", done=True))
+    async with asyncio.timeout(LONG / 2):
+        assert (text_of(await last), (await last).done) == ("abcd", True)
+
+
+async def test_a_thread_that_puts_while_only_the_end_is_wanted_loses_nothing() -> None:
+    outputs = RequestOutputCollector()
+    pieces = [f"{number} " for number in range(2000)]
+
+    def put() -> None:
+        for number, piece in enumerate(pieces):
+            outputs.put(news(piece, done=number == len(pieces) - 1))
+            if number % 50 == 0:
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    told: list[RequestOutput] = []
+    while not told or not told[-1].done:
+        told.append(await outputs.get(0.001, math.inf))
+    thread.join()
+    assert text_of(told[-1]) == "".join(pieces)
+    assert not any(map(text_of, told[:-1]))

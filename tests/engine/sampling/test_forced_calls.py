@@ -16,19 +16,18 @@ from jsonschema import Draft202012Validator
 from tokenizers import AddedToken
 
 from engine import Engine, EngineConfig
-from engine.requests.prompt import Prompt
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.task_grammar import MAX_CALLS, task_grammar
 from engine.text.detect import MessageFormats, detect
 from engine.text.events import ToolFormat
-from engine.text.message import MessageParser, joined
+from engine.text.message import MessageParser
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema import Task, TaskArgsInvalid
-from schema.response import ResponseMessage
+from schema.response import ResponseMessage, joined
 from schema.tool_choice import functions_of
 from tests.engine.conftest import TinyModel
 from tests.engine.models.scripted_model import save_scripted_model
@@ -123,7 +122,7 @@ def test_every_format_is_read_as_it_is_forced(name: str, special: bool | None) -
     for seed in range(3):
         for choice, one in (("required", False), ("required", True), ({"function": "go"}, False)):
             asked = task(choice, parallel_tool_calls=not one)
-            grammar = task_grammar(asked, formats, Prompt((1,)))
+            grammar = task_grammar(asked, formats, "")
             assert grammar is not None
             called = names(read(followed(grammar, tokenizer, seed), formats))
             assert called == ["go"] if choice != "required" else called
@@ -132,7 +131,7 @@ def test_every_format_is_read_as_it_is_forced(name: str, special: bool | None) -
     call, other = (f"{before}{name}{between}{{}}{after}" for name in ("now", "later"))
     compiler = GrammarCompiler(tokenizer, [tokenizer.eos_token_id])
     for most, asked in ((MAX_CALLS, task()), (1, task(parallel_tool_calls=False))):
-        grammar = task_grammar(asked, formats, Prompt((1,)))
+        grammar = task_grammar(asked, formats, "")
         assert grammar is not None
         for count in (1, 2, MAX_CALLS, MAX_CALLS + 1):
             text = begin + separator.join([call] * count) + end
@@ -163,7 +162,7 @@ def test_reasoning_before_a_form(marks: ReasoningFormat, special: bool | None) -
         f"assistant{marks.begin}\n\n{marks.end}\n\n": ([answer], ["Hm", marks.begin]),
     }
     for prompt, (good, bad) in cases.items():
-        grammar = task_grammar(task(**form(a={"const": 1})), formats, Prompt((1,), text_end=prompt))
+        grammar = task_grammar(task(**form(a={"const": 1})), formats, prompt)
         assert grammar is not None
         for text in good:
             assert fits(text, compiler, grammar, tokenizer), (prompt, text)
@@ -273,9 +272,9 @@ def test_a_name_that_a_format_cannot_write() -> None:
     formats = MessageFormats(MISTRAL_NAMED, None, {})
     asked = task({"function": "a b"}, tools=[tool("a b")])
     with pytest.raises(TaskArgsInvalid, match='"a b"') as caught:
-        task_grammar(asked, formats, Prompt((1,)))
+        task_grammar(asked, formats, "")
     assert caught.value.param == "tool_choice"
-    assert task_grammar(asked, MessageFormats(HERMES, None, {}), Prompt((1,))) is not None
+    assert task_grammar(asked, MessageFormats(HERMES, None, {}), "") is not None
 
 
 def test_hermes_stands_in_for_what_has_no_layout() -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
-from engine.requests.outputs import collect
 from engine.sampling.logprobs import Logprobs, TokenTexts
 from schema import Task, TaskArgsInvalid, TaskResponse
+from schema.response import collect
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.models.tiny_models import Kind

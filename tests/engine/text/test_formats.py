@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
-from engine.text.message import MessageParser, joined
+from engine.text.message import MessageParser
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
-from schema.response import FinishReason, ResponseMessage
+from schema.response import FinishReason, ResponseMessage, joined
 from schema.tool_choice import functions_of
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ async def test_bfloat16_gives_the_same_bytes_alone_and_in_a_crowd(
     engine = tiny_engine(kind, dtype="bfloat16", image_cache_bytes=0)
     asked = [task(m, {"do_sample": True}) for m in CONVERSATIONS.values()]
     alone = [engine.run_blocking(one) for one in asked]
-    fresh = Engine(replace(engine.config, image_cache_bytes=2**20))
+    fresh = Engine(engine.config.replace(image_cache_bytes=2**20))
     try:
         for _ in range(2):
             assert await asyncio.gather(*(fresh.run(one) for one in asked * 2)) == alone * 2
@@ -94,7 +93,7 @@ def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> N
     messages = CONVERSATIONS["one image"]
     longer = [*messages, {"role": "assistant", "content": "Hm."}, user(text("A longer question?"))]
     asked = [task(messages), task([user(text("Now: "), *messages[0]["content"])]), task(longer)]
-    engine, plain = Engine(config), Engine(replace(config, image_cache_bytes=0))
+    engine, plain = Engine(config), Engine(config.replace(image_cache_bytes=0))
     try:
         assert [engine.run_blocking(one) for one in asked] == [
             plain.run_blocking(one) for one in asked

@@ -6,7 +6,6 @@ import base64
 import io
 import struct
 import zlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -291,13 +290,13 @@ def test_a_image_that_comes_again_is_not_prepared_again(tiny_model: TinyModel) -
     assert [i.digest for i in once] == [again[1].digest, again[0].digest, again[1].digest]
     assert again[1].arrays["pixel_values"].tobytes() == once[0].arrays["pixel_values"].tobytes()
 
-    forgetful = ImagePreprocessor(replace(config, image_cache_bytes=0))
+    forgetful = ImagePreprocessor(config.replace(image_cache_bytes=0))
     for _ in range(2):
         assert [i.digest for i in forgetful([first], ["a"])] == [once[0].digest]
     assert forgetful.num_prepared == 2
 
     size = once[0].arrays["pixel_values"].nbytes
-    small = ImagePreprocessor(replace(config, image_cache_bytes=size))
+    small = ImagePreprocessor(config.replace(image_cache_bytes=size))
     for data in (first, first, second, first):
         small([data], ["a"])
     assert small.num_prepared == 3

@@ -83,6 +83,16 @@ def test_faults_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "applications.0.args.limits.max_body_mb: " in faults
 
 
+def test_a_misspelt_option_of_the_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = _document()
+    document["applications"][0]["args"]["models"][0]["engine"] = {"kv_cache_token": 1}
+    assert main([_written(tmp_path, document)]) == 1
+    said = "args.models.0.engine: unknown key 'kv_cache_token'; did you mean 'kv_cache_tokens'?"
+    assert said in capsys.readouterr().err
+
+
 def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = _document()
     document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"

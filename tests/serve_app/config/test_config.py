@@ -56,6 +56,11 @@ def _model_fault(**fields: Any) -> str:
         ({"engine": {"max_sequences": 0}}, "args.models.0.engine.max_sequences: "),
         ({"engine": {"threads": 1.5}}, "args.models.0.engine.threads: "),
         ({"engine": None}, "args.models.0.engine: "),
+        ({"engine": {"dtype": "float16"}}, "engine: dtype is set beside engine, by dtype"),
+        ({"engine": {"model": "org/a"}}, "model is set beside engine, by id and source"),
+        ({"engine": {"quantize_bits": 4}}, "quantize_bits is set beside engine"),
+        ({"engine": {"split": "layers"}}, "split is set beside engine, by split"),
+        ({"engine": {"max_sequence": None}}, "did you mean 'max_sequences'?"),
     ],
 )
 def test_a_faulty_model_is_refused(fields: dict[str, Any], said: str) -> None:
@@ -90,7 +95,9 @@ def test_all_faults_are_listed() -> None:
 
 def test_every_engine_setting_reaches_the_engine() -> None:
     settings: dict[str, Any] = {
+        "cache_dir": "models",
         "context_length": 100,
+        "cut_to_context": True,
         "max_sequences": 2,
         "max_waiting": 3,
         "prefill_chunk": 64,
@@ -98,6 +105,9 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "max_exclusive_tokens": 512,
         "image_cache_bytes": 0,
         "kv_cache_tokens": 4096,
+        "max_kv_cache_bytes": 10**9,
+        "deterministic": False,
+        "lookahead": False,
         "threads": 1,
         "trust_remote_code": True,
         "local_files_only": True,
@@ -129,6 +139,8 @@ def test_every_engine_setting_reaches_the_engine() -> None:
 def test_what_is_left_out_has_the_engines_default() -> None:
     config = ModelArgs(id="org/model").engine_config()
     assert config == EngineConfig(model="org/model", model_id="org/model")
+    empty = {"id": "org/model", "engine": {"max_sequences": None, "num_devices": None}}
+    assert ModelArgs.model_validate(empty).engine_config() == config
 
 
 def test_directories_start_at_the_repository_wherever_the_process_runs(

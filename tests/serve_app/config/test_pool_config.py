@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from schema import ModelInvalid, Task
+from schema.model_variant import ModelVariant
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY, AppArgs, PoolArgs
 from serve_app.config.strict import explain
@@ -31,6 +32,8 @@ def _pool(**fields: Any) -> PoolArgs:
         ({"max_memory_gb": 0}, "args.pool.max_memory_gb: "),
         ({"kv_cache_gb": 8.0}, "kv_cache_gb (8) leaves nothing of max_memory_gb (8)"),
         ({"engine": {"trust_remote_code": True}}, "would run the code of whatever repository"),
+        ({"engine": {"max_kv_cache_bytes": 1}}, "max_kv_cache_bytes is set by kv_cache_gb"),
+        ({"engine": {"device": "cpu"}}, "device is set beside engine, by device"),
         ({"root": "./m", "revisions": {"Qwen/a": "v1"}}, "have no meaning with root"),
         ({"revisions": {"../a": "v1"}}, "must be a name such as"),
         ({"engine": {"max_waiting": 5000}}, "must be more than the engine holds"),
@@ -87,7 +90,7 @@ def test_hub_models_are_never_directories(monkeypatch: pytest.MonkeyPatch) -> No
     """Not even if a directory of that name lies where the server runs."""
     monkeypatch.chdir(REPOSITORY)
     pool = _pool(allow=["*"], revisions={"demo/model": "v1"}, kv_cache_gb=2.0)
-    config = pool.model("demo/model", "bfloat16", 4).engine_config("cpu")
+    config = pool.model(ModelVariant("demo/model", "bfloat16", 4)).engine_config("cpu")
     assert (config.model, config.from_hub, config.revision) == ("demo/model", True, "v1")
     assert (config.dtype, config.quantize_bits, config.device) == ("bfloat16", 4, "cpu")
     assert config.max_kv_cache_bytes == 2 * 10**9
@@ -101,13 +104,13 @@ def test_a_root_holds_its_models(tmp_path: Path) -> None:
     (root / "org" / "link").symlink_to(outside)
     (root / "org" / "inside").symlink_to(root / "org" / "model")
     pool = _pool(allow=["*"], root=str(root))
-    config = pool.model("org/model").engine_config()
+    config = pool.model(ModelVariant("org/model")).engine_config()
     assert (config.model, config.from_hub) == (str(root / "org" / "model"), False)
     assert config.name == "org/model"
-    assert pool.model("org/inside").source == str(root / "org" / "model")
+    assert pool.model(ModelVariant("org/inside")).source == str(root / "org" / "model")
     for model in ("org/link", "org/none", "org", "org/" + "a" * 300):
         with pytest.raises(ModelInvalid, match="not in the pool's root"):
-            pool.model(model)
+            pool.model(ModelVariant(model))
     # The form of ids refuses these before; the look-up does so by itself.
     for model in ("../outside", str(outside), "org/../../outside"):
         with pytest.raises(ModelInvalid, match="not in the pool's root"):

@@ -40,45 +40,49 @@ def _local(application: serve.Application, name: str) -> DeploymentHandle[Any]:
     return handle
 
 
-def _refuse(refusals: LoadShedder, deployment: str) -> None:
-    with pytest.raises(Overloaded), refusals.asked(deployment):
+def _refuse(shedder: LoadShedder, deployment: str) -> None:
+    with pytest.raises(Overloaded), shedder.admit(deployment):
         raise Overloaded("full", retry_after_s=3.0)
 
 
 def test_a_refusal_is_said_again_for_a_moment() -> None:
     now = 0.0
-    refusals = LoadShedder(lambda: now)
-    refusals.check("Model:a")
-    assert not refusals
-    _refuse(refusals, "Model:a")
-    assert refusals
-    refusals.check("Model:b")
+    shedder = LoadShedder(lambda: now)
+    shedder.check("Model:a")
+    assert not shedder
+    _refuse(shedder, "Model:a")
+    assert shedder
+    shedder.check("Model:b")
     with pytest.raises(Overloaded, match="full") as caught:
-        refusals.check("Model:a")
+        shedder.check("Model:a")
     assert caught.value.retry_after_s == 3.0
     now = HOLD_S
-    refusals.check("Model:a")
-    assert not refusals
+    shedder.check("Model:a")
+    assert not shedder
 
 
 def test_for_each_task_that_ends_one_is_let_in_at_once() -> None:
-    refusals = LoadShedder(lambda: 0.0)
+    shedder = LoadShedder(lambda: 0.0)
     with ExitStack() as running:
-        running.enter_context(refusals.asked("Model:a"))
-        running.enter_context(refusals.asked("Model:a"))
-        _refuse(refusals, "Model:a")
+        running.enter_context(shedder.admit("Model:a"))
+        running.enter_context(shedder.admit("Model:a"))
+        _refuse(shedder, "Model:a")
         with pytest.raises(Overloaded):
-            refusals.check("Model:a")
+            shedder.check("Model:a")
     for _ in range(2):
-        refusals.check("Model:a")
-        running.enter_context(refusals.asked("Model:a"))
+        shedder.check("Model:a")
+        running.enter_context(shedder.admit("Model:a"))
     with pytest.raises(Overloaded):
-        refusals.check("Model:a")
+        shedder.check("Model:a")
     running.close()
-    refusals.check("Model:a")
-    _refuse(refusals, "Model:a")  # somebody else was there first
+    shedder.check("Model:a")
+    _refuse(shedder, "Model:a")  # somebody else was there first
     with pytest.raises(Overloaded):
-        refusals.check("Model:a")
+        shedder.check("Model:a")
+
+
+class ServesTwo(ScriptedReplica):
+    models = ("a", "b")
 
 
 Full = tuple[httpx.AsyncClient, Dispatcher]
@@ -95,7 +99,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Full:
             "auth": {"keys_env": "SERVE_KEYS"},
         }
     )
-    replica = _local(serve.deployment(name="scripted")(ScriptedReplica).bind(), "overload-scripted")
+    replica = _local(serve.deployment(name="scripted")(ServesTwo).bind(), "overload-scripted")
     images = _local(serve.deployment(name="none")(NoImages).bind(), "overload-none")
     dispatcher = Dispatcher(args, images, {one.deployment: replica for one in args.models})
     http = httpx.AsyncClient(

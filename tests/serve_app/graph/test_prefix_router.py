@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schema import Task
-from serve_app.graph.ejection import SUSPECT_S, EjectedReplicas
+from serve_app.graph.ejection import EJECTED_S, EjectedReplicas
 from serve_app.graph.prefix_key import MIN_CHARS, prefix_key
 
 LONG = "You are a careful assistant. " * (MIN_CHARS // 20)
@@ -31,7 +31,7 @@ def test_all_turns_of_a_conversation_begin_alike() -> None:
     assert len({first, *map(prefix_key, others)}) == len(others) + 1
 
 
-def test_a_image_is_part_of_the_beginning() -> None:
+def test_an_image_is_part_of_the_beginning() -> None:
     def about(image: str) -> str:
         blocks = [{"type": "image", "base64": image}, {"type": "text", "text": "What is it?"}]
         return prefix_key(task(("user", blocks)))
@@ -43,11 +43,11 @@ def test_a_short_beginning_does_not_matter() -> None:
     assert prefix_key(task(("user", "Hello."), ("assistant", LONG), ("user", "?"))) == ""
 
 
-def test_a_suspect_is_trusted_again() -> None:
+def test_an_ejected_replica_is_trusted_again() -> None:
     now = 0.0
-    suspects = EjectedReplicas(lambda: now)
-    suspects.add("a")
-    assert "a" in suspects
-    assert "b" not in suspects
-    now = SUSPECT_S + 1
-    assert "a" not in suspects
+    ejected = EjectedReplicas(lambda: now)
+    ejected.add("a")
+    assert "a" in ejected
+    assert "b" not in ejected
+    now = EJECTED_S + 1
+    assert "a" not in ejected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
 import pytest
@@ -12,19 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import collect
-from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task, TaskResponse
+from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task
+from schema.response import collect
 from serve_app.graph.replay import Delivered
-from tests.serve_app import scripted
-from tests.serve_app.scripted import app_maker, client, events_of, task
+from tests.serve_app.scripted import StandIn, app_maker, chunk, client, events_of, task
 
 # --- Chunks, without a graph ---------------------------------------------------------------------
 
 Texts = list[str]
-
-
-def chunk(text: str, reason: Any = None) -> StreamChunk:
-    return {**scripted.chunk(text, reason), "system_fingerprint": "one"}
 
 
 def cut(text: str, places: list[int]) -> Texts:
@@ -120,16 +115,13 @@ LOST, STALLED, FULL, STOPPED = "<lost>", "<stalled>", "<full>", "<stopped>"
 _runs: dict[str, int] = {}
 
 
-class LosingReplica:
+class LosingReplica(StandIn):
     """Says what the task's script has for this run: a list of texts for every run."""
 
-    async def stream(
-        self, task: Task, images: Any, caller: str = ""
-    ) -> AsyncIterator[StreamChunk | str]:
+    async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         script = str(task.messages[0].content)
         run = _runs[script] = _runs.get(script, -1) + 1
         runs: list[Texts] = json.loads(script)
-        yield "replica"
         *texts, last = runs[min(run, len(runs) - 1)]
         for text in texts:
             yield chunk(text)
@@ -142,13 +134,6 @@ class LosingReplica:
         if last == STALLED:
             await asyncio.Event().wait()
         yield chunk(last, "stop")
-
-    async def run(
-        self, task: Task, images: Any, caller: str = ""
-    ) -> AsyncIterator[TaskResponse | str]:
-        yield "replica"
-        made = [item async for item in self.stream(task, images)]
-        yield collect([item for item in made if not isinstance(item, str)])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
+from engine.requests.chunks import ChunkBuilder
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
 from engine.text.message import MessageParser
@@ -19,7 +20,7 @@ from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema import StreamChunk
-from schema.response import TokenLogprob
+from schema.response import TokenLogprob, collect
 from serve_app.graph.replay import Delivered
 
 _CHUNK: TypeAdapter[StreamChunk] = TypeAdapter(StreamChunk)

@@ -1,7 +1,8 @@
 """`/openapi.json` is valid and true: generated requests get no undocumented answer."""
 
 import re
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import pytest
 import schemathesis
@@ -12,6 +13,7 @@ from starlette.routing import Route
 from benchmarks.fuzz import configured, fuzz
 from schema import TaskError, schemas
 from serve_app.http.description.openapi import openapi
+from serve_app.http.routes import ROUTES, asgi_routes
 from tests.serve_app.scripted import app_maker, client
 
 MAKE = app_maker()
@@ -59,6 +61,24 @@ def test_every_route_is_described() -> None:
             routes[path] = {method.lower() for method in route.methods or ()} - {"head"}
     described = {path: set(item) - {"parameters"} for path, item in openapi(False)["paths"].items()}
     assert described == routes
+
+
+def test_every_handler_has_a_route() -> None:
+    app = MAKE()
+    assert isinstance(app, Starlette)
+    endpoints = [
+        cast(MethodType, route.endpoint) for route in app.routes if isinstance(route, Route)
+    ]
+    named = {endpoint.__name__ for endpoint in endpoints}
+    assert named == {route.handler for route in ROUTES}
+    for handlers in {type(endpoint.__self__) for endpoint in endpoints}:
+        public = {name for name in vars(handlers) if not name.startswith("_")}
+        assert public <= named
+
+
+def test_a_route_without_a_handler_is_refused() -> None:
+    with pytest.raises(LookupError, match="create_task"):
+        asgi_routes()
 
 
 def _references(value: Any) -> set[str]:

@@ -78,6 +78,27 @@ def test_pages_of_several_machines_become_one() -> None:
     assert together.count("# TYPE") == 1
 
 
+def test_a_page_is_given_on_as_it_is() -> None:
+    count, seconds = metrics.TASKS.exported, metrics.TASK.exported
+    page = (
+        f"# HELP {count} Ends, by \\\\ and more\n# TYPE {count} counter\n"
+        f'{count}{{model="a\\"b\\\\c\\nd",outcome="finished"}} 1.23456789e+08\n'
+        f"# HELP {seconds} Seconds\n# TYPE {seconds} histogram\n"
+        f'{seconds}_bucket{{le="0.1"}} 0.0\n{seconds}_bucket{{le="+Inf"}} 3.0\n'
+        f"{seconds}_count 3.0\n{seconds}_sum 10.25\n"
+    )
+    others = f"# HELP ray_x Like {count}\n# TYPE ray_x gauge\nray_x NaN\n"
+    created = f"# HELP {count}_created Ends\n# TYPE {count}_created gauge\n{count}_created 1.0\n"
+    assert merged([others + page + created + others]) == page
+
+
+def test_a_faulty_page_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    name = metrics.WAITING.exported
+    page = f"# HELP {name} Text\n# TYPE {name} gauge\n{name} 1.0\n"
+    assert merged([f"{page}{name} one\n", page]) == page
+    assert "text format" in caplog.text
+
+
 def _series(client: httpx.Client) -> dict[str, list[Any]]:
     """The samples at `/metrics`, by their name."""
     response = client.get("/metrics")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+from ray.util.accelerators import accelerators
 
 from serve_app.app import _model_options, build, graph, place
 from serve_app.config.accelerators import ACCELERATOR_TYPES
@@ -103,6 +104,11 @@ def test_accelerator_types_are_those_that_ray_gives(name: str, says: str) -> Non
 def test_names_are_what_ray_makes_of_the_drivers(card: str, known: bool) -> None:
     name = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(card)
     assert (name in ACCELERATOR_TYPES) == known
+
+
+def test_ray_names_no_type_that_the_table_lacks() -> None:
+    names = {name for key, name in vars(accelerators).items() if key.startswith("NVIDIA_")}
+    assert names <= set(ACCELERATOR_TYPES)
 
 
 def test_an_accelerator_type_never_falls_back_to_the_cpu() -> None:

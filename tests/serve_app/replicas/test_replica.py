@@ -10,6 +10,7 @@ import pytest
 
 from schema import ModelInvalid, Task, TaskArgsInvalid
 from serve_app.config.app_args import ModelArgs
+from serve_app.protocol.messages import Alive, Chunk, Started
 from serve_app.replicas.model_replica import ModelReplica
 
 
@@ -21,9 +22,9 @@ async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
     """Its client would otherwise wait for as long as Ray tries to start it."""
     replica = ModelReplica(model(tmp_path, min_replicas=0), "cpu")
     task = Task.from_fields(model="broken", messages=[{"role": "user", "content": "hi"}])
-    for call in (replica.run, replica.stream):
+    for streamed in (False, True):
         with pytest.raises(ModelInvalid, match="broken"):
-            async for _ in call(task, None):
+            async for _ in replica.stream(task, None, streamed=streamed):
                 pass
     status = await replica.status()
     assert status["tasks"]["failed"] == 2
@@ -41,10 +42,12 @@ async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPat
         messages=[{"role": "user", "content": "hi"}],
         generation_config={"do_sample": True, "temperature": 100.0, "num_return_sequences": 8},
     )
-    *signs, response = [item async for item in replica.run(task, None)]
-    assert not isinstance(response, str)
+    *signs, last = [message async for message in replica.stream(task, None, streamed=False)]
+    assert isinstance(last, Chunk)
+    assert {choice["finish_reason"] for choice in last.chunk["choices"]} <= {"stop", "length"}
     assert len(signs) > 2  # the first says that it has begun
-    assert all(isinstance(sign, str) for sign in signs)
+    assert isinstance(signs[0], Started)
+    assert all(isinstance(sign, Alive) for sign in signs[1:])
 
 
 def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schema.model_variant import ModelVariant
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui.answer import Answer, comparison, parts
 from serve_app.ui.app import chat_app
-from serve_app.ui.client import Variant, variants_of
+from serve_app.ui.client import label_of, variants_of
 from serve_app.ui.config import ChatArgs
 from serve_app.ui.conversation import Settings, Turn, request_for
 from serve_app.ui.display import escaped, messages
 
-DEMO = Settings(Variant("demo", "float32", 8), seed=7)
+DEMO = Settings(ModelVariant("demo", "float32", 8), seed=7)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,11 @@ def test_the_request_of_a_conversation() -> None:
 
 
 def test_variants_of_models() -> None:
-    served = [Variant("demo"), Variant("demo", "float32", 4), Variant("other")]
+    served = [ModelVariant("demo"), ModelVariant("demo", "float32", 4), ModelVariant("other")]
     assert variants_of(served, "demo") == served[:2]
     on_demand = variants_of(served, "Qwen/Qwen3-0.6B")
-    assert on_demand[0] == Variant("Qwen/Qwen3-0.6B")
-    assert len({variant.label for variant in on_demand}) == len(on_demand) == 12
+    assert on_demand[0] == ModelVariant("Qwen/Qwen3-0.6B")
+    assert len({label_of(variant) for variant in on_demand}) == len(on_demand) == 12
 
 
 async def test_without_gradio_the_page_says_what_to_install(

@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp
 
 from schema import StreamChunk, Task
-from tests.serve_app.scripted import app_maker, cancelled, chunk, client, events_of, task
+from tests.serve_app.scripted import StandIn, app_maker, cancelled, chunk, client, events_of, task
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,10 @@ async def test_an_error_of_a_chat_after_the_first_chunk_is_the_last_event(
     assert last["error"]["code"] == "task_execution_failed"
 
 
-class Unspeakable:
+class Unspeakable(StandIn):
     """Its answer goes on with what no JSON in UTF-8 can carry."""
 
-    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
+    async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         yield chunk("a")
         yield chunk("\ud800", "stop")
 

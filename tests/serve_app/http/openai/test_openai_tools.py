@@ -4,7 +4,7 @@ The replica has no model: it writes what the last message of the user says, thro
 reader of messages, a few characters at a time.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, cast
 
 import httpx
@@ -15,14 +15,15 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, SecretStr
 from starlette.types import ASGIApp
 
-from engine.requests.outputs import ChoiceDelta, ChunkBuilder, RequestOutput, collect
+from engine.requests.chunks import ChunkBuilder
+from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.detect import MessageFormats
 from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
 from engine.text.tool_calls.hermes import HERMES
-from schema import StreamChunk, Task, TaskResponse
+from schema import StreamChunk, Task
 from schema.tool_choice import functions_of
-from tests.serve_app.scripted import app_maker
+from tests.serve_app.scripted import StandIn, app_maker
 
 WEATHER: Any = {
     "type": "function",
@@ -45,13 +46,10 @@ class City(BaseModel):
     city: str
 
 
-class WritingReplica:
+class WritingReplica(StandIn):
     """Writes the last text of the user."""
 
-    async def run(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[TaskResponse]:
-        yield collect([chunk async for chunk in self.stream(task, images)])
-
-    async def stream(self, task: Task, images: Any, caller: str = "") -> AsyncIterator[StreamChunk]:
+    async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         assert task.answer_format == "message"
         seen.append(task)
         text = [message.text for message in task.messages if message.role == "user"][-1]

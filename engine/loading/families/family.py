@@ -1,0 +1,99 @@
+"""The vision-language families: a record for each of what the engine knows beforehand.
+
+What can be found out from a loaded model is not here but in `engine.loading.families.traits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
+
+
+@dataclass(frozen=True)
+class Family:
+    """Vision-language models of one architecture, or of several that differ in no way told here.
+
+    Attributes:
+        model_types: ``model_type`` in their ``config.json``. The answers of each are tested
+            against transformers' own.
+        towers: the modules below ``model.`` that make features of images: the vision tower and
+            its projector. They are small and stay in full precision under quantization, and
+            decoding does not read them.
+        stored_towers: other names of these in checkpoints.
+        stored_heads: other names of the language model head in checkpoints.
+        image_tag: what authors of prompts write where an image belongs.
+        fix_processor: called before the family's processor is made.
+    """
+
+    model_types: tuple[str, ...]
+    towers: tuple[str, ...]
+    stored_towers: tuple[str, ...] = ()
+    stored_heads: tuple[str, ...] = ()
+    image_tag: str | None = None
+    fix_processor: Callable[[], None] | None = None
+
+    @property
+    def processors(self) -> set[str]:
+        """The names of their processors' classes."""
+        return {PROCESSOR_MAPPING_NAMES[model_type] for model_type in self.model_types}
+
+
+def _do_without_num2words() -> None:
+    """SmolVLM's processor refuses to start without a package that only its videos use."""
+    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
+    module.num2words = module.num2words or str
+
+
+FAMILIES = (
+    Family(("gemma3",), towers=("vision_tower", "multi_modal_projector")),
+    Family(("idefics3",), towers=("vision_model", "connector")),
+    Family(
+        ("internvl",),
+        towers=("vision_tower", "multi_modal_projector"),
+        # of the original repositories, and of InternLM2 in them (`internvl_weights`)
+        stored_towers=("vision_model", "mlp1"),
+        stored_heads=("language_model.output",),
+        image_tag="<image>",
+    ),
+    Family(("llava", "llava_onevision"), towers=("vision_tower", "multi_modal_projector")),
+    Family(("qwen2_5_vl", "qwen2_vl", "qwen3_vl"), towers=("visual",)),
+    Family(("smolvlm",), towers=("vision_model", "connector"), fix_processor=_do_without_num2words),
+)
+
+VISION_MODEL_TYPES = tuple(sorted(each for family in FAMILIES for each in family.model_types))
+"""Vision-language architectures that the engine runs."""
+
+TOWERS = tuple(dict.fromkeys(tower for family in FAMILIES for tower in family.towers))
+"""The modules below ``model.`` that are towers in any family."""
+
+_STORED_TOWERS = (*TOWERS, *(name for family in FAMILIES for name in family.stored_towers))
+_STORED_HEADS = ("lm_head", *(name for family in FAMILIES for name in family.stored_heads))
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a vision-language model; None for a text model."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def family_of_processor(name: str) -> Family | None:
+    """The family whose processor has a class of this name."""
+    return next((family for family in FAMILIES if name in family.processors), None)
+
+
+def in_tower(tensor: str) -> bool:
+    """Whether a tensor of this name, a model's or a checkpoint's, belongs to a vision tower."""
+    return is_within(tensor, _STORED_TOWERS)
+
+
+def in_head(tensor: str) -> bool:
+    """Whether a tensor of this name, a model's or a checkpoint's, is the language model head's."""
+    return is_within(tensor, _STORED_HEADS)
+
+
+def is_within(tensor: str, modules: Iterable[str]) -> bool:
+    """Whether a dotted name has one of these, dotted names too, as a part."""
+    return any(f".{module}." in f".{tensor}." for module in modules)

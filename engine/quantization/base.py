@@ -1,0 +1,40 @@
+"""What the rest of the engine knows of a quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schema.model_variant import QuantizeBits, quantization_label
+
+Split = Literal["tensor", "layers"]
+"""How a model is divided over several devices."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One way to quantize weights while they are loaded.
+
+    Attributes:
+        bits: the number by which tasks and configurations ask for it.
+        name: of the number format.
+        bytes_per_weight: what a quantized weight takes, large scales included.
+        full_precision: modules that keep their dtype, beside the vision tower and its projector
+            (`engine.loading.families`): those whose name is one of these, or ends with it.
+        splits: how a model in it may be divided over devices; the first where nothing is said.
+        transformers_config: makes what ``from_pretrained`` takes as ``quantization_config``, of
+            the dtype of the arithmetic and the names of the modules that keep theirs.
+    """
+
+    bits: QuantizeBits
+    name: str
+    bytes_per_weight: float
+    full_precision: tuple[str, ...]
+    splits: tuple[Split, ...]
+    transformers_config: Callable[[Any, Sequence[str]], Any]
+
+    @property
+    def label(self) -> str:
+        """What people call it, such as INT4."""
+        return str(quantization_label(self.bits))

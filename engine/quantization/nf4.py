@@ -1,0 +1,29 @@
+"""NF4 by bitsandbytes: weights in 4 bits, a float32 scale for each 64 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.quantization.base import Quantization
+
+
+def _transformers_config(dtype: Any, full_precision: Sequence[str]) -> Any:
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415 - see the package
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(full_precision),
+    )
+
+
+NF4 = Quantization(
+    bits=4,
+    name="nf4",
+    bytes_per_weight=0.5 + 4 / 64,
+    full_precision=("lm_head",),  # as in INT8
+    splits=("layers",),
+    transformers_config=_transformers_config,
+)

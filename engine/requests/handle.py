@@ -1,0 +1,50 @@
+"""A task that the engine has accepted, as the coroutine sees it that waits for its answer."""
+
+from __future__ import annotations
+
+from engine.requests.chunks import ChunkBuilder
+from engine.requests.output_collector import RequestOutputCollector
+from engine.requests.request import Request
+from schema.response import StreamChunk
+
+
+class RequestHandle:
+    """The chunks of one task, asked for one by one. Belongs to one event loop.
+
+    Whoever has it calls `cancel` at the end, on every way out.
+
+    Attributes:
+        done: whether `next` has returned the last chunk.
+    """
+
+    def __init__(
+        self, request: Request, builder: ChunkBuilder, outputs: RequestOutputCollector
+    ) -> None:
+        self._request = request
+        self._builder = builder
+        self._outputs = outputs
+        self.done = False
+
+    async def next(
+        self, patience_s: float | None = None, hold_s: float = 0.0
+    ) -> StreamChunk | None:
+        """What has been generated since the last call; waits for something.
+
+        Args:
+            patience_s: it waits no longer than this, and then returns None: the task goes on.
+                None waits as long as it takes.
+            hold_s: it waits for so long even if there is something, unless that is the end. With
+                ``math.inf`` the next chunk is the last one.
+
+        Raises:
+            TaskError: the task has failed.
+        """
+        output = await self._outputs.get(patience_s, hold_s)
+        if output.error is not None:
+            raise output.error
+        self.done = output.done
+        return self._builder.chunk(output) if output.deltas or output.done else None
+
+    def cancel(self) -> None:
+        """End the task, if it still runs, and free what it holds. Idempotent."""
+        self._request.cancel_requested = True

@@ -1,0 +1,196 @@
+"""From a task to a `Request`: validated, rendered and tokenized, on its caller's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from json import dumps
+
+from engine.config import EngineConfig
+from engine.loading.loaded_model import LoadedModel
+from engine.loading.snapshot import is_directory
+from engine.requests.chunks import ChunkBuilder
+from engine.requests.outputs import Sink
+from engine.requests.prompt import Prompt, PromptRenderer
+from engine.requests.request import Request, SequenceState
+from engine.requests.stats import Meter
+from engine.sampling.grammar import Grammar, GrammarCompiler
+from engine.sampling.logprobs import TokenTexts
+from engine.sampling.settings import SamplingParams, resolve_settings
+from engine.sampling.task_grammar import task_grammar
+from engine.text.detect import MessageFormats
+from engine.text.detokenizer import Detokenizer
+from engine.text.message import MessageParser, message_parsers
+from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
+from schema.errors import ModelInvalid, TaskArgsInvalid
+from schema.task import Task
+
+
+class InputProcessor:
+    """Makes requests of the tasks for one model. Thread safe."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        renderer: PromptRenderer,
+        formats: MessageFormats,
+        *,
+        dtype: str,
+        fingerprint: str,
+        continuous_batching: bool,
+        check_fits: Callable[[Request], None],
+        meter: Meter,
+    ) -> None:
+        """Take what is known of the model.
+
+        Args:
+            config: of the engine.
+            loaded: the model.
+            renderer: of its prompts.
+            formats: of its messages.
+            dtype: of its weights, by name.
+            fingerprint: what its answers carry as ``system_fingerprint``.
+            continuous_batching: whether its tasks can run together.
+            check_fits: raises `TaskError` for a request that could never run.
+            meter: watches every request.
+        """
+        self._config = config
+        self._loaded = loaded
+        self._renderer = renderer
+        self._formats = formats
+        self._dtype = dtype
+        self._fingerprint = fingerprint
+        self._continuous_batching = continuous_batching
+        self._check_fits = check_fits
+        self._meter = meter
+        self._token_texts = TokenTexts(loaded.tokenizer)
+        self._preprocessor: ImagePreprocessor | None = None
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()  # tokenizers are not safe to share between threads
+
+    def prepare(
+        self, task: Task, images: ImageInputs | None, sink: Sink
+    ) -> tuple[Request, ChunkBuilder]:
+        """Validate, render and tokenize a task.
+
+        Args:
+            task: the task.
+            images: its prepared images; None to prepare them here.
+            sink: takes the outputs of the request.
+
+        Returns:
+            The request, and what makes chunks of its outputs.
+
+        Raises:
+            TaskError: the task is refused.
+        """
+        arrived = time.monotonic()
+        self._refuse_another(task)
+        params = image_params(task)
+        if images is None:
+            images = self._prepare_images(task, params) if params else ()
+        with self._lock:
+            prompt = self._renderer.render(task, images)
+            settings = self._settings(task, prompt)
+        formats = self._formats
+        if task.forces_calls:
+            formats = formats.that_can_be_forced()
+        hidden = None
+        parsers: Sequence[MessageParser] = ()
+        if task.answer_format == "message":
+            parsers = message_parsers(
+                formats,
+                task,
+                prompt.token_ids,
+                prompt.text_end,
+                num_choices=settings.num_sequences,
+                stop_strings=settings.stop_strings,
+            )
+            if task.use_chat_template:
+                hidden = formats.hidden_tokens(with_tools=bool(task.tools))
+        answers = [
+            SequenceState(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
+            for index in range(settings.num_rows if settings.batched else settings.num_sequences)
+        ]
+        sink = self._meter.watch(
+            sink,
+            prompt_tokens=len(prompt.token_ids),
+            num_answers=settings.num_sequences,
+            arrived=arrived,
+        )
+        request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
+        self._check_fits(request)
+        if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
+            self._constrain(request, grammar)
+        response = ChunkBuilder(task.model, self._fingerprint, request.prompt_tokens, parsers)
+        return request, response
+
+    def _settings(self, task: Task, prompt: Prompt) -> SamplingParams:
+        settings = resolve_settings(
+            task.generation_config,
+            self._loaded.model,
+            prompt_tokens=len(prompt.token_ids),
+            context_length=self._loaded.context_length,
+            cut_to_context=self._config.cut_to_context,
+            continuous_batching=self._continuous_batching,
+        )
+        if not settings.batched and self._config.tensor_parallel:
+            raise TaskArgsInvalid(
+                "generation_config, or the model's own settings, ask for a task that runs alone "
+                f"through generate; this model is split over {self._config.num_devices} devices, "
+                "where tasks run in the batch only: leave guidance_scale out"
+            )
+        return settings
+
+    def _refuse_another(self, task: Task) -> None:
+        """Refuse a task for another model, or for this one in another form.
+
+        A directory without ``model_id`` has no name that a task could give.
+        """
+        config, wanted = self._config, task.variant
+        own = replace(config.variant, dtype=self._dtype)
+        if wanted.id != own.id and (config.model_id or not is_directory(config)):
+            raise ModelInvalid(
+                f"model {wanted.id!r} is not served here; served: {own.id}", param="model"
+            )
+        if wanted.quantize_bits != own.quantize_bits:
+            raise TaskArgsInvalid(
+                f"{wanted.id} is not served with quantize_bits {dumps(wanted.quantize_bits)}, but "
+                f"with {dumps(own.quantize_bits)}",
+                param="quantize_bits",
+            )
+        if wanted.dtype not in ("auto", own.dtype):
+            raise TaskArgsInvalid(
+                f"{wanted.id} is not served with dtype {wanted.dtype!r}, but with {own.dtype!r}",
+                param="dtype",
+            )
+
+    def _constrain(self, request: Request, grammar: Grammar) -> None:
+        """Have all answers of a request keep to a grammar."""
+        _refuse_beams(request.settings, grammar)
+        with self._lock:
+            if self._grammars is None:
+                eos = request.settings.eos_token_ids
+                self._grammars = GrammarCompiler(self._loaded.tokenizer, eos, grammar.param)
+        matcher = self._grammars.compile(grammar)
+        for answer in request.sequences:
+            answer.matcher = matcher.fork()
+
+    def _prepare_images(self, task: Task, params: Sequence[str]) -> ImageInputs:
+        with self._lock:
+            if self._preprocessor is None:
+                self._preprocessor = ImagePreprocessor(self._config)
+            return self._preprocessor(task.split_images()[1], params)
+
+
+def _refuse_beams(settings: SamplingParams, grammar: Grammar) -> None:
+    """The task has no beams, or it would have been refused; a model's own settings may."""
+    if settings.num_beams > 1:
+        raise TaskArgsInvalid(
+            f"{grammar.param} cannot be kept to by a beam search, which this model's own settings "
+            "ask for: set generation_config.num_beams to 1",
+            param=grammar.param,
+        )

@@ -1,0 +1,108 @@
+"""Which model, in which form: the name of a model, its dtype and its quantization.
+
+Names are hub ids such as ``Qwen/Qwen3-8B``, and the names that operators give. They come from
+strangers and end in messages, file names and addresses, so that they are held to a form in which
+nothing can be hidden: no directory, no way upwards, no control character.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field
+
+from schema.message import rule
+
+Dtype = Literal["float16", "bfloat16", "float32", "auto"]
+QuantizeBits = Literal[4, 8]
+
+MAX_MODEL_CHARS = 512
+
+_PATHS = ("/", "./", "../", "~")
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_MODEL_ID = re.compile(rf"{_PART}(?:/{_PART})*")
+
+MODEL_ID_PATTERN = rf"^{_PART}(?:/{_PART})*$(?!\n)"
+"""The same for JSON Schema. Python's `$` also matches before a last newline, hence its end."""
+
+
+def check_model_id(text: str) -> str:
+    """``text`` itself, if it has the form of a model's name; a pydantic validator."""
+    if not _MODEL_ID.fullmatch(text):
+        raise rule(
+            "must be a name such as Qwen/Qwen3-8B: parts of letters, digits, dots, underscores and "
+            "dashes, joined by single slashes; it is never a path"
+        )
+    return text
+
+
+def is_path(text: str) -> bool:
+    """Whether ``text`` begins as a path does, which no model's name can."""
+    return text.startswith(_PATHS)
+
+
+ModelName = Annotated[
+    str, Field(min_length=1, max_length=MAX_MODEL_CHARS), AfterValidator(check_model_id)
+]
+
+
+def quantization_label(bits: int | None) -> str | None:
+    """What people call a quantization, such as INT4; None for unquantized weights."""
+    return None if bits is None else f"INT{bits}"
+
+
+@dataclass(frozen=True)
+class ModelVariant:
+    """A model in one dtype and quantization: what tasks ask for, and what is served or loaded.
+
+    Two variants are the same if they are equal; nothing is validated here, so that a body can be
+    looked at before it is parsed.
+
+    Attributes:
+        id: the model's name.
+        dtype: a `Dtype`; "auto" stands for the operator's choice, or the checkpoint's own.
+        quantize_bits: a `QuantizeBits`; None for unquantized weights.
+    """
+
+    id: str
+    dtype: str = "auto"
+    quantize_bits: int | None = None
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Self:
+        """The variant that a JSON object describes, such as an entry of ``GET /v1/models``."""
+        return cls(described["id"], described["dtype"], described["quantize_bits"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields under their public names: ``id``, ``dtype`` and ``quantize_bits``."""
+        return asdict(self)
+
+    @property
+    def quantization(self) -> str | None:
+        """The label of the quantization, such as INT4; None for unquantized weights."""
+        return quantization_label(self.quantize_bits)
+
+    @property
+    def label(self) -> str:
+        """The variant among those of its model: ``bfloat16`` or ``bfloat16, INT4``."""
+        return ", ".join(filter(None, (self.dtype, self.quantization)))
+
+    @property
+    def metric_label(self) -> str:
+        """The same as the value of a metric's label: ``bfloat16`` or ``bfloat16 int4``."""
+        return " ".join(filter(None, (self.dtype, (self.quantization or "").lower())))
+
+    @property
+    def deployment(self) -> str:
+        """The name of the deployment that serves it: in logs, metrics and ``serve status``."""
+        parts = ["Model", self.id.replace("/", "--")]
+        if self.dtype != "auto":
+            parts.append(self.dtype)
+        if self.quantization is not None:
+            parts.append(self.quantization.lower())
+        return ":".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.label})"

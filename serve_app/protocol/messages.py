@@ -1,0 +1,77 @@
+"""What a replica says to the ingress about a task: that it has begun, that it lives, and chunks.
+
+A replica's `stream` yields these and nothing else: first `Started`, then any number of `Alive` and
+`Chunk`. It ends after the task's last chunk, or raises a `TaskError`. They are small, because one
+is pickled for every chunk of every stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from schema.response import StreamChunk
+from schema.task import Task
+
+HEARTBEAT_S = 2.0
+"""A replica that has nothing else to say about a task says `Alive` this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first message: a replica has taken the task.
+
+    Attributes:
+        replica: by which name the routers know it; empty for a process of the pool.
+    """
+
+    replica: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Started, (self.replica,)
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The replica's process still runs; there is no news of the task."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Alive, ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of the answer, JSON-ready; at least one choice has grown or ended."""
+
+    chunk: StreamChunk
+
+    # What a slotted dataclass inherits takes twice the time.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chunk, (self.chunk,)
+
+
+Message = Started | Alive | Chunk
+
+
+class TaskReplica(Protocol):
+    """What the ingress may ask of a replica that runs tasks."""
+
+    def stream(
+        self, task: Task, images: Any, caller: str = "", *, streamed: bool = True
+    ) -> AsyncGenerator[Message, None]:
+        """Run a task. Closing the iterator cancels the task.
+
+        An async generator, because Ray cannot cancel a plain method.
+
+        Args:
+            task: without its images.
+            images: its prepared images (`engine.vision.preprocessor.ImageInputs`), or None.
+            caller: `own_actor` of the ingress that asks; when it dies, the task is cancelled.
+            streamed: whether somebody reads the answer while it grows. If not, it comes as one
+                chunk at the end.
+
+        Raises:
+            TaskError: see `schema.errors`; also after the first chunk.
+        """
+        ...
