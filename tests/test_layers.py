@@ -24,9 +24,9 @@ ARROWS = """
 cluster                    > .hardware .planning serve_app.check serve_app.observability
                              serve_app.config
 cluster.hardware           > .planning serve_app.config engine engine.execution
-                             engine.execution.attention engine.platform schema
-cluster.planning           > serve_app.app serve_app.config engine.execution engine.loading
-                             engine.loading.sharding schema
+                             engine.execution.attention engine.requests engine.platform schema
+cluster.planning           > serve_app.app serve_app.config engine.loading engine.loading.sharding
+                             engine.platform schema
 
 demo                       > .training .data
 demo.training              > .data
@@ -64,13 +64,13 @@ engine.engine              > .core .parallel .requests .vision .sampling .loadin
                              schema
 engine.core                > .parallel .execution .execution.attention .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
-engine.parallel            > .execution .execution.attention .vision .loading .platform .config
+engine.parallel            > .execution .execution.attention .loading .platform .config schema
+engine.execution           > .execution.attention .requests .vision .loading .platform .config
                              schema
-engine.execution           > .execution.attention .requests .vision .loading .config schema
-engine.execution.attention > .execution .vision
+engine.execution.attention > .execution .requests .platform
 engine.requests            > .vision .sampling .loading .loading.families .text schema
 engine.vision              > .loading .loading.families .config schema
-engine.sampling            > .text schema
+engine.sampling            > .text .platform schema
 engine.loading             > .loading.families .loading.sharding .platform .config schema
 engine.loading.families    > .config schema
 engine.loading.sharding    > .loading .platform .config schema
@@ -86,12 +86,7 @@ schema.validation          > schema
 """
 
 # Arrows that point upwards and go with a planned move, and who makes it.
-PENDING = {
-    # AsyncCopy and upload move from execution/attention/packing.py to platform/transfer.py.
-    ("engine.sampling", "engine.execution.attention"): "seam1",
-    # The bytes of a loaded model move from loading/estimate.py to core/model_info.py.
-    ("engine.loading", "engine.execution"): "seam2",
-}
+PENDING: dict[tuple[str, str], str] = {}
 
 MAX_ENTRIES = 12
 PENDING_ENTRIES = {
