@@ -168,7 +168,7 @@ async def _on_task_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """A client that has left before its body was there: nobody reads this, but it is counted."""
+    """A client that disconnected before its body was there: it cannot read this, but it is counted."""
     return error_response(Cancelled("the client has left in the midst of its body"))
 
 

@@ -46,7 +46,7 @@ def path_of(url: str) -> PurePosixPath:
 def read_image(url: str, roots: Sequence[str], budget: Budget) -> bytes:
     """The file at ``url``, which lies below one of ``roots``. Blocking.
 
-    Whatever is wrong with a path gets one answer, so that nobody learns what else is there. What is
+    Whatever is wrong with a path gets one answer, so that no client learns what else is there. What is
     outside the roots by its name is not even looked at.
 
     Raises:
