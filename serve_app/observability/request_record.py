@@ -56,5 +56,5 @@ current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
 def entry() -> Entry:
-    """The entry of the request that is being answered; outside of one, an entry that is thrown away."""
+    """The entry of the request that is being answered; outside of one, a new entry."""
     return current.get() or Entry("")
