@@ -35,7 +35,7 @@ from benchmarks.capacity.sweep import (
 )
 from benchmarks.capacity.validate import table as validation_table
 from benchmarks.capacity.validate import validate
-from benchmarks.report import say
+from benchmarks.engine.report import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

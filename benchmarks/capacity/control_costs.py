@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from benchmarks.capacity.cpu import Spent, read
 from benchmarks.capacity.pictures import measure_store
-from benchmarks.report import say
+from benchmarks.engine.report import say
 from serve_app.app import AUTOSCALING, HEALTH
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
 

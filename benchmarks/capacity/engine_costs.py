@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.server import DEMO
+from benchmarks.harness.server import DEMO
 from engine import Engine, EngineConfig
 from schema.task import Task
 

@@ -36,7 +36,7 @@ from benchmarks.capacity.engine_costs import measure_engine
 from benchmarks.capacity.pictures import measure_preparing
 from benchmarks.capacity.routing_costs import measure_choosing
 from benchmarks.capacity.server_costs import measure_server
-from benchmarks.report import say
+from benchmarks.engine.report import say
 from serve_app.app import AUTOSCALING
 
 Found = Iterable[tuple[str, Any]]

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from benchmarks.capacity.costs import PictureCosts
-from benchmarks.images import Kind, make_picture, model_directory
+from benchmarks.images.__main__ import Kind, make_picture, model_directory
 from engine import EngineConfig, ImagePreprocessor
 from engine.vision.preprocessor import ImageInputs
 from schema.task import Task

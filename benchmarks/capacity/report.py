@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.capacity.controller import LOOP_S, control
 from benchmarks.capacity.costs import Measured
 from benchmarks.capacity.sweep import FIRST_TOKEN_S, MODES, REPLICAS, Row
-from benchmarks.report import aligned
+from benchmarks.engine.report import aligned
 
 _INGRESSES = (1, 10, 100)
 _STYLE = {"default": "--", "tuned": "-"}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.capacity.costs import Measured
-from benchmarks.workload import GEOMETRIES
+from benchmarks.harness.models import GEOMETRIES
 from cluster.planning.gpus import GPU_TYPES
 from cluster.planning.needs import Need
 from cluster.planning.packing import tokens_per_s

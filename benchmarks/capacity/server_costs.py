@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.capacity.costs import Mode, ModeCosts, Stage
 from benchmarks.capacity.cpu import Spent, read
 from benchmarks.capacity.pictures import picture_base64
-from benchmarks.report import say
-from benchmarks.server import DEMO, TUNED, Server, free_port, serving
+from benchmarks.engine.report import say
+from benchmarks.harness.server import DEMO, TUNED, Server, free_port, serving
 
 PARTS = ("proxy", "ingress", "replica")
 _IDLE_S = 4.0

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.capacity.costs import Measured
 from benchmarks.capacity.scenarios import Layout, Workload, engines
 from benchmarks.capacity.simulation import Graph
-from benchmarks.report import aligned
+from benchmarks.engine.report import aligned
 
 _SECONDS = 120.0
 _WARM_UP_S = 10.0

@@ -36,14 +36,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import say
-from benchmarks.serving.client import Endpoint
+from benchmarks.engine.report import say
+from benchmarks.harness.client import Endpoint
+from benchmarks.harness.load import WITH_IMAGES, Load, workload_names
+from benchmarks.harness.metrics import Target
+from benchmarks.harness.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
+from benchmarks.harness.served_model import geometry_names, make_model, real_model
 from benchmarks.serving.graph_cost import measure_cost
-from benchmarks.serving.load import WITH_IMAGES, Load, workload_names
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
-from benchmarks.serving.metrics import Target
-from benchmarks.serving.models import geometry_names, make_model, real_model
-from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
 from engine.run_task import PATHS
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import psutil
 
-from benchmarks.processes import name_of
+from benchmarks.harness.processes import name_of
 
 CLIENT = "client"
 

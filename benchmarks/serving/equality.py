@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from benchmarks.serving.client import Answer, Client, Job
-from benchmarks.serving.load import jobs
-from benchmarks.serving.models import ServedModel
+from benchmarks.harness.client import Answer, Client, Job
+from benchmarks.harness.load import jobs
+from benchmarks.harness.served_model import ServedModel
 
 _SEED = 20260101
 

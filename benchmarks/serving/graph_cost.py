@@ -19,16 +19,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import aligned, say
-from benchmarks.server import Server
-from benchmarks.serving.client import Answer, Client, Endpoint, Job
+from benchmarks.engine.report import aligned, say
+from benchmarks.engine.worker import in_own_process
+from benchmarks.harness.client import Answer, Client, Endpoint, Job
+from benchmarks.harness.load import Load, run
+from benchmarks.harness.metrics import Target, characters_per_token, summary, tokens_of
+from benchmarks.harness.peers import GRAPH, PEERS, TUNED, Setup, graph_args
+from benchmarks.harness.served_model import DEMO, make_model
+from benchmarks.harness.server import Server
 from benchmarks.serving.cpu_time import CLIENT, cpu_seconds
-from benchmarks.serving.load import Load, run
-from benchmarks.serving.metrics import Target, characters_per_token, summary, tokens_of
-from benchmarks.serving.models import DEMO, make_model
-from benchmarks.serving.peers import GRAPH, PEERS, TUNED, Setup, graph_args
 from benchmarks.serving.profile import profile
-from benchmarks.worker import in_own_process
 from engine import Engine
 from schema.task import Task
 from serve_app.config.app_args import AppArgs

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report import say
-from benchmarks.server import NotReadyError, log_tail
-from benchmarks.serving.client import Client, Endpoint
+from benchmarks.engine.report import say
+from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.load import WITH_IMAGES, Load, jobs, run
+from benchmarks.harness.metrics import Summary, Target, summary
+from benchmarks.harness.peers import ECHO, Peer, Setup
+from benchmarks.harness.served_model import ServedModel
+from benchmarks.harness.server import NotReadyError, log_tail
 from benchmarks.serving.equality import Equality, compare, equality_jobs
-from benchmarks.serving.load import WITH_IMAGES, Load, jobs, run
-from benchmarks.serving.metrics import Summary, Target, summary
-from benchmarks.serving.models import ServedModel
-from benchmarks.serving.peers import ECHO, Peer, Setup
 from benchmarks.serving.report import Report, Row, Same
 
 _SETTLE_S = 300.0

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import aligned, say
+from benchmarks.engine.report import aligned, say
+from benchmarks.harness.metrics import Spread, Summary
 from benchmarks.serving.equality import Equality
-from benchmarks.serving.metrics import Spread, Summary
 
 
 @dataclass(frozen=True)

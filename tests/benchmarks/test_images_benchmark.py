@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.images import DIRECT, ENGINE, KINDS, MODELS
+from benchmarks.images.__main__ import DIRECT, ENGINE, KINDS, MODELS
 
 REPOSITORY = Path(__file__).parents[2]
 

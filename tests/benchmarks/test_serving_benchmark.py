@@ -24,14 +24,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.harness.client import Answer, Client, Dialect, Endpoint, Job
+from benchmarks.harness.load import Load, Run, jobs, run, workload_names
+from benchmarks.harness.metrics import Target, per_token_s, spread, summary
+from benchmarks.harness.peers import PEERS, Setup
+from benchmarks.harness.served_model import ServedModel, save_random
 from benchmarks.serving.__main__ import main
-from benchmarks.serving.client import Answer, Client, Dialect, Endpoint, Job
 from benchmarks.serving.equality import compare
-from benchmarks.serving.load import Load, Run, jobs, run, workload_names
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
-from benchmarks.serving.metrics import Target, per_token_s, spread, summary
-from benchmarks.serving.models import ServedModel, save_random
-from benchmarks.serving.peers import PEERS, Setup
 from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
 from engine import Engine, EngineConfig

@@ -1,4 +1,4 @@
-"""Our routing beside Ray's default one: ``python -m benchmarks.routing``.
+"""Our routing beside Ray's default one: ``python -m benchmarks.reliability.routing``.
 
 Serves the demo model twice by a real ``serve run``, with several replicas each: once with our
 router, which sends tasks that begin alike to the same replica, once with Ray's default one.
@@ -26,9 +26,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.client import loads
-from benchmarks.report import aligned, say
-from benchmarks.server import DEMO, serving
+from benchmarks.engine.report import aligned, say
+from benchmarks.harness.server import DEMO, serving
+from benchmarks.reliability.tasks import loads
 
 OURS, RAYS = "by-beginning", "by-load"
 RAYS_DEFAULT = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
@@ -124,7 +124,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.routing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.reliability.routing"
+    )
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--conversations", type=int, default=24)
     parser.add_argument("--turns", type=int, default=4)

@@ -1,4 +1,4 @@
-"""Kills replicas under load and compares every answer: ``python -m benchmarks.chaos``.
+"""Kills replicas under load and compares every answer: ``python -m benchmarks.reliability.chaos``.
 
 Serves the demo model with several replicas by a real ``serve run``. Tasks (text and pictures,
 greedy, sampled and several answers) are streamed by a number of clients at once: first in a quiet
@@ -28,9 +28,9 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.client import Answer, make_tasks, stream
-from benchmarks.report import aligned, pyplot, say
-from benchmarks.server import DEMO, DEPLOYMENT, Server, serving
+from benchmarks.engine.report import aligned, pyplot, say
+from benchmarks.harness.server import DEMO, DEPLOYMENT, Server, serving
+from benchmarks.reliability.tasks import Answer, make_tasks, stream
 
 FAULTS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "pictures": signal.SIGKILL}
 _SEED = 20260101
@@ -168,7 +168,9 @@ def plot(quiet: Run, disturbed: Run, file: Path) -> bool:
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.chaos")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.reliability.chaos"
+    )
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--replicas", type=int, default=2)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.fuzz http://127.0.0.1:8000``: thousands of requests that nobody wrote.
+"""``python -m benchmarks.reliability.fuzz http://127.0.0.1:8000``: thousands of requests that nobody wrote.
 
 schemathesis makes them from ``/openapi.json``, right ones and wrong ones. No answer may be a 5xx,
 none may be undocumented, and nothing that the description forbids may be accepted. Exits with 1
@@ -85,7 +85,9 @@ def _count(recorder: Any, report: Report) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fuzz the server named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability.fuzz", description=__doc__
+    )
     parser.add_argument("address", nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("--examples", type=int, default=DEFAULT_EXAMPLES, help="of each operation")
     parser.add_argument("--seed", type=int, default=0)

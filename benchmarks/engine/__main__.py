@@ -25,11 +25,11 @@ from statistics import median
 
 import torch
 
-from benchmarks import floor
-from benchmarks.peers import ONE_AT_A_TIME, PeerSettings, peer_names
-from benchmarks.report import FloorRow, Report, Row, SameAnswers, say
-from benchmarks.worker import RunResult, Worker, in_own_process
-from benchmarks.workload import (
+from benchmarks.engine import floor
+from benchmarks.engine.in_process import ONE_AT_A_TIME, PeerSettings, peer_names
+from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers, say
+from benchmarks.engine.worker import RunResult, Worker, in_own_process
+from benchmarks.harness.models import (
     ANSWER_TOKENS,
     GEOMETRIES,
     PROMPT_TOKENS,

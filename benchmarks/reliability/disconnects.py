@@ -6,7 +6,7 @@ import time
 
 import httpx
 
-from benchmarks.client import idle, loads
+from benchmarks.reliability.tasks import idle, loads
 
 
 async def leave(address: str, count: int) -> list[float]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers.utils.import_utils import is_serve_available
 
-from benchmarks.server import Server, free_port, running, serving_graph
-from benchmarks.serving.client import Dialect, Endpoint
-from benchmarks.serving.models import ServedModel
+from benchmarks.harness.client import Dialect, Endpoint
+from benchmarks.harness.served_model import ServedModel
+from benchmarks.harness.server import Server, free_port, running, serving_graph
 
 GRAPH = "gpt-task-serve"
 TUNED = "gpt-task-serve, tuned mode"
@@ -36,7 +36,7 @@ TUNED_ENVIRONMENT = {
 }
 
 _NAME = "bench"
-_CB_BATCH_TOKENS = 256  # as in `benchmarks.peers`, which says why
+_CB_BATCH_TOKENS = 256  # as in `benchmarks.engine.in_process`, which says why
 _CB_PAGE_SIZE = 32
 _VLLM_KV_GB = 2
 

@@ -1,4 +1,4 @@
-"""The clients of `benchmarks.overload`: what is sent, when, and what became of it."""
+"""The clients of `benchmarks.reliability.overload`: what is sent, when, and what became of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.client import make_tasks
-from benchmarks.overload_report import Asked
-from benchmarks.workload import uniform_tasks
+from benchmarks.harness.models import uniform_tasks
+from benchmarks.reliability.overload_report import Asked
+from benchmarks.reliability.tasks import make_tasks
 
 _PROBE_EVERY_S = 0.25
 _PROBE_FACTOR = 2.0  # a server is its old self when a task takes at most so many times as before

@@ -34,10 +34,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLProcessor
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.report import aligned, say
+from benchmarks.engine.report import aligned, say
 from engine import EngineConfig, ImagePreprocessor
 
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "model"
 ENGINE, DIRECT = "engine", "direct"
 _SEED = 20260101
 

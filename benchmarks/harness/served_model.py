@@ -6,9 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving.vision_models import IMAGE_TOKEN, VISION_GEOMETRIES, save_vision_model
-from benchmarks.worker import in_own_process
-from benchmarks.workload import GEOMETRIES, save_model
+from benchmarks.engine.worker import in_own_process
+from benchmarks.harness.models import GEOMETRIES, save_model
+from benchmarks.harness.vision_models import IMAGE_TOKEN, VISION_GEOMETRIES, save_vision_model
 from serve_app.config.app_args import REPOSITORY
 
 DEMO = "demo"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.floor import copy_bandwidth
-from benchmarks.peers import Peer, PeerSettings, TaskResult, load_peer
-from benchmarks.workload import BenchTask
+from benchmarks.engine.floor import copy_bandwidth
+from benchmarks.engine.in_process import Peer, PeerSettings, TaskResult, load_peer
+from benchmarks.harness.models import BenchTask
 
 _CLOSE_TIMEOUT_S = 30
 

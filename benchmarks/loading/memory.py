@@ -1,4 +1,4 @@
-"""Measures what loading a model takes: ``python -m benchmarks.load``.
+"""Measures what loading a model takes: ``python -m benchmarks.loading.memory``.
 
 Loads one checkpoint of random weights on CPU with each setting, every time in a process of its own,
 and watches the memory of that process from outside. Prints a table, writes ``load.json``.
@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import workload
-from benchmarks.report import aligned, say
-from benchmarks.worker import in_own_process
-from benchmarks.workload import Geometry
+from benchmarks.engine.report import aligned, say
+from benchmarks.engine.worker import in_own_process
+from benchmarks.harness import models as workload
+from benchmarks.harness.models import Geometry
 from engine import EngineConfig
 from engine.loading.estimate import weight_bytes
 from engine.loading.loader import load_model
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load",
+        prog="python -m benchmarks.loading.memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

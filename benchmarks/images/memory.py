@@ -1,4 +1,4 @@
-"""Memory of the graph while large pictures pass: ``python -m benchmarks.pictures_memory``.
+"""Memory of the graph while large pictures pass: ``python -m benchmarks.images.memory``.
 
 Serves the demo model by a real ``serve run``. Clients send pictures of 5 MB (uncompressed, so that
 decoding takes little time), each a different one. Every second the memory of all processes of the
@@ -29,9 +29,9 @@ from statistics import median
 import httpx
 from PIL import Image
 
-from benchmarks.processes import Sample, sample
-from benchmarks.report import aligned, pyplot, say
-from benchmarks.server import DEMO, TUNED, Server, serving
+from benchmarks.engine.report import aligned, pyplot, say
+from benchmarks.harness.processes import Sample, sample
+from benchmarks.harness.server import DEMO, TUNED, Server, serving
 
 MiB = 2**20
 GROWTH, GROWTH_BYTES = 0.05, 8 * MiB
@@ -189,9 +189,7 @@ def plot(samples: Sequence[Sample], file: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python -m benchmarks.pictures_memory"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.images.memory")
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop then, whatever is left")
     parser.add_argument("--clients", type=int, default=4)

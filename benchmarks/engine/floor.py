@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.peers import TaskResult
-from benchmarks.workload import BenchTask
+from benchmarks.engine.in_process import TaskResult
+from benchmarks.harness.models import BenchTask
 
 FLOOR_PROMPT_TOKENS = 128
 FLOOR_ANSWER_TOKENS = 128

@@ -1,4 +1,4 @@
-"""What `benchmarks.overload` has measured: the verdict, a table, JSON and a picture."""
+"""What `benchmarks.reliability.overload` has measured: the verdict, a table, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.report import aligned, pyplot
+from benchmarks.engine.report import aligned, pyplot
 
 PARTS = ("engine", "ingress", "proxy", "rest of Ray", "clients")
 """What computes."""
 GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
-"""What is asked of a server: see `benchmarks.overload`."""
+"""What is asked of a server: see `benchmarks.reliability.overload`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.peers import ENGINE
+from benchmarks.engine.in_process import ENGINE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from benchmarks.workload import (
+from benchmarks.harness.models import (
     GEOMETRIES,
     Geometry,
     decoder_config,
@@ -74,7 +74,7 @@ VISION_GEOMETRIES = {
 
 
 def save_vision_model(name: str, dtype: str, directory: str) -> None:
-    """As `benchmarks.workload.save_model`, with what prepares pictures.
+    """As `benchmarks.harness.models.save_model`, with what prepares pictures.
 
     The layout is that of the repositories whose names end in ``-hf``.
     """

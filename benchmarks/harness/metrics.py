@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.serving.client import Answer
-from benchmarks.serving.load import Run
+from benchmarks.harness.client import Answer
+from benchmarks.harness.load import Run
 
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 

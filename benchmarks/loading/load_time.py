@@ -1,8 +1,8 @@
-"""How long one process takes to load a model: ``python -m benchmarks.load_time DIRECTORY``.
+"""How long one process takes to load a model: ``python -m benchmarks.loading.load_time DIRECTORY``.
 
 It does what a replica does, without Ray: the libraries, the model, its KV cache, the probe. Prints
 one line of JSON: seconds and processor seconds from the start to each stage's end, and how long the
-weights alone take to read. `benchmarks.startup` calls it, in a new process for each measurement.
+weights alone take to read. `benchmarks.loading.startup` calls it, in a new process for each measurement.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def load(directory: Path, dtype: str) -> dict[str, Any]:
 
 def main() -> None:
     """One measurement."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_time", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loading.load_time", description=__doc__
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cold", action="store_true", help="the weights are not in the page cache")

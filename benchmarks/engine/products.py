@@ -1,4 +1,4 @@
-"""Measures what a model's matrix products cost on this CPU: ``python -m benchmarks.products``.
+"""Measures what a model's matrix products cost on this CPU: ``python -m benchmarks.engine.products``.
 
 The machine itself: the fastest large products in bfloat16, float32 and INT8, and the fastest read
 of a buffer that no cache holds. Then, for each way in which the engine holds weights, the products
@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.products_report import Group, Machine, Row, save, table
-from benchmarks.report import say
-from benchmarks.workload import GEOMETRIES, save_model
+from benchmarks.engine.products_report import Group, Machine, Row, save, table
+from benchmarks.engine.report import say
+from benchmarks.harness.models import GEOMETRIES, save_model
 from engine import EngineConfig
 from engine.execution.model_runner import Runner
 from engine.execution.prepack import PackedLinear, prepack
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.products",
+        prog="python -m benchmarks.engine.products",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

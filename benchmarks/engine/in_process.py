@@ -1,6 +1,6 @@
 """The ways to run the same tasks that the benchmark compares.
 
-Each peer runs in a process of its own (`benchmarks.worker`). The clock favours the peers of
+Each peer runs in a process of its own (`benchmarks.engine.worker`). The clock favours the peers of
 transformers: they tokenize before it starts and decode their answers after it has stopped, while
 the engine is given text and streams text.
 """
@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from benchmarks.workload import BenchTask
+from benchmarks.harness.models import BenchTask
 from engine import Engine, EngineConfig
 from schema.task import Task
 

@@ -1,10 +1,10 @@
-"""From the start of a server to its first token: ``python -m benchmarks.startup``.
+"""From the start of a server to its first token: ``python -m benchmarks.loading.startup``.
 
 Starts a real ``serve run`` several times, sends a task as soon as the server is ready, and says
 when what was there: seconds from the start of the command, from the logs of all processes; and the
 processor time that each process had taken by the first token, which is steadier on a busy machine.
 Then loads the model in processes of their own, its weights in the page cache and not, and says how
-long that takes beside reading the file (`benchmarks.load_time`).
+long that takes beside reading the file (`benchmarks.loading.load_time`).
 
 Prints tables, writes ``startup.json`` and, with matplotlib, ``startup.png``.
 """
@@ -30,10 +30,10 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.load_time import READY, STAGES
-from benchmarks.processes import name_of
-from benchmarks.report import aligned, pyplot, say
-from benchmarks.server import DEMO, TUNED, Server, serving
+from benchmarks.engine.report import aligned, pyplot, say
+from benchmarks.harness.processes import name_of
+from benchmarks.harness.server import DEMO, TUNED, Server, serving
+from benchmarks.loading.load_time import READY, STAGES
 from serve_app.config.app_args import REPOSITORY
 
 _REPLICA = "replica_default_Model_*.log"
@@ -49,7 +49,7 @@ MARKS = {
     "replica ready": (_REPLICA, "Finished initializing replica"),
 }
 """What is noted: in which file of logs, and what the line says. The stages of a replica are those
-of `benchmarks.load_time`; what they mean is the same in both."""
+of `benchmarks.loading.load_time`; what they mean is the same in both."""
 PROCESS = "replica's process begins"
 HEALTHY = "GET /health says ready"
 FIRST = "first token"
@@ -154,8 +154,8 @@ def _first_token(server: Server) -> None:
 
 
 def load_once(model: Path, dtype: str, *, cold: bool) -> dict[str, Any]:
-    """What `benchmarks.load_time` finds, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.load_time", str(model), "--dtype", dtype]
+    """What `benchmarks.loading.load_time` finds, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loading.load_time", str(model), "--dtype", dtype]
     run = subprocess.run(
         [*command, *(["--cold"] if cold else [])],
         cwd=REPOSITORY,
@@ -219,7 +219,9 @@ def plot(starts: Sequence[Start], file: Path) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loading.startup", description=__doc__
+    )
     parser.add_argument("--runs", type=int, default=3, help="starts of a server")
     parser.add_argument("--loads", type=int, default=1, help="loads without a server, of each kind")
     parser.add_argument("--model", type=Path, default=REPOSITORY / DEMO["source"])

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.serving.client import Answer, Job
-from benchmarks.serving.models import ServedModel
-from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS
+from benchmarks.harness.client import Answer, Job
+from benchmarks.harness.models import ANSWER_TOKENS, PROMPT_TOKENS
+from benchmarks.harness.served_model import ServedModel
 from demo.data.shapes import HELD_OUT_SEED, Picture, draw_picture
 
 PREFIX_TOKENS = 512
@@ -153,7 +153,7 @@ class Run:
 
 
 class Sender(Protocol):
-    """Who sends jobs: `benchmarks.serving.client.Client`, or something in its place."""
+    """Who sends jobs: `benchmarks.harness.client.Client`, or something in its place."""
 
     async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
         """See `Client.send`."""

@@ -1,4 +1,4 @@
-"""Minutes of mixed load with clients that leave: ``python -m benchmarks.soak --minutes 30``.
+"""Minutes of mixed load with clients that leave: ``python -m benchmarks.reliability.soak --minutes 30``.
 
 Serves the demo model by a real ``serve run``. Clients send texts and pictures, streamed or not,
 leave streams in the middle and requests before their answer, and send wrong requests. Every answer
@@ -29,11 +29,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.client import idle, make_tasks, stream
-from benchmarks.leavers import leave
-from benchmarks.processes import Growth, Sample, growth, sample
-from benchmarks.report import aligned, pyplot, say
-from benchmarks.server import DEMO, Server, serving
+from benchmarks.engine.report import aligned, pyplot, say
+from benchmarks.harness.processes import Growth, Sample, growth, sample
+from benchmarks.harness.server import DEMO, Server, serving
+from benchmarks.reliability.disconnects import leave
+from benchmarks.reliability.tasks import idle, make_tasks, stream
 
 WARM_UP = 1 / 3
 """The share of the time in which caches fill, allocators find their size and code is loaded."""
@@ -246,7 +246,9 @@ async def soak(server: Server, seconds: float, clients: int) -> Found:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.soak")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.reliability.soak"
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--replicas", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Ten times more than a server can do, for a minute: ``python -m benchmarks.overload``.
+"""Ten times more than a server can do, for a minute: ``python -m benchmarks.reliability.overload``.
 
 Serves a model by a real ``serve run``. First its capacity is measured: clients that send one task
 after another. Then tasks are sent at ten times that rate whatever becomes of them, as strangers
@@ -37,7 +37,11 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks.flood import (
+from benchmarks.engine.report import say
+from benchmarks.harness.served_model import DEMO as DEMO_GEOMETRY
+from benchmarks.harness.served_model import geometry_names, make_model
+from benchmarks.harness.server import DEMO, TUNED, Server, serving
+from benchmarks.reliability.flood import (
     Sender,
     closed_loop,
     demo_tasks,
@@ -45,11 +49,7 @@ from benchmarks.flood import (
     random_tasks,
     recovery,
 )
-from benchmarks.overload_report import Busy, Found, Work, answers_per_second
-from benchmarks.report import say
-from benchmarks.server import DEMO, TUNED, Server, serving
-from benchmarks.serving.models import DEMO as DEMO_GEOMETRY
-from benchmarks.serving.models import geometry_names, make_model
+from benchmarks.reliability.overload_report import Busy, Found, Work, answers_per_second
 
 _SAMPLE_EVERY_S = 0.5
 
@@ -186,7 +186,9 @@ def _write(found: Found, options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.overload")
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.reliability.overload"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=10.0, help="the capacity")
     parser.add_argument("--capacity-seconds", type=float, default=20.0)

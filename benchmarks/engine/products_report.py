@@ -1,4 +1,4 @@
-"""What `benchmarks.products` found: a table, a JSON file and a plot."""
+"""What `benchmarks.engine.products` found: a table, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import aligned, pyplot
+from benchmarks.engine.report import aligned, pyplot
 
 
 @dataclass(frozen=True)
