@@ -12,47 +12,41 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import torch
 
 from benchmarks.engine import floor
 from benchmarks.engine.in_process import ONE_AT_A_TIME, PeerSettings, peer_names
-from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers, say
-from benchmarks.engine.worker import RunResult, Worker, in_own_process
-from benchmarks.harness.models import (
+from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers
+from benchmarks.engine.worker import RunResult, Worker
+from benchmarks.harness import command, report
+from benchmarks.harness.models import GEOMETRIES, save_model, weight_bytes_per_step
+from benchmarks.harness.processes import in_own_process
+from benchmarks.harness.report import say
+from benchmarks.harness.tasks import (
     ANSWER_TOKENS,
-    GEOMETRIES,
     PROMPT_TOKENS,
     BenchTask,
     mixed_tasks,
-    save_model,
     uniform_tasks,
-    weight_bytes_per_step,
 )
 
 _WARM_UP_ROUND = -1
-_QUIET_LOAD = 0.5  # running processes, averaged over a minute
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = _parse(arguments)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers inherit it
-    load = os.getloadavg()[0]
-    if load > _QUIET_LOAD:
-        # OpenMP threads that wait for one another burn their time when others have their cores,
-        # and by far more in some peers than in others.
-        say(f"the machine is busy (load {load:.1f}): peers on CPU cannot be compared")
+    # OpenMP threads that wait for one another burn their time when others have their cores, and by
+    # far more in some peers than in others.
+    load = report.warn_if_busy("peers on CPU")
     with ExitStack() as stack:
         model_dir = options.model_dir
         if model_dir is None:
@@ -62,50 +56,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers = [Worker(name, _peer_settings(options, model_dir)) for name in options.peers]
         for worker in workers:
             stack.callback(worker.close)
-        report = _measure(options, workers, model_dir)
-        report.about["load_before"] = load
-    print(report.table())
-    files = report.save(options.out)
-    print("written:", *files)
-    if len(files) == 1:
-        print("no plot: matplotlib is not installed (pip install 'gpt-task-serve[bench]')")
+        found = _measure(options, workers, model_dir)
+        found.about["load_before"] = load
+    print(found.table())
+    names = ("geometry", "dtype", "device", "threads")
+    title = ", ".join(f"{name} {found.about[name]}" for name in names)
+    panels = found.panels()
+    report.write(
+        options.out, "engine", found.to_json(), panels, columns=3, size=(15, 4.5), title=title
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = peer_names()
-    parser.add_argument("--tasks", type=_counts, default=[1, 4, 16, 64], help="1,4,16,64")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--geometry", default="qwen2.5-0.5b", choices=list(GEOMETRIES))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--peers", nargs="+", default=names, choices=names, metavar="PEER")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
-    parser.add_argument("--model-dir", metavar="DIR", help="keep the model here for the next run")
-    parser.add_argument(
-        "--alone",
-        type=int,
-        default=16,
-        metavar="N",
-        help="compare the crowd's answers with those alone for N tasks; 0: do not",
-    )
-    parser.add_argument(
-        "--floor",
-        action=argparse.BooleanOptionalAction,
-        help="measure the memory-bandwidth floor; without it: on CUDA only",
-    )
-    parser.add_argument("--floor-rows", type=_counts, default=[1, 32])
-    parser.add_argument(
-        "--cb-batch-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of a step of transformers' continuous batching",
-    )
+    parser = command.parser("benchmarks.engine", __doc__)
+    names, add, counts = peer_names(), parser.add_argument, command.numbers(int)
+    add("--tasks", type=counts, default=[1, 4, 16, 64], help="1,4,16,64")
+    add("--rounds", type=int, default=2)
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--geometry", default="qwen2.5-0.5b", choices=list(GEOMETRIES))
+    add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--peers", nargs="+", default=names, choices=names, metavar="PEER")
+    add("--model-dir", metavar="DIR", help="keep the model here for the next run")
+    compared = "compare the answers to N tasks at once with those alone; 0: do not"
+    add("--alone", type=int, default=16, metavar="N", help=compared)
+    measured = "measure the memory-bandwidth floor; without it: on CUDA only"
+    add("--floor", action=argparse.BooleanOptionalAction, help=measured)
+    add("--floor-rows", type=counts, default=[1, 32])
+    step = "tokens of a step of transformers' continuous batching"
+    add("--cb-batch-tokens", type=int, metavar="N", help=step)
     options = parser.parse_args(arguments)
     on_cuda = options.device != "cpu" and torch.cuda.is_available()
     if options.device == "cuda" and not on_cuda:
@@ -115,13 +94,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.floor:
         options.floor_rows = []
     return options
-
-
-def _counts(text: str) -> list[int]:
-    counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
-        raise ValueError(text)
-    return counts
 
 
 def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
@@ -138,10 +110,10 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
 
 
 def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: str) -> Report:
-    machine: dict[str, str] = {}
+    device = ""
     for worker in workers:
         start = time.perf_counter()
-        machine = worker.call("load", mixed_tasks(min(options.tasks), _WARM_UP_ROUND))
+        device = worker.load(mixed_tasks(min(options.tasks), _WARM_UP_ROUND))
         say(f"{worker.name}: loaded and warmed up in {time.perf_counter() - start:.1f} s")
     rows: list[Row] = []
     same: list[SameAnswers] = []
@@ -150,7 +122,7 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
         for round_index in range(options.rounds):
             tasks = mixed_tasks(count, round_index)
             for worker in workers:
-                run: RunResult = worker.call("run", tasks)
+                run = worker.run(tasks)
                 rows.append(_row(worker.name, tasks, round_index, run))
                 say(
                     f"{count} tasks, round {round_index + 1} of {options.rounds}, {worker.name}: "
@@ -162,14 +134,12 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
     bandwidth = workers[0].call("copy_bandwidth") if options.floor else None
     return Report(
         about={
-            "benchmark": "engine",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **report.about("engine", options, "torch", "transformers"),
             "geometry": options.geometry,
             "dtype": options.dtype,
             "threads": options.threads,
-            "machine": platform.machine(),
-            **machine,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "device": device,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
             "model": asdict(GEOMETRIES[options.geometry]),
             "lengths": [
                 [len(task.prompt), task.answer_tokens]
@@ -211,9 +181,9 @@ def _row(peer: str, tasks: Sequence[BenchTask], round_index: int, run: RunResult
     )
 
 
-def _compare_alone(worker: Worker, tasks: Sequence[BenchTask], crowd: RunResult) -> SameAnswers:
-    alone = [worker.call("run", [task]).results[0].text for task in tasks]
-    same = sum(a == c.text for a, c in zip(alone, crowd.results, strict=True))
+def _compare_alone(worker: Worker, tasks: Sequence[BenchTask], run: RunResult) -> SameAnswers:
+    alone = [worker.run([task]).results[0].text for task in tasks]
+    same = sum(a == c.text for a, c in zip(alone, run.results, strict=True))
     return SameAnswers(worker.name, len(tasks), same)
 
 
@@ -241,7 +211,7 @@ def _floor(
                 continue  # never has a step of several rows
             times = []
             for _ in range(options.rounds):
-                run: RunResult = worker.call("run", tasks)
+                run = worker.run(tasks)
                 times.append(floor.step_seconds(tasks, run.results))
             found.append(
                 FloorRow(worker.name, rows, median(times), cost.floor_s, weights, cost.kv_bytes)

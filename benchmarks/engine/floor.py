@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.engine.in_process import TaskResult
-from benchmarks.harness.models import BenchTask
+from benchmarks.harness.tasks import BenchTask
 
 FLOOR_PROMPT_TOKENS = 128
 FLOOR_ANSWER_TOKENS = 128

@@ -1,6 +1,6 @@
-"""The ways to run the same tasks that the benchmark compares.
+"""The ways to run the same tasks in one process that the benchmark compares.
 
-Each peer runs in a process of its own (`benchmarks.engine.worker`). The clock favours the peers of
+Each peer has its own process (`benchmarks.engine.worker`). The clock favours the peers of
 transformers: they tokenize before it starts and decode their answers after it has stopped, while
 the engine is given text and streams text.
 """
@@ -25,8 +25,9 @@ from transformers import (
 )
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from benchmarks.harness.models import BenchTask
-from engine import Engine, EngineConfig
+from benchmarks.harness.engine_api import Engine, EngineConfig
+from benchmarks.harness.peers import CB_BATCH_TOKENS, CB_PAGE_SIZE
+from benchmarks.harness.tasks import BenchTask
 from schema.task import Task
 
 ENGINE = "engine"
@@ -220,7 +221,7 @@ class GeneratePeer(_TransformersPeer):
             timed += [(answer, first.time - start, last) for answer in answers]
         results = []
         for task, (answer, first_s, last_s) in zip(tasks, timed, strict=True):
-            asked = answer[: task.answer_tokens]  # the rest was generated, but nobody wanted it
+            asked = answer[: task.answer_tokens]  # the rest was generated, but not asked for
             results.append(TaskResult(len(asked), first_s, last_s, self.text(asked)))
         return results
 
@@ -249,22 +250,16 @@ class ContinuousBatchingPeer(_TransformersPeer):
     """transformers' own continuous batching, with settings chosen in its favour.
 
     The cache holds every run's worst case and is made once, outside the clock; no part of it is
-    kept in reserve; block sharing is off because no two prompts begin alike. On CPU the pages are
-    small, as no kernel there wants them large, and the prompt tokens of a step are limited: its
-    attention there is dense over all tokens of the step and all of the cache that is in use, so
-    that a larger step costs more for each token. On CUDA both are left to the library, as is the
-    switch to flash attention where that is installed. Tokens are not streamed, only their times
-    recorded.
+    kept in reserve; block sharing is off because no two prompts begin alike. On CUDA the size of
+    pages and steps is left to the library, as is the switch to flash attention where that is
+    installed. Tokens are not streamed, only their times recorded.
     """
-
-    _CPU_BATCH_TOKENS = 256
-    _CPU_PAGE_SIZE = 32
 
     def __init__(self, settings: PeerSettings) -> None:
         super().__init__(settings)
         on_cpu = self.device.type == "cpu"
-        options: dict[str, Any] = {"page_size": self._CPU_PAGE_SIZE} if on_cpu else {}
-        batch_tokens = settings.cb_batch_tokens or (self._CPU_BATCH_TOKENS if on_cpu else None)
+        options: dict[str, Any] = {"page_size": CB_PAGE_SIZE} if on_cpu else {}
+        batch_tokens = settings.cb_batch_tokens or (CB_BATCH_TOKENS if on_cpu else None)
         config = ContinuousBatchingConfig(
             **options,
             max_batch_tokens=batch_tokens,

@@ -1,4 +1,4 @@
-"""Measures what a model's matrix products cost on this CPU: ``python -m benchmarks.engine.products``.
+"""What a model's matrix products cost on this CPU: ``python -m benchmarks.engine.products``.
 
 The machine itself: the fastest large products in bfloat16, float32 and INT8, and the fastest read
 of a buffer that no cache holds. Then, for each way in which the engine holds weights, the products
@@ -15,29 +15,29 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import torch
 
-from benchmarks.engine.products_report import Group, Machine, Row, save, table
-from benchmarks.engine.report import say
+from benchmarks.engine.products_report import Group, Machine, Row, panels, text
+from benchmarks.harness import command
+from benchmarks.harness.engine_api import (
+    EngineConfig,
+    PackedLinear,
+    Runner,
+    load_model,
+    make_deterministic,
+    prepack,
+)
 from benchmarks.harness.models import GEOMETRIES, save_model
-from engine import EngineConfig
-from engine.execution.model_runner import Runner
-from engine.execution.prepack import PackedLinear, prepack
-from engine.loading.loader import load_model
-from engine.platform.determinism import make_deterministic
+from benchmarks.harness.report import about, say, write
 from schema.task import Dtype, QuantizeBits
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -104,30 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     rows += _measure(name, directory, options.rows, options.rounds)
                     machine = machine.best(measure_machine())
     rows.sort(key=lambda row: options.paths.index(row.path))
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "geometry": options.geometry,
-        "threads": options.threads,
-        "architecture": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
-    }
-    print(table(machine, rows))
-    print("written:", *save(options.out, about, machine, rows))
+    print(text(machine, rows))
+    data = about("products", options, "torch", "transformers", "bitsandbytes")
+    data |= {"machine": asdict(machine), "runs": [asdict(row) for row in rows]}
+    write(options.out, "products", data, panels(machine, rows), columns=2, size=(12, 4.5))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine.products",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    paths = list(PATHS)
-    parser.add_argument("--geometry", default="qwen2.5-0.5b", choices=list(GEOMETRIES))
-    parser.add_argument("--paths", nargs="+", default=paths, choices=paths, metavar="PATH")
-    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), metavar="N")
-    parser.add_argument("--rounds", type=int, default=3, help="passes over all layers")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
+    parser = command.parser("benchmarks.engine.products", __doc__)
+    paths, add = list(PATHS), parser.add_argument
+    add("--geometry", default="qwen2.5-0.5b", choices=list(GEOMETRIES))
+    add("--paths", nargs="+", default=paths, choices=paths, metavar="PATH")
+    add("--rows", nargs="+", type=int, default=list(ROWS), metavar="N")
+    add("--rounds", type=int, default=3, help="passes over all layers")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     return parser.parse_args(arguments)
 
 

@@ -1,14 +1,12 @@
-"""What `benchmarks.engine.products` found: a table, a JSON file and a plot."""
+"""What `benchmarks.engine.products` found: a table and panels of a plot."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.engine.report import aligned, pyplot
+from benchmarks.harness.report import Panel, grouped, log_axis, table
 
 
 @dataclass(frozen=True)
@@ -67,74 +65,43 @@ class Row:
         return sum(group.roofline_s(machine) for group in self.groups.values())
 
 
-def table(machine: Machine, rows: Sequence[Row]) -> str:
-    """For people."""
+def text(machine: Machine, rows: Sequence[Row]) -> str:
+    """A table for people, and the machine's own speed above it."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "rows": lambda row: str(row.rows),
+        "weights": lambda row: row.path,
+        "products": lambda row: f"{row.seconds * 1e3:.1f} ms",
+        "roofline": lambda row: f"{row.roofline_s(machine) * 1e3:.1f} ms",
+        "reached": lambda row: f"{row.roofline_s(machine) / row.seconds:.0%}",
+        "GFLOP/s": lambda row: f"{row.flop / row.seconds / 1e9:.0f}",
+        "of peak": lambda row: f"{row.flop / row.seconds / machine.flops[row.dtype]:.0%}",
+        "GB/s": lambda row: f"{row.weight_bytes / row.seconds / 1e9:.1f}",
+        "of read": lambda row: f"{row.weight_bytes / row.seconds / machine.bandwidth:.0%}",
+    }
     peaks = ", ".join(f"{name} {flops / 1e9:.0f}" for name, flops in machine.flops.items())
-    lines = [
-        [
-            "rows",
-            "weights",
-            "products",
-            "roofline",
-            "reached",
-            "GFLOP/s",
-            "of peak",
-            "GB/s",
-            "of read",
-        ]
-    ]
-    for row in rows:
-        speed = row.flop / row.seconds
-        bandwidth = row.weight_bytes / row.seconds
-        lines.append(
-            [
-                str(row.rows),
-                row.path,
-                f"{row.seconds * 1e3:.1f} ms",
-                f"{row.roofline_s(machine) * 1e3:.1f} ms",
-                f"{row.roofline_s(machine) / row.seconds:.0%}",
-                f"{speed / 1e9:.0f}",
-                f"{speed / machine.flops[row.dtype]:.0%}",
-                f"{bandwidth / 1e9:.1f}",
-                f"{bandwidth / machine.bandwidth:.0%}",
-            ]
-        )
     header = f"peak in GFLOP/s: {peaks}; reading {machine.bandwidth / 1e9:.1f} GB/s"
-    return "\n".join([header, aligned(lines, names=1)])
+    return "\n".join([header, table(rows, columns, names=1)])
 
 
-def save(
-    directory: Path, about: Mapping[str, Any], machine: Machine, rows: Sequence[Row]
-) -> list[Path]:
-    """Write ``products.json`` and, if it can be drawn, ``products.png``; returns both."""
-    directory.mkdir(parents=True, exist_ok=True)
-    data, picture = directory / "products.json", directory / "products.png"
-    report = {**about, "machine": asdict(machine), "runs": [asdict(row) for row in rows]}
-    data.write_text(json.dumps(report, indent=1) + "\n")
-    return [data, picture] if _plot(picture, machine, rows) else [data]
+def panels(machine: Machine, rows: Sequence[Row]) -> list[Panel]:
+    """Time over the number of rows, and the share of the roofline."""
+    counts = sorted({row.rows for row in rows})
+    paths = grouped(rows, lambda row: row.path)
 
+    def times(axes: Any) -> None:
+        for path, own in paths.items():
+            numbers = [row.rows for row in own]
+            (line,) = axes.plot(numbers, [1e3 * r.seconds for r in own], marker="o", label=path)
+            roofline = [1e3 * row.roofline_s(machine) for row in own]
+            axes.plot(numbers, roofline, linestyle=":", color=line.get_color())
+        axes.set(title="products of a forward, ms (dotted: roofline)", xlabel="rows", yscale="log")
+        log_axis(axes, counts)
 
-def _plot(file: Path, machine: Machine, rows: Sequence[Row]) -> bool:
-    """Time a row, and the share of the roofline; False where matplotlib is not installed."""
-    if (plt := pyplot()) is None:
-        return False
-    figure, (times, shares) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for path in dict.fromkeys(row.path for row in rows):
-        own = [row for row in rows if row.path == path]
-        counts = [row.rows for row in own]
-        (line,) = times.plot(counts, [row.seconds * 1e3 for row in own], marker="o", label=path)
-        roofline = [row.roofline_s(machine) * 1e3 for row in own]
-        times.plot(counts, roofline, linestyle=":", color=line.get_color())
-        shares.plot(counts, [row.roofline_s(machine) / row.seconds for row in own], marker="o")
-    times.set(title="products of a forward, ms (dotted: roofline)", yscale="log")
-    shares.set(title="share of the roofline", ylim=(0, 1.05))
-    for axis in (times, shares):
-        axis.set(xlabel="rows", xscale="log")
-        axis.set_xticks(sorted({row.rows for row in rows}))
-        axis.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return True
+    def shares(axes: Any) -> None:
+        for own in paths.values():
+            reached = [row.roofline_s(machine) / row.seconds for row in own]
+            axes.plot([row.rows for row in own], reached, marker="o")
+        axes.set(title="share of the roofline", xlabel="rows", ylim=(0, 1.05))
+        log_axis(axes, counts)
+
+    return [times, shares]

@@ -1,17 +1,13 @@
-"""What the benchmark found: a table, a JSON file and a plot."""
+"""What `benchmarks.engine` found: ratios, tables, panels of the plot."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.engine.in_process import ENGINE
+from benchmarks.harness.report import Panel, grouped, log_axis, middle, ratios, table
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SameAnswers:
-    """How many tasks a peer answered in the crowd as it did alone."""
+    """How many tasks a peer answered at once as it did alone."""
 
     peer: str
     tasks: int
@@ -58,15 +54,6 @@ class FloorRow:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times as fast as a peer the engine was: the median over rounds."""
-
-    peer: str
-    tasks: int
-    engine_over_peer: float
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything that was measured. ``about`` says on what and with which settings."""
 
@@ -76,27 +63,26 @@ class Report:
     copy_bandwidth: float | None
     floor: list[FloorRow]
 
-    def ratios(self) -> list[Ratio]:
-        """The engine against every peer; none where the engine did not run."""
-        ratios = []
-        for tasks in self._counts():
-            engine = {row.round: row.tokens_per_s for row in self._of(ENGINE, tasks)}
-            for peer in self._peers():
-                found = [
-                    engine[row.round] / row.tokens_per_s
-                    for row in self._of(peer, tasks)
-                    if peer != ENGINE and row.round in engine
-                ]
-                if found:
-                    ratios.append(Ratio(peer, tasks, median(found)))
-        return ratios
+    def ratios(self) -> dict[tuple[int, str], float]:
+        """How many times as fast as each peer the engine was, by number of tasks and peer."""
+        return ratios(
+            self.rows,
+            first=ENGINE,
+            peer=lambda row: row.peer,
+            case=lambda row: row.tasks,
+            turn=lambda row: row.round,
+            speed=lambda row: row.tokens_per_s,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-able values."""
         return {
             **self.about,
             "runs": [asdict(row) for row in self.rows],
-            "ratios": [asdict(ratio) for ratio in self.ratios()],
+            "ratios": [
+                {"peer": peer, "tasks": tasks, "engine_over_peer": ratio}
+                for (tasks, peer), ratio in self.ratios().items()
+            ],
             "same_answers": [asdict(same) for same in self.same_answers],
             "copy_bandwidth_bytes_per_s": self.copy_bandwidth,
             "floor": [asdict(row) | {"fraction": row.fraction} for row in self.floor],
@@ -104,132 +90,67 @@ class Report:
 
     def table(self) -> str:
         """Medians over rounds, for people."""
-        ratio = {(r.peer, r.tasks): f"{r.engine_over_peer:.2f}x" for r in self.ratios()}
-        lines = [
-            ["tasks", "peer", "tokens/s", "first token p50, max", "total", "peak memory", "engine"]
-        ]
-        for tasks in self._counts():
-            for peer in self._peers():
-                rows = self._of(peer, tasks)
-                if not rows:
-                    continue
-                first = [_median(rows, lambda r: r.first_token_p50_s)]
-                first += [_median(rows, lambda r: r.first_token_max_s)]
-                lines.append(
-                    [
-                        str(tasks),
-                        peer,
-                        f"{_median(rows, lambda r: r.tokens_per_s):.1f}",
-                        f"{first[0]:.3f} s, {first[1]:.3f} s",
-                        f"{_median(rows, lambda r: r.seconds):.2f} s",
-                        f"{_median(rows, lambda r: r.peak_memory_bytes) / 2**20:.0f} MiB",
-                        ratio.get((peer, tasks), ""),
-                    ]
-                )
+        found = self.ratios()
+        columns: dict[str, Callable[[list[Row]], str]] = {
+            "tasks": lambda rows: str(rows[0].tasks),
+            "peer": lambda rows: rows[0].peer,
+            "tokens/s": lambda rows: f"{middle(rows, lambda r: r.tokens_per_s):.1f}",
+            "first token p50": lambda rows: f"{middle(rows, lambda r: r.first_token_p50_s):.3f} s",
+            "max": lambda rows: f"{middle(rows, lambda r: r.first_token_max_s):.3f} s",
+            "total": lambda rows: f"{middle(rows, lambda r: r.seconds):.2f} s",
+            "peak memory": lambda rows: f"{middle(rows, _mebibytes):.0f} MiB",
+            "engine": lambda rows: (
+                f"{found[rows[0].tasks, rows[0].peer]:.2f}x"
+                if (rows[0].tasks, rows[0].peer) in found
+                else ""
+            ),
+        }
+        cases = grouped(self.rows, lambda row: (row.tasks, row.peer)).values()
         parts = [
-            aligned(lines, names=1),
+            table(cases, columns, names=1),
             "engine: how many times as fast as the peer the engine is",
         ]
         if self.same_answers:
-            parts.append("same answers in the crowd as alone:")
-            parts.append(
-                aligned(
-                    [["", s.peer, f"{s.same} of {s.tasks} tasks"] for s in self.same_answers],
-                    names=1,
-                )
-            )
+            same = {
+                "same answers at once as alone": lambda s: s.peer,
+                "": lambda s: f"{s.same} of {s.tasks} tasks",
+            }
+            parts.append(table(self.same_answers, same, names=0))
         if self.copy_bandwidth is not None:
-            parts.append(
-                f"memory-bandwidth floor of a decode step, at {self.copy_bandwidth / 1e9:.0f} GB/s:"
-            )
-            lines = [["rows", "peer", "step", "floor", "reached"]]
-            lines += [
-                [
-                    str(f.rows),
-                    f.peer,
-                    f"{f.step_s * 1e3:.2f} ms",
-                    f"{f.floor_s * 1e3:.2f} ms",
-                    f"{f.fraction:.0%}",
-                ]
-                for f in self.floor
-            ]
-            parts.append(aligned(lines, names=1))
+            bandwidth = f"{self.copy_bandwidth / 1e9:.0f} GB/s"
+            parts.append(f"memory-bandwidth floor of a decode step, at {bandwidth}:")
+            floor: dict[str, Callable[[FloorRow], str]] = {
+                "rows": lambda f: str(f.rows),
+                "peer": lambda f: f.peer,
+                "step": lambda f: f"{f.step_s * 1e3:.2f} ms",
+                "floor": lambda f: f"{f.floor_s * 1e3:.2f} ms",
+                "reached": lambda f: f"{f.fraction:.0%}",
+            }
+            parts.append(table(self.floor, floor, names=1))
         return "\n".join(parts)
 
-    def plot(self, file: Path) -> bool:
-        """Draw speed, time to first token and memory; False where matplotlib is not installed."""
-        if (plt := pyplot()) is None:
-            return False
-        panels: list[tuple[str, Callable[[Row], float]]] = [
-            ("tokens/s", lambda r: r.tokens_per_s),
-            ("time to first token, median task, s", lambda r: r.first_token_p50_s),
-            ("peak memory, MiB", lambda r: r.peak_memory_bytes / 2**20),
+    def panels(self) -> list[Panel]:
+        """Speed, time to first token and memory over the number of tasks."""
+
+        def panel(title: str, value: Callable[[Row], float], scale: str) -> Panel:
+            def draw(axes: Any) -> None:
+                for peer, own in grouped(self.rows, lambda row: row.peer).items():
+                    cases = grouped(own, lambda row: row.tasks)
+                    values = [middle(rows, value) for rows in cases.values()]
+                    axes.plot(list(cases), values, marker="o", label=peer)
+                axes.set(title=title, xlabel="tasks at once", yscale=scale)
+                if scale == "linear":
+                    axes.set_ylim(bottom=0)
+                log_axis(axes, sorted({row.tasks for row in self.rows}))
+
+            return draw
+
+        return [
+            panel("tokens/s", lambda row: row.tokens_per_s, "log"),
+            panel("time to first token, median task, s", lambda row: row.first_token_p50_s, "log"),
+            panel("peak memory, MiB", _mebibytes, "linear"),
         ]
-        figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
-        counts = self._counts()
-        for axis, (title, value) in zip(axes, panels, strict=True):
-            for peer in self._peers():
-                points = [(n, _median(rows, value)) for n in counts if (rows := self._of(peer, n))]
-                axis.plot(*zip(*points, strict=True), marker="o", label=peer)
-            axis.set(title=title, xlabel="tasks at once", xscale="log", yscale="log")
-            axis.set_xticks(counts, labels=[str(n) for n in counts])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        axes[-1].set_yscale("linear")
-        axes[-1].set_ylim(0, 1.1 * max(row.peak_memory_bytes for row in self.rows) / 2**20)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-        names = ("geometry", "dtype", "device", "threads")
-        figure.suptitle(", ".join(f"{name} {self.about[name]}" for name in names))
-        figure.savefig(file, dpi=110)
-        plt.close(figure)
-        return True
-
-    def save(self, directory: Path) -> list[Path]:
-        """Write ``engine.json`` and, where it can be drawn, ``engine.png``; returns what there is
-        now.
-        """
-        directory.mkdir(parents=True, exist_ok=True)
-        data, picture = directory / "engine.json", directory / "engine.png"
-        data.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return [data, picture] if self.plot(picture) else [data]
-
-    def _peers(self) -> list[str]:
-        return list(dict.fromkeys(row.peer for row in self.rows))
-
-    def _counts(self) -> list[int]:
-        return sorted({row.tasks for row in self.rows})
-
-    def _of(self, peer: str, tasks: int) -> list[Row]:
-        return [row for row in self.rows if (row.peer, row.tasks) == (peer, tasks)]
 
 
-def _median(rows: Sequence[Row], value: Callable[[Row], float]) -> float:
-    return median(map(value, rows))
-
-
-def aligned(lines: Sequence[Sequence[str]], names: int | None = None) -> str:
-    """A table as text: columns to the right, but for the one of names, if there is one."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column == names else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
-
-
-def say(text: str) -> None:
-    """Tell how far a benchmark is, beside its output."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def pyplot() -> Any | None:
-    """matplotlib's, which draws into files; None where it is not installed."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ModuleNotFoundError:
-        return None
-    matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
+def _mebibytes(row: Row) -> float:
+    return row.peak_memory_bytes / 2**20

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import count
+from typing import Any, Protocol
 
 from benchmarks.harness.client import Answer, Job
-from benchmarks.harness.models import ANSWER_TOKENS, PROMPT_TOKENS
-from benchmarks.harness.served_model import ServedModel
+from benchmarks.harness.models import ServedModel
+from benchmarks.harness.tasks import ANSWER_TOKENS, PROMPT_TOKENS, letters
 from demo.data.shapes import HELD_OUT_SEED, Picture, draw_picture
 
 PREFIX_TOKENS = 512
@@ -28,98 +28,87 @@ _DESCRIBING = "Describe this picture at length."
 _TILE = (448, 448)  # pixels: what InternVL reads as one tile, and others about as much of
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes one job: its number, the lengths of prompt and answer, and the source of its texts."""
+
+    model: ServedModel
+    texts: random.Random
+    number: int
+    prompt: int
+    answer: int
+
+    def text(self, before: str = "") -> Job:
+        """Random letters; for a model that has to be told, what to write stands after them."""
+        text = before + (letters(self.texts, self.prompt) if self.model.padded else "")
+        told = _COUNTING.format(self.texts.randrange(50)) if self.model.told else ""
+        return Job(text + told, self.answer)
+
+    def prefix_warm(self) -> Job:
+        """All begin alike."""
+        return self.text(letters(random.Random(_SEED), PREFIX_TOKENS))
+
+    def prefix_cold(self) -> Job:
+        """As long as the warm ones, but no two begin alike."""
+        return self.text(letters(self.texts, PREFIX_TOKENS))
+
+    def images(self) -> Job:
+        """An image, and a long answer.
+
+        The demo model answers a question about an image in five tokens; so its image belongs to an
+        earlier turn, and it goes on by counting.
+        """
+        drawn, png = self._image()
+        if not self.model.padded:
+            counting = _COUNTING_LONG.format(self.texts.randint(*_LONG_FROM))
+            return Job(counting, self.answer, png, earlier=((_ASKING, drawn.description),))
+        text = _DESCRIBING if self.model.told else letters(self.texts, self.prompt)
+        return Job(text, self.answer, png)
+
+    def images_short(self) -> Job:
+        """An image, and a question that a trained model answers in a few words."""
+        return Job(_ASKING, self.answer, self._image()[1])
+
+    def mixed(self) -> Job:
+        """Every second one has an image."""
+        return self.images() if self.number % 2 else self.text()
+
+    def _image(self) -> tuple[Picture, bytes]:
+        """A different one each time, so that none is found in a cache; and its file."""
+        drawn = draw_picture(HELD_OUT_SEED + self.texts.getrandbits(32))
+        image = drawn.image.resize(_TILE) if self.model.padded else drawn.image
+        png = io.BytesIO()
+        image.save(png, "PNG", compress_level=1)  # the best would take the client 0.2 s
+        return drawn, png.getvalue()
+
+
+_WORKLOADS: dict[str, Callable[[_Maker], Job]] = {
+    "text": _Maker.text,
+    "prefix-cold": _Maker.prefix_cold,
+    "prefix-warm": _Maker.prefix_warm,
+    "images": _Maker.images,
+    "images-short": _Maker.images_short,
+    "mixed": _Maker.mixed,
+}
+WITH_IMAGES = frozenset({"images", "images-short", "mixed"})
+
+
 def workload_names() -> list[str]:
     """The kinds of jobs."""
-    return list(_MAKERS)
+    return list(_WORKLOADS)
 
 
 def jobs(workload: str, model: ServedModel, stream: str) -> Iterator[Job]:
     """Endlessly many jobs of mixed lengths, different ones.
 
-    The lengths are the same for every ``stream``; the texts are not, so that nobody finds a prompt
-    in a cache that an earlier run has left behind.
+    The lengths are the same for every ``stream``; the texts are not, so that no prompt is found in
+    a cache that an earlier run has left behind.
     """
     lengths = random.Random(_SEED)
     texts = random.Random(f"{_SEED}/{workload}/{stream}")
-    number = 0
-    while True:
+    for number in count():
         prompt, answer = lengths.randint(*PROMPT_TOKENS), lengths.randint(*ANSWER_TOKENS)
-        yield _MAKERS[workload](model, texts, number, prompt, answer)
-        number += 1
-
-
-def _text(
-    model: ServedModel,
-    texts: random.Random,
-    number: int,
-    prompt: int,
-    answer: int,
-    before: str = "",
-) -> Job:
-    """Random letters; for a model that has to be told, what to write stands after them."""
-    text = before + (_letters(texts, prompt) if model.padded else "")
-    return Job(text + (_COUNTING.format(texts.randrange(50)) if model.told else ""), answer)
-
-
-def _warm(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
-    """All begin alike."""
-    beginning = _letters(random.Random(_SEED), PREFIX_TOKENS)
-    return _text(model, texts, number, prompt, answer, beginning)
-
-
-def _cold(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
-    """As long as the warm ones, but none begins as another."""
-    return _text(model, texts, number, prompt, answer, _letters(texts, PREFIX_TOKENS))
-
-
-def _image(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
-    """A picture, and a long answer.
-
-    The demo model answers a question about a picture in five tokens; so its picture belongs to an
-    earlier turn, and it goes on by counting.
-    """
-    picture, png = _picture(model, texts)
-    if not model.padded:
-        counting = _COUNTING_LONG.format(texts.randint(*_LONG_FROM))
-        return Job(counting, answer, png, earlier=((_ASKING, picture.description),))
-    text = _DESCRIBING if model.told else _letters(texts, prompt)
-    return Job(text, answer, png)
-
-
-def _image_short(
-    model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int
-) -> Job:
-    """A picture, and a question that a trained model answers in a few words."""
-    return Job(_ASKING, answer, _picture(model, texts)[1])
-
-
-def _picture(model: ServedModel, texts: random.Random) -> tuple[Picture, bytes]:
-    """Another one each time, so that nobody finds it in a cache; and its file."""
-    picture = draw_picture(HELD_OUT_SEED + texts.getrandbits(32))
-    image = picture.image.resize(_TILE) if model.padded else picture.image
-    png = io.BytesIO()
-    image.save(png, "PNG", compress_level=1)  # the best would take the client 0.2 s
-    return picture, png.getvalue()
-
-
-def _mixed(model: ServedModel, texts: random.Random, number: int, prompt: int, answer: int) -> Job:
-    """Every second one has a picture."""
-    return (_image if number % 2 else _text)(model, texts, number, prompt, answer)
-
-
-_MAKERS: dict[str, Callable[[ServedModel, random.Random, int, int, int], Job]] = {
-    "text": _text,
-    "prefix-cold": _cold,
-    "prefix-warm": _warm,
-    "images": _image,
-    "images-short": _image_short,
-    "mixed": _mixed,
-}
-WITH_IMAGES = frozenset({"images", "images-short", "mixed"})
-
-
-def _letters(texts: random.Random, length: int) -> str:
-    return "".join(texts.choices(string.ascii_lowercase + " ", k=length))
+        yield _WORKLOADS[workload](_Maker(model, texts, number, prompt, answer))
 
 
 @dataclass(frozen=True)
@@ -153,14 +142,14 @@ class Run:
 
 
 class Sender(Protocol):
-    """Who sends jobs: `benchmarks.harness.client.Client`, or something in its place."""
+    """What sends jobs: `benchmarks.harness.client.Client`, or something in its place."""
 
-    async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
+    async def send(self, job: Any, answers: list[Answer] | None = None) -> Answer:
         """See `Client.send`."""
         ...
 
 
-async def run(client: Sender, load: Load, source: Iterator[Job]) -> Run:
+async def run(client: Sender, load: Load, source: Iterator[Any]) -> Run:
     """Put a load on a server for as long as it says."""
     answers: list[Answer] = []
     begin = time.perf_counter()
@@ -176,7 +165,7 @@ async def run(client: Sender, load: Load, source: Iterator[Job]) -> Run:
 
 
 async def _client(
-    client: Sender, source: Iterator[Job], answers: list[Answer], *, endless: bool
+    client: Sender, source: Iterator[Any], answers: list[Answer], *, endless: bool
 ) -> None:
     while True:
         answer = await client.send(next(source), answers)

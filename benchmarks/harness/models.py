@@ -1,4 +1,4 @@
-"""What the benchmark runs on: models of known geometries with random weights, and tasks.
+"""What benchmarks run on: models of known geometries with random weights.
 
 Speed does not depend on what the weights say, but the comparison of answers does: with a tokenizer
 that knows every id of the vocabulary, every token shows in the text.
@@ -7,7 +7,6 @@ that knows every id of the vocabulary, every token shows in the text.
 from __future__ import annotations
 
 import json
-import random
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,12 +25,29 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-PROMPT_TOKENS = (16, 256)
-ANSWER_TOKENS = (32, 128)
-
 _SEED = 20260101
 _MARKER = "benchmark.json"
 _WORD_LETTERS = 4
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that all servers of one run serve, in one directory.
+
+    Attributes:
+        source: its directory, or the id of a repository of the hub.
+        dtype: of the arithmetic.
+        images: whether it sees images.
+        padded: whether prompts are filled up to their length with random letters.
+        told: whether it has to be told to write something long. Random weights need not: the
+            answers are always as long as was asked for.
+    """
+
+    source: str
+    dtype: str
+    images: bool
+    padded: bool
+    told: bool
 
 
 @dataclass(frozen=True)
@@ -60,40 +76,9 @@ class Geometry:
 GEOMETRIES = {
     "qwen2.5-0.5b": Geometry("qwen2", 896, 24, 14, 2, 4864, 151936, True, 1e6),
     "llama-8b": Geometry("llama", 4096, 32, 32, 8, 14336, 128256, False, 5e5),
+    "llama-0.5b": Geometry("llama", 1536, 16, 12, 4, 4608, 32000, False, 5e5),  # 1.08 GB in bf16
     "tiny": Geometry("qwen2", 128, 4, 4, 2, 384, 4096, True, 1e6, initializer_range=0.1),
 }
-
-
-@dataclass(frozen=True)
-class BenchTask:
-    """A task of the benchmark: each letter of ``prompt`` is one token."""
-
-    prompt: str
-    answer_tokens: int
-
-
-def mixed_tasks(count: int, round_index: int) -> list[BenchTask]:
-    """``count`` tasks of mixed lengths.
-
-    The lengths of the first tasks are the same for every count and round. The texts never are, so
-    that nobody finds a prompt in a cache that an earlier run has left behind.
-    """
-    lengths = random.Random(_SEED)
-    texts = random.Random(f"{_SEED}/{count}/{round_index}")
-    return [
-        BenchTask(_text(texts, lengths.randint(*PROMPT_TOKENS)), lengths.randint(*ANSWER_TOKENS))
-        for _ in range(count)
-    ]
-
-
-def uniform_tasks(count: int, *, prompt_tokens: int, answer_tokens: int) -> list[BenchTask]:
-    """``count`` tasks of the same length: all rows of a decode step are used to the end."""
-    texts = random.Random(f"{_SEED}/uniform/{count}")
-    return [BenchTask(_text(texts, prompt_tokens), answer_tokens) for _ in range(count)]
-
-
-def _text(generator: random.Random, length: int) -> str:
-    return "".join(generator.choices(string.ascii_lowercase + " ", k=length))
 
 
 def word_tokenizer(
@@ -129,16 +114,26 @@ def _word(number: int) -> str:
     return "".join(reversed(letters))
 
 
-def save_model(name: str, dtype: str, directory: str) -> None:
-    """Save a random model of a geometry; leaves what an earlier call has saved there."""
+def save_model(name: str, dtype: str, directory: str, shard_bytes: int | None = None) -> None:
+    """Save a random model of a geometry; leaves what an earlier call has saved there.
+
+    Args:
+        name: of the geometry.
+        dtype: of the weights.
+        directory: it is made.
+        shard_bytes: the largest file of weights; None leaves that to transformers.
+    """
     path = Path(directory)
     geometry = GEOMETRIES[name]
     wanted = {"geometry": asdict(geometry), "dtype": dtype}
     if is_saved(path, wanted):
         return
+    config = decoder_config(geometry)
+    kind: Any = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
     with random_weights():
-        model = random_model(geometry, getattr(torch, dtype))
-    save(path, wanted, model, word_tokenizer(geometry.vocab_size))
+        model = kind._from_config(config, dtype=getattr(torch, dtype))
+    options = {"max_shard_size": shard_bytes} if shard_bytes else {}
+    save(path, wanted, model, word_tokenizer(geometry.vocab_size), **options)
 
 
 def is_saved(path: Path, wanted: Mapping[str, Any]) -> bool:
@@ -164,21 +159,15 @@ def random_weights() -> Iterator[None]:
         yield
 
 
-def save(path: Path, wanted: Mapping[str, Any], model: Any, *parts: Any) -> None:
+def save(path: Path, wanted: Mapping[str, Any], model: Any, *parts: Any, **options: Any) -> None:
     """Save a model and what belongs to it (its tokenizer), for `is_saved` to find."""
     transformers_logging.disable_progress_bar()
     model.generation_config.do_sample = False
-    for part in (model, *parts):
+    model.save_pretrained(path, **options)
+    for part in parts:
         part.save_pretrained(path)
     transformers_logging.enable_progress_bar()  # it is the whole process's
     (path / _MARKER).write_text(json.dumps(wanted))
-
-
-def random_model(geometry: Geometry, dtype: torch.dtype) -> Any:
-    config = decoder_config(geometry)
-    if isinstance(config, LlamaConfig):
-        return LlamaForCausalLM._from_config(config, dtype=dtype)
-    return Qwen2ForCausalLM._from_config(config, dtype=dtype)
 
 
 def decoder_config(geometry: Geometry) -> LlamaConfig | Qwen2Config:

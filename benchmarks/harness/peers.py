@@ -15,8 +15,9 @@ from typing import Any
 from transformers.utils.import_utils import is_serve_available
 
 from benchmarks.harness.client import Dialect, Endpoint
-from benchmarks.harness.served_model import ServedModel
-from benchmarks.harness.server import Server, free_port, running, serving_graph
+from benchmarks.harness.models import ServedModel
+from benchmarks.harness.server import APPLICATION, Server, free_port, running, serving
+from benchmarks.harness.server import TUNED as TUNED_ENVIRONMENT
 
 GRAPH = "gpt-task-serve"
 TUNED = "gpt-task-serve, tuned mode"
@@ -28,16 +29,12 @@ TRANSFORMERS = "transformers serve"
 ONE_AT_A_TIME = "generate, one at a time"
 ECHO = "ray serve echo"
 
-TUNED_ENVIRONMENT = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # Otherwise each stop of a server takes half a minute.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-}
-
 _NAME = "bench"
-_CB_BATCH_TOKENS = 256  # as in `benchmarks.engine.in_process`, which says why
-_CB_PAGE_SIZE = 32
+CB_BATCH_TOKENS = 256
+CB_PAGE_SIZE = 32
+"""Of transformers' continuous batching on a CPU, in its favour: no kernel there wants large pages,
+and its attention is dense over all tokens of a step and all of the cache that is in use, so that a
+larger step costs more for each token."""
 _VLLM_KV_GB = 2
 
 
@@ -116,10 +113,10 @@ def graph_args(setup: Setup) -> dict[str, Any]:
 def _graph(
     setup: Setup,
     environment: Mapping[str, str] | None = None,
-    import_path: str = "serve_app.app:build",
+    import_path: str = APPLICATION,
 ) -> Iterator[Server]:
     args = {} if import_path == _ECHO_PATH else graph_args(setup)
-    with serving_graph(import_path, args, setup.folder, environment) as server:
+    with serving(args, setup.folder, environment, import_path=import_path) as server:
         yield server
 
 
@@ -132,9 +129,9 @@ def _transformers(setup: Setup, *, continuous: bool) -> Iterator[Server]:
     if continuous:
         command += ["--continuous-batching"]
         if not setup.on_gpu:  # a GPU's memory and kernels are the library's to judge
-            blocks = setup.max_clients * -(-setup.context // _CB_PAGE_SIZE)
-            command += ["--cb-block-size", str(_CB_PAGE_SIZE), "--cb-num-blocks", str(blocks)]
-            command += ["--cb-max-batch-tokens", str(_CB_BATCH_TOKENS)]
+            blocks = setup.max_clients * -(-setup.context // CB_PAGE_SIZE)
+            command += ["--cb-block-size", str(CB_PAGE_SIZE), "--cb-num-blocks", str(blocks)]
+            command += ["--cb-max-batch-tokens", str(CB_BATCH_TOKENS)]
     with running(command, port, setup.folder, _threads(setup)) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""A real server for a measurement, in processes of its own, on a free port."""
+"""A real server for a measurement, in its own processes and on a free port."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +19,7 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.config.app_args import REPOSITORY
-
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO: dict[str, Any] = {
     "id": "demo",
     "source": "./demo/model",
@@ -27,22 +27,23 @@ DEMO: dict[str, Any] = {
     "device": "cpu",
 }
 """How the demo model is served, to be extended."""
+DEMO_DEPLOYMENT = "Model:demo:float32"
+APPLICATION = "serve_app.app:build"
 TUNED = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # so that the server ends soon
+    # Otherwise each stop of a server takes half a minute.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 """The environment of the tuned mode (docs/operations.md)."""
+
+# Ports that HAProxy opens beside the server's; they are fixed, and a second server would not start.
 _OTHER_PORTS = (
     "RAY_SERVE_HAPROXY_STATS_PORT",
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-"""Ports that it opens beside the server's; they are fixed, and a second server would not start."""
-DEPLOYMENT = "Model:demo:float32"
-"""Its deployment."""
-
 _START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.1
@@ -61,10 +62,14 @@ class Server:
     process: psutil.Process
     log: Path
 
+    def processes(self) -> list[psutil.Process]:
+        """The command's process and all that it has started."""
+        return [self.process, *self.process.children(recursive=True)]
+
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas that have started."""
         title = f"ray::ServeReplica:default:{deployment}"
-        return [child for child in self.process.children(recursive=True) if _title(child) == title]
+        return [one for one in self.processes() if _title(one) == title]
 
 
 def _title(process: psutil.Process) -> str:
@@ -78,34 +83,30 @@ def _title(process: psutil.Process) -> str:
 @contextmanager
 def serving(
     args: Mapping[str, Any],
-    folder: Path,
+    folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     deployments: Sequence[Mapping[str, Any]] = (),
+    import_path: str = APPLICATION,
 ) -> Iterator[Server]:
-    """Serve this project's application with these ``args`` (see `serve_app.config.app_args`).
+    """Serve an application of Ray Serve by ``serve run`` until the body ends.
 
     Args:
-        args: of the application.
-        folder: where the configuration and the log are written.
+        args: of the application, for this project's own see `serve_app.config.app_args`.
+        folder: where the configuration and the log are written; None takes a temporary one.
         environment: variables beside those of this process.
         deployments: Ray's own settings of deployments, over ours.
+        import_path: of the application.
 
     Raises:
         NotReadyError: it did not start.
     """
-    with serving_graph("serve_app.app:build", args, folder, environment, deployments) as server:
-        yield server
-
-
-@contextmanager
-def serving_graph(
-    import_path: str,
-    args: Mapping[str, Any],
-    folder: Path,
-    environment: Mapping[str, str] | None = None,
-    deployments: Sequence[Mapping[str, Any]] = (),
-) -> Iterator[Server]:
-    """Serve an application of Ray Serve until the body ends. Arguments as those of `serving`."""
+    if folder is None:
+        with (
+            tempfile.TemporaryDirectory(prefix="benchmark-") as made,
+            serving(args, Path(made), environment, deployments, import_path) as server,
+        ):
+            yield server
+        return
     port = free_port()
     application = {
         "name": "default",
@@ -126,7 +127,7 @@ def serving_graph(
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -184,7 +185,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: Server) -> None:
                 if http.get("/health").status_code == 200:
                     return
             except httpx.TransportError:
-                pass  # nobody listens yet
+                pass  # nothing listens yet
             time.sleep(_POLL_S)
     raise NotReadyError(f"the server did not become ready; {log_tail(server.log.parent)}")
 

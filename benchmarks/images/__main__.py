@@ -1,13 +1,13 @@
 """Measures image preprocessing: ``python -m benchmarks.images``.
 
-Compares `preprocessor.ImagePreprocessor`, base64 in and prepared image out, with what nobody can
-do without: decoding base64, opening the picture with Pillow, and calling the model's own processor
-with it and the text of its place. Both do one picture after the other on one core, in turns (A B, A
-B), and must make the same pixels.
+Compares the engine's `ImagePreprocessor`, base64 in and prepared image out, with what cannot be
+avoided: decoding base64, opening the image with Pillow, and calling the model's own processor with
+it and the text of its place. Both do one image after the other on one core, in turns (A B, A B),
+and must make the same pixels.
 
 Prints a table, writes ``images.json``. Images per second and core are images by seconds of CPU
 time, so that others on the machine disturb little; the seconds that passed are in the file as well.
-No picture is prepared twice by the engine, so that nothing is found in a cache.
+No image is prepared twice by the engine, so that nothing is found in a cache.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ import argparse
 import base64
 import io
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,17 +30,19 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLProcessor
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.engine.report import aligned, say
-from engine import EngineConfig, ImagePreprocessor
+from benchmarks.harness import command
+from benchmarks.harness.engine_api import EngineConfig, ImagePreprocessor
+from benchmarks.harness.report import about, grouped, middle, say, table, write
+from benchmarks.harness.server import REPOSITORY
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "model"
 ENGINE, DIRECT = "engine", "direct"
+MODELS = ("internvl", "demo")
 _SEED = 20260101
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture file."""
+    """A kind of image file."""
 
     width: int
     height: int
@@ -56,12 +54,11 @@ KINDS = {
     "12 MP JPEG": Kind(4000, 3000, "JPEG", {"quality": 90}),
     "448 px PNG": Kind(448, 448, "PNG", {}),
 }
-MODELS = ("internvl", "demo")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One side's run over the pictures of a round."""
+    """One side's run over the images of a round."""
 
     model: str
     kind: str
@@ -99,44 +96,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += _measure(model, kind, options, Path(folder))
                 say(f"{model}, {kind}: {_compare(rows)[-1].ratio:.1%} of the direct speed")
     found = _compare(rows)
-    print(_table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "images.json"
-    path.write_text(json.dumps(_report(options, rows, found), indent=2) + "\n")
-    print("written:", path)
+    print(table(found, _COLUMNS))
+    data = about("images", options, "numpy", "pillow", "transformers")
+    data["images"] = {name: asdict(KINDS[name]) for name in options.kinds}
+    data["runs"] = [asdict(row) | {"images_per_core_s": row.images_per_core_s} for row in rows]
+    data["ratios"] = [asdict(one) for one in found]
+    write(options.out, "images", data)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = list(KINDS)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
-    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds, metavar="KIND")
-    parser.add_argument("--images", type=int, default=8, help="of each kind and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
+    parser = command.parser("benchmarks.images", __doc__)
+    kinds, add = list(KINDS), parser.add_argument
+    add("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
+    add("--kinds", nargs="+", default=kinds, choices=kinds, metavar="KIND")
+    add("--images", type=int, default=8, help="of each kind and round")
+    add("--rounds", type=int, default=5)
     return parser.parse_args(arguments)
 
 
-# --- What is measured ----------------------------------------------------------------------------
-
-
 def model_directory(model: str, folder: Path) -> Path:
-    """The demo model; or one whose pictures become up to 12 tiles of 448 pixels and a thumbnail, as
+    """The demo model; or one whose images become up to 12 tiles of 448 pixels and a thumbnail, as
     InternVL's do. The processor needs no weights.
     """
     directory = folder / model
     if directory.exists():
         return directory
-    shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    without_weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(REPOSITORY / "demo" / "model", directory, ignore=without_weights)
     if model == "internvl":
         tiles = {"crop_to_patches": True, "min_patches": 1, "max_patches": 12}
-        _change(
-            directory / "preprocessor_config.json", tiles | {"size": {"height": 448, "width": 448}}
-        )
+        size = {"size": {"height": 448, "width": 448}}
+        _change(directory / "preprocessor_config.json", tiles | size)
         _change(directory / "processor_config.json", {"image_seq_length": 256})
         _change(directory / "config.json", {"image_seq_length": 256})
     return directory
@@ -146,8 +136,8 @@ def _change(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def make_picture(kind: Kind, seed: tuple[int, int]) -> str:
-    """A picture in base64: shades and some noise, about as hard to decode as a photograph."""
+def make_image(kind: Kind, seed: tuple[int, int]) -> str:
+    """An image in base64: shades and some noise, about as hard to decode as a photograph."""
     random = np.random.default_rng([_SEED, *seed])
     shades = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     smooth = np.asarray(shades.resize((kind.width, kind.height), Image.Resampling.BICUBIC))
@@ -199,68 +189,38 @@ def _measure(model: str, kind: str, options: argparse.Namespace, folder: Path) -
     rows: list[Row] = []
     for index in range(-1, options.rounds):
         count = options.images if index >= 0 else 1
-        pictures = [make_picture(KINDS[kind], (index + 1, number)) for number in range(count)]
+        images = [make_image(KINDS[kind], (index + 1, number)) for number in range(count)]
         pixels: dict[str, np.ndarray] = {}
         for side, prepare in sides.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            for picture in pictures:
-                pixels[side] = prepare(picture)
+            for image in images:
+                pixels[side] = prepare(image)
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            if index >= 0:  # the first picture warms both up
+            if index >= 0:  # the first image warms both up
                 rows.append(Row(model, kind, side, index, count, cpu, wall))
         if not np.array_equal(pixels[ENGINE], pixels[DIRECT]):
             raise RuntimeError(f"{model}, {kind}: the two sides made different pixels")
     return rows
 
 
-# --- The report ----------------------------------------------------------------------------------
-
-
 def _compare(rows: Sequence[Row]) -> list[Comparison]:
-    speeds: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        sides = speeds.setdefault((row.model, row.kind), {ENGINE: [], DIRECT: []})
-        sides[row.side].append(row.images_per_core_s)
-    return [
-        Comparison(
-            model,
-            kind,
-            median(sides[ENGINE]),
-            median(sides[DIRECT]),
-            median(e / d for e, d in zip(sides[ENGINE], sides[DIRECT], strict=True)),
-        )
-        for (model, kind), sides in speeds.items()
-    ]
+    found = []
+    for (model, kind), own in grouped(rows, lambda row: (row.model, row.kind)).items():
+        sides = grouped(own, lambda row: row.side)
+        pairs = zip(sides[ENGINE], sides[DIRECT], strict=True)
+        ratio = median(e.images_per_core_s / d.images_per_core_s for e, d in pairs)
+        speeds = [middle(sides[side], lambda r: r.images_per_core_s) for side in (ENGINE, DIRECT)]
+        found.append(Comparison(model, kind, *speeds, ratio))
+    return found
 
 
-def _table(found: Sequence[Comparison]) -> str:
-    lines = [["model", "picture", "engine, images/s/core", "direct", "engine/direct"]]
-    lines += [
-        [
-            one.model,
-            one.kind,
-            f"{one.engine_images_per_core_s:.2f}",
-            f"{one.direct_images_per_core_s:.2f}",
-            f"{one.ratio:.1%}",
-        ]
-        for one in found
-    ]
-    return aligned(lines)
-
-
-def _report(
-    options: argparse.Namespace, rows: Sequence[Row], found: Sequence[Comparison]
-) -> dict[str, Any]:
-    return {
-        "benchmark": "images",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
-        "load_after": os.getloadavg()[0],
-        "versions": {name: version(name) for name in ("numpy", "pillow", "transformers")},
-        "pictures": {name: asdict(KINDS[name]) for name in options.kinds},
-        "runs": [asdict(row) | {"images_per_core_s": row.images_per_core_s} for row in rows],
-        "ratios": [asdict(one) for one in found],
-    }
+_COLUMNS: dict[str, Callable[[Comparison], str]] = {
+    "model": lambda one: one.model,
+    "image": lambda one: one.kind,
+    "engine, images/s/core": lambda one: f"{one.engine_images_per_core_s:.2f}",
+    "direct": lambda one: f"{one.direct_images_per_core_s:.2f}",
+    "engine/direct": lambda one: f"{one.ratio:.1%}",
+}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Memory of the graph while large pictures pass: ``python -m benchmarks.images.memory``.
+"""Memory of the graph while large images pass: ``python -m benchmarks.images.memory``.
 
-Serves the demo model by a real ``serve run``. Clients send pictures of 5 MB (uncompressed, so that
+Serves the demo model by a real ``serve run``. Clients send images of 5 MB (uncompressed, so that
 decoding takes little time), each a different one. Every second the memory of all processes of the
 server is read; the object store is part of Ray's `raylet`.
 
-Prints a table, writes ``pictures-memory.json`` and, with matplotlib, ``pictures-memory.png``. Exits
-with 1 if a request fails, or if one of the processes that pictures pass is not flat: in the last
-third of the pictures it has grown by more than 5 % and 8 MiB.
+Prints a table, writes ``images-memory.json`` and, with matplotlib, ``images-memory.png``. Exits
+with 1 if a request fails, or if one of the processes that images pass is not flat: in the last
+third of the images it has grown by more than 5 % and 8 MiB.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ import argparse
 import asyncio
 import base64
 import io
-import json
 import random
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from statistics import median
+from functools import partial
+from typing import Any
 
-import httpx
 from PIL import Image
 
-from benchmarks.engine.report import aligned, pyplot, say
-from benchmarks.harness.processes import Sample, sample
+from benchmarks.harness import command
+from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.processes import Sample, by_process, sampled
+from benchmarks.harness.report import about, middle, say, table, write
 from benchmarks.harness.server import DEMO, TUNED, Server, serving
 
 MiB = 2**20
 GROWTH, GROWTH_BYTES = 0.05, 8 * MiB
 WATCHED = ("Ingress", "ImagePreprocessor", "Model:", "ProxyActor", "haproxy", "raylet")
-"""How the names of the processes begin that pictures, or parts of them, pass."""
+"""How the names of the processes begin that images, or parts of them, pass."""
 
 _SIDE = 1290  # pixels of three bytes: 5 MB
-_SALTS = 64  # bytes that differ between two pictures
-_CACHE_BYTES = 4 * MiB  # full after a tenth of the pictures, and of no use for any
+_SALTS = 64  # bytes that differ between two images
+_CACHE_BYTES = 4 * MiB  # full after a tenth of the images, and of no use for any
 _BEFORE = (
     b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "image", "base64": "'
 )
@@ -51,17 +50,17 @@ _AFTER = (
 
 
 @dataclass
-class Pictures:
+class Images:
     """What is sent, and how it went.
 
     Attributes:
-        passed: seconds from the start to the end of each picture's answer.
+        passed: seconds from the start to the end of each image's answer.
         failures: what was answered instead.
     """
 
     count: int
-    until: float
-    start: float
+    seconds: float
+    start: float = field(default_factory=time.monotonic)
     sent: int = 0
     passed: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -70,29 +69,25 @@ class Pictures:
         """Send no more."""
         self.count = 0
 
-    async def client(self, http: httpx.AsyncClient, file: bytearray, number: int) -> None:
-        """One picture after the other, until all are sent or the time is over."""
+    async def send(self, client: Client, file: bytearray, number: int) -> None:
+        """One image after the other, until all are sent or the time is over."""
         chance = random.Random(number)
         own = bytearray(file)
-        while self.sent < self.count and time.monotonic() < self.until:
+        while self.sent < self.count and time.monotonic() < self.start + self.seconds:
             self.sent += 1
             for _ in range(_SALTS):
                 own[chance.randrange(len(own) // 2, len(own))] = chance.randrange(256)
             body = _BEFORE + base64.b64encode(own) + _AFTER
-            try:
-                response = await http.post("/v1/tasks", content=body)
-            except httpx.HTTPError as error:
-                self.failures.append(repr(error))
-                continue
-            if response.status_code != 200:
-                self.failures.append(response.text)
+            answer = await client.ask(body, stream=False)
+            if answer.error is not None:
+                self.failures.append(answer.error)
             self.passed.append(time.monotonic() - self.start)
             if len(self.passed) % 50 == 0:
-                say(f"{len(self.passed)} pictures")
+                say(f"{len(self.passed)} images")
 
 
-def make_picture() -> bytearray:
-    """A picture of 5 MB in a format without compression."""
+def make_image() -> bytearray:
+    """An image of 5 MB in a format without compression."""
     file = io.BytesIO()
     pixels = random.Random(0).randbytes(_SIDE * _SIDE * 3)
     Image.frombytes("RGB", (_SIDE, _SIDE), pixels).save(file, "BMP")
@@ -104,7 +99,7 @@ class Level:
     """Resident memory of a process, in bytes: the median of some seconds.
 
     Attributes:
-        first, middle, last: after a third and two thirds of the pictures, and at their end.
+        first, middle, last: after a third and two thirds of the images, and at their end.
         peak: the highest that was seen.
     """
 
@@ -125,106 +120,78 @@ def levels(samples: Sequence[Sample], passed: Sequence[float]) -> list[Level]:
     ends = [passed[len(passed) * third // 3 - 1] for third in (1, 2, 3)]
     width = max(3.0, passed[-1] / 20)
     found = []
-    for pid in dict.fromkeys(one.pid for one in samples):
-        own = [one for one in samples if one.pid == pid]
-        # A replica that is asked something adds the method to its title.
-        name = min((one.name for one in own), key=len)
-        near = [[one.rss for one in own if end - width <= one.at <= end] for end in ends]
+    for name, own in by_process(samples):
+        near = [[one for one in own if end - width <= one.at <= end] for end in ends]
         if name.startswith(WATCHED) and all(near):
-            first, middle, last = (float(median(some)) for some in near)
-            peak = max(one.rss for one in own)
-            found.append(Level(name, first, middle, last, peak))
+            memory = [middle(some, lambda one: one.rss) for some in near]
+            found.append(Level(name, *memory, max(one.rss for one in own)))
     return sorted(found, key=lambda one: -one.peak)
 
 
-async def _watch(server: Server, start: float, samples: list[Sample]) -> None:
-    while True:
-        samples += await asyncio.to_thread(sample, server.process, time.monotonic() - start)
-        await asyncio.sleep(1.0)
+async def run(server: Server, images: Images, clients: int) -> list[Sample]:
+    """Send the images and watch."""
+    # SIGTERM ends this early, and what was found until then is still told.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, images.stop)
+    file = make_image()
+    images.start = time.monotonic()
+    async with Client(Endpoint(server.address, "demo")) as client, sampled(server, 1.0) as samples:
+        await asyncio.gather(*(images.send(client, file, number) for number in range(clients)))
+    return samples
 
 
-async def send(
-    server: Server, count: int, seconds: float, clients: int
-) -> tuple[Pictures, list[Sample]]:
-    """Send the pictures and watch."""
-    start = time.monotonic()
-    pictures = Pictures(count, until=start + seconds, start=start)
-    samples: list[Sample] = []
-    watching = asyncio.create_task(_watch(server, start, samples))
-    # Who ends this early still sees what there is, and the server ends with it.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pictures.stop)
-    file = make_picture()
-    async with httpx.AsyncClient(base_url=server.address, timeout=600) as http:
-        await asyncio.gather(*(pictures.client(http, file, n) for n in range(clients)))
-    watching.cancel()
-    return pictures, samples
+def _mebibytes(of: Callable[[Level], float]) -> Callable[[Level], str]:
+    return lambda level: f"{of(level) / MiB:.0f} MiB"
 
 
-def table(found: Sequence[Level]) -> str:
-    """For people."""
-    lines = [["process", "after 1/3", "after 2/3", "at the end", "peak", ""]]
-    for one in found:
-        memory = [one.first, one.middle, one.last, one.peak]
-        cells = [f"{value / MiB:.0f} MiB" for value in memory]
-        lines.append([one.name, *cells, "flat" if one.is_flat else "GROWS"])
-    return aligned(lines, names=1)
+_COLUMNS: dict[str, Callable[[Level], str]] = {
+    "process": lambda level: level.name,
+    "after 1/3": _mebibytes(lambda level: level.first),
+    "after 2/3": _mebibytes(lambda level: level.middle),
+    "at the end": _mebibytes(lambda level: level.last),
+    "peak": _mebibytes(lambda level: level.peak),
+    "": lambda level: "flat" if level.is_flat else "GROWS",
+}
 
 
-def plot(samples: Sequence[Sample], file: Path) -> bool:
-    """Memory over time; False without matplotlib."""
-    if (plt := pyplot()) is None:
-        return False
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    for pid in dict.fromkeys(one.pid for one in samples):
-        own = [one for one in samples if one.pid == pid]
-        name = min((one.name for one in own), key=len)
+def _panel(samples: Sequence[Sample], axes: Any) -> None:
+    """Memory over time."""
+    for name, own in by_process(samples):
         if name.startswith(WATCHED):
             axes.plot([one.at for one in own], [one.rss / MiB for one in own], label=name)
     axes.set(ylabel="resident memory, MiB", xlabel="seconds", ylim=0)
-    axes.legend()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.images.memory")
-    parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stop then, whatever is left")
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--tuned", action="store_true", help="Ray Serve's tuned mode")
-    parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
-    options = parser.parse_args(arguments)
-    # So that the server ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    options = _parse(arguments)
+    command.end_with_servers()
     args = {"models": [DEMO | {"engine": {"image_cache_bytes": _CACHE_BYTES}}]}
-    mode = TUNED if options.tuned else {}
-    with tempfile.TemporaryDirectory() as folder, serving(args, Path(folder), mode) as server:
-        pictures, samples = asyncio.run(
-            send(server, options.pictures, options.seconds, options.clients)
-        )
-    passed, failures = pictures.passed, pictures.failures
-    say(f"{len(passed)} pictures of 5 MB in {passed[-1] if passed else 0:.0f} s")
+    images = Images(options.images, options.seconds)
+    with serving(args, environment=TUNED if options.tuned else {}) as server:
+        samples = asyncio.run(run(server, images, options.clients))
+    passed, failures = images.passed, images.failures
+    say(f"{len(passed)} images of 5 MB in {passed[-1] if passed else 0:.0f} s")
     for line in failures[:10]:
         say(f"  {line[:200]}")
     if len(passed) < 3:
         return 1
     found = levels(samples, passed)
-    say(table(found))
-    options.output.mkdir(parents=True, exist_ok=True)
-    data = {
-        "pictures": len(passed),
-        "clients": options.clients,
-        "tuned": options.tuned,
-        "failures": failures,
-        "levels": [asdict(one) for one in found],
-        "samples": [asdict(one) for one in samples],
-    }
-    (options.output / "pictures-memory.json").write_text(json.dumps(data, indent=1) + "\n")
-    if not plot(samples, options.output / "pictures-memory.png"):
-        say("no picture: matplotlib is not installed (the extra `bench`)")
+    print(table(found, _COLUMNS, names=0))
+    data = about("images-memory", options) | {"images": len(passed), "failures": failures}
+    data["levels"] = [asdict(one) for one in found]
+    data["samples"] = [asdict(one) for one in samples]
+    write(options.out, "images-memory", data, [partial(_panel, samples)])
     return 0 if found and not failures and all(one.is_flat for one in found) else 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser("benchmarks.images.memory", __doc__)
+    add = parser.add_argument
+    add("--images", type=int, default=1000)
+    add("--seconds", type=float, default=3600.0, help="stop then, whatever is left")
+    add("--clients", type=int, default=4)
+    add("--tuned", action="store_true", help="Ray Serve's tuned mode")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 It does what a replica does, without Ray: the libraries, the model, its KV cache, the probe. Prints
 one line of JSON: seconds and processor seconds from the start to each stage's end, and how long the
-weights alone take to read. `benchmarks.loading.startup` calls it, in a new process for each measurement.
+weights alone take to read. `benchmarks.loading.startup` calls it, each time in a new process.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Starts a real ``serve run`` several times, sends a task as soon as the server is ready, and says
 when what was there: seconds from the start of the command, from the logs of all processes; and the
 processor time that each process had taken by the first token, which is steadier on a busy machine.
-Then loads the model in processes of their own, its weights in the page cache and not, and says how
+Then loads the model in processes apart, its weights in the page cache and not, and says how
 long that takes beside reading the file (`benchmarks.loading.load_time`).
 
 Prints tables, writes ``startup.json`` and, with matplotlib, ``startup.png``.
@@ -12,9 +12,9 @@ Prints tables, writes ``startup.json`` and, with matplotlib, ``startup.png``.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,18 +23,25 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-import psutil
-
-from benchmarks.engine.report import aligned, pyplot, say
-from benchmarks.harness.processes import name_of
-from benchmarks.harness.server import DEMO, TUNED, Server, serving
+from benchmarks.harness import command
+from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.processes import CLIENT, cpu_seconds
+from benchmarks.harness.report import about, aligned, say, table, write
+from benchmarks.harness.server import (
+    DEMO,
+    DEMO_DEPLOYMENT,
+    REPOSITORY,
+    TUNED,
+    Server,
+    serving,
+)
+from benchmarks.harness.tasks import demo_task
 from benchmarks.loading.load_time import READY, STAGES
-from serve_app.config.app_args import REPOSITORY
 
 _REPLICA = "replica_default_Model_*.log"
 MARKS = {
@@ -55,14 +62,6 @@ HEALTHY = "GET /health says ready"
 FIRST = "first token"
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
-_WHO = {
-    "Model:": "replica",
-    "ImagePreprocessor": "preprocessor",
-    "Ingress": "ingress",
-    "ServeController": "controller",
-    "ProxyActor": "proxy",
-    "haproxy": "proxy",
-}
 
 
 @dataclass(frozen=True)
@@ -105,56 +104,32 @@ def _logs(server: Server) -> list[Path]:
     raise RuntimeError("the server has no process that says where it logs")
 
 
-def _processes(server: Server) -> tuple[float | None, dict[str, float]]:
-    """When the replica's process began, after the command; processor seconds of all processes."""
-    taken: dict[str, float] = defaultdict(float)
-    replica = None
-    for process in [server.process, *server.process.children(recursive=True)]:
-        try:
-            name, times = name_of(process), process.cpu_times()
-            who = next((who for part, who in _WHO.items() if name.startswith(part)), "Ray's others")
-            taken[who] += times.user + times.system
-            if who == "replica":
-                replica = process.create_time() - server.process.create_time()
-        except psutil.Error:  # it has gone meanwhile
-            continue
-    return replica, dict(taken)
-
-
 def start(args: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> Start:
     """Start a server, ask for an answer, and end it."""
     begun = time.time()
     with serving(args, folder, environment) as server:
         healthy = time.time() - begun
-        _first_token(server)
-        first = time.time() - begun
-        process, cpu_seconds = _processes(server)
+        first = asyncio.run(_first_token(server)) - begun
+        taken = cpu_seconds(server)
         seconds = marks(_logs(server), begun) | {HEALTHY: healthy, FIRST: first}
-    if process is not None:
-        seconds[PROCESS] = process
-    return Start(dict(sorted(seconds.items(), key=lambda item: item[1])), cpu_seconds)
+        for replica in server.replicas(DEMO_DEPLOYMENT):
+            seconds[PROCESS] = replica.create_time() - server.process.create_time()
+    taken.pop(CLIENT)
+    return Start(dict(sorted(seconds.items(), key=lambda item: item[1])), dict(taken))
 
 
-def _first_token(server: Server) -> None:
-    """Stream an answer until its first token."""
-    task = {
-        "model": "demo",
-        "messages": [{"role": "user", "content": "How are you?"}],
-        "generation_config": {"max_new_tokens": 8},
-    }
-    with httpx.stream(
-        "POST", f"{server.address}/v1/tasks?stream=true", json=task, timeout=600
-    ) as answer:
-        if answer.status_code != 200:
-            raise SystemExit(answer.read().decode())
-        for line in answer.iter_lines():
-            if line.startswith("data:"):
-                return
-    raise SystemExit("the server has answered without a token")
+async def _first_token(server: Server) -> float:
+    """When the first token of an answer came, as a time of the clock."""
+    task = demo_task(0, "How are you?", {"max_new_tokens": 8})
+    async with Client(Endpoint(server.address, "demo")) as client:
+        answer = await client.ask(task, stream=True)
+    if not answer.deltas:
+        raise SystemExit(f"the server has answered without a token: {answer.error}")
+    return time.time() - (time.perf_counter() - answer.deltas[0][0])
 
 
 def load_once(model: Path, dtype: str, *, cold: bool) -> dict[str, Any]:
-    """What `benchmarks.loading.load_time` finds, in a process of its own."""
+    """What `benchmarks.loading.load_time` finds, in its own process."""
     command = [sys.executable, "-m", "benchmarks.loading.load_time", str(model), "--dtype", dtype]
     run = subprocess.run(
         [*command, *(["--cold"] if cold else [])],
@@ -179,58 +154,47 @@ def _middle(runs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def start_table(starts: Sequence[Start]) -> str:
-    """Two tables for people: when what was there, and who took how much processor time."""
-    lines = [["after", "from", "to", ""]]
-    for name, values in _middle([one.seconds for one in starts]).items():
-        lines.append([*(f"{v:.1f} s" for v in (median(values), min(values), max(values))), name])
-    cpu = [["processor time", "from", "to", ""]]
-    for name, values in reversed(_middle([one.cpu_seconds for one in starts]).items()):
-        cpu.append([*(f"{v:.1f} s" for v in (median(values), min(values), max(values))), name])
-    return aligned(lines, names=3) + "\n\n" + aligned(cpu, names=3)
+    """Two tables for people: when what was there, and which part took how much processor time."""
+
+    def lines(head: str, values: Mapping[str, list[float]]) -> list[list[str]]:
+        found = [
+            [*(f"{of(times):.1f} s" for of in (median, min, max)), name]
+            for name, times in values.items()
+        ]
+        return [[head, "from", "to", ""], *found]
+
+    cpu = dict(reversed(_middle([one.cpu_seconds for one in starts]).items()))
+    moments = lines("after", _middle([one.seconds for one in starts]))
+    return aligned(moments, names=3) + "\n\n" + aligned(lines("processor time", cpu), names=3)
 
 
 def load_table(loads: Sequence[Mapping[str, Any]]) -> str:
     """A table for people: how long it takes to load the model, and to read its file."""
-    stages = [*STAGES, READY]
-    lines = [["page cache", "read the file", *stages, "processor time"]]
-    for one in loads:
-        cells = [f"{one['seconds'][stage]:.1f} s" for stage in stages]
-        cpu = f"{one['cpu_seconds'][READY]:.1f} s"
-        lines.append(["no" if one["cold"] else "yes", f"{one['read_seconds']:.2f} s", *cells, cpu])
-    return aligned(lines)
+    columns: dict[str, Any] = {
+        "page cache": lambda one: "no" if one["cold"] else "yes",
+        "read the file": lambda one: f"{one['read_seconds']:.2f} s",
+    }
+    for stage in (*STAGES, READY):
+        columns[stage] = lambda one, stage=stage: f"{one['seconds'][stage]:.1f} s"
+    columns["processor time"] = lambda one: f"{one['cpu_seconds'][READY]:.1f} s"
+    return table(loads, columns)
 
 
-def plot(starts: Sequence[Start], file: Path) -> bool:
-    """Each start as a line of time; False without matplotlib."""
-    if (plt := pyplot()) is None:
-        return False
+def _panel(starts: Sequence[Start], axes: Any) -> None:
+    """Each moment as a line of time."""
     moments = _middle([one.seconds for one in starts])
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for row, values in enumerate(moments.values()):
         axes.barh(row, median(values), height=0.5, color="tab:blue", alpha=0.3)
         axes.plot(values, [row] * len(values), "o", color="tab:blue", markersize=4)
     axes.set_yticks(range(len(moments)), labels=list(moments))
     axes.invert_yaxis()
     axes.set(xlabel="seconds after the start of the command", xlim=0)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loading.startup", description=__doc__
-    )
-    parser.add_argument("--runs", type=int, default=3, help="starts of a server")
-    parser.add_argument("--loads", type=int, default=1, help="loads without a server, of each kind")
-    parser.add_argument("--model", type=Path, default=REPOSITORY / DEMO["source"])
-    parser.add_argument("--dtype", default=DEMO["dtype"])
-    parser.add_argument("--tuned", action="store_true", help="Ray Serve's tuned mode")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
-    options = parser.parse_args(arguments)
-    # So that the server ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    options = _parse(arguments)
+    command.end_with_servers()
     model = options.model.resolve()
     args = {"models": [DEMO | {"source": str(model), "dtype": options.dtype}]}
     # In the tuned mode Ray's processes would tell their own files only.
@@ -249,12 +213,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(start_table(starts))
     if loads:
         print("\n" + load_table(loads))
-    options.out.mkdir(parents=True, exist_ok=True)
-    data = {"model": str(model), "tuned": options.tuned, "loads": loads}
-    content = data | {"starts": [asdict(one) for one in starts]}
-    (options.out / "startup.json").write_text(json.dumps(content, indent=1) + "\n")
-    if starts and not plot(starts, options.out / "startup.png"):
-        say("no picture: matplotlib is not installed (the extra `bench`)")
+    data = about("startup", options) | {"loads": loads, "starts": [asdict(one) for one in starts]}
+    write(options.out, "startup", data, [partial(_panel, starts)] if starts else [])
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser("benchmarks.loading.startup", __doc__)
+    add = parser.add_argument
+    add("--runs", type=int, default=3, help="starts of a server")
+    add("--loads", type=int, default=1, help="loads without a server, of each kind")
+    add("--model", type=Path, default=REPOSITORY / DEMO["source"])
+    add("--dtype", default=DEMO["dtype"])
+    add("--tuned", action="store_true", help="Ray Serve's tuned mode")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reliability.fuzz http://127.0.0.1:8000``: thousands of requests that nobody wrote.
+"""Thousands of generated requests: ``python -m benchmarks.reliability.fuzz ADDRESS``.
 
 schemathesis makes them from ``/openapi.json``, right ones and wrong ones. No answer may be a 5xx,
 none may be undocumented, and nothing that the description forbids may be accepted. Exits with 1

@@ -1,10 +1,10 @@
-"""Ten times more than a server can do, for a minute: ``python -m benchmarks.reliability.overload``.
+"""Ten times more than a server can do: ``python -m benchmarks.reliability.overload``.
 
 Serves a model by a real ``serve run``. First its capacity is measured: clients that send one task
-after another. Then tasks are sent at ten times that rate whatever becomes of them, as strangers
-would send them. In the end single tasks tell when the server is its old self. Prints how many tasks
-were answered a second, how soon the others were refused, how long recovery took, and who had the
-machine meanwhile; writes ``overload.json`` and, with matplotlib, ``overload.png``.
+after another. Then tasks are sent at ten times that rate for a minute, whatever becomes of them, as
+strangers would send them. In the end single tasks tell when the server is its old self. Prints how
+many tasks were answered a second, how soon the others were refused, how long recovery took, and who
+had the machine meanwhile; writes ``overload.json`` and, with matplotlib, ``overload.png``.
 
 The demo model answers in milliseconds, so that ten times its capacity is hundreds of requests a
 second: a test of the server in front of the engine. ``--geometry qwen2.5-0.5b --waiting 4`` has
@@ -12,7 +12,7 @@ random weights in the shape of a real model: its tasks take seconds, and ten tim
 tens of requests a second, as with models that people use.
 
 The clients run on the same machine and take time from the server, at the same priority. With
-``--pin`` the engine has the first core to itself, and all others share the rest. Exits with 1 if
+``--pin`` the replica has the first core to itself, and all others share the rest. Exits with 1 if
 goodput was more than 10 % below the capacity, a refusal in a hundred took more than 100 ms,
 recovery took more than 5 s, or anything was answered but an answer (the right one) or 503 with
 Retry-After.
@@ -22,48 +22,113 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import signal
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 
-from benchmarks.engine.report import say
-from benchmarks.harness.served_model import DEMO as DEMO_GEOMETRY
-from benchmarks.harness.served_model import geometry_names, make_model
+from benchmarks.harness import command
+from benchmarks.harness.client import Answer, Client, Endpoint
+from benchmarks.harness.processes import cpu_spent, pin, step_back
+from benchmarks.harness.report import about, say, write
+from benchmarks.harness.served_models import DEMO as DEMO_GEOMETRY
+from benchmarks.harness.served_models import geometry_names, make_model
 from benchmarks.harness.server import DEMO, TUNED, Server, serving
-from benchmarks.reliability.flood import (
-    Sender,
-    closed_loop,
-    demo_tasks,
-    open_loop,
-    random_tasks,
-    recovery,
-)
-from benchmarks.reliability.overload_report import Busy, Found, Work, answers_per_second
+from benchmarks.harness.tasks import demo_task, demo_tasks, uniform_tasks
+from benchmarks.reliability.overload_report import Asked, Busy, Found, Work, answers_per_second
 
 _SAMPLE_EVERY_S = 0.5
+_PROBE_EVERY_S = 0.25
+_PROBE_FACTOR = 2.0  # a server is its old self when a task takes at most so many times as before
+_PATIENCE_S = 30.0
+_PROMPT_TOKENS = 64
+_TASKS = 40
+
+
+def random_tasks(answer_tokens: int) -> list[dict[str, Any]]:
+    """Tasks for a model with random weights, whose answers are as long as they may be."""
+    made = uniform_tasks(_TASKS, prompt_tokens=_PROMPT_TOKENS, answer_tokens=answer_tokens)
+    config = {"max_new_tokens": answer_tokens}
+    return [demo_task(number, task.prompt, config) for number, task in enumerate(made)]
+
+
+class Sender:
+    """Sends tasks and compares answers to the same task."""
+
+    def __init__(self, client: Client, tasks: list[dict[str, Any]]) -> None:
+        self._client = client
+        self._tasks = tasks
+        self._answers: dict[int, list[str]] = {}
+
+    async def ask(self, number: int, start: float) -> Asked:
+        """Send one task and wait for what comes of it. ``start`` is that of the run."""
+        number %= len(self._tasks)
+        answer = await self._client.ask(self._tasks[number], stream=False)
+        wrong = self._wrong(number, answer)
+        return Asked(answer.sent - start, answer.seconds, answer.status, wrong)
+
+    def _wrong(self, number: int, answer: Answer) -> str | None:
+        if answer.status == 503:
+            return None if answer.retry_after else "a 503 without Retry-After"
+        if not answer.complete:
+            return answer.error
+        if self._answers.setdefault(number, answer.texts) != answer.texts:
+            return "another answer than before"
+        return None
+
+
+async def closed_loop(sender: Sender, clients: int, seconds: float) -> list[Asked]:
+    """``clients`` that send one task after another; all answers are waited for."""
+    start = time.perf_counter()
+    numbers = iter(range(10**9))
+    asked: list[Asked] = []
+
+    async def client() -> None:
+        while time.perf_counter() < start + seconds:
+            asked.append(await sender.ask(next(numbers), start))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return asked
+
+
+async def open_loop(sender: Sender, rate: float, seconds: float) -> list[asyncio.Task[Asked]]:
+    """``rate`` tasks a second, whatever becomes of those before; some are still open in the end."""
+    start = time.perf_counter()
+    requests = []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
+        requests.append(asyncio.create_task(sender.ask(number, start)))
+    return requests
+
+
+async def recovery(sender: Sender, usual_s: float) -> float | None:
+    """Seconds until a task takes about as long as usual again; None if that takes too long."""
+    start = time.perf_counter()
+    # No more than one after another, of tasks that take long: else the probes are the next flood.
+    every = max(_PROBE_EVERY_S, usual_s)
+    probes: list[asyncio.Task[Asked]] = []
+    while time.perf_counter() < start + _PATIENCE_S:
+        probes.append(asyncio.create_task(sender.ask(len(probes), start)))
+        await asyncio.sleep(every)
+        for found in (probe.result() for probe in probes if probe.done()):
+            if found.status == 200 and found.seconds <= _PROBE_FACTOR * usual_s:
+                await asyncio.gather(*probes)
+                return found.at + found.seconds
+    await asyncio.gather(*probes)
+    return None
 
 
 async def measure(
     server: Server, tasks: list[dict[str, Any]], options: argparse.Namespace
 ) -> Found:
     """Capacity, flood, recovery."""
-    async with aiohttp.ClientSession(
-        server.address,
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=300),
-    ) as http:
-        sender = Sender(http, tasks)
+    async with Client(Endpoint(server.address, "demo")) as client:
+        sender = Sender(client, tasks)
         await closed_loop(sender, 1, 3.0)  # whatever is slow the first time
         alone = await closed_loop(sender, 1, 5.0)
         usual = max(one.seconds for one in alone)
@@ -71,12 +136,12 @@ async def measure(
         # Enough that none of the rows is ever empty, and not so many that some are refused.
         clients = options.sequences + options.waiting // 2
         work = {"at capacity": Work(), "in the flood": Work()}
-        async with _watched(server, http, work["at capacity"]):
+        async with _watched(server, client, work["at capacity"]):
             busy = await closed_loop(sender, clients, until)
         capacity = answers_per_second(busy, until)
         rate = options.times * capacity
         say(f"capacity {capacity:.1f} tasks/s; now {rate:.0f} tasks/s for {options.seconds:g} s")
-        async with _watched(server, http, work["in the flood"]):
+        async with _watched(server, client, work["in the flood"]):
             requests = await open_loop(sender, rate, options.seconds)
         recovered = await recovery(sender, usual)
         flood = await asyncio.gather(*requests)
@@ -84,78 +149,33 @@ async def measure(
 
 
 @asynccontextmanager
-async def _watched(server: Server, http: aiohttp.ClientSession, work: Work) -> AsyncIterator[None]:
+async def _watched(server: Server, client: Client, work: Work) -> AsyncIterator[None]:
     """Fill in who works while the body runs."""
-    began, before = time.monotonic(), _cpu_seconds(server)
-    watching = asyncio.create_task(_watch(http, work.engine))
-    yield
+    watching = asyncio.create_task(_watch(client, work.engine))
+    with cpu_spent(server) as spent:
+        yield
     watching.cancel()
-    after, seconds = _cpu_seconds(server), time.monotonic() - began
-    work.cores = {part: (after[part] - before.get(part, 0.0)) / seconds for part in after}
+    seconds = spent.pop("seconds")
+    work.cores = {part: taken / seconds for part, taken in spent.items()}
 
 
-async def _watch(http: aiohttp.ClientSession, engine: list[Busy]) -> None:
+async def _watch(client: Client, engine: list[Busy]) -> None:
     """Ask the replica what it does, until cancelled. A question without an answer is left out."""
     start = time.monotonic()
     while True:
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with http.get("/v1/models", raise_for_status=True) as response:
-                (model,) = (await response.json())["data"]
-            for replica in model["replicas"]:
-                load = replica["load"]
+            for load in await client.loads():
                 at = time.monotonic() - start
                 engine.append(Busy(at, load["running_sequences"], load["waiting"]))
         await asyncio.sleep(_SAMPLE_EVERY_S)
 
 
-def _cpu_seconds(server: Server) -> dict[str, float]:
-    """Seconds that each part has computed for until now."""
-    found: dict[str, float] = defaultdict(float)
-    for process in [psutil.Process(), server.process, *server.process.children(recursive=True)]:
-        with suppress(psutil.Error):  # it has gone meanwhile
-            times = process.cpu_times()
-            found[_part(process)] += times.user + times.system
-    return found
-
-
-def _part(process: psutil.Process) -> str:
-    name = " ".join(process.cmdline()[:1])
-    if process.pid == os.getpid():
-        return "clients"
-    if name.startswith("ray::ServeReplica:default:Model:"):
-        return "engine"
-    if name.startswith("ray::ServeReplica:default:Ingress"):
-        return "ingress"
-    return "proxy" if "haproxy" in name or "Proxy" in name else "rest of Ray"
-
-
-def _step_back(server: Server) -> None:
-    """Give the clients the niceness of the server's processes: Ray's are 15, and would starve."""
-    me = psutil.Process()
-    for process in server.process.children(recursive=True):
-        with suppress(psutil.Error):  # it has gone meanwhile
-            me.nice(max(me.nice(), process.nice()))
-
-
-def _pin(server: Server) -> None:
-    """The engine on the first core that we may use, everybody else on the others."""
-    first, *others = sorted(os.sched_getaffinity(0))
-    if not others:
-        raise ValueError("--pin needs two cores")
-    for process in [psutil.Process(), server.process, *server.process.children(recursive=True)]:
-        with suppress(psutil.Error, ProcessLookupError):  # it has gone meanwhile
-            cores = [first] if _part(process) == "engine" else others
-            for thread in process.threads():  # each has its own; new ones inherit it
-                os.sched_setaffinity(thread.id, cores)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
     options = _parse(arguments)
-    # So that the server ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    command.end_with_servers()
     model = DEMO | {"engine": {"max_sequences": options.sequences, "max_waiting": options.waiting}}
-    tasks = demo_tasks(pictures=options.pictures)
+    tasks = demo_tasks(_TASKS, images=options.images)
     with tempfile.TemporaryDirectory() as folder:
         if options.geometry != DEMO_GEOMETRY:
             served = make_model(options.geometry, None, options.model_dir or Path(folder, "model"))
@@ -163,44 +183,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tasks = random_tasks(options.tokens)
         environment = TUNED if options.tuned else {}
         with serving({"models": [model]}, Path(folder), environment) as server:
-            _step_back(server)
+            step_back(server)
             if options.pin:
-                _pin(server)
+                pin(server)
             found = asyncio.run(measure(server, tasks, options))
-    say(found.table())
+    print(found.text())
     for line in found.wrong[:10]:
         say(f"  {line[:200]}")
-    _write(found, options)
+    data = about("overload", options) | found.to_json()
+    write(options.out, "overload", data, found.panels(), share_x=True)
     return 0 if found.good else 1
 
 
-def _write(found: Found, options: argparse.Namespace) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
-    settings = {
-        name: value for name, value in vars(options).items() if isinstance(value, int | float | str)
-    }
-    data = {"settings": settings, **found.to_json()}
-    (options.output / "overload.json").write_text(json.dumps(data, indent=1) + "\n")
-    if not found.plot(options.output / "overload.png"):
-        say("no picture: matplotlib is not installed (the extra `bench`)")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python -m benchmarks.reliability.overload"
-    )
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--times", type=float, default=10.0, help="the capacity")
-    parser.add_argument("--capacity-seconds", type=float, default=20.0)
-    parser.add_argument("--sequences", type=int, default=16, help="max_sequences of the engine")
-    parser.add_argument("--waiting", type=int, default=16, help="max_waiting of the engine")
-    parser.add_argument("--geometry", choices=geometry_names(), default=DEMO_GEOMETRY)
-    parser.add_argument("--tokens", type=int, default=16, help="of an answer of random weights")
-    parser.add_argument("--model-dir", type=Path, help="keeps the random model for the next run")
-    parser.add_argument("--tuned", action="store_true", help="Ray's HAProxy takes the requests")
-    parser.add_argument("--pin", action="store_true", help="the engine has a core to itself")
-    parser.add_argument("--pictures", action="store_true", help="a quarter of the tasks has one")
-    parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
+    parser = command.parser("benchmarks.reliability.overload", __doc__)
+    add = parser.add_argument
+    add("--seconds", type=float, default=60.0, help="of the flood")
+    add("--times", type=float, default=10.0, help="the capacity")
+    add("--capacity-seconds", type=float, default=20.0)
+    add("--sequences", type=int, default=16, help="max_sequences of the engine")
+    add("--waiting", type=int, default=16, help="max_waiting of the engine")
+    add("--geometry", choices=geometry_names(), default=DEMO_GEOMETRY)
+    add("--tokens", type=int, default=16, help="of an answer of random weights")
+    add("--model-dir", type=Path, help="keeps the random model for the next run")
+    add("--tuned", action="store_true", help="Ray's HAProxy takes the requests")
+    add("--pin", action="store_true", help="the replica has a core to itself")
+    add("--images", action="store_true", help="a quarter of the tasks has one")
     return parser.parse_args(arguments)
 
 

@@ -1,25 +1,23 @@
-"""What `benchmarks.reliability.overload` has measured: the verdict, a table, JSON and a picture."""
+"""What `benchmarks.reliability.overload` measured: the verdict, a table, JSON and a plot."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.engine.report import aligned, pyplot
+from benchmarks.harness.processes import PARTS
+from benchmarks.harness.report import Panel, aligned
 
-PARTS = ("engine", "ingress", "proxy", "rest of Ray", "clients")
-"""What computes."""
 GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
 """What is asked of a server: see `benchmarks.reliability.overload`."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One task. ``status`` is 0 if the connection failed; ``wrong`` is an answer that is none."""
+    """One task. ``status`` is 0 if the connection failed; ``wrong`` is why its answer is wrong."""
 
     at: float
     seconds: float
@@ -94,7 +92,7 @@ class Found:
 
     @property
     def wrong(self) -> list[str]:
-        """What was no answer and no refusal."""
+        """What was neither an answer nor a refusal."""
         return [one.wrong for one in self.flood if one.wrong is not None]
 
     @property
@@ -125,7 +123,7 @@ class Found:
             "asked": [asdict(one) for one in self.flood],
         }
 
-    def table(self) -> str:
+    def text(self) -> str:
         """For people."""
         slow = [f"{_quantile(self.refusals, q) * 1e3:.0f}" for q in (0.5, 0.99, 1.0)]
         recovered = "not" if self.recovery_s is None else f"{self.recovery_s:.1f} s"
@@ -144,26 +142,25 @@ class Found:
         work += [one.row(name) for name, one in self.work.items()]
         return aligned(lines, names=1) + "\n\n" + aligned(work, names=1)
 
-    def plot(self, file: Path) -> bool:
+    def panels(self) -> list[Panel]:
         """Answers and refusals of each second, and how long each refusal took."""
-        if (plt := pyplot()) is None:
-            return False
-        figure, axes = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
         seconds = range(int(self.seconds) + 1)
-        for status, name in ((200, "answers"), (503, "refusals")):
-            ended = Counter(int(x.at + x.seconds) for x in self.flood if x.status == status)
-            axes[0].step(seconds, [ended[second] for second in seconds], label=name)
-        axes[0].axhline(self.capacity, color="grey", linestyle=":", label="capacity")
-        axes[0].set(ylabel="a second", yscale="symlog", ylim=0)
-        axes[0].legend()
-        refused = [(x.at, x.seconds * 1e3) for x in self.flood if x.status == 503]
-        if refused:
-            axes[1].scatter(*zip(*refused, strict=True), s=3)
-        axes[1].axhline(REFUSAL_S * 1e3, color="grey", linestyle=":")
-        axes[1].set(xlabel="seconds", ylabel="time until a refusal, ms", ylim=0)
-        figure.savefig(file, dpi=110)
-        plt.close(figure)
-        return True
+
+        def ended(axes: Any) -> None:
+            for status, name in ((200, "answers"), (503, "refusals")):
+                count = Counter(int(x.at + x.seconds) for x in self.flood if x.status == status)
+                axes.step(seconds, [count[second] for second in seconds], label=name)
+            axes.axhline(self.capacity, color="grey", linestyle=":", label="capacity")
+            axes.set(ylabel="a second", yscale="symlog", ylim=0)
+
+        def refused(axes: Any) -> None:
+            points = [(x.at, x.seconds * 1e3) for x in self.flood if x.status == 503]
+            if points:
+                axes.scatter(*zip(*points, strict=True), s=3)
+            axes.axhline(REFUSAL_S * 1e3, color="grey", linestyle=":")
+            axes.set(xlabel="seconds", ylabel="time until a refusal, ms", ylim=0)
+
+        return [ended, refused]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

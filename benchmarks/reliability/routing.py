@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-
-from benchmarks.engine.report import aligned, say
+from benchmarks.harness import command
+from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.report import about, grouped, middle, say, table, write
 from benchmarks.harness.server import DEMO, serving
-from benchmarks.reliability.tasks import loads
 
 OURS, RAYS = "by-beginning", "by-load"
 RAYS_DEFAULT = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
@@ -59,7 +54,7 @@ class Row:
 
 
 async def conversation(
-    http: httpx.AsyncClient, model: str, system: str, turns: int
+    client: Client, model: str, system: str, turns: int
 ) -> list[tuple[int, float]]:
     """Prompt tokens and seconds of each turn."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
@@ -68,11 +63,11 @@ async def conversation(
         messages.append({"role": "user", "content": f"Count from {turn} to 99."})
         config = {"max_new_tokens": 16}
         task = {"model": model, "messages": messages, "generation_config": config}
-        began = time.monotonic()
-        response = await http.post("/v1/tasks", json=task)
-        response.raise_for_status()
-        body = response.json()
-        found.append((body["usage"]["prompt_tokens"], time.monotonic() - began))
+        answer = await client.ask(task, stream=False)
+        if not answer.complete:
+            raise RuntimeError(answer.error)
+        (_, body), *_ = answer.events
+        found.append((body["usage"]["prompt_tokens"], answer.seconds))
         messages.append(body["choices"][0]["message"])
     return found
 
@@ -84,17 +79,17 @@ async def measure(address: str, model: str, number: int, options: argparse.Names
         " ".join(chance.choices(WORDS, k=options.words)) for _ in range(options.conversations)
     ]
     places = asyncio.Semaphore(options.clients)
-    async with httpx.AsyncClient(base_url=address, timeout=600) as http:
+    async with Client(Endpoint(address, model)) as client:
 
         async def placed(system: str) -> list[tuple[int, float]]:
             async with places:
-                return await conversation(http, model, system, options.turns)
+                return await conversation(client, model, system, options.turns)
 
-        before = sum(load["prefix_tokens_reused"] for load in await loads(http, model))
+        before = sum(load["prefix_tokens_reused"] for load in await client.loads())
         began = time.monotonic()
         found = [turn for turns in await asyncio.gather(*map(placed, systems)) for turn in turns]
         seconds = time.monotonic() - began
-        after = sum(load["prefix_tokens_reused"] for load in await loads(http, model))
+        after = sum(load["prefix_tokens_reused"] for load in await client.loads())
     return Row(
         model,
         number,
@@ -106,38 +101,19 @@ async def measure(address: str, model: str, number: int, options: argparse.Names
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Medians over the rounds, for people."""
-    lines = [["router", "known tokens", "turns/s", "a turn, p50"]]
-    for router, name in ((OURS, "ours"), (RAYS, "Ray's default")):
-        own = [row for row in rows if row.router == router]
-        lines.append(
-            [
-                name,
-                f"{median(row.reused for row in own):.0%}",
-                f"{median(row.turns_per_s for row in own):.2f}",
-                f"{median(row.turn_p50_s for row in own):.2f} s",
-            ]
-        )
-    return aligned(lines, names=0)
+_COLUMNS: dict[str, Callable[[list[Row]], str]] = {
+    "router": lambda rows: {OURS: "ours", RAYS: "Ray's default"}[rows[0].router],
+    "known tokens": lambda rows: f"{middle(rows, lambda row: row.reused):.0%}",
+    "turns/s": lambda rows: f"{middle(rows, lambda row: row.turns_per_s):.2f}",
+    "a turn, p50": lambda rows: f"{middle(rows, lambda row: row.turn_p50_s):.2f} s",
+}
+"""Medians over the rounds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, prog="python -m benchmarks.reliability.routing"
-    )
-    parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--conversations", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--words", type=int, default=600, help="of each system message")
-    parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kv-cache-tokens", type=int, default=8192, help="of each replica")
-    parser.add_argument("--output", type=Path, default=Path("benchmark-results"))
-    options = parser.parse_args(arguments)
-    # So that the server ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    options = _parse(arguments)
+    command.end_with_servers()
     fields = {
         "min_replicas": options.replicas,
         "max_replicas": options.replicas,
@@ -149,23 +125,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "request_router_config": {"request_router_class": RAYS_DEFAULT},
     }
     rows = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(args, Path(folder), deployments=[rays]) as server,
-    ):
+    with serving(args, deployments=[rays]) as server:
         for number in range(options.rounds):
             for router in (OURS, RAYS) if number % 2 == 0 else (RAYS, OURS):
                 rows.append(asyncio.run(measure(server.address, router, number, options)))
                 say(f"round {number}, {router}: {rows[-1].turns_per_s:.2f} turns/s")
-    say(table(rows))
-    options.output.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(options).items() if name != "output"}
-    measured = [
+    print(table(grouped(rows, lambda row: row.router).values(), _COLUMNS, names=0))
+    data = about("routing", options)
+    data["rows"] = [
         asdict(row) | {"turns_per_s": row.turns_per_s, "reused": row.reused} for row in rows
     ]
-    data = {"settings": settings, "rows": measured}
-    (options.output / "routing.json").write_text(json.dumps(data, indent=1) + "\n")
+    write(options.out, "routing", data)
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser("benchmarks.reliability.routing", __doc__)
+    add = parser.add_argument
+    add("--replicas", type=int, default=3)
+    add("--conversations", type=int, default=24)
+    add("--turns", type=int, default=4)
+    add("--words", type=int, default=600, help="of each system message")
+    add("--clients", type=int, default=6)
+    add("--rounds", type=int, default=3)
+    add("--kv-cache-tokens", type=int, default=8192, help="of each replica")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

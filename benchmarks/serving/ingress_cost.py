@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from benchmarks.engine.report import aligned
+from benchmarks.harness.report import aligned
 from schema.response import StreamChunk
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.engine.report import aligned, say
+from benchmarks.harness.report import aligned, say
 
 _SECONDS = 15.0
 _RATE = 200

@@ -27,8 +27,9 @@ from transformers import AutoModelForImageTextToText
 from benchmarks.harness.client import Answer, Client, Dialect, Endpoint, Job
 from benchmarks.harness.load import Load, Run, jobs, run, workload_names
 from benchmarks.harness.metrics import Target, per_token_s, spread, summary
+from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import PEERS, Setup
-from benchmarks.harness.served_model import ServedModel, save_random
+from benchmarks.harness.served_models import save_random
 from benchmarks.serving.__main__ import main
 from benchmarks.serving.equality import compare
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
@@ -62,9 +63,9 @@ class Scripted:
 
     async def events(self, text: str, count: int) -> AsyncIterator[str]:
         self.at_once += 1
-        crowded = self.at_once > 1
+        loaded = self.at_once > 1
         for number in range(count):
-            wrong = text == "differs in a crowd" and crowded and number == count - 1
+            wrong = text == "differs under load" and loaded and number == count - 1
             yield self.event({"delta": {"content": " Word" if wrong else " word"}})
             await asyncio.sleep(PAUSE_S if text != "hang" else 60)
             if text == "break":
@@ -135,7 +136,7 @@ async def test_one_wrong_letter_is_noticed(scripted: tuple[Scripted, Endpoint]) 
         good = await compare(client, steady, orders=2)
         assert good.holds
         assert str(good) == "1 of 1 greedy, 1 of 1 seeded"
-        bad = await compare(client, [*steady, Job("differs in a crowd", 4)], orders=2)
+        bad = await compare(client, [*steady, Job("differs under load", 4)], orders=2)
         assert not bad.holds
         assert str(bad) == "1 of 2 greedy, 1 of 1 seeded"
         missing = await compare(client, [*steady, Job("refuse", 4)], orders=1)

@@ -1,8 +1,12 @@
-"""Models that see pictures, of known geometries and with random weights: InternVL."""
+"""Makes the model that all servers of one run serve: the demo model, or one with random weights.
+
+Those are the decoders of `benchmarks.harness.models`, and InternVLs, which see images.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,18 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from benchmarks.harness.models import (
     GEOMETRIES,
     Geometry,
+    ServedModel,
     decoder_config,
     is_saved,
     random_weights,
     save,
+    save_model,
     word_tokenizer,
 )
+from benchmarks.harness.processes import in_own_process
+from benchmarks.harness.server import REPOSITORY
 
+DEMO = "demo"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 
 _DOWNSAMPLE = 0.5  # of the patches' grid, along each side
@@ -74,7 +83,7 @@ VISION_GEOMETRIES = {
 
 
 def save_vision_model(name: str, dtype: str, directory: str) -> None:
-    """As `benchmarks.harness.models.save_model`, with what prepares pictures.
+    """As `benchmarks.harness.models.save_model`, with what prepares images.
 
     The layout is that of the repositories whose names end in ``-hf``.
     """
@@ -121,7 +130,7 @@ def _config(geometry: VisionGeometry, image_token_id: int) -> InternVLConfig:
 
 
 def _image_processor(geometry: VisionGeometry) -> GotOcr2ImageProcessorPil:
-    """Cuts a picture into the tiles that fit its shape best; a square of one tile stays one."""
+    """Cuts an image into the tiles that fit its shape best; a square of one tile stays one."""
     side = geometry.image_size
     return GotOcr2ImageProcessorPil(
         size={"height": side, "width": side},
@@ -131,3 +140,62 @@ def _image_processor(geometry: VisionGeometry) -> GotOcr2ImageProcessorPil:
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+# --- What is served ------------------------------------------------------------------------------
+
+# Servers of chat completions want a template. This one leaves a text as it is, so that each letter
+# of a random model's prompt stays one token, here as in the other benchmarks. An image becomes its
+# placeholder, whether its block came as chat completions name it or as transformers does.
+_PLAIN_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message.content is string -%}
+        {{- message.content -}}
+    {%- else -%}
+        {%- for block in message.content -%}
+            {%- if block.type == 'text' -%}
+                {{- block.text -}}
+            {%- elif block.type in ['image', 'image_url'] -%}
+                {{- 'IMAGE_TOKEN\\n' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+""".replace("IMAGE_TOKEN", IMAGE_TOKEN)
+
+
+def real_model(source: str, dtype: str | None, *, images: bool) -> ServedModel:
+    """A trained checkpoint: a directory, or the id of a repository."""
+    return ServedModel(source, dtype or "bfloat16", images=images, padded=True, told=True)
+
+
+def geometry_names() -> list[str]:
+    """What ``--geometry`` may be."""
+    return [*GEOMETRIES, *VISION_GEOMETRIES, DEMO]
+
+
+def make_model(geometry: str, dtype: str | None, directory: Path) -> ServedModel:
+    """The demo model, or one with random weights that is saved in a directory.
+
+    Args:
+        geometry: one of `geometry_names`.
+        dtype: None for float32 with the demo model, and bfloat16 with others.
+        directory: where the model is saved; one that an earlier run has left there is used again.
+    """
+    if geometry == DEMO:
+        # A copy, because a server may write beside the weights.
+        source = directory / DEMO
+        shutil.copytree(REPOSITORY / "demo" / "model", source, dirs_exist_ok=True)
+        return ServedModel(str(source), dtype or "float32", images=True, padded=False, told=True)
+    dtype = dtype or "bfloat16"
+    source = directory / f"{geometry}-{dtype}"
+    in_own_process(save_random, geometry, dtype, str(source))
+    sees = geometry in VISION_GEOMETRIES
+    return ServedModel(str(source), dtype, images=sees, padded=True, told=False)
+
+
+def save_random(geometry: str, dtype: str, directory: str) -> None:
+    """Save a model with random weights and a chat template, unless an earlier call has."""
+    save = save_vision_model if geometry in VISION_GEOMETRIES else save_model
+    save(geometry, dtype, directory)
+    (Path(directory) / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
