@@ -29,6 +29,7 @@ TRANSFORMERS = "transformers serve"
 ONE_AT_A_TIME = "generate, one at a time"
 ECHO = "ray serve echo"
 
+ECHO_PATH = "benchmarks.serving.echo:build"
 _NAME = "bench"
 CB_BATCH_TOKENS = 256
 CB_PAGE_SIZE = 32
@@ -115,7 +116,7 @@ def _graph(
     environment: Mapping[str, str] | None = None,
     import_path: str = APPLICATION,
 ) -> Iterator[Server]:
-    args = {} if import_path == _ECHO_PATH else graph_args(setup)
+    args = {} if import_path == ECHO_PATH else graph_args(setup)
     with serving(args, setup.folder, environment, import_path=import_path) as server:
         yield server
 
@@ -183,7 +184,6 @@ def _no_vllm(setup: Setup) -> str | None:
     return None if done.returncode == 0 else f"does not import: {done.stderr.strip()[-200:]}"
 
 
-_ECHO_PATH = "benchmarks.serving.echo:build"
 USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 
 PEERS = {
@@ -206,7 +206,7 @@ PEERS = {
             once=True,
         ),
         Peer(ONE_AT_A_TIME, _one_at_a_time, once=True),
-        Peer(ECHO, partial(_graph, import_path=_ECHO_PATH), once=True),
+        Peer(ECHO, partial(_graph, import_path=ECHO_PATH), once=True),
         Peer(TASKS, _graph, dialect="tasks", promises=True),
         Peer(RELAXED, partial(_graph, import_path="benchmarks.serving.relaxed:build"), extra=USAGE),
     )
