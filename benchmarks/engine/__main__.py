@@ -22,20 +22,16 @@ from statistics import median
 import torch
 
 from benchmarks.engine import floor
-from benchmarks.engine.in_process import ONE_AT_A_TIME, PeerSettings, peer_names
+from benchmarks.engine.in_process import ONE_AT_A_TIME, peer_names
+from benchmarks.engine.peer import PeerSettings
 from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers
 from benchmarks.engine.worker import RunResult, Worker
 from benchmarks.harness import command, report
+from benchmarks.harness.client import Job
 from benchmarks.harness.models import GEOMETRIES, save_model, weight_bytes_per_step
 from benchmarks.harness.processes import in_own_process
 from benchmarks.harness.report import say
-from benchmarks.harness.tasks import (
-    ANSWER_TOKENS,
-    PROMPT_TOKENS,
-    BenchTask,
-    mixed_tasks,
-    uniform_tasks,
-)
+from benchmarks.harness.tasks import ANSWER_TOKENS, PROMPT_TOKENS, mixed_jobs, uniform_jobs
 
 _WARM_UP_ROUND = -1
 
@@ -103,24 +99,23 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
         device=options.device,
         threads=options.threads,
         max_tasks=max([*options.tasks, *options.floor_rows]),
-        max_prompt=max(PROMPT_TOKENS[1], floor.FLOOR_PROMPT_TOKENS),
-        max_answer=max(ANSWER_TOKENS[1], floor.FLOOR_ANSWER_TOKENS),
+        max_prompt=max(PROMPT_TOKENS[1], floor.PROMPT_TOKENS),
+        max_answer=max(ANSWER_TOKENS[1], floor.ANSWER_TOKENS),
         cb_batch_tokens=options.cb_batch_tokens,
     )
 
 
 def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: str) -> Report:
-    device = ""
     for worker in workers:
         start = time.perf_counter()
-        device = worker.load(mixed_tasks(min(options.tasks), _WARM_UP_ROUND))
+        worker.load(mixed_jobs(min(options.tasks), _WARM_UP_ROUND))
         say(f"{worker.name}: loaded and warmed up in {time.perf_counter() - start:.1f} s")
     rows: list[Row] = []
     same: list[SameAnswers] = []
     alone_count = options.alone and _alone_count(options.tasks, options.alone)
     for count in options.tasks:
         for round_index in range(options.rounds):
-            tasks = mixed_tasks(count, round_index)
+            tasks = mixed_jobs(count, round_index)
             for worker in workers:
                 run = worker.run(tasks)
                 rows.append(_row(worker.name, tasks, round_index, run))
@@ -131,21 +126,20 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
                 if count == alone_count and round_index == 0:
                     same.append(_compare_alone(worker, tasks, run))
                     say(f"  the same answers as alone: {same[-1].same} of {count}")
-    bandwidth = workers[0].call("copy_bandwidth") if options.floor else None
+    bandwidth = workers[0].copy_bandwidth() if options.floor else None
     return Report(
         about={
             **report.about("engine", options, "torch", "transformers"),
             "geometry": options.geometry,
             "dtype": options.dtype,
             "threads": options.threads,
-            "device": device,
+            "device": _device_name(options),
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "model": asdict(GEOMETRIES[options.geometry]),
             "lengths": [
-                [len(task.prompt), task.answer_tokens]
-                for task in mixed_tasks(max(options.tasks), 0)
+                [len(task.text), task.max_tokens] for task in mixed_jobs(max(options.tasks), 0)
             ],
-            "peers": {worker.name: worker.call("describe") for worker in workers},
+            "peers": {worker.name: worker.describe() for worker in workers},
         },
         rows=rows,
         same_answers=same,
@@ -154,15 +148,20 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
     )
 
 
+def _device_name(options: argparse.Namespace) -> str:
+    on_cuda = options.device != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_cuda else "cpu"
+
+
 def _alone_count(counts: Sequence[int], wanted: int) -> int:
     """The largest number of tasks that is not above the wanted one, or else the smallest."""
     return max((count for count in counts if count <= wanted), default=min(counts))
 
 
-def _row(peer: str, tasks: Sequence[BenchTask], round_index: int, run: RunResult) -> Row:
+def _row(peer: str, tasks: Sequence[Job], round_index: int, run: RunResult) -> Row:
     for task, result in zip(tasks, run.results, strict=True):
-        if result.tokens != task.answer_tokens:
-            raise RuntimeError(f"{peer}: {result.tokens} tokens instead of {task.answer_tokens}")
+        if result.tokens != task.max_tokens:
+            raise RuntimeError(f"{peer}: {result.tokens} tokens instead of {task.max_tokens}")
     tokens = sum(result.tokens for result in run.results)
     first = [result.first_s for result in run.results]
     texts = json.dumps([result.text for result in run.results])
@@ -170,7 +169,7 @@ def _row(peer: str, tasks: Sequence[BenchTask], round_index: int, run: RunResult
         peer=peer,
         tasks=len(tasks),
         round=round_index,
-        asked_tokens=sum(task.answer_tokens for task in tasks),
+        asked_tokens=sum(task.max_tokens for task in tasks),
         tokens=tokens,
         seconds=run.seconds,
         tokens_per_s=tokens / run.seconds,
@@ -181,7 +180,7 @@ def _row(peer: str, tasks: Sequence[BenchTask], round_index: int, run: RunResult
     )
 
 
-def _compare_alone(worker: Worker, tasks: Sequence[BenchTask], run: RunResult) -> SameAnswers:
+def _compare_alone(worker: Worker, tasks: Sequence[Job], run: RunResult) -> SameAnswers:
     alone = [worker.run([task]).results[0].text for task in tasks]
     same = sum(a == c.text for a, c in zip(alone, run.results, strict=True))
     return SameAnswers(worker.name, len(tasks), same)
@@ -195,27 +194,16 @@ def _floor(
     weights = weight_bytes_per_step(model_dir, geometry, itemsize)
     found = []
     for rows in options.floor_rows:
-        cost = floor.step_cost(
-            rows,
-            weight_bytes=weights,
-            kv_bytes_per_token=geometry.kv_elements_per_token * itemsize,
-            bandwidth=bandwidth,
-        )
-        tasks = uniform_tasks(
-            rows,
-            prompt_tokens=floor.FLOOR_PROMPT_TOKENS,
-            answer_tokens=floor.FLOOR_ANSWER_TOKENS,
-        )
+        kv_bytes = floor.kv_bytes(rows, geometry.kv_elements_per_token * itemsize)
+        tasks = uniform_jobs(rows, floor.PROMPT_TOKENS, floor.ANSWER_TOKENS)
         for worker in workers:
             if rows > 1 and worker.name == ONE_AT_A_TIME:
                 continue  # never has a step of several rows
-            times = []
-            for _ in range(options.rounds):
-                run = worker.run(tasks)
-                times.append(floor.step_seconds(tasks, run.results))
-            found.append(
-                FloorRow(worker.name, rows, median(times), cost.floor_s, weights, cost.kv_bytes)
+            step_s = median(
+                floor.step_seconds(tasks, worker.run(tasks).results) for _ in range(options.rounds)
             )
+            least_s = (weights + kv_bytes) / bandwidth
+            found.append(FloorRow(worker.name, rows, step_s, least_s, weights, kv_bytes))
             say(f"floor, {rows} rows, {worker.name}: {found[-1].fraction:.0%}")
     return found
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from benchmarks.engine.in_process import TaskResult
-from benchmarks.harness.tasks import BenchTask
+from benchmarks.engine.peer import TaskResult
+from benchmarks.harness.client import Job
 
-FLOOR_PROMPT_TOKENS = 128
-FLOOR_ANSWER_TOKENS = 128
+PROMPT_TOKENS = 128
+ANSWER_TOKENS = 128
 
 _CUDA_BUFFER_BYTES = 2 << 30
 _CPU_BUFFER_BYTES = 128 << 20
@@ -41,33 +40,15 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What a decode step of a number of rows has to read, and how fast that can be."""
-
-    rows: int
-    weight_bytes: int
-    kv_bytes: int
-    bandwidth: float
-
-    @property
-    def floor_s(self) -> float:
-        """The shortest time that a step can take."""
-        return (self.weight_bytes + self.kv_bytes) / self.bandwidth
+def kv_bytes(rows: int, bytes_per_token: int) -> int:
+    """What a step of so many rows reads of the KV cache, in the middle of the answers."""
+    return rows * (PROMPT_TOKENS + ANSWER_TOKENS // 2) * bytes_per_token
 
 
-def step_cost(
-    rows: int, *, weight_bytes: int, kv_bytes_per_token: int, bandwidth: float
-) -> StepCost:
-    """The cost of a step in the middle of the answers of `uniform_tasks`."""
-    context = FLOOR_PROMPT_TOKENS + FLOOR_ANSWER_TOKENS // 2
-    return StepCost(rows, weight_bytes, rows * context * kv_bytes_per_token, bandwidth)
-
-
-def step_seconds(tasks: Sequence[BenchTask], results: Sequence[TaskResult]) -> float:
+def step_seconds(tasks: Sequence[Job], results: Sequence[TaskResult]) -> float:
     """How long a decode step of all rows took: measured on the task that began last.
 
     From its first token on nothing is left to prefill, and the others are in its steps.
     """
     task, result = max(zip(tasks, results, strict=True), key=lambda pair: pair[1].first_s)
-    return (result.last_s - result.first_s) / (task.answer_tokens - 1)
+    return (result.last_s - result.first_s) / (task.max_tokens - 1)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from transformers import (
 )
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from benchmarks.harness.engine_api import Engine, EngineConfig
+from benchmarks.engine.peer import Peer, PeerSettings, TaskResult
+from benchmarks.harness.client import Endpoint, Job
+from benchmarks.harness.engine_api import Engine, EngineClient, EngineConfig
 from benchmarks.harness.peers import CB_BATCH_TOKENS, CB_PAGE_SIZE
-from benchmarks.harness.tasks import BenchTask
-from schema.task import Task
 
 ENGINE = "engine"
 RELAXED_ENGINE = "engine, deterministic: false"
@@ -37,61 +36,18 @@ STATIC_BATCH = "generate, static batch"
 CONTINUOUS = "transformers continuous batching"
 
 
-@dataclass(frozen=True)
-class PeerSettings:
-    """What all peers are given.
-
-    Attributes:
-        max_tasks: the most tasks of any run; every peer may work on all of them at once.
-        max_prompt, max_answer: the longest prompt and answer of any run, in tokens.
-    """
-
-    model_dir: str
-    dtype: str
-    device: str
-    threads: int
-    max_tasks: int
-    max_prompt: int
-    max_answer: int
-    cb_batch_tokens: int | None
-
-    def kv_blocks(self, tokens_per_block: int) -> int:
-        """Blocks of KV cache that hold the worst case of every run."""
-        tokens = self.max_prompt + self.max_answer
-        return self.max_tasks * -(-tokens // tokens_per_block)
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One answer. Times are seconds since the whole batch was submitted."""
-
-    tokens: int
-    first_s: float
-    last_s: float
-    text: str
-
-
-class Peer(ABC):
-    """Holds a model and runs batches of tasks."""
-
-    @abstractmethod
-    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
-        """Run tasks that are all submitted at once; results in their order."""
-
-    @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """The settings that it runs with. JSON-able."""
-
-    def close(self) -> None:  # noqa: B027  (most have nothing to close)
-        """Stop what it has started."""
+_CB_SETTINGS = (
+    *("page_size", "num_blocks", "max_batch_tokens", "max_requests_per_batch"),
+    *("allow_block_sharing", "safety_margin", "scheduler_type", "use_cuda_graph"),
+    *("use_async_batching", "default_compile_level"),
+)
 
 
 class EnginePeer(Peer):
     """This repository's engine; every task is a stream on one event loop."""
 
     def __init__(self, settings: PeerSettings, **options: Any) -> None:
-        on_cuda = settings.device != "cpu" and torch.cuda.is_available()
-        page_size = EngineConfig(model="").sizes("cuda" if on_cuda else "cpu").page_size
+        page_size = EngineConfig(model="").sizes(settings.torch_device.type).page_size
         config: dict[str, Any] = {
             "model": settings.model_dir,
             "model_id": "benchmark",
@@ -105,46 +61,31 @@ class EnginePeer(Peer):
         }
         self._engine = Engine(EngineConfig(**config | options))
 
-    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
-        """Run tasks that are all submitted at once; results in their order."""
+    def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
         return asyncio.run(self._stream_all(tasks))
 
-    async def _stream_all(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
-        parsed = [
-            Task.from_fields(
-                model="benchmark",
-                messages=[{"role": "user", "content": task.prompt}],
-                generation_config={"max_new_tokens": task.answer_tokens, "do_sample": False},
-            )
-            for task in tasks
-        ]
+    async def _stream_all(self, tasks: Sequence[Job]) -> list[TaskResult]:
+        client = EngineClient(self._engine, Endpoint("", "benchmark", "tasks"))
         start = time.perf_counter()
-        results = await asyncio.gather(*(self._stream(task, start) for task in parsed))
-        for task, (_, prompt_tokens) in zip(tasks, results, strict=True):
-            assert prompt_tokens == len(task.prompt), "the engine saw another prompt"
-        return [result for result, _ in results]
-
-    async def _stream(self, task: Task, start: float) -> tuple[TaskResult, int]:
-        first: float | None = None
-        prompt_tokens = tokens = 0
-        text: list[str] = []
-        async for chunk in self._engine.stream(task):
-            first = first or time.perf_counter()
-            prompt_tokens = chunk["usage"]["prompt_tokens"]
-            tokens = chunk["usage"]["completion_tokens"]
-            text += [choice["delta"]["content"] for choice in chunk["choices"]]
-        assert first is not None
-        last = time.perf_counter()
-        return TaskResult(tokens, first - start, last - start, "".join(text)), prompt_tokens
+        answers = await asyncio.gather(*map(client.send, tasks))
+        for task, answer in zip(tasks, answers, strict=True):
+            assert answer.usage["prompt_tokens"] == len(task.text), "the engine saw another prompt"
+        return [
+            TaskResult(
+                answer.usage["completion_tokens"],
+                answer.lines[0][0] - start,
+                answer.sent + answer.seconds - start,
+                answer.text,
+            )
+            for answer in answers
+        ]
 
     def description(self) -> dict[str, Any]:
-        """The settings that it runs with. JSON-able."""
         card = self._engine.card()
         names = ("max_sequences", "kv_cache_tokens", "prefill_chunk", "row_counts", "lanes")
         return {name: card[name] for name in (*names, "exclusive_reason") if name in card}
 
     def close(self) -> None:
-        """Stop the engine's thread."""
         self._engine.close()
 
 
@@ -155,10 +96,7 @@ class _TransformersPeer(Peer):
         torch.set_num_threads(settings.threads)
         # As the engine does, so that arithmetic in float32 is the same arithmetic on a GPU.
         torch.backends.cuda.matmul.allow_tf32 = False
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = settings.torch_device
         self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.model_dir)
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             settings.model_dir,
@@ -169,13 +107,12 @@ class _TransformersPeer(Peer):
         self.model.eval()
 
     def description(self) -> dict[str, Any]:
-        """The settings that it runs with. JSON-able."""
         return {"attention": self.model.config._attn_implementation}
 
-    def ids(self, task: BenchTask) -> list[int]:
+    def ids(self, task: Job) -> list[int]:
         """The prompt's token ids, the same that the engine makes of its text."""
-        ids: list[int] = self.tokenizer(task.prompt, add_special_tokens=False)["input_ids"]
-        assert len(ids) == len(task.prompt)
+        ids: list[int] = self.tokenizer(task.text, add_special_tokens=False)["input_ids"]
+        assert len(ids) == len(task.text)
         return ids
 
     def text(self, ids: Sequence[int]) -> str:
@@ -205,8 +142,7 @@ class GeneratePeer(_TransformersPeer):
         super().__init__(settings)
         self._static_batch = static_batch
 
-    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
-        """Run tasks that are all submitted at once; results in their order."""
+    def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
         prompts = [self.ids(task) for task in tasks]
         batches = [range(len(tasks))] if self._static_batch else [[i] for i in range(len(tasks))]
         timed: list[tuple[list[int], float, float]] = []
@@ -214,14 +150,14 @@ class GeneratePeer(_TransformersPeer):
         for batch in batches:
             first = _FirstToken()
             answers = self._generate(
-                [prompts[i] for i in batch], max(tasks[i].answer_tokens for i in batch), first
+                [prompts[i] for i in batch], max(tasks[i].max_tokens for i in batch), first
             )
             last = time.perf_counter() - start
             assert first.time is not None
             timed += [(answer, first.time - start, last) for answer in answers]
         results = []
         for task, (answer, first_s, last_s) in zip(tasks, timed, strict=True):
-            asked = answer[: task.answer_tokens]  # the rest was generated, but not asked for
+            asked = answer[: task.max_tokens]  # the rest was generated, but not asked for
             results.append(TaskResult(len(asked), first_s, last_s, self.text(asked)))
         return results
 
@@ -257,9 +193,8 @@ class ContinuousBatchingPeer(_TransformersPeer):
 
     def __init__(self, settings: PeerSettings) -> None:
         super().__init__(settings)
-        on_cpu = self.device.type == "cpu"
-        options: dict[str, Any] = {"page_size": CB_PAGE_SIZE} if on_cpu else {}
-        batch_tokens = settings.cb_batch_tokens or (CB_BATCH_TOKENS if on_cpu else None)
+        options: dict[str, Any] = {} if settings.on_cuda else {"page_size": CB_PAGE_SIZE}
+        batch_tokens = settings.cb_batch_tokens or (None if settings.on_cuda else CB_BATCH_TOKENS)
         config = ContinuousBatchingConfig(
             **options,
             max_batch_tokens=batch_tokens,
@@ -277,19 +212,16 @@ class ContinuousBatchingPeer(_TransformersPeer):
             ),
             "persistent_manager": True,
         }
-        self._description: dict[str, Any] = {}
+        self._config = config
 
-    def run(self, tasks: Sequence[BenchTask]) -> list[TaskResult]:
-        """Run tasks that are all submitted at once; results in their order."""
+    def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
         prompts = [self.ids(task) for task in tasks]
         done: dict[str, Any] = {}
         # Its thread wakes ten times a second when it is idle: it lives only while this peer works.
         with self.model.continuous_batching_context_manager(**self._arguments) as manager:
             start = time.perf_counter()
             names = [
-                manager.add_request(
-                    prompt, max_new_tokens=task.answer_tokens, record_timestamps=True
-                )
+                manager.add_request(prompt, max_new_tokens=task.max_tokens, record_timestamps=True)
                 for prompt, task in zip(prompts, tasks, strict=True)
             ]
             while len(done) < len(tasks):
@@ -301,7 +233,7 @@ class ContinuousBatchingPeer(_TransformersPeer):
                     raise RuntimeError(f"transformers failed a request: {output.error}")
                 else:
                     done[output.request_id] = (output, time.perf_counter() - start)
-            self._describe(manager.continuous_batching_config)
+            self._config = manager.continuous_batching_config
         results = []
         for name in names:
             output, last_s = done[name]
@@ -310,43 +242,28 @@ class ContinuousBatchingPeer(_TransformersPeer):
             results.append(TaskResult(len(ids), first_s, last_s, self.text(ids)))
         return results
 
-    def _describe(self, config: ContinuousBatchingConfig) -> None:
-        names = (
-            "page_size",
-            "num_blocks",
-            "max_batch_tokens",
-            "max_requests_per_batch",
-            "allow_block_sharing",
-            "safety_margin",
-            "scheduler_type",
-            "use_cuda_graph",
-            "use_async_batching",
-            "default_compile_level",
-        )
-        self._description = super().description() | {n: getattr(config, n) for n in names}
-
     def description(self) -> dict[str, Any]:
-        """The settings that it runs with, as the library resolved them in the last run."""
-        return self._description
+        """The settings as the library resolved them in the last run."""
+        return super().description() | {n: getattr(self._config, n) for n in _CB_SETTINGS}
 
     def close(self) -> None:
-        """Release the manager that was kept between runs."""
         self.model.destroy_cached_continuous_batching_manager()
+
+
+_PEERS: dict[str, Callable[[PeerSettings], Peer]] = {
+    ENGINE: EnginePeer,
+    RELAXED_ENGINE: partial(EnginePeer, deterministic=False),
+    ONE_AT_A_TIME: partial(GeneratePeer, static_batch=False),
+    STATIC_BATCH: partial(GeneratePeer, static_batch=True),
+    CONTINUOUS: ContinuousBatchingPeer,
+}
 
 
 def peer_names() -> list[str]:
     """All peers that there are, the engine first."""
-    relaxed = any(field.name == "deterministic" for field in fields(EngineConfig))
-    others = [ONE_AT_A_TIME, STATIC_BATCH, CONTINUOUS]
-    return [ENGINE, *([RELAXED_ENGINE] if relaxed else []), *others]
+    return list(_PEERS)
 
 
 def load_peer(name: str, settings: PeerSettings) -> Peer:
     """Load a peer's model. Blocking."""
-    if name == ENGINE:
-        return EnginePeer(settings)
-    if name == RELAXED_ENGINE:
-        return EnginePeer(settings, deterministic=False)
-    if name == CONTINUOUS:
-        return ContinuousBatchingPeer(settings)
-    return GeneratePeer(settings, static_batch=name == STATIC_BATCH)
+    return _PEERS[name](settings)

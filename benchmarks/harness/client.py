@@ -176,11 +176,16 @@ class Answer:
         waits = [(after - before, before) for before, after in pairwise(times)]
         return max(waits, default=(self.seconds, self.sent))
 
+    @property
+    def usage(self) -> Mapping[str, Any]:
+        """What the server has counted last; empty if it does not count."""
+        told = [event["usage"] for _, event in self.events if event.get("usage")]
+        return told[-1] if told else {}
+
     @cached_property
     def tokens(self) -> int | None:
         """How many tokens the server says that the answer has; None if it does not."""
-        told = [event["usage"] for _, event in self.events if event.get("usage")]
-        return int(told[-1]["completion_tokens"]) if told and self.complete else None
+        return int(self.usage["completion_tokens"]) if self.usage and self.complete else None
 
     @cached_property
     def error(self) -> str | None:

@@ -1,5 +1,11 @@
 """All that the benchmarks take from the inside of the engine: what changes there, changes here."""
 
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+
+from benchmarks.harness.client import Answer, Endpoint, Job
 from engine import Engine, EngineConfig, ImagePreprocessor
 from engine.execution.model_runner import Runner
 from engine.execution.prepack import PackedLinear, prepack
@@ -8,10 +14,12 @@ from engine.loading.families.processors import image_only_processor
 from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic
 from engine.run_task import PATHS
+from schema.task import Task
 
 __all__ = [
     "PATHS",
     "Engine",
+    "EngineClient",
     "EngineConfig",
     "ImagePreprocessor",
     "PackedLinear",
@@ -22,3 +30,23 @@ __all__ = [
     "prepack",
     "weight_bytes",
 ]
+
+
+class EngineClient:
+    """Gives jobs to an engine of this process, as `Client` gives them to a server."""
+
+    def __init__(self, engine: Engine, endpoint: Endpoint) -> None:
+        self._engine = engine
+        self._endpoint = endpoint
+
+    async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
+        """As `Client.send`."""
+        task = Task.from_fields(**self._endpoint.body(job))
+        answer = Answer(job, time.perf_counter())
+        if answers is not None:
+            answers.append(answer)
+        async with aclosing(self._engine.stream(task)) as chunks:
+            async for chunk in chunks:
+                answer.lines.append((time.perf_counter(), chunk))
+        answer.ended = time.perf_counter()
+        return answer

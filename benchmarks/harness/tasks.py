@@ -6,9 +6,9 @@ import base64
 import io
 import random
 import string
-from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness.client import Job
 from demo.data.shapes import HELD_OUT_SEED, draw_picture
 
 PROMPT_TOKENS = (16, 256)
@@ -19,32 +19,24 @@ LONG: dict[str, Any] = {"do_sample": True, "temperature": 100.0, "top_k": 0}
 _SEED = 20260101
 
 
-@dataclass(frozen=True)
-class BenchTask:
-    """A task for a model with random weights: each letter of ``prompt`` is one token."""
+def mixed_jobs(count: int, round_index: int) -> list[Job]:
+    """``count`` jobs of mixed lengths, for a model whose tokens are letters.
 
-    prompt: str
-    answer_tokens: int
-
-
-def mixed_tasks(count: int, round_index: int) -> list[BenchTask]:
-    """``count`` tasks of mixed lengths.
-
-    The lengths of the first tasks are the same for every count and round. The texts never are, so
+    The lengths of the first jobs are the same for every count and round. The texts never are, so
     that no prompt is found in a cache that an earlier run has left behind.
     """
     lengths = random.Random(_SEED)
     texts = random.Random(f"{_SEED}/{count}/{round_index}")
     return [
-        BenchTask(letters(texts, lengths.randint(*PROMPT_TOKENS)), lengths.randint(*ANSWER_TOKENS))
+        Job(letters(texts, lengths.randint(*PROMPT_TOKENS)), lengths.randint(*ANSWER_TOKENS))
         for _ in range(count)
     ]
 
 
-def uniform_tasks(count: int, *, prompt_tokens: int, answer_tokens: int) -> list[BenchTask]:
-    """``count`` tasks of the same length: all rows of a decode step are used to the end."""
+def uniform_jobs(count: int, prompt_tokens: int, answer_tokens: int) -> list[Job]:
+    """``count`` jobs of the same length: all rows of a decode step are used to the end."""
     texts = random.Random(f"{_SEED}/uniform/{count}")
-    return [BenchTask(letters(texts, prompt_tokens), answer_tokens) for _ in range(count)]
+    return [Job(letters(texts, prompt_tokens), answer_tokens) for _ in range(count)]
 
 
 def letters(texts: random.Random, length: int) -> str:

@@ -209,8 +209,8 @@ def _compare(rows: Sequence[Row]) -> list[Comparison]:
         sides = grouped(own, lambda row: row.side)
         pairs = zip(sides[ENGINE], sides[DIRECT], strict=True)
         ratio = median(e.images_per_core_s / d.images_per_core_s for e, d in pairs)
-        speeds = [middle(sides[side], lambda r: r.images_per_core_s) for side in (ENGINE, DIRECT)]
-        found.append(Comparison(model, kind, *speeds, ratio))
+        engine, direct = (middle(sides[s], lambda r: r.images_per_core_s) for s in (ENGINE, DIRECT))
+        found.append(Comparison(model, kind, engine, direct, ratio))
     return found
 
 

@@ -123,8 +123,8 @@ def levels(samples: Sequence[Sample], passed: Sequence[float]) -> list[Level]:
     for name, own in by_process(samples):
         near = [[one for one in own if end - width <= one.at <= end] for end in ends]
         if name.startswith(WATCHED) and all(near):
-            memory = [middle(some, lambda one: one.rss) for some in near]
-            found.append(Level(name, *memory, max(one.rss for one in own)))
+            first, second, last = (middle(some, lambda one: one.rss) for some in near)
+            found.append(Level(name, first, second, last, max(one.rss for one in own)))
     return sorted(found, key=lambda one: -one.peak)
 
 

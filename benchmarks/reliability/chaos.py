@@ -18,15 +18,15 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import psutil
 
 from benchmarks.harness import command
-from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.client import Answer, Client, Endpoint
 from benchmarks.harness.report import about, aligned, say, write
 from benchmarks.harness.server import DEMO, DEMO_DEPLOYMENT, Server, serving
 from benchmarks.harness.tasks import demo_tasks
@@ -37,30 +37,32 @@ _ATTEMPTS = 50  # a task may be hit often; what is measured is whether it comes 
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """One streamed task. ``texts`` is None if it ended with ``error``; times are in seconds.
-
-    Attributes:
-        began: since the beginning of the run.
-        longest_stall: the longest wait for bytes, the first ones included.
-        stalled_at: when that wait began, since the beginning of the run.
-    """
-
-    texts: list[str] | None
-    began: float
-    seconds: float
-    longest_stall: float
-    stalled_at: float
-    error: str | None
-
-
-@dataclass(frozen=True)
 class Run:
     """All tasks once. ``faults`` says when which was done."""
 
-    answers: list[Streamed]
+    start: float
+    answers: list[Answer]
     seconds: float
-    faults: list[tuple[float, str]] = field(default_factory=list)
+    faults: list[tuple[float, str]]
+
+    def stalls(self) -> list[tuple[float, float]]:
+        """When each task's longest wait for bytes began, after the start, and how long it was."""
+        waits = [answer.longest_stall() for answer in self.answers]
+        return [(began - self.start, seconds) for seconds, began in waits]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What came of each task."""
+        return [
+            {
+                "began": answer.sent - self.start,
+                "seconds": answer.seconds,
+                "stalled_at": stalled_at,
+                "longest_stall": longest_stall,
+                "texts": answer.texts,
+                "error": answer.error,
+            }
+            for answer, (stalled_at, longest_stall) in zip(self.answers, self.stalls(), strict=True)
+        ]
 
 
 async def run_all(
@@ -68,38 +70,29 @@ async def run_all(
 ) -> Run:
     """Stream all tasks, ``clients`` at a time, while ``faults`` happen."""
     start = time.perf_counter()
-    answers: list[Streamed | None] = [None] * len(tasks)
+    answers: dict[int, Answer] = {}
     numbers = iter(range(len(tasks)))
     async with Client(Endpoint(server.address, "demo")) as client:
 
         async def stream() -> None:
             for number in numbers:
-                answer = await client.ask(tasks[number], stream=True)
-                stall, stalled = answer.longest_stall()
-                answers[number] = Streamed(
-                    texts=None if answer.error else answer.texts,
-                    began=answer.sent - start,
-                    seconds=answer.seconds,
-                    longest_stall=stall,
-                    stalled_at=stalled - start,
-                    error=answer.error,
-                )
+                answers[number] = await client.ask(tasks[number], stream=True)
 
-        beside = [asyncio.create_task(_show(answers))]
+        beside = [asyncio.create_task(_show(answers, len(tasks)))]
         if faults is not None:
             beside.append(asyncio.create_task(faults.go_on(server, start)))
         await asyncio.gather(*(stream() for _ in range(clients)))
         for task in beside:
             task.cancel()
     seconds = time.perf_counter() - start
-    done = [answer for answer in answers if answer is not None]
-    return Run(done, seconds, [] if faults is None else faults.done)
+    in_order = [answers[number] for number in range(len(tasks))]
+    return Run(start, in_order, seconds, [] if faults is None else faults.done)
 
 
-async def _show(answers: Sequence[Streamed | None]) -> None:
+async def _show(answers: Sized, count: int) -> None:
     while True:
         await asyncio.sleep(10)
-        say(f"  {sum(answer is not None for answer in answers)} of {len(answers)} answered")
+        say(f"  {len(answers)} of {count} answered")
 
 
 class Faults:
@@ -134,18 +127,20 @@ class Faults:
 def report(quiet: Run, disturbed: Run) -> dict[str, Any]:
     """What the two runs show, JSON-able."""
     pairs = list(zip(quiet.answers, disturbed.answers, strict=True))
-    stalls = sorted(answer.longest_stall for answer in disturbed.answers)
-    equal = [a.texts is not None and a.texts == b.texts for a, b in pairs]
+    stalls = sorted(seconds for _, seconds in disturbed.stalls())
     return {
         "tasks": len(pairs),
-        "answered": sum(after.texts is not None for _, after in pairs),
-        "equal": sum(equal),
+        "answered": sum(after.complete for _, after in pairs),
+        "equal": sum(
+            before.complete and after.complete and before.texts == after.texts
+            for before, after in pairs
+        ),
         "quiet_errors": [before.error for before, _ in pairs if before.error],
         "errors": [after.error for _, after in pairs if after.error],
         "faults": Counter(kind for _, kind in disturbed.faults),
         "quiet_seconds": quiet.seconds,
         "disturbed_seconds": disturbed.seconds,
-        "quiet_longest_stall": max(answer.longest_stall for answer in quiet.answers),
+        "quiet_longest_stall": max(seconds for _, seconds in quiet.stalls()),
         "longest_stall": stalls[-1],
         "stall_p50": stalls[len(stalls) // 2],
         "stall_p99": stalls[int(len(stalls) * 0.99)],
@@ -173,8 +168,7 @@ def text(found: dict[str, Any]) -> str:
 def _panel(quiet: Run, disturbed: Run, axes: Any) -> None:
     """Every task's longest wait over time, and the faults."""
     for run, name, marker in ((quiet, "quiet run", "."), (disturbed, "with faults", "x")):
-        points = [(answer.stalled_at, answer.longest_stall) for answer in run.answers]
-        axes.scatter(*zip(*points, strict=True), label=name, marker=marker, alpha=0.6)
+        axes.scatter(*zip(*run.stalls(), strict=True), label=name, marker=marker, alpha=0.6)
     colours = dict(zip(FAULTS, ("tab:red", "tab:purple", "tab:brown"), strict=True))
     for when, kind in disturbed.faults:
         label = f"{kind}: one process"
@@ -198,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = report(quiet, disturbed)
     print(text(found))
     data = about("chaos", options) | found | {"max_replays": _ATTEMPTS}
-    data |= {"fault_times": disturbed.faults, "runs": [asdict(quiet), asdict(disturbed)]}
+    data |= {"fault_times": disturbed.faults, "runs": [quiet.to_json(), disturbed.to_json()]}
     write(options.out, "chaos", data, [partial(_panel, quiet, disturbed)])
     return 0 if found["equal"] == found["tasks"] else 1
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import aiohttp
@@ -39,8 +40,8 @@ from benchmarks.harness.report import about, say, write
 from benchmarks.harness.served_models import DEMO as DEMO_GEOMETRY
 from benchmarks.harness.served_models import geometry_names, make_model
 from benchmarks.harness.server import DEMO, TUNED, Server, serving
-from benchmarks.harness.tasks import demo_task, demo_tasks, uniform_tasks
-from benchmarks.reliability.overload_report import Asked, Busy, Found, Work, answers_per_second
+from benchmarks.harness.tasks import demo_task, demo_tasks, uniform_jobs
+from benchmarks.reliability.overload_report import Asked, Found, answers_per_second
 
 _SAMPLE_EVERY_S = 0.5
 _PROBE_EVERY_S = 0.25
@@ -52,9 +53,9 @@ _TASKS = 40
 
 def random_tasks(answer_tokens: int) -> list[dict[str, Any]]:
     """Tasks for a model with random weights, whose answers are as long as they may be."""
-    made = uniform_tasks(_TASKS, prompt_tokens=_PROMPT_TOKENS, answer_tokens=answer_tokens)
+    made = uniform_jobs(_TASKS, _PROMPT_TOKENS, answer_tokens)
     config = {"max_new_tokens": answer_tokens}
-    return [demo_task(number, task.prompt, config) for number, task in enumerate(made)]
+    return [demo_task(number, job.text, config) for number, job in enumerate(made)]
 
 
 class Sender:
@@ -135,38 +136,40 @@ async def measure(
         until = options.capacity_seconds
         # Enough that none of the rows is ever empty, and not so many that some are refused.
         clients = options.sequences + options.waiting // 2
-        work = {"at capacity": Work(), "in the flood": Work()}
-        async with _watched(server, client, work["at capacity"]):
+        async with _watched(server, client) as at_capacity:
             busy = await closed_loop(sender, clients, until)
         capacity = answers_per_second(busy, until)
         rate = options.times * capacity
         say(f"capacity {capacity:.1f} tasks/s; now {rate:.0f} tasks/s for {options.seconds:g} s")
-        async with _watched(server, client, work["in the flood"]):
+        async with _watched(server, client) as in_the_flood:
             requests = await open_loop(sender, rate, options.seconds)
         recovered = await recovery(sender, usual)
         flood = await asyncio.gather(*requests)
+    work = {"at capacity": at_capacity, "in the flood": in_the_flood}
     return Found(usual, capacity, rate, options.seconds, flood, recovered, work)
 
 
 @asynccontextmanager
-async def _watched(server: Server, client: Client, work: Work) -> AsyncIterator[None]:
-    """Fill in who works while the body runs."""
-    watching = asyncio.create_task(_watch(client, work.engine))
+async def _watched(server: Server, client: Client) -> AsyncIterator[dict[str, float]]:
+    """Who works while the body runs: filled in at its end, see `Found.work`."""
+    work: dict[str, float] = {}
+    loads: list[dict[str, int]] = []
+    watching = asyncio.create_task(_watch(client, loads))
     with cpu_spent(server) as spent:
-        yield
+        yield work
     watching.cancel()
     seconds = spent.pop("seconds")
-    work.cores = {part: taken / seconds for part, taken in spent.items()}
+    work |= {part: taken / seconds for part, taken in spent.items()}
+    if loads:
+        work["rows"] = fmean(load["running_sequences"] for load in loads)
+        work["waiting"] = fmean(load["waiting"] for load in loads)
 
 
-async def _watch(client: Client, engine: list[Busy]) -> None:
+async def _watch(client: Client, loads: list[dict[str, int]]) -> None:
     """Ask the replica what it does, until cancelled. A question without an answer is left out."""
-    start = time.monotonic()
     while True:
         with suppress(aiohttp.ClientError, TimeoutError):
-            for load in await client.loads():
-                at = time.monotonic() - start
-                engine.append(Busy(at, load["running_sequences"], load["waiting"]))
+            loads += await client.loads()
         await asyncio.sleep(_SAMPLE_EVERY_S)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean
 from typing import Any
 
 from benchmarks.harness.processes import PARTS
@@ -13,6 +12,7 @@ from benchmarks.harness.report import Panel, aligned
 
 GOODPUT, REFUSAL_S, RECOVERY_S = 0.9, 0.1, 5.0
 """What is asked of a server: see `benchmarks.reliability.overload`."""
+_QUANTILES = (0.5, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,12 @@ def answers_per_second(asked: Iterable[Asked], seconds: float) -> float:
 
 
 @dataclass(frozen=True)
-class Busy:
-    """What the engine did at one moment: rows that it computed for, and tasks that waited."""
-
-    at: float
-    sequences: int
-    waiting: int
-
-
-@dataclass
-class Work:
-    """Who did how much during a part of the run.
-
-    Attributes:
-        engine: samples.
-        cores: how many cores each part of the system kept busy.
-    """
-
-    engine: list[Busy] = field(default_factory=list)
-    cores: dict[str, float] = field(default_factory=dict)
-
-    def row(self, what: str) -> list[str]:
-        """Means, for a table."""
-        rows = fmean(one.sequences for one in self.engine) if self.engine else 0.0
-        waiting = fmean(one.waiting for one in self.engine) if self.engine else 0.0
-        cores = [f"{self.cores.get(part, 0.0):.2f}" for part in PARTS]
-        return [what, f"{rows:.1f}", f"{waiting:.1f}", *cores]
-
-
-@dataclass(frozen=True)
 class Found:
     """Everything that was measured; rates in tasks a second, times in seconds.
 
     Attributes:
-        work: by part of the run.
+        work: by part of the run: ``rows`` that the engine computed for and tasks ``waiting`` on
+            average, and how many cores each part of the system kept busy.
     """
 
     usual_s: float
@@ -78,7 +50,7 @@ class Found:
     seconds: float
     flood: list[Asked]
     recovery_s: float | None
-    work: dict[str, Work] = field(default_factory=dict)
+    work: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def goodput(self) -> float:
@@ -113,10 +85,10 @@ class Found:
             "offered_per_s": self.offered,
             "goodput_per_s": self.goodput,
             "goodput_of_capacity": self.goodput / self.capacity,
-            "refusal_s": {str(q): _quantile(self.refusals, q) for q in (0.5, 0.99, 1.0)},
+            "refusal_s": {str(q): _quantile(self.refusals, q) for q in _QUANTILES},
             "recovery_s": self.recovery_s,
             "one_task_alone_s": self.usual_s,
-            "work": {name: asdict(work) for name, work in self.work.items()},
+            "work": self.work,
             "statuses": Counter(one.status for one in self.flood),
             "wrong": self.wrong,
             "good": self.good,
@@ -124,22 +96,22 @@ class Found:
         }
 
     def text(self) -> str:
-        """For people."""
-        slow = [f"{_quantile(self.refusals, q) * 1e3:.0f}" for q in (0.5, 0.99, 1.0)]
+        """Tables for people."""
+        slow = " / ".join(f"{_quantile(self.refusals, q) * 1e3:.0f}" for q in _QUANTILES)
         recovered = "not" if self.recovery_s is None else f"{self.recovery_s:.1f} s"
         lines = [
             ["capacity", f"{self.capacity:.1f} tasks/s"],
             ["asked for", f"{self.offered:.0f} tasks/s for {self.seconds:g} s"],
             ["answered", f"{self.goodput:.1f} tasks/s ({self.goodput / self.capacity:.0%})"],
-            ["refused in, p50 / p99 / max", f"{' / '.join(slow)} ms"],
+            ["refused in, p50 / p99 / max", f"{slow} ms"],
             ["recovered after", recovered],
             ["neither answer nor refusal", str(len(self.wrong))],
             ["one task alone", f"{self.usual_s:.2f} s"],
         ]
-        if not self.work:
-            return aligned(lines, names=1)
         work = [["", "rows busy", "waiting", *(f"cores: {part}" for part in PARTS)]]
-        work += [one.row(name) for name, one in self.work.items()]
+        for name, values in self.work.items():
+            means = [f"{values.get(key, 0.0):.1f}" for key in ("rows", "waiting")]
+            work.append([name, *means, *(f"{values.get(part, 0.0):.2f}" for part in PARTS)])
         return aligned(lines, names=1) + "\n\n" + aligned(work, names=1)
 
     def panels(self) -> list[Panel]:
@@ -155,8 +127,7 @@ class Found:
 
         def refused(axes: Any) -> None:
             points = [(x.at, x.seconds * 1e3) for x in self.flood if x.status == 503]
-            if points:
-                axes.scatter(*zip(*points, strict=True), s=3)
+            axes.plot(*zip(*points or [(0, 0)], strict=True), ".", markersize=3)
             axes.axhline(REFUSAL_S * 1e3, color="grey", linestyle=":")
             axes.set(xlabel="seconds", ylabel="time until a refusal, ms", ylim=0)
 
@@ -164,6 +135,4 @@ class Found:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    if not ordered:
-        return 0.0
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -12,14 +12,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.client import Answer, Client, Endpoint, Job
-from benchmarks.harness.engine_api import Engine
+from benchmarks.harness.client import Client, Endpoint, Job
+from benchmarks.harness.engine_api import Engine, EngineClient
 from benchmarks.harness.load import Load, run
 from benchmarks.harness.metrics import Target, characters_per_token, summary, tokens_of
 from benchmarks.harness.peers import GRAPH, PEERS, TUNED, Setup, graph_args
@@ -29,7 +28,6 @@ from benchmarks.harness.served_models import DEMO, make_model
 from benchmarks.harness.server import Server
 from benchmarks.harness.tasks import LONG
 from benchmarks.serving.profile import profile
-from schema.task import Task
 from serve_app.config.app_args import AppArgs
 
 ENGINE = "engine alone"
@@ -38,26 +36,6 @@ _CONTEXT = 256
 _RAMP_S = 2.0
 _TARGET = Target(1.0, 0.1)
 _EXTRA: dict[str, Any] = {"generation_config": LONG | {"max_new_tokens": _TOKENS}}
-
-
-class _EngineClient:
-    """Gives jobs to an engine in this process, in the form of `Client`."""
-
-    def __init__(self, engine: Engine, endpoint: Endpoint) -> None:
-        self._engine = engine
-        self._endpoint = endpoint
-
-    async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
-        """As `Client.send`."""
-        task = Task.from_fields(**self._endpoint.body(job))
-        answer = Answer(job, time.perf_counter())
-        if answers is not None:
-            answers.append(answer)
-        async with aclosing(self._engine.stream(task)) as chunks:
-            async for chunk in chunks:
-                answer.lines.append((time.perf_counter(), chunk))
-        answer.ended = time.perf_counter()
-        return answer
 
 
 def cost_jobs(stream: str) -> Iterator[Job]:
@@ -72,7 +50,7 @@ def _measure_engine(
     """Runs in its own process; the answers' summaries."""
     (model,) = AppArgs.model_validate(args).models
     engine = Engine(model.engine_config())
-    client = _EngineClient(engine, endpoint)
+    client = EngineClient(engine, endpoint)
     try:
         asyncio.run(client.send(next(cost_jobs(""))))
         return [asyncio.run(_run(client, load, _own_cpu)) for load in loads]
@@ -85,7 +63,7 @@ def _own_cpu() -> dict[str, float]:
 
 
 async def _run(
-    client: Client | _EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
+    client: Client | EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
     """The summary of a load, and ``cpu``: seconds of processor time a token, by process."""
     before = cpu()
