@@ -6,18 +6,23 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.harness.client import Answer, Job
 from benchmarks.harness.models import ServedModel
+from benchmarks.harness.report import say
 from benchmarks.harness.tasks import ANSWER_TOKENS, PROMPT_TOKENS, letters
 from demo.data.shapes import HELD_OUT_SEED, Picture, draw_picture
 
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
+
 PREFIX_TOKENS = 512
+_TELL_EVERY_S = 10.0
 _SEED = 20260101
 _COUNTING = "Count from {} to 99."
 # What the demo model answers to these with 128 tokens or more. It ends sooner from other numbers.
@@ -190,3 +195,41 @@ async def _open(rate: float) -> AsyncIterator[bool]:
         due += gaps.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         yield False
+
+
+async def at_once(
+    items: Iterable[ItemT],
+    clients: int,
+    do: Callable[[ItemT], Awaitable[FoundT]],
+    progress: str = "",
+) -> list[FoundT]:
+    """Do something with all items, by a number of clients that take one after the other.
+
+    Args:
+        items: taken when a client is free for the next one.
+        clients: how many there are.
+        do: what is done with one.
+        progress: what was done with those that are counted every few seconds; "" tells nothing.
+
+    Returns:
+        What came of each, in the order of the items.
+    """
+    found: dict[int, FoundT] = {}
+    numbered = enumerate(items)
+
+    async def client() -> None:
+        for number, item in numbered:
+            found[number] = await do(item)
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            say(f"  {len(found)} {progress}")
+
+    telling = asyncio.create_task(tell()) if progress else None
+    try:
+        await asyncio.gather(*(client() for _ in range(clients)))
+    finally:
+        if telling is not None:
+            telling.cancel()
+    return [found[number] for number in sorted(found)]

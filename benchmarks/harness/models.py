@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,51 +122,49 @@ def save_model(name: str, dtype: str, directory: str, shard_bytes: int | None = 
         directory: it is made.
         shard_bytes: the largest file of weights; None leaves that to transformers.
     """
-    path = Path(directory)
     geometry = GEOMETRIES[name]
-    wanted = {"geometry": asdict(geometry), "dtype": dtype}
-    if is_saved(path, wanted):
-        return
     config = decoder_config(geometry)
     kind: Any = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
-    with random_weights():
+
+    def make() -> tuple[Any, ...]:
         model = kind._from_config(config, dtype=getattr(torch, dtype))
+        return model, word_tokenizer(geometry.vocab_size)
+
     options = {"max_shard_size": shard_bytes} if shard_bytes else {}
-    save(path, wanted, model, word_tokenizer(geometry.vocab_size), **options)
+    save_once(Path(directory), {"geometry": asdict(geometry), "dtype": dtype}, make, **options)
 
 
-def is_saved(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether an earlier `save` has left there what is wanted; if not, makes the folder.
+def save_once(
+    path: Path, wanted: Mapping[str, Any], make: Callable[[], tuple[Any, ...]], **options: Any
+) -> None:
+    """Make and save a model and what belongs to it, unless an earlier call has.
+
+    Args:
+        path: the folder; it is made.
+        wanted: JSON-able, says what is made.
+        make: returns the model, then its tokenizer and such. Weights are the same every time, and
+            are made where that is fast.
+        options: of the model's `save_pretrained`.
 
     Raises:
         ValueError: the folder holds something else.
     """
     marker = path / _MARKER
     if marker.exists() and json.loads(marker.read_text()) == wanted:
-        return True
+        return
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()):
         raise ValueError(f"{path} holds something else: name an empty or a new folder")
-    return False
-
-
-@contextmanager
-def random_weights() -> Iterator[None]:
-    """Models made in here have the same weights every time, and are made where that is fast."""
     torch.manual_seed(_SEED)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        yield
-
-
-def save(path: Path, wanted: Mapping[str, Any], model: Any, *parts: Any, **options: Any) -> None:
-    """Save a model and what belongs to it (its tokenizer), for `is_saved` to find."""
+        model, *parts = make()
     transformers_logging.disable_progress_bar()
     model.generation_config.do_sample = False
     model.save_pretrained(path, **options)
     for part in parts:
         part.save_pretrained(path)
     transformers_logging.enable_progress_bar()  # it is the whole process's
-    (path / _MARKER).write_text(json.dumps(wanted))
+    marker.write_text(json.dumps(wanted))
 
 
 def decoder_config(geometry: Geometry) -> LlamaConfig | Qwen2Config:

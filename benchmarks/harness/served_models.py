@@ -21,10 +21,8 @@ from benchmarks.harness.models import (
     Geometry,
     ServedModel,
     decoder_config,
-    is_saved,
-    random_weights,
-    save,
     save_model,
+    save_once,
     word_tokenizer,
 )
 from benchmarks.harness.processes import in_own_process
@@ -87,24 +85,19 @@ def save_vision_model(name: str, dtype: str, directory: str) -> None:
 
     The layout is that of the repositories whose names end in ``-hf``.
     """
-    path = Path(directory)
     geometry = VISION_GEOMETRIES[name]
-    wanted = {"geometry": asdict(geometry), "dtype": dtype}
-    if is_saved(path, wanted):
-        return
-    tokenizer = word_tokenizer(geometry.decoder.vocab_size, _SPECIAL_TOKENS)
-    image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
-    with random_weights():
-        model = InternVLForConditionalGeneration._from_config(
-            _config(geometry, image_token_id), dtype=getattr(torch, dtype)
-        )
+
+    def make() -> tuple[Any, ...]:
+        tokenizer = word_tokenizer(geometry.decoder.vocab_size, _SPECIAL_TOKENS)
+        config = _config(geometry, tokenizer.get_vocab()[IMAGE_TOKEN])
+        model = InternVLForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
+        return model, tokenizer, _image_processor(geometry)
+
+    path = Path(directory)
+    save_once(path, {"geometry": asdict(geometry), "dtype": dtype}, make)
     # Written by hand: a processor of its class cannot be made without torchvision.
-    settings = {
-        "processor_class": "InternVLProcessor",
-        "image_seq_length": geometry.image_tokens,
-    }
+    settings = {"processor_class": "InternVLProcessor", "image_seq_length": geometry.image_tokens}
     (path / "processor_config.json").write_text(json.dumps(settings))
-    save(path, wanted, model, tokenizer, _image_processor(geometry))
 
 
 def _config(geometry: VisionGeometry, image_token_id: int) -> InternVLConfig:

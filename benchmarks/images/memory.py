@@ -19,15 +19,17 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.harness import command
 from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.load import at_once
 from benchmarks.harness.processes import Sample, by_process, sampled
 from benchmarks.harness.report import about, middle, say, table, write
 from benchmarks.harness.server import DEMO, TUNED, Server, serving
@@ -54,44 +56,50 @@ class Images:
     """What is sent, and how it went.
 
     Attributes:
+        count: how many there are.
+        seconds: no more are sent after them.
         passed: seconds from the start to the end of each image's answer.
         failures: what was answered instead.
     """
 
     count: int
     seconds: float
-    start: float = field(default_factory=time.monotonic)
-    sent: int = 0
     passed: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def bodies(self, start: float) -> Iterator[bytes]:
+        """Requests, each with another image of 5 MB in a format without compression."""
+        chance, file = random.Random(0), io.BytesIO()
+        pixels = chance.randbytes(_SIDE * _SIDE * 3)
+        Image.frombytes("RGB", (_SIDE, _SIDE), pixels).save(file, "BMP")
+        image = bytearray(file.getvalue())
+        for number in count():
+            if number >= self.count or time.monotonic() > start + self.seconds:
+                return
+            for _ in range(_SALTS):
+                image[chance.randrange(len(image) // 2, len(image))] = chance.randrange(256)
+            yield _BEFORE + base64.b64encode(image) + _AFTER
 
     def stop(self) -> None:
         """Send no more."""
         self.count = 0
 
-    async def send(self, client: Client, file: bytearray, number: int) -> None:
-        """One image after the other, until all are sent or the time is over."""
-        chance = random.Random(number)
-        own = bytearray(file)
-        while self.sent < self.count and time.monotonic() < self.start + self.seconds:
-            self.sent += 1
-            for _ in range(_SALTS):
-                own[chance.randrange(len(own) // 2, len(own))] = chance.randrange(256)
-            body = _BEFORE + base64.b64encode(own) + _AFTER
+    async def send(self, server: Server, clients: int) -> list[Sample]:
+        """Send all and watch the server's processes."""
+        # SIGTERM ends this early, and what was found until then is still told.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        start = time.monotonic()
+
+        async def one(body: bytes) -> None:
             answer = await client.ask(body, stream=False)
             if answer.error is not None:
                 self.failures.append(answer.error)
-            self.passed.append(time.monotonic() - self.start)
-            if len(self.passed) % 50 == 0:
-                say(f"{len(self.passed)} images")
+            self.passed.append(time.monotonic() - start)
 
-
-def make_image() -> bytearray:
-    """An image of 5 MB in a format without compression."""
-    file = io.BytesIO()
-    pixels = random.Random(0).randbytes(_SIDE * _SIDE * 3)
-    Image.frombytes("RGB", (_SIDE, _SIDE), pixels).save(file, "BMP")
-    return bytearray(file.getvalue())
+        endpoint = Endpoint(server.address, "demo")
+        async with Client(endpoint) as client, sampled(server, 1.0) as samples:
+            await at_once(self.bodies(start), clients, one, "images")
+        return samples
 
 
 @dataclass(frozen=True)
@@ -128,17 +136,6 @@ def levels(samples: Sequence[Sample], passed: Sequence[float]) -> list[Level]:
     return sorted(found, key=lambda one: -one.peak)
 
 
-async def run(server: Server, images: Images, clients: int) -> list[Sample]:
-    """Send the images and watch."""
-    # SIGTERM ends this early, and what was found until then is still told.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, images.stop)
-    file = make_image()
-    images.start = time.monotonic()
-    async with Client(Endpoint(server.address, "demo")) as client, sampled(server, 1.0) as samples:
-        await asyncio.gather(*(images.send(client, file, number) for number in range(clients)))
-    return samples
-
-
 def _mebibytes(of: Callable[[Level], float]) -> Callable[[Level], str]:
     return lambda level: f"{of(level) / MiB:.0f} MiB"
 
@@ -168,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = {"models": [DEMO | {"engine": {"image_cache_bytes": _CACHE_BYTES}}]}
     images = Images(options.images, options.seconds)
     with serving(args, environment=TUNED if options.tuned else {}) as server:
-        samples = asyncio.run(run(server, images, options.clients))
+        samples = asyncio.run(images.send(server, options.clients))
     passed, failures = images.passed, images.failures
     say(f"{len(passed)} images of 5 MB in {passed[-1] if passed else 0:.0f} s")
     for line in failures[:10]:

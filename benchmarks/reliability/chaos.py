@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ import psutil
 
 from benchmarks.harness import command
 from benchmarks.harness.client import Answer, Client, Endpoint
+from benchmarks.harness.load import at_once
 from benchmarks.harness.report import about, aligned, say, write
 from benchmarks.harness.server import DEMO, DEMO_DEPLOYMENT, Server, serving
 from benchmarks.harness.tasks import demo_tasks
@@ -70,29 +71,14 @@ async def run_all(
 ) -> Run:
     """Stream all tasks, ``clients`` at a time, while ``faults`` happen."""
     start = time.perf_counter()
-    answers: dict[int, Answer] = {}
-    numbers = iter(range(len(tasks)))
     async with Client(Endpoint(server.address, "demo")) as client:
-
-        async def stream() -> None:
-            for number in numbers:
-                answers[number] = await client.ask(tasks[number], stream=True)
-
-        beside = [asyncio.create_task(_show(answers, len(tasks)))]
-        if faults is not None:
-            beside.append(asyncio.create_task(faults.go_on(server, start)))
-        await asyncio.gather(*(stream() for _ in range(clients)))
-        for task in beside:
-            task.cancel()
+        beside = faults and asyncio.create_task(faults.go_on(server, start))
+        stream = partial(client.ask, stream=True)
+        answers = await at_once(tasks, clients, stream, f"of {len(tasks)} answered")
+        if beside:
+            beside.cancel()
     seconds = time.perf_counter() - start
-    in_order = [answers[number] for number in range(len(tasks))]
-    return Run(start, in_order, seconds, [] if faults is None else faults.done)
-
-
-async def _show(answers: Sized, count: int) -> None:
-    while True:
-        await asyncio.sleep(10)
-        say(f"  {len(answers)} of {count} answered")
+    return Run(start, answers, seconds, faults.done if faults else [])
 
 
 class Faults:

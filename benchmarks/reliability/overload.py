@@ -27,6 +27,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +37,7 @@ import aiohttp
 
 from benchmarks.harness import command
 from benchmarks.harness.client import Answer, Client, Endpoint
+from benchmarks.harness.load import at_once
 from benchmarks.harness.processes import cpu_spent, pin, step_back
 from benchmarks.harness.report import about, say, write
 from benchmarks.harness.served_models import DEMO as DEMO_GEOMETRY
@@ -86,15 +89,8 @@ class Sender:
 async def closed_loop(sender: Sender, clients: int, seconds: float) -> list[Asked]:
     """``clients`` that send one task after another; all answers are waited for."""
     start = time.perf_counter()
-    numbers = iter(range(10**9))
-    asked: list[Asked] = []
-
-    async def client() -> None:
-        while time.perf_counter() < start + seconds:
-            asked.append(await sender.ask(next(numbers), start))
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return asked
+    numbers = takewhile(lambda _: time.perf_counter() < start + seconds, count())
+    return await at_once(numbers, clients, partial(sender.ask, start=start))
 
 
 async def open_loop(sender: Sender, rate: float, seconds: float) -> list[asyncio.Task[Asked]]:

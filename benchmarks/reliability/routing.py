@@ -17,11 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 from benchmarks.harness import command
 from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.load import at_once
 from benchmarks.harness.report import about, grouped, middle, say, table, write
 from benchmarks.harness.server import DEMO, serving
 
@@ -78,18 +80,14 @@ async def measure(address: str, model: str, number: int, options: argparse.Names
     systems = [
         " ".join(chance.choices(WORDS, k=options.words)) for _ in range(options.conversations)
     ]
-    places = asyncio.Semaphore(options.clients)
     async with Client(Endpoint(address, model)) as client:
-
-        async def placed(system: str) -> list[tuple[int, float]]:
-            async with places:
-                return await conversation(client, model, system, options.turns)
-
+        talk = partial(conversation, client, model, turns=options.turns)
         before = sum(load["prefix_tokens_reused"] for load in await client.loads())
         began = time.monotonic()
-        found = [turn for turns in await asyncio.gather(*map(placed, systems)) for turn in turns]
+        talks = await at_once(systems, options.clients, talk, "conversations")
         seconds = time.monotonic() - began
         after = sum(load["prefix_tokens_reused"] for load in await client.loads())
+    found = [turn for turns in talks for turn in turns]
     return Row(
         model,
         number,

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import psutil
 
 from benchmarks.harness import command
 from benchmarks.harness.client import Answer, Client, Endpoint
+from benchmarks.harness.load import at_once
 from benchmarks.harness.peers import ECHO_PATH
 from benchmarks.harness.processes import cpu_spent
 from benchmarks.harness.report import about, aligned, say, table, write
@@ -138,19 +140,13 @@ async def _send(server: Server, kind: Kind) -> list[Answer]:
     Raises:
         RuntimeError: one was not answered.
     """
-    places = asyncio.Semaphore(_CLIENTS)
     config = LONG | {"max_new_tokens": kind.tokens}
+    tasks = [demo_task(n, f"Count from {n % 50} to 99.", config) for n in range(kind.count)]
     async with Client(Endpoint(server.address, "demo")) as client:
-
-        async def one(number: int) -> Answer:
-            task = demo_task(number, f"Count from {number % 50} to 99.", config)
-            async with places:
-                answer = await client.ask(task, stream=kind.stream)
-            if not answer.complete:
-                raise RuntimeError(answer.error)
-            return answer
-
-        return list(await asyncio.gather(*map(one, range(kind.count))))
+        answers = await at_once(tasks, _CLIENTS, partial(client.ask, stream=kind.stream))
+    if errors := [answer.error for answer in answers if not answer.complete]:
+        raise RuntimeError(errors[0])
+    return answers
 
 
 # --- The controller ------------------------------------------------------------------------------
