@@ -60,11 +60,6 @@ class Endpoint:
     dialect: Dialect = "chat"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def url(self) -> str:
-        """Where requests are posted."""
-        return self.address.rstrip("/") + _PATHS[self.dialect]
-
     def body(self, job: Job) -> dict[str, Any]:
         """The request as JSON."""
         sampled = job.seed is not None
@@ -200,6 +195,11 @@ class Answer:
         return None
 
     @property
+    def closed(self) -> bool:
+        """Whether the whole answer came, and the stream said so with its last event."""
+        return self.complete and self.lines[-1][1] == _EVENT + b" " + _DONE + b"\n"
+
+    @property
     def complete(self) -> bool:
         """Whether the whole answer came."""
         return self.ended is not None and self.error is None
@@ -230,20 +230,18 @@ class Client:
         await self._http.close()
 
     async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
-        """Stream the answer to a job.
-
-        It is put into ``answers`` when the job is sent. It grows there, and is cut off there when
-        this call is cancelled.
+        """Stream the answer to a job. It is put into ``answers`` when the job is sent, grows there,
+        and stays if this call is cancelled.
         """
         data = json.dumps(self._endpoint.body(job)).encode()
-        return await self._post(self._endpoint.url, data, Answer(job, time.perf_counter()), answers)
+        url = self._endpoint.address.rstrip("/") + _PATHS[self._endpoint.dialect]
+        return await self._post(url, data, Answer(job, time.perf_counter()), answers)
 
     async def ask(
         self, task: Mapping[str, Any] | bytes, *, stream: bool, answers: list[Answer] | None = None
     ) -> Answer:
-        """Send a task to ``/v1/tasks`` as it is; ``answers`` is as for `send`.
-
-        Without ``stream`` the answer has one line, which is all of it.
+        """Send a task to ``/v1/tasks`` as it is; ``answers`` is as for `send`. Without ``stream``
+        the answer has one line, which is all of it.
         """
         data = task if isinstance(task, bytes) else json.dumps(task).encode()
         url = f"{self._endpoint.address}/v1/tasks" + ("?stream=true" if stream else "")

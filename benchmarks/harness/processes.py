@@ -31,6 +31,7 @@ _PARTS = {
     "Ingress": "ingress",
     "ServeController": "controller",
     "ProxyActor": "proxy",
+    "HAProxyManager": "proxy",
     "haproxy": "proxy",
 }
 """How the names of processes begin, and the part of the graph that they are. All else is Ray's."""

@@ -123,9 +123,9 @@ async def _first_token(server: Server) -> float:
     task = demo_task(0, "How are you?", {"max_new_tokens": 8})
     async with Client(Endpoint(server.address, "demo")) as client:
         answer = await client.ask(task, stream=True)
-    if not answer.deltas:
+    if not answer.lines:
         raise SystemExit(f"the server has answered without a token: {answer.error}")
-    return time.time() - (time.perf_counter() - answer.deltas[0][0])
+    return time.time() - (time.perf_counter() - answer.lines[0][0])
 
 
 def load_once(model: Path, dtype: str, *, cold: bool) -> dict[str, Any]:

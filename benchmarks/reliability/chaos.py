@@ -116,9 +116,9 @@ def report(quiet: Run, disturbed: Run) -> dict[str, Any]:
     stalls = sorted(seconds for _, seconds in disturbed.stalls())
     return {
         "tasks": len(pairs),
-        "answered": sum(after.complete for _, after in pairs),
+        "answered": sum(after.closed for _, after in pairs),
         "equal": sum(
-            before.complete and after.complete and before.texts == after.texts
+            before.closed and after.closed and before.texts == after.texts
             for before, after in pairs
         ),
         "quiet_errors": [before.error for before, _ in pairs if before.error],

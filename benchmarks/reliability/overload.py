@@ -67,7 +67,7 @@ class Sender:
     def __init__(self, client: Client, tasks: list[dict[str, Any]]) -> None:
         self._client = client
         self._tasks = tasks
-        self._answers: dict[int, list[str]] = {}
+        self._answers: dict[int, Any] = {}
 
     async def ask(self, number: int, start: float) -> Asked:
         """Send one task and wait for what comes of it. ``start`` is that of the run."""
@@ -81,7 +81,8 @@ class Sender:
             return None if answer.retry_after else "a 503 without Retry-After"
         if not answer.complete:
             return answer.error
-        if self._answers.setdefault(number, answer.texts) != answer.texts:
+        choices = answer.events[0][1]["choices"]
+        if self._answers.setdefault(number, choices) != choices:
             return "another answer than before"
         return None
 

@@ -84,6 +84,8 @@ class Soak:
         if kind in ("stream", "whole"):
             answer = await client.ask(self.tasks[number], stream=kind == "stream")
             self._compare(number, answer)
+            if kind == "stream" and answer.complete and not answer.closed:
+                self.unexpected.append(f"task {number}: the stream has no end")
         elif kind == "wrong":
             body, status = chance.choice(_WRONG)
             answer = await client.ask(body, stream=False)
