@@ -1,6 +1,6 @@
 """Compares the engine with other ways to run the same tasks: ``python -m benchmarks.engine``.
 
-Every peer has a process of its own and loads the model once; only one works at a time, and they
+Every peer has its own process and loads the model once; only one works at a time, and they
 take turns (A B C, A B C) for every number of tasks, so that a machine that becomes slower becomes
 so for all. Prints a table, writes ``engine.json`` and ``engine.png``. On CUDA the decode step is
 compared with the memory-bandwidth floor as well.

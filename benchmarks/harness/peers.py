@@ -69,7 +69,7 @@ class Peer:
         missing: why it cannot run here; None if it can.
         promises: whether it claims that an answer is a function of the request.
         seeds: whether it honours a seed for each request.
-        once: whether one round is enough: it is no rival, and it is slow.
+        once: whether one round is enough: it is not a rival, and it is slow.
     """
 
     name: str

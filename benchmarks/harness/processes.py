@@ -1,4 +1,4 @@
-"""The processes of a server: who they are, what they take, where they run; and a process apart."""
+"""The processes of a server: what they are, what they take, where they run; and a process apart."""
 
 from __future__ import annotations
 

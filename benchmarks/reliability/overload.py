@@ -3,7 +3,7 @@
 Serves a model by a real ``serve run``. First its capacity is measured: clients that send one task
 after another. Then tasks are sent at ten times that rate for a minute, whatever becomes of them, as
 strangers would send them. In the end single tasks tell when the server is its old self. Prints how
-many tasks were answered a second, how soon the others were refused, how long recovery took, and who
+many tasks were answered a second, how soon the others were refused, how long recovery took, what
 had the machine meanwhile; writes ``overload.json`` and, with matplotlib, ``overload.png``.
 
 The demo model answers in milliseconds, so that ten times its capacity is hundreds of requests a
@@ -148,7 +148,7 @@ async def measure(
 
 @asynccontextmanager
 async def _watched(server: Server, client: Client) -> AsyncIterator[dict[str, float]]:
-    """Who works while the body runs: filled in at its end, see `Found.work`."""
+    """What works while the body runs: filled in at its end, see `Found.work`."""
     work: dict[str, float] = {}
     loads: list[dict[str, int]] = []
     watching = asyncio.create_task(_watch(client, loads))
