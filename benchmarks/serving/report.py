@@ -43,7 +43,7 @@ class Same:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured. ``about`` says on what; ``skipped``: what did not run, and why."""
+    """Everything that was measured. ``about`` says on what; ``skipped`` why a peer did not run."""
 
     about: dict[str, Any]
     rows: list[Row]
