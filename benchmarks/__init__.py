@@ -16,6 +16,6 @@
     python -m benchmarks.reliability.routing      our routing beside Ray's default one
     python -m benchmarks.reliability.fuzz         thousands of generated requests
 
-`benchmarks.harness` is what they share: servers, clients, loads, models, processes, reports. Results
-go into `benchmark-results/` (``--out``); docs/performance.md and others have what was found.
+`benchmarks.harness` is what they share: servers, clients, loads, models, processes, reports.
+Results go into `benchmark-results/` (``--out``); docs/performance.md has what was found.
 """
