@@ -204,6 +204,11 @@ def replica_table(costs: Mapping[str, Mapping[str, Cost]], rates: Sequence[float
 
 
 _TWO = ("proxy", "ingress")
+_CONTROLLER: dict[str, Callable[[dict[str, Any]], str]] = {
+    "replicas": lambda row: str(row["replicas"]),
+    "their number may change": lambda row: "yes" if row["may_scale"] else "no",
+    "controller": lambda row: f"{row['cpu_s_per_s'] * 1e3:.0f} ms a second",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         controller.append({"replicas": replicas, "may_scale": scaling, "cpu_s_per_s": busy})
         say(f"controller, {replicas} replicas: {busy:.1%} of a core")
     print(cost_table(costs), replica_table(costs, options.tasks_per_s), sep="\n\n")
-    columns = {name: lambda row, name=name: str(row[name]) for name in controller[0]}
-    print("\n" + table(controller, columns))
+    print("\n" + table(controller, _CONTROLLER))
     data = about("capacity", options, "ray") | {"controller": controller}
     data["costs"] = {
         mode: {part: asdict(c) for part, c in own.items()} for mode, own in costs.items()
