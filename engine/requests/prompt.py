@@ -59,7 +59,7 @@ class Prompt:
 
 
 class PromptRenderer:
-    """Renders tasks for one model. Thread safe."""
+    """Renders tasks for one model, on one thread at a time: tokenizers cannot be shared."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded

@@ -1,4 +1,4 @@
-"""The README, executed: its commands against the server, its output compared."""
+"""README and the pages that go on from it, executed: their output against the server's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import pytest
 from serve_app.config.app_args import REPOSITORY
 from tests.serve_app.tasks import joined
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = "".join(
+    (REPOSITORY / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/api.md", "docs/gpt-task.md")
+)
 # (language, code, what follows up to the next block)
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES, re.DOTALL | re.MULTILINE)
 CURLS = [code for language, code in BLOCKS if language == "shell" and code.startswith("curl")]
 SNIPPETS = [code for language, code in BLOCKS if language == "python"]
 
