@@ -90,6 +90,8 @@ FILES_ARE_LINES = {"engine", "serve_app"}
 NO_ENTRIES = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
 DATA = {"demo/data/vocabulary", "demo/images", "demo/model"}
 
+PAGES = ("docs/architecture.md", "docs/engine.md", "docs/graph.md", "CONTRIBUTING.md")
+
 TRANSPORT = {"ray", "fastapi", "starlette", "uvicorn"}
 LEAVES = {"cluster", "gpt_task", "demo", "tests", "benchmarks"}
 FORBIDDEN = {
@@ -107,6 +109,11 @@ MODULES = {
     for path in sorted((REPOSITORY / part).rglob("*.py"))
 }
 """The files of the product by their modules' names, which end with __init__ for packages."""
+
+
+def _python_files() -> Iterator[Path]:
+    for part in (*PRODUCT, "tests", "benchmarks", "examples"):
+        yield from (REPOSITORY / part).rglob("*.py")
 
 
 class Import(NamedTuple):
@@ -267,16 +274,11 @@ def test_the_engine_has_the_names_that_it_lists() -> None:
     assert not hasattr(engine, "another")
 
 
-def test_the_architecture_page_names_files_that_exist() -> None:
-    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = ""
-    missing = []
-    for line in page.splitlines():
-        if heading := re.fullmatch(r"## (\w+)/", line):
-            section = heading[1]
-        # Table rows and list items begin with the file that they describe.
-        if (entry := re.match(r"[|*] `([\w./]+\.py)`", line)) and section:
-            path = REPOSITORY / section / entry[1]
-            if not path.is_file():
-                missing.append(f"{section}/{entry[1]}")
-    assert missing == []
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_files_that_exist(page: str) -> None:
+    """Either by the whole path, or by the end of the path of some file of the product."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    files = [f"/{path.relative_to(REPOSITORY)}" for path in _python_files()]
+    named = re.findall(r"`([\w./]+\.py)(?:::\w+)?`", text)
+    assert named
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
