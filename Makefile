@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster fuzz lint format clean
+.PHONY: help serve test test-cluster fuzz lint format map clean
 
 help:
 	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
+	@echo 'make map     what each file of the product is for'
 	@echo 'make clean   remove the environment and all caches'
 
 # torch comes first and by its exact version, so that no other package's looser wish can choose the
@@ -69,11 +70,15 @@ test-cluster: $(READY)
 	$(BIN)/pytest -m cluster -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 fuzz: $(READY)
-	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)
+	$(BIN)/python -m benchmarks.reliability.fuzz $(ADDRESS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# A file's first line says what it is for.
+map:
+	@grep -rm1 --include='*.py' '^"""' schema engine serve_app cluster gpt_task | sort
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from schema.response import StreamChunk
 class RequestHandle:
     """The chunks of one task, asked for one by one. Belongs to one event loop.
 
-    Whoever has it calls `cancel` at the end, on every way out.
+    The holder calls `cancel` at the end, on every way out.
 
     Attributes:
         done: whether `next` has returned the last chunk.

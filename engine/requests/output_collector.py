@@ -33,7 +33,7 @@ class RequestOutputCollector:
             wake = not self._woken and (self._ended or not self._held)
             self._woken |= wake
         if wake:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with suppress(RuntimeError):  # the loop is closed, and its consumer with it
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self, patience_s: float | None = None, hold_s: float = 0.0) -> RequestOutput:

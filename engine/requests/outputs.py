@@ -14,7 +14,8 @@ from schema.response import FinishReason, TokenLogprob
 class ChoiceDelta:
     """New text of one choice; ``finish_reason`` is None until the choice's last delta.
 
-    ``logprobs`` are of the tokens that have come since the last delta; None if nobody asks.
+    ``logprobs`` are of the tokens that have come since the last delta; None if the task asks for
+    none.
     """
 
     index: int

@@ -43,7 +43,7 @@ class Call:
         preprocessor: the handle to the method that prepares images.
         task: without its images.
         images: the task's images, as `Task.split_images` gives them.
-        caller: `own_actor` of this process.
+        caller: `actor_name` of this process.
         streamed: whether the answer is read while it grows.
     """
 

@@ -73,7 +73,7 @@ class TaskEvents:
 
 
 class Events:
-    """The events of an answer, and ``DONE``: made of its chunks, one by one as they are asked for.
+    """The events of an answer, and ``DONE``: made of its chunks as they are asked for.
 
     An error is the last event, because the status has been sent by then.
     """

@@ -15,7 +15,7 @@ def identity() -> str:
         return ""
 
 
-def own_actor() -> str:
+def actor_name() -> str:
     """The name of this replica's actor; empty outside a cluster."""
     try:
         name: str = serve.get_replica_context().replica_id.to_full_id_str()

@@ -36,13 +36,13 @@ class CallerMonitor:
         self._known: dict[str, _Caller] = {}
         self._looks: set[asyncio.Task[None]] = set()  # or they might be collected as garbage
         # A thread of its own, so that nothing else waits if Ray's control store hangs.
-        self._thread = ThreadPoolExecutor(1, "callers")
+        self._thread = ThreadPoolExecutor(1, "caller-monitor")
 
     def check(self, name: str) -> None:
         """Raise if the caller has died; noticed after some seconds. Costs almost nothing.
 
         Args:
-            name: `serve_app.observability.identity.own_actor` of the caller; "" is never dead.
+            name: `serve_app.observability.identity.actor_name` of the caller; "" is never dead.
 
         Raises:
             Cancelled: the task is not wanted any more.

@@ -212,7 +212,7 @@ def test_a_lark_grammar_of_our_own(
     grammar = Grammar.lark(
         f'start: "<call>\\n" call "\\n</call>" <eos>\ncall: {lark_json(schema)}', "tool_choice"
     )
-    monkeypatch.setattr("engine.engine.task_grammar", lambda *_: grammar)
+    monkeypatch.setattr("engine.requests.input_processor.task_grammar", lambda *_: grammar)
     ((text, reason),) = choices(tiny_engine("llama"), task(None, **HOT))
     assert reason == "stop"
     call = re.fullmatch(r"<call>\n(.*)\n</call>", text, re.DOTALL)
