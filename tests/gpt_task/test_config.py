@@ -60,7 +60,7 @@ def test_the_file_may_be_elsewhere_and_hold_more(
     assert "no such file" in caplog.text
     path.write_text("local_files_only: true\nlog: {level: INFO}\n")
     assert Config().local_files_only
-    assert "log is no setting" in caplog.text
+    assert "log is not a setting" in caplog.text
     assert not Config(local_files_only=False).local_files_only
 
 

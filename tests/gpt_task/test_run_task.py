@@ -202,8 +202,8 @@ def test_it_takes_what_gpt_task_takes(
     task["messages"] = ({"role": "user", "content": [block], "name": "Ann", "tool_calls": None},)
     loose: Any = {"do_sample": "true", "max_new_tokens": "40", "temperature": 2, "penalty_alpha": 1}
     assert run_task(**task, generation_config=loose, seed="5") == expected  # type: ignore[arg-type]
-    assert "messages.0.name is no field" in caplog.text
-    assert "generation_config.penalty_alpha is no field" in caplog.text
+    assert "messages.0.name is not a field" in caplog.text
+    assert "generation_config.penalty_alpha is not a field" in caplog.text
 
 
 def test_what_args_refuse() -> None:

@@ -93,7 +93,7 @@ class FakeLoop:
                 for answer in request.sequences:
                     for _ in range(request.settings.max_new_tokens):
                         request.accept(answer, 7)
-                request.tell([])
+                request.emit([])
         batched = [request for request in scheduler.running if request.settings.batched]
         assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
         beside = len(scheduler.decoding())
@@ -108,7 +108,7 @@ class FakeLoop:
         for request in {id(token.owner): token.owner for token in scheduler.decoding()}.values():
             for answer in request.running:
                 self._decode(request, answer)
-            request.tell([])
+            request.emit([])
         scheduler.drop_finished()
         scheduler.check_integrity()
 
@@ -135,7 +135,7 @@ class FakeLoop:
                 self.cache.copy(pages, answer.pages, 0, request.prompt_tokens)
             request.accept(answer, 100 * request.id + answer.index)
         request.status = Status.DECODE
-        request.tell([])
+        request.emit([])
 
     def _decode(self, request: Request, answer: SequenceState) -> None:
         """Write the last token and check that everything before it is this sequence's own."""
