@@ -153,7 +153,7 @@ PREFETCH = "from gpt_task.prefetch import prefetch_models\nprefetch_models()"
 
 
 def python(code: str, **variables: str) -> str:
-    """Run a script in a process whose hub nobody answers for; returns its errors."""
+    """Run a script in a process whose hub does not answer; returns its errors."""
     inherited = {k: v for k, v in os.environ.items() if k.lower() not in ("no_proxy", "all_proxy")}
     hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://hub.invalid", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(

@@ -229,13 +229,13 @@ def test_there_is_a_json_schema() -> None:
     assert set(schema["properties"]) == set(GPTTaskArgs.model_fields)
 
 
-def test_it_tells_what_it_ran_on(task: dict[str, Any]) -> None:
+def test_it_reports_what_it_ran_on(task: dict[str, Any]) -> None:
     run_task(**task, generation_config=SAMPLED)
     assert get_execution_dtype() == "float32"
     assert get_executed_gpu_count() == int(torch.cuda.is_available())
 
 
-def test_the_engine_behind_it_is_the_same() -> None:
+def test_the_engine_of_the_facade_is_the_same() -> None:
     task: dict[str, Any] = {
         "model": DEMO,
         "messages": [{"role": "user", "content": "Count from 3 to 9."}],
