@@ -69,7 +69,7 @@ test-cluster: $(READY)
 	$(BIN)/pytest -m cluster -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 fuzz: $(READY)
-	$(BIN)/python -m benchmarks.fuzz $(ADDRESS)
+	$(BIN)/python -m benchmarks.reliability.fuzz $(ADDRESS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -24,9 +24,9 @@ ARROWS = """
 cluster                    > .hardware .planning serve_app.check serve_app.observability
                              serve_app.config
 cluster.hardware           > .planning serve_app.config engine engine.execution
-                             engine.execution.attention engine.platform schema
-cluster.planning           > serve_app.app serve_app.config engine.execution engine.loading
-                             engine.loading.sharding schema
+                             engine.execution.attention engine.requests engine.platform schema
+cluster.planning           > serve_app.app serve_app.config engine.loading engine.loading.sharding
+                             engine.platform engine.quantization schema
 
 demo                       > .training .data
 demo.training              > .data
@@ -37,47 +37,45 @@ gpt_task                   > schema
 gpt_task.cache             >
 gpt_task.models            > schema
 
-serve_app.check            > .ui .http.middleware .config
-serve_app.ui               > .app .config schema
-serve_app.status           > .console
-serve_app.models           > .console
-serve_app.console          > .ready
+serve_app.check            > .ui .http.middleware .config schema.validation
+serve_app.ui               > .config schema schema.validation
+serve_app.models           > .status schema
+serve_app.status           > .ready schema
 serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
 serve_app.http             > .http.openai .http.description .http.middleware .graph .observability
                              .config .protocol schema schema.published
 serve_app.http.openai      > .http .graph .observability schema schema.openai
-serve_app.http.description > .http schema.published
+serve_app.http.description > .http schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
-                             engine.parallel engine.requests engine.vision engine.loading
-                             engine.config schema
+                             engine.parallel engine.vision engine.loading engine.config schema
 serve_app.replicas.images  > .config schema
 serve_app.observability    > .config engine.engine schema
-serve_app.config           > engine.config schema
+serve_app.config           > engine.config schema schema.validation
 serve_app.protocol         > schema
 
-engine                     > .run_task .engine .vision .platform .config
-engine.run_task            > .engine .config schema
-engine.engine              > .core .parallel .requests .vision .sampling .loading .text .config
-                             schema
-engine.core                > .parallel .execution .execution.attention .requests .sampling .loading
+engine                     > .engine .vision .platform .config
+engine.engine              > .core .parallel .requests .vision .config schema
+engine.core                > .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
-engine.parallel            > .execution .execution.attention .vision .loading .platform .config
+engine.parallel            > .execution .execution.attention .loading .platform .config schema
+engine.execution           > .execution.attention .requests .vision .loading .platform .config
                              schema
-engine.execution           > .execution.attention .requests .vision .loading .config schema
-engine.execution.attention > .execution .vision
-engine.requests            > .vision .sampling .loading .loading.families .text schema
+engine.execution.attention > .execution .requests .platform
+engine.requests            > .vision .sampling .loading .loading.families .text .config schema
 engine.vision              > .loading .loading.families .config schema
-engine.sampling            > .text schema
-engine.loading             > .loading.families .loading.sharding .platform .config schema
+engine.sampling            > .text .platform schema
+engine.loading             > .loading.families .loading.sharding .platform .config .quantization
+                             schema
 engine.loading.families    > .config schema
 engine.loading.sharding    > .loading .platform .config schema
 engine.text                > .text.tool_calls schema
 engine.text.tool_calls     > .text schema
 engine.platform            > schema
-engine.config              > schema
+engine.config              > .quantization schema schema.validation
+engine.quantization        > schema
 
 schema                     > .published .validation
 schema.published           > .openai schema
@@ -85,18 +83,7 @@ schema.openai              > schema .validation
 schema.validation          > schema
 """
 
-# Arrows that point upwards and go with a planned move, and who makes it.
-PENDING = {
-    # AsyncCopy and upload move from execution/attention/packing.py to platform/transfer.py.
-    ("engine.sampling", "engine.execution.attention"): "seam1",
-    # The bytes of a loaded model move from loading/estimate.py to core/model_info.py.
-    ("engine.loading", "engine.execution"): "seam2",
-}
-
 MAX_ENTRIES = 12
-PENDING_ENTRIES = {
-    "serve_app": "libs",  # console.py goes: status and models become one command
-}
 
 PRODUCT = ("cluster", "demo", "gpt_task", "serve_app", "engine", "schema")
 FILES_ARE_LINES = {"engine", "serve_app"}
@@ -194,19 +181,17 @@ def _circle(imports: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def test_packages_import_what_the_table_says() -> None:
-    allowed = LISTED | PENDING.keys()
     wrong = [
         f"{found}, and the table has no arrow {' > '.join(found.arrow)}"
         for found in IMPORTS
-        if found.arrow not in allowed and found.arrow[0] != found.arrow[1]
+        if found.arrow not in LISTED and found.arrow[0] != found.arrow[1]
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_table_has_no_arrow_that_is_not_used() -> None:
     used = {found.arrow for found in IMPORTS}
-    assert sorted((LISTED | PENDING.keys()) - used) == []
-    assert PENDING.keys().isdisjoint(LISTED)
+    assert sorted(LISTED - used) == []
 
 
 def test_the_table_has_each_package_above_those_that_it_imports() -> None:
@@ -232,7 +217,7 @@ def test_the_entries_of_a_folder_form_no_circle(folder: str) -> None:
     entries = [
         (found.importer[inside:].split(".")[0], found.imported[inside:].split(".")[0])
         for found in IMPORTS
-        if found.arrow not in PENDING and all(name.startswith(f"{folder}.") for name in found)
+        if all(name.startswith(f"{folder}.") for name in found)
     ]
     circle = _circle(entries)
     assert not circle, " > ".join(circle)
@@ -250,7 +235,7 @@ def test_folders_are_small() -> None:
         for folder in folders
     }
     full = {name for name, found in entries.items() if len(found) > MAX_ENTRIES} - DATA
-    assert full == PENDING_ENTRIES.keys()
+    assert full == set()
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -12,7 +12,7 @@ Each server is started, measured and stopped, and they take turns (A B C, A B C)
 that becomes slower becomes so for all, and only one of them is ever there to use it. Clients that
 wait for their answers (--clients) or requests that arrive at random (--rates) come in mixed
 lengths, streamed. Throughput counts the tokens of the measured seconds; what is unfinished at their
-end is cut off. Then every server answers the same requests alone and in a crowd, and the texts are
+end is cut off. Then every server answers the same requests alone and all at once, and the texts are
 compared. Prints a table; writes serving.json and serving.png into --out. On 2 cores the first of
 the commands takes about 30 minutes, and vLLM's first start some more; docs/performance.md has
 others.
@@ -24,31 +24,27 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.report import say
-from benchmarks.serving.client import Endpoint
+from benchmarks.harness import command
+from benchmarks.harness.client import Endpoint
+from benchmarks.harness.load import WITH_IMAGES, Load, workload_names
+from benchmarks.harness.metrics import Target
+from benchmarks.harness.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
+from benchmarks.harness.report import about, say, warn_if_busy
+from benchmarks.harness.served_models import geometry_names, make_model, real_model
 from benchmarks.serving.graph_cost import measure_cost
-from benchmarks.serving.load import WITH_IMAGES, Load, workload_names
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
-from benchmarks.serving.metrics import Target
-from benchmarks.serving.models import geometry_names, make_model, real_model
-from benchmarks.serving.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
 from benchmarks.serving.report import Report
 from schema.model_variant import is_path
 
 _RAMP_S = 4.0  # at least so long before a measurement
-_QUIET_LOAD = 0.5  # running processes, averaged over a minute
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,26 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _refuse_idle(parser, options)
-    # So that servers end with this process, and take Ctrl-C where it runs in the background.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = os.getloadavg()[0]
-    if before > _QUIET_LOAD:
-        say(f"the machine is busy (load {before:.1f}): servers cannot be compared")
+    command.end_with_servers()
+    before = warn_if_busy("servers")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         if options.graph_cost:
-            return measure_cost(
-                Path(folder),
-                options.clients,
-                options.seconds,
-                options.rounds,
-                options.out,
-                with_profile=options.profile,
-            )
+            return measure_cost(Path(folder), options)
         report = _compare(parser, options, Path(folder))
     report.about["load_before"] = before
     print(report.table())
-    print("written:", *report.save(options.out))
+    report.save(options.out)
     broken = [s.peer for s in report.same if s.promises and not s.equality.holds]
     absent = [peer for peer in report.skipped if PEERS[peer].promises]
     return 1 if broken or absent else 0
@@ -117,7 +102,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         say(f"model of {options.geometry}'s geometry")
         model = make_model(options.geometry, options.dtype, options.model_dir or folder)
     if not model.images and WITH_IMAGES & set(options.workloads):
-        parser.error("--workloads with images: this model sees no pictures")
+        parser.error("--workloads with images: this model sees no images")
     plan = Plan(
         loads=_loads(options),
         workloads=options.workloads,
@@ -160,41 +145,19 @@ def _about(options: argparse.Namespace, device: str) -> dict[str, Any]:
         device = torch.cuda.get_device_name()
     target = f"{options.target_first:g} s to the first token, {options.target_token:g} s for each"
     return {
-        "benchmark": "serving",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **about("serving", options, "torch", "transformers", "ray"),
         "title": f"{what}, {device}, {options.threads} threads",
-        "options": {name: _plain(value) for name, value in vars(options).items()},
         "target_text": target,
-        "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
     }
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _numbers(kind: type) -> Any:
-    def read(text: str) -> list[Any]:
-        values = [kind(part) for part in text.split(",") if part]
-        if any(value <= 0 for value in values):
-            raise argparse.ArgumentTypeError("must be positive")
-        return values
-
-    return read
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser, numbers = command.parser("benchmarks.serving", __doc__), command.numbers
     add = parser.add_argument
     add("--geometry", default="qwen2.5-0.5b", choices=geometry_names())
     add("--model", help="a real checkpoint instead: a directory or a hub id")
-    add("--images", action="store_true", help="--model sees pictures")
+    add("--images", action="store_true", help="--model sees images")
     add("--dtype", choices=["bfloat16", "float16", "float32"])
     add("--device", default="auto", choices=["auto", "cpu"])
     add("--model-dir", type=Path, metavar="DIR", help="keep the random model here")
@@ -207,8 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--vllm-python", type=Path, metavar="PATH", help="of an environment that has vLLM")
     kinds = workload_names()
     add("--workloads", nargs="+", default=["text"], choices=kinds, metavar="KIND", help=str(kinds))
-    add("--clients", type=_numbers(int), default=[1, 16, 64], metavar="1,16,64")
-    add("--rates", type=_numbers(float), default=[], metavar="0.5,1", help="requests a second")
+    add("--clients", type=numbers(int), default=[1, 16, 64], metavar="1,16,64")
+    add("--rates", type=numbers(float), default=[], metavar="0.5,1", help="requests a second")
     add("--rounds", type=int, default=2, help="of each server (2)")
     joining = "between one client and the next; when all are there, the measurement begins"
     add("--join", type=float, default=0.3, metavar="S", help=joining)
@@ -217,12 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-token", type=float, default=0.25, metavar="S", help="of a good answer")
     add("--equal", type=int, default=16, metavar="N", help="requests to compare (16); 0: none")
     add("--equal-tokens", type=int, default=16, metavar="N", help="of each of them (16)")
-    add("--orders", type=int, default=3, help="of the crowd")
+    add("--orders", type=int, default=3, help="in which all are sent at once")
     add("--context", type=int, default=1024, help="tokens of the longest prompt and answer")
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     add("--graph-cost", action="store_true", help="what the graph adds to the engine")
     add("--profile", action="store_true", help="with --graph-cost: py-spy on ingress and replica")
-    add("--out", type=Path, default=Path("benchmark-results"), metavar="DIR")
     return parser
 
 

@@ -17,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from serve_app.replicas.autoscaling_policy import KV_RESERVED
+
 _MANY = 4096
 _SMALL = {"num_cpus": 0.1}
 
@@ -29,6 +31,10 @@ class Echo:
         """As many texts as asked for."""
         for _ in range(count):
             yield " echo"
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray every second where the deployment scales, as a model's replica is."""
+        return {KV_RESERVED: 0.0}
 
 
 class EchoIngress:

@@ -1,4 +1,4 @@
-"""Whether a server's answers are the same alone and in a crowd, whatever the order."""
+"""Whether a server's answers are the same alone and under load, whatever the order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from benchmarks.serving.client import Answer, Client, Job
-from benchmarks.serving.load import jobs
-from benchmarks.serving.models import ServedModel
+from benchmarks.harness.client import Answer, Client, Job
+from benchmarks.harness.load import jobs
+from benchmarks.harness.models import ServedModel
 
 _SEED = 20260101
 
@@ -63,9 +63,9 @@ async def compare(client: Client, asked: Sequence[Job], orders: int) -> Equality
     shuffle = random.Random(_SEED)
     for _ in range(orders):
         order = shuffle.sample(range(len(asked)), len(asked))
-        crowd: list[Answer] = await asyncio.gather(*(client.send(asked[i]) for i in order))
-        errors += [answer.error for answer in crowd if answer.error]
-        for index, answer in zip(order, crowd, strict=True):
+        together: list[Answer] = await asyncio.gather(*(client.send(asked[i]) for i in order))
+        errors += [answer.error for answer in together if answer.error]
+        for index, answer in zip(order, together, strict=True):
             same[index] &= answer.complete and answer.text == alone[index].text
     greedy = [ok for job, ok in zip(asked, same, strict=True) if job.seed is None]
     seeded = [ok for job, ok in zip(asked, same, strict=True) if job.seed is not None]

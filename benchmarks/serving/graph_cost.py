@@ -7,30 +7,27 @@ Serve's default mode and in the tuned one. They take turns.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from benchmarks.report import aligned, say
-from benchmarks.server import Server
-from benchmarks.serving.client import Answer, Client, Endpoint, Job
-from benchmarks.serving.cpu_time import CLIENT, cpu_seconds
-from benchmarks.serving.load import Load, run
-from benchmarks.serving.metrics import Target, characters_per_token, summary, tokens_of
-from benchmarks.serving.models import DEMO, make_model
-from benchmarks.serving.peers import GRAPH, PEERS, TUNED, Setup, graph_args
+from benchmarks.harness.client import Client, Endpoint, Job
+from benchmarks.harness.engine_api import Engine, EngineClient
+from benchmarks.harness.load import Load, run
+from benchmarks.harness.metrics import Target, characters_per_token, summary, tokens_of
+from benchmarks.harness.peers import GRAPH, PEERS, TUNED, Setup, graph_args
+from benchmarks.harness.processes import CLIENT, cpu_seconds, in_own_process
+from benchmarks.harness.report import about, grouped, middle, say, table, write
+from benchmarks.harness.served_models import DEMO, make_model
+from benchmarks.harness.server import Server
+from benchmarks.harness.tasks import LONG
 from benchmarks.serving.profile import profile
-from benchmarks.worker import in_own_process
-from engine import Engine
-from schema.task import Task
 from serve_app.config.app_args import AppArgs
 
 ENGINE = "engine alone"
@@ -38,35 +35,7 @@ _TOKENS = 128
 _CONTEXT = 256
 _RAMP_S = 2.0
 _TARGET = Target(1.0, 0.1)
-# Draws from all tokens alike, so that the demo model's answers are long.
-_LONG: dict[str, Any] = {
-    "generation_config": {
-        "do_sample": True,
-        "temperature": 100.0,
-        "top_k": 0,
-        "max_new_tokens": _TOKENS,
-    }
-}
-
-
-class _EngineClient:
-    """Gives jobs to an engine in this process, in the form of `Client`."""
-
-    def __init__(self, engine: Engine, endpoint: Endpoint) -> None:
-        self._engine = engine
-        self._endpoint = endpoint
-
-    async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
-        """As `Client.send`."""
-        task = Task.from_fields(**self._endpoint.body(job))
-        answer = Answer(job, time.perf_counter())
-        if answers is not None:
-            answers.append(answer)
-        async with aclosing(self._engine.stream(task)) as chunks:
-            async for chunk in chunks:
-                answer.lines.append((time.perf_counter(), chunk))
-        answer.ended = time.perf_counter()
-        return answer
+_EXTRA: dict[str, Any] = {"generation_config": LONG | {"max_new_tokens": _TOKENS}}
 
 
 def cost_jobs(stream: str) -> Iterator[Job]:
@@ -76,18 +45,17 @@ def cost_jobs(stream: str) -> Iterator[Job]:
 
 
 def _measure_engine(
-    args: dict[str, Any], endpoint: Endpoint, loads: Sequence[Load], file: str
-) -> None:
-    """Runs in a process of its own; writes the answers' summaries."""
+    args: dict[str, Any], endpoint: Endpoint, loads: Sequence[Load]
+) -> list[dict[str, Any]]:
+    """Runs in its own process; the answers' summaries."""
     (model,) = AppArgs.model_validate(args).models
     engine = Engine(model.engine_config())
-    client = _EngineClient(engine, endpoint)
+    client = EngineClient(engine, endpoint)
     try:
         asyncio.run(client.send(next(cost_jobs(""))))
-        found = [asyncio.run(_run(client, load, _own_cpu)) for load in loads]
+        return [asyncio.run(_run(client, load, _own_cpu)) for load in loads]
     finally:
         engine.close()
-    Path(file).write_text(json.dumps(found))
 
 
 def _own_cpu() -> dict[str, float]:
@@ -95,7 +63,7 @@ def _own_cpu() -> dict[str, float]:
 
 
 async def _run(
-    client: Client | _EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
+    client: Client | EngineClient, load: Load, cpu: Callable[[], dict[str, float]]
 ) -> dict[str, Any]:
     """The summary of a load, and ``cpu``: seconds of processor time a token, by process."""
     before = cpu()
@@ -110,19 +78,12 @@ async def _run(
 async def _through_graph(server: Server, endpoint: Endpoint, loads: Sequence[Load]) -> list[Any]:
     async with Client(endpoint) as client:
         await client.send(next(cost_jobs("")))
-        return [await _run(client, load, lambda: cpu_seconds(server.process)) for load in loads]
+        return [await _run(client, load, lambda: cpu_seconds(server)) for load in loads]
 
 
-def measure_cost(
-    folder: Path,
-    clients: Sequence[int],
-    seconds: float,
-    rounds: int,
-    out: Path,
-    *,
-    with_profile: bool,
-) -> int:
+def measure_cost(folder: Path, options: argparse.Namespace) -> int:
     """Measure, print a table, write ``graph-cost.json``; returns the exit status."""
+    clients, rounds = options.clients, options.rounds
     setup = Setup(
         model=make_model(DEMO, None, folder),
         folder=folder,
@@ -134,7 +95,7 @@ def measure_cost(
     )
     args = graph_args(setup)
     name = args["models"][0]["id"]
-    loads = [Load(number, None, _RAMP_S, seconds) for number in clients]
+    loads = [Load(number, None, _RAMP_S, options.seconds) for number in clients]
     found: list[dict[str, Any]] = []
 
     def note(mode: str, round_index: int, summaries: Sequence[dict[str, Any]]) -> None:
@@ -143,21 +104,16 @@ def measure_cost(
             say(f"round {round_index + 1} of {rounds}, {mode}, {load}: done")
 
     for round_index in range(rounds):
-        file = folder / "engine.json"
-        endpoint = Endpoint("", name, "tasks", _LONG)
-        in_own_process(_measure_engine, args, endpoint, loads, str(file))
-        note(ENGINE, round_index, json.loads(file.read_text()))
+        endpoint = Endpoint("", name, "tasks", _EXTRA)
+        note(ENGINE, round_index, in_own_process(_measure_engine, args, endpoint, loads))
         for mode in (GRAPH, TUNED):
             with PEERS[mode].start(setup) as server:
-                endpoint = Endpoint(server.address, name, "tasks", _LONG)
+                endpoint = Endpoint(server.address, name, "tasks", _EXTRA)
                 note(mode, round_index, asyncio.run(_through_graph(server, endpoint, loads)))
-                if with_profile and round_index == 0:
-                    _profile(server, endpoint, mode, max(clients), out)
-    print(cost_table(found, clients))
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "graph-cost.json"
-    path.write_text(json.dumps({"benchmark": "graph-cost", "runs": found}, indent=1) + "\n")
-    print("written:", path)
+                if options.profile and round_index == 0:
+                    _profile(server, endpoint, mode, max(clients), options.out)
+    print(cost_table(found))
+    write(options.out, "graph-cost", about("graph-cost", options) | {"runs": found})
     return 0
 
 
@@ -180,49 +136,46 @@ def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: P
     profile(files, lambda seconds: asyncio.run(loaded(seconds)))
 
 
-def _replica(row: dict[str, Any]) -> float:
-    return float(row["cpu"].get("replica", 0.0))
-
-
-def _ingress(row: dict[str, Any]) -> float:
-    return float(row["cpu"].get("ingress", 0.0))
-
-
-def _all(row: dict[str, Any]) -> float:
-    return float(sum(row["cpu"].values()))
-
-
-def cost_table(found: Sequence[dict[str, Any]], clients: Sequence[int]) -> str:
+def cost_table(found: Sequence[dict[str, Any]]) -> str:
     """Medians over rounds, and what the graph adds to the engine."""
+    lines = []
+    for number, own in sorted(grouped(found, lambda row: row["clients"]).items()):
+        alone: dict[str, float] = {}
+        for mode, rows in grouped(own, lambda row: row["mode"]).items():
+            values = {name: middle(rows, value) for name, value in _VALUES.items()}
+            alone = alone or values
+            lines.append({"clients": number, "mode": mode, **values, "alone": alone})
+    return table(lines, _COLUMNS, names=1)
 
-    def middle(mode: str, number: int, value: Callable[[dict[str, Any]], float | None]) -> float:
-        rows = [row for row in found if (row["mode"], row["clients"]) == (mode, number)]
-        return median(value(row) or 0.0 for row in rows)
 
-    lines = [["clients", "", "first token", "added", "each further", "added", "tokens/s", "lost"]]
-    lines[0].append("CPU for a token: replica (or engine), ingress, all")
-    for number in clients:
-        alone: list[float] = []
-        for mode in dict.fromkeys(row["mode"] for row in found):
-            first = middle(mode, number, lambda row: row["first_token"]["p50"])
-            each = middle(mode, number, lambda row: row["per_token"]["p50"])
-            speed = middle(mode, number, lambda row: row["tokens_per_s"])
-            alone = alone or [first, each, speed]
-            graph = mode != ENGINE
-            lines.append(
-                [
-                    str(number),
-                    mode,
-                    f"{first * 1e3:.2f} ms",
-                    f"{(first - alone[0]) * 1e3:+.2f} ms" if graph else "",
-                    f"{each * 1e3:.3f} ms",
-                    f"{(each - alone[1]) * 1e3:+.3f} ms" if graph else "",
-                    f"{speed:.0f}",
-                    f"{1 - speed / alone[2]:.1%}" if graph else "",
-                    ", ".join(
-                        f"{middle(mode, number, part) * 1e6:.0f} us"
-                        for part in ((_replica, _ingress, _all) if graph else (_all,))
-                    ),
-                ]
-            )
-    return aligned(lines, names=1)
+_VALUES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "first": lambda row: row["first_token"]["p50"] or 0.0,
+    "each": lambda row: row["per_token"]["p50"] or 0.0,
+    "speed": lambda row: row["tokens_per_s"],
+    "replica": lambda row: row["cpu"].get("replica", 0.0),
+    "ingress": lambda row: row["cpu"].get("ingress", 0.0),
+    "all": lambda row: sum(row["cpu"].values()),
+}
+
+
+def _added(name: str, show: Callable[[float, float], str]) -> Callable[[dict[str, Any]], str]:
+    """Shows a value beside that of the engine alone."""
+    return lambda row: "" if row["mode"] == ENGINE else show(row[name], row["alone"][name])
+
+
+def _cpu(row: dict[str, Any]) -> str:
+    parts = ("all",) if row["mode"] == ENGINE else ("replica", "ingress", "all")
+    return ", ".join(f"{row[part] * 1e6:.0f} us" for part in parts)
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "clients": lambda row: str(row["clients"]),
+    "": lambda row: row["mode"],
+    "first token": lambda row: f"{row['first'] * 1e3:.2f} ms",
+    "first added": _added("first", lambda own, alone: f"{(own - alone) * 1e3:+.2f} ms"),
+    "each further": lambda row: f"{row['each'] * 1e3:.3f} ms",
+    "each added": _added("each", lambda own, alone: f"{(own - alone) * 1e3:+.3f} ms"),
+    "tokens/s": lambda row: f"{row['speed']:.0f}",
+    "lost": _added("speed", lambda own, alone: f"{1 - own / alone:.1%}"),
+    "CPU for a token: replica (or engine), ingress, all": _cpu,
+}

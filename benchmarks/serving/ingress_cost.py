@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp
 from starlette.types import Message as AsgiMessage
 
-from benchmarks.report import aligned
+from benchmarks.harness.report import aligned
 from schema.response import StreamChunk
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report import say
-from benchmarks.server import NotReadyError, log_tail
-from benchmarks.serving.client import Client, Endpoint
+from benchmarks.harness.client import Client, Endpoint
+from benchmarks.harness.load import WITH_IMAGES, Load, jobs, run
+from benchmarks.harness.metrics import Summary, Target, summary
+from benchmarks.harness.models import ServedModel
+from benchmarks.harness.peers import ECHO, Peer, Setup
+from benchmarks.harness.report import say
+from benchmarks.harness.server import NotReadyError, log_tail
 from benchmarks.serving.equality import Equality, compare, equality_jobs
-from benchmarks.serving.load import WITH_IMAGES, Load, jobs, run
-from benchmarks.serving.metrics import Summary, Target, summary
-from benchmarks.serving.models import ServedModel
-from benchmarks.serving.peers import ECHO, Peer, Setup
 from benchmarks.serving.report import Report, Row, Same
 
 _SETTLE_S = 300.0
@@ -27,9 +27,9 @@ class Plan:
     """What is measured of every server.
 
     Attributes:
-        equal: how many requests are compared alone and in a crowd; 0: none.
+        equal: how many requests are compared alone and all at once; 0: none.
         equal_tokens: the most tokens of each.
-        orders: how many crowds.
+        orders: in which they are sent at once.
     """
 
     loads: Sequence[Load]
@@ -54,7 +54,7 @@ async def measure_load(
 async def measure_equality(
     endpoint: Endpoint, plan: Plan, model: ServedModel, workload: str, *, seeds: bool
 ) -> Equality:
-    """Compare a server's answers alone and in a crowd."""
+    """Compare a server's answers alone and all at once."""
     asked = equality_jobs(model, workload, plan.equal, plan.equal_tokens, seeds=seeds)
     async with Client(endpoint) as client:
         await client.settle(_SETTLE_S)
@@ -69,7 +69,7 @@ async def _warm_up(endpoint: Endpoint, model: ServedModel, workload: str) -> Non
 
 
 def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[str, Any]) -> Report:
-    """Start each server in turn, once a round, and measure it. Who cannot run is skipped."""
+    """Start each server in turn, once a round, and measure it. What cannot run is skipped."""
     report = Report(about, [], [], {}, {})
     for peer in peers:  # before minutes are spent on the others
         if (why := peer.missing(setup)) is not None:
@@ -81,7 +81,7 @@ def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[s
                 continue
             try:
                 _measure_peer(plan, peer, setup, round_index, report)
-            except RuntimeError as error:  # one server's trouble is not the others'
+            except RuntimeError as error:  # the others can still be measured
                 report.skipped[peer.name] = str(error).strip().splitlines()[-1]
                 log = "" if isinstance(error, NotReadyError) else log_tail(setup.folder)
                 say(f"given up: {peer.name}: {error}\n{log}")
@@ -131,7 +131,7 @@ def _measure_loads(
 def measure_running(
     plan: Plan, endpoint: Endpoint, model: ServedModel, about: dict[str, Any], *, promises: bool
 ) -> Report:
-    """Measure a server that somebody else has started."""
+    """Measure a server that runs already."""
     name = endpoint.address
     report = Report(about, [], [], {}, {})
     for workload in plan.workloads:

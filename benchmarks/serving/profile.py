@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.report import aligned, say
+from benchmarks.harness.report import aligned, say
 
 _SECONDS = 15.0
 _RATE = 200
@@ -16,7 +16,7 @@ _SHOWN = 15
 
 
 def profile(files: Mapping[Path, int], load: Callable[[float], None]) -> None:
-    """Record processes while they work, print who takes the most time.
+    """Record processes while they work, print which functions take the most time.
 
     Args:
         files: where the stacks go, one a line with how often it was seen, and whose they are.

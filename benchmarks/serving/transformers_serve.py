@@ -1,7 +1,7 @@
 """``transformers serve`` where torchvision is not installed.
 
-Its processors for pictures and text insist on a video processor, which needs torchvision. Here they
-do without, so that the server can be compared with pictures too; everything else is its own.
+Its processors for images and text insist on a video processor, which needs torchvision. Here they
+do without, so that the server can be compared with images too; everything else is its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transformers.cli.transformers import main
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
-from engine.loading.families.processors import image_only_processor
+from benchmarks.harness.engine_api import image_only_processor
 
 
 def load_processor(source: str, **arguments: Any) -> Any:
-    """As `AutoProcessor.from_pretrained`; where that fails for want of torchvision, for pictures
+    """As `AutoProcessor.from_pretrained`; where that fails for want of torchvision, for images
     only.
     """
     try:

@@ -19,7 +19,7 @@ from engine.platform.determinism import make_deterministic
 from engine.platform.device_check import DeviceFacts, device_facts, device_problem
 
 LIBRARIES = ("torch", "transformers", "ray", "bitsandbytes")
-CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
+CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 _CHECKS = {
     "INT4": kernels.int4_problem,

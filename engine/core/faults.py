@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.requests.request import Request, log_ids
+from engine.requests.request import Request, ScheduledTokens, log_ids
 from schema.errors import EngineStopped, OutOfMemory, TaskError, TaskExecutionError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,17 @@ def fail_on_error(requests: Sequence[Request]) -> Iterator[None]:
     except Exception as error:
         logger.exception("tasks failed: %s", log_ids(requests))
         _fail(requests, TaskExecutionError(f"the task failed: {error!r}"))
+
+
+def parts_of(batch: Sequence[ScheduledTokens]) -> list[list[ScheduledTokens]]:
+    """What can be run, and fail, by itself: a chunk of a prompt, or a request's decode step."""
+    parts: list[list[ScheduledTokens]] = []
+    for tokens in batch:
+        if tokens.of_prompt or not parts or parts[-1][0].owner is not tokens.owner:
+            parts.append([tokens])
+        else:
+            parts[-1].append(tokens)
+    return parts
 
 
 def _fail(requests: Sequence[Request], error: TaskError) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.core.build import Assembly
-from engine.core.faults import fail_on_error
+from engine.core.faults import fail_on_error, parts_of
 from engine.core.generate_fallback import run_generate_fallback
 from engine.core.scheduler import Scheduler
 from engine.execution.batch_sizes import BatchSizes
@@ -69,7 +69,6 @@ class Execution:
     def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
         self._loaded = assembly.loaded
         self._executor = assembly.executor
-        self._runner = assembly.batching.runner
         self._batching = assembly.batching
         self._scheduler = scheduler
 
@@ -84,7 +83,7 @@ class Execution:
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the fallback runs here."""
         with fail_on_error([request]):
-            vision = self._runner.vision
+            vision = self._batching.runner.vision
             prompt = request.prompt
             request.features, request.features_skipped = vision.encode(
                 prompt.token_ids, prompt.images, request.num_prefilled
@@ -184,10 +183,10 @@ class Execution:
 
     def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
         """Run chunks of prompts and decode steps in one forward, and sample what follows."""
-        logits = self._runner.step(batch, self.batch_sizes)
+        logits = self._batching.runner.step(batch, self.batch_sizes)
         inputs: list[SamplingInput | Proposed] = []
         row = 0
-        for part in _parts(batch):
+        for part in parts_of(batch):
             request = part[0].owner
             if not part[0].of_prompt:
                 answers = [tokens.sequence for tokens in part if tokens.sequence is not None]
@@ -219,8 +218,8 @@ class Execution:
         if request.beams is not None:
             return Proposed(request, AsyncCopy(request.beams.candidates(logits)))
         assert request.sampler is not None
-        alive = [answer.index for answer in answers]
-        return SamplingInput(request, answers, request.sampler.candidates(logits, alive))
+        indices = [answer.index for answer in answers]
+        return SamplingInput(request, answers, request.sampler.candidates(logits, indices))
 
     def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
         """Sample the tokens of a batch, at once for all; they are the input of the next step.
@@ -267,7 +266,7 @@ class Execution:
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
         launched: list[InFlight] = []
-        parts = _parts(batch)
+        parts = parts_of(batch)
         if len(parts) <= 1:  # no second try of the same forward
             for part in parts:
                 with fail_on_error([part[0].owner]):
@@ -294,14 +293,3 @@ def _places_itself(request: Request) -> bool:
     It would take a generated image token for an image; `Vision.inputs` does not.
     """
     return request.features is not None and bool(request.features.deepstack)
-
-
-def _parts(batch: Sequence[ScheduledTokens]) -> list[list[ScheduledTokens]]:
-    """What can be run, and fail, by itself: a chunk of a prompt, or a request's decode step."""
-    parts: list[list[ScheduledTokens]] = []
-    for tokens in batch:
-        if tokens.of_prompt or not parts or parts[-1][0].owner is not tokens.owner:
-            parts.append([tokens])
-        else:
-            parts[-1].append(tokens)
-    return parts

@@ -13,7 +13,7 @@ import torch
 from engine.execution.attention.backends import BACKENDS
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import ModelRunner, kv_shapes
-from engine.execution.operations import Operation, R, T
+from engine.execution.operations import OneRank
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 
@@ -37,7 +37,7 @@ class RunnerPlan:
     max_rows: int
 
 
-class Executor:
+class Executor(OneRank):
     """The one rank of a model that is not split. Belongs to the engine's thread."""
 
     def __init__(self, loaded: LoadedModel, image_cache_bytes: int = 0) -> None:
@@ -79,14 +79,6 @@ class Executor:
             image_cache_bytes=self._image_cache_bytes,
             ranks=self,
         )
-
-    def run(self, operation: Operation[T, R], target: T) -> R:
-        """See `engine.execution.operations.Ranks.run`."""
-        return operation.run(target)
-
-    def gather(self, operation: Operation[T, R], target: T) -> list[R]:
-        """See `engine.execution.operations.Ranks.gather`."""
-        return [operation.run(target)]
 
     def check_health(self) -> None:
         """Raise if forwards can run no more; on any thread."""

@@ -34,14 +34,16 @@ class Ranks(Protocol):
         ...
 
 
-class _OneRank:
+class OneRank:
     """The ranks of a model that is not split."""
 
     def run(self, operation: Operation[T, R], target: T) -> R:
+        """Do it here."""
         return operation.run(target)
 
     def gather(self, operation: Operation[T, R], target: T) -> list[R]:
+        """Do it here."""
         return [operation.run(target)]
 
 
-ONE_RANK: Ranks = _OneRank()
+ONE_RANK: Ranks = OneRank()

@@ -7,13 +7,13 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_name
 
-from engine.platform.interface import Platform, Replay, Sizes
+from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 
 # What oneDNN's inner product takes. float16 needs instructions that few CPUs have.
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -26,8 +26,8 @@ class CpuPlatform(Platform):
     # A chunk keeps the streams of others waiting for a fraction of a second.
     default_sizes = Sizes(prefill_chunk=128, page_size=16)
     attention_backends = ("per sequence",)
-    kv_layout = "heads first"  # attention reads it twice as fast
-    default_kv_bytes = 1 << 30
+    kv_layout: ClassVar[KVLayout] = "heads first"  # attention reads it twice as fast
+    default_kv_bytes: ClassVar[int | None] = 1 << 30
     lookahead = False
     pins_memory = False
     shares_host_memory = True

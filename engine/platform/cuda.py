@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from engine.platform.device_check import check_device, device_facts, device_problem
-from engine.platform.interface import Platform, Replay, Sizes
+from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 from schema.errors import ModelInvalid
 
 FREE_SHARE = 0.85
@@ -27,8 +27,8 @@ class CudaPlatform(Platform):
     # device.
     default_sizes = Sizes(prefill_chunk=512, page_size=256)
     attention_backends = ("paged kernel", "per sequence")
-    kv_layout = "tokens first"  # as paged kernels want it
-    default_kv_bytes = None
+    kv_layout: ClassVar[KVLayout] = "tokens first"  # as paged kernels want it
+    default_kv_bytes: ClassVar[int | None] = None
     lookahead = True
     pins_memory = True
     shares_host_memory = False

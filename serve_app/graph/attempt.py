@@ -23,7 +23,7 @@ class Limits:
     """How long a task may take.
 
     Attributes:
-        timeout_s: for the whole task, as its client is told.
+        timeout_s: for the whole task.
         deadline: when that is over, in the event loop's time.
         stall_s: how long a replica that has begun may be silent.
     """
@@ -43,7 +43,7 @@ class Call:
         preprocessor: the handle to the method that prepares images.
         task: without its images.
         images: the task's images, as `Task.split_images` gives them.
-        caller: `own_actor` of this process.
+        caller: `actor_name` of this process.
         streamed: whether the answer is read while it grows.
     """
 
@@ -157,7 +157,7 @@ class Attempt:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody has cancelled what runs here; else Ray has cancelled the call by itself."""
+    """Whether this task of asyncio was cancelled; else Ray has cancelled the call by itself."""
     running = asyncio.current_task()
     return running is None or running.cancelling() > 0
 

@@ -21,7 +21,7 @@ from serve_app.graph.model_routes import Route, Routes, peek_variant
 from serve_app.graph.prefix_key import prefix_key
 from serve_app.graph.replay import Delivered
 from serve_app.graph.retry import RetryPolicy, Transport
-from serve_app.observability.identity import own_actor
+from serve_app.observability.identity import actor_name
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import entry
 
@@ -48,7 +48,7 @@ class Dispatcher:
         self.metrics = RequestMetrics()
         self._routes = Routes(args.models, args.pool)
         self._load_shedder = LoadShedder()
-        self._own_actor = own_actor()
+        self._actor_name = actor_name()
         # By reference: the preprocessor's result is handed on as a pointer into the object store
         # and never enters this process. Both ends of the hand-over must say so.
         self._preprocessor = preprocessor.options(_by_reference=True, method_name="prepare")
@@ -156,7 +156,7 @@ class Dispatcher:
         if session := route.session or prefix_key(task):
             handle = handle.options(session_id=session)
         return Call(
-            route.deployment, handle, self._preprocessor, text, images, self._own_actor, streamed
+            route.deployment, handle, self._preprocessor, text, images, self._actor_name, streamed
         )
 
     def _place(self, route: Route, retry: RetryPolicy) -> AbstractContextManager[None]:

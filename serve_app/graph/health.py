@@ -1,4 +1,4 @@
-"""The graph's model deployments as they are now: who of them runs, and why another does not."""
+"""The graph's model deployments as they are now: which of them run, and why others do not."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Deployments:
         return "" if reason is None else f": {reason}"
 
     async def unavailable(self, deployment: str) -> NotReady:
-        """What a task is told whose model cannot be started."""
+        """The error of a task whose model cannot be started."""
         message = f"the model's deployment is not available{await self.why_not(deployment)}"
         return NotReady(message, retry_after_s=RETRY_AFTER_S)
 

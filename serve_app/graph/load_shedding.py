@@ -1,11 +1,11 @@
-"""What a full model said a moment ago, said again without asking it.
+"""Load shedding: what a full model refused a moment ago is refused again without asking it.
 
-Under a flood almost every task is refused. Each would be validated and would cost a call to the
+Under overload almost every task is refused. Each would be validated and would cost a call to the
 replica (and, with images, their preparation), which takes time from the answers that it works on.
-So after a refusal the others that come within `HOLD_S` are refused here, but for as many as tasks
-of this ingress have ended since: their places are free, and stay so for no longer than a task needs
-to come. What has ended elsewhere is not known here, and so the time is bounded. It is shorter than
-what a client is told to wait. State of an ingress process.
+So after a refusal, the tasks that come within `HOLD_S` are refused here. As many are let through as
+tasks of this ingress have ended since, because their places are free. Which tasks of other
+ingresses have ended is not known here, so the time is bounded; it is shorter than the time that a
+client is asked to wait. State of an ingress process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a task begins, as far as that decides where it is sent."""
+"""The prefix of a task, as far as it decides where the task is sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from schema.task import ImageBlock, Task, TextBlock
 
 MIN_CHARS = 1000
-"""A shorter beginning is prefilled again in less time than an uneven load costs."""
+"""A shorter prefix is prefilled again in less time than an uneven load costs."""
 
 _IMAGE_CHARS = 4096  # of an image's base64; two images rarely agree in the end of their files
 
@@ -18,8 +18,8 @@ _IMAGE_CHARS = 4096  # of an image's base64; two images rarely agree in the end 
 def prefix_key(task: Task) -> str:
     """A digest of what a conversation begins with, the same in all of its turns.
 
-    That is: the tools, the messages of the system, and the first message that is none. "" if this
-    is short, so that any replica will do.
+    That is: the tools, the system messages, and the first message after them. "" if this is short,
+    so that any replica will do.
     """
     parts: list[Any] = [task.tools]
     for message in task.messages:

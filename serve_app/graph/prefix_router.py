@@ -1,9 +1,9 @@
 """Which replica of a model a task is sent to.
 
-Tasks that begin alike go to the same replica, which has the keys and values of that beginning
-(`prefix_cache`), unless it has more to do than others. The replica of a beginning is found
-by rendezvous hashing: every ingress finds the same one, without telling the others, and when
-replicas come or go only their share of the beginnings moves.
+Tasks with the same prefix go to the same replica, which has the keys and values of that prefix
+(`prefix_cache`), unless it has more to do than others. The replica of a prefix is found by
+rendezvous hashing: every ingress finds the same one without talking to the others, and when
+replicas come or go only their share of the prefixes moves.
 """
 
 # Ray pickles this module by value: what it shares with the rest of the process, it imports where it
@@ -19,13 +19,13 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 
 class PrefixRouter(RequestRouter):
-    """Chooses by the beginning of the task, which the caller passes as the session's id."""
+    """Chooses by the prefix key of the task, which the caller passes as the session's id."""
 
     def initialize_state(self, slack: int = 4, **_: Any) -> None:
         """Called by Ray Serve.
 
         Args:
-            slack: how many more tasks than the least busy replica the one of a beginning may have.
+            slack: how many more tasks than the least busy replica the one of a prefix may have.
         """
         self._slack = slack
 
@@ -44,12 +44,12 @@ class PrefixRouter(RequestRouter):
         by_load = sorted(
             replicas or candidate_replicas, key=lambda r: (self._load(r), random.random())
         )
-        beginning = pending_request.metadata.session_id if pending_request is not None else ""
+        prefix = pending_request.metadata.session_id if pending_request is not None else ""
         if not by_load:
             return []
-        if not beginning:
+        if not prefix:
             return [by_load[:2]]
-        home = max(by_load, key=lambda r: _weight(beginning, r.replica_id.unique_id))
+        home = max(by_load, key=lambda r: _weight(prefix, r.replica_id.unique_id))
         if self._load(home) > self._load(by_load[0]) + self._slack:
             return [by_load[:2]]
         return [[home], by_load[:2]]
@@ -58,5 +58,5 @@ class PrefixRouter(RequestRouter):
         return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
 
-def _weight(beginning: str, replica: str) -> bytes:
-    return blake2b(f"{beginning}|{replica}".encode(), digest_size=8).digest()
+def _weight(prefix: str, replica: str) -> bytes:
+    return blake2b(f"{prefix}|{replica}".encode(), digest_size=8).digest()

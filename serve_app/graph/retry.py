@@ -18,8 +18,10 @@ Transport = Literal["plain", "by_reference"]
 
 
 class RetryPolicy:
-    """The decisions about one task. Where it runs again, the request router decides, which leaves
-    out the replicas that were ejected here.
+    """The decisions about one task.
+
+    Where it runs again is up to the request router, which leaves out the replicas that were ejected
+    here.
 
     Attributes:
         losses: how often the task has lost its replica.
@@ -41,8 +43,9 @@ class RetryPolicy:
     def transport(self, *, with_images: bool) -> Transport:
         """How the next attempt sends the task.
 
-        What has been lost may have been an answer that is too large for a message, so a task that
-        runs again goes by reference. So do prepared images, which must not pass the ingress.
+        A task that runs again goes by reference, because the reason for the loss may have been an
+        answer that is too large for a message. So do prepared images, which must not pass through
+        the ingress.
         """
         plain = self._is_small and not with_images and self.losses == 0
         return "plain" if plain else "by_reference"

@@ -2,7 +2,7 @@
 
 The controller keeps a status and a message for each deployment. The message of a replica that could
 not be made is a whole traceback; only an error of our own tree is written for others to read, so of
-anything else no more than its kind is told.
+anything else no more than its kind is given.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from schema import errors
 logger = logging.getLogger("ray.serve")
 
 KEPT_S = 1.0
-"""An answer is good for so long, so that a flood of refusals is no flood for the controller."""
+"""An answer is good for so long, so that many refusals do not become many questions."""
 TIMEOUT_S = 1.5
-"""Nobody waits longer for the controller; an error without its reason is better than none."""
+"""No request waits longer for the controller: an error without its reason is better than none."""
 MAX_CHARACTERS = 400
 
 _OURS = re.compile(r"^\s*schema\.errors\.(\w+): (\S.*)$", re.MULTILINE)
@@ -119,11 +119,11 @@ def _no_place(required: Any, free: Mapping[str, float]) -> str:
     needs: Counter[str] = Counter()
     for bundle in bundles:
         needs.update(bundle)
-    told = f"a replica waits for a machine that has free: {_amounts(needs)}"
+    found = f"a replica waits for a machine that has free: {_amounts(needs)}"
     lacking = {name: free.get(name, 0.0) for name in needs if needs[name] > free.get(name, 0.0)}
     if bundles is required or not lacking:
-        return told
-    return f"{told}; free in the whole cluster: {_amounts(lacking)}"
+        return found
+    return f"{found}; free in the whole cluster: {_amounts(lacking)}"
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -168,7 +168,7 @@ async def _on_task_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """A client that has left before its body was there: nobody reads this, but it is counted."""
+    """The client disconnected before its body was there. It is counted, though it reads nothing."""
     return error_response(Cancelled("the client has left in the midst of its body"))
 
 

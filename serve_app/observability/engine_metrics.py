@@ -48,7 +48,7 @@ class Ticker:
     """Calls a function once a second, on a thread of its own, until it is stopped.
 
     A thread, because an event loop is not running yet when a replica is made. Where Ray does not
-    run nobody would read the metrics, and nothing is started.
+    run the metrics would have no reader, and nothing is started.
     """
 
     def __init__(self, record: Callable[[], None]) -> None:

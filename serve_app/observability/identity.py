@@ -8,14 +8,14 @@ from ray.serve.exceptions import RayServeException
 
 
 def identity() -> str:
-    """By which routers know this replica; a process of the pool has no name that they know."""
+    """The name by which routers know this replica; empty in a process of the pool."""
     try:
         return serve.get_replica_context().replica_id.unique_id
     except RayServeException:
         return ""
 
 
-def own_actor() -> str:
+def actor_name() -> str:
     """The name of this replica's actor; empty outside a cluster."""
     try:
         name: str = serve.get_replica_context().replica_id.to_full_id_str()

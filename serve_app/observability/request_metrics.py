@@ -22,7 +22,7 @@ class RequestMetrics:
     """
 
     def __init__(self) -> None:
-        self._exports = ray.is_initialized()  # without Ray nobody could read them
+        self._exports = ray.is_initialized()  # without Ray they would have no reader
         self._requests: Counter[tuple[str, str]] = Counter()
         self._replays: Counter[str] = Counter()
 

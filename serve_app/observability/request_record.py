@@ -1,4 +1,4 @@
-"""What the ingress will log and count of a request, filled in by whoever learns it."""
+"""What the ingress will log and count of a request, filled in where it becomes known."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
 def entry() -> Entry:
-    """The entry of the request that is being answered; outside of one, an entry nobody reads."""
+    """The entry of the request that is being answered; outside of one, a new entry."""
     return current.get() or Entry("")

@@ -47,7 +47,7 @@ BROKEN = (
 task fails with comes as an ordinary answer."""
 
 RETRY_AFTER_S = 1.0
-"""When a client should try again if whoever refused did not say."""
+"""When a client should try again if the refusal does not say."""
 
 
 class NotReady(Overloaded):

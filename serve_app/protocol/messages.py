@@ -67,9 +67,9 @@ class TaskReplica(Protocol):
         Args:
             task: without its images.
             images: its prepared images (`engine.vision.preprocessor.ImageInputs`), or None.
-            caller: `own_actor` of the ingress that asks; when it dies, the task is cancelled.
-            streamed: whether somebody reads the answer while it grows. If not, it comes as one
-                chunk at the end.
+            caller: `actor_name` of the ingress that asks; when it dies, the task is cancelled.
+            streamed: whether the answer is read while it grows. If not, it comes as one chunk
+                at the end.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.

@@ -1,4 +1,4 @@
-"""Ingresses that have died: nobody reads what they have asked for, and Ray does not end it."""
+"""Ingresses that have died: Ray does not end the tasks that they have sent, so this does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("ray.serve")
 LOOK_EVERY_S = 2.0
 
 _MISSES = 2
-"""So often in a row it must not be found to be dead: to Ray, a lookup that fails looks the same."""
+"""An ingress that Ray does not find so often in a row is dead; a failed lookup looks the same."""
 
 
 @dataclass
@@ -30,19 +30,19 @@ class _Caller:
 
 
 class CallerMonitor:
-    """The actors whose tasks a replica works on, by their names among Serve's."""
+    """Whether the actors live whose tasks a replica works on; by their names among Serve's."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Caller] = {}
         self._looks: set[asyncio.Task[None]] = set()  # or they might be collected as garbage
-        # Of its own: where Ray's control store hangs, nothing else shall wait with it.
-        self._thread = ThreadPoolExecutor(1, "callers")
+        # A thread of its own: when Ray's control store hangs, nothing else must wait with it.
+        self._thread = ThreadPoolExecutor(1, "caller-monitor")
 
     def check(self, name: str) -> None:
-        """Raise if the caller has died: at most some seconds ago. Costs next to nothing.
+        """Raise if the caller has died: at most some seconds ago. It costs almost nothing.
 
         Args:
-            name: `serve_app.observability.identity.own_actor` of the caller; "" is never dead.
+            name: `serve_app.observability.identity.actor_name` of the caller; "" is never dead.
 
         Raises:
             Cancelled: the task is not wanted any more.
@@ -66,7 +66,7 @@ class CallerMonitor:
         try:
             found = await loop.run_in_executor(self._thread, _is_there, name)
             caller.misses = 0 if found else caller.misses + 1
-        except Exception:  # it is not known, then
+        except Exception:  # then it is not known
             logger.warning("whether %s lives could not be found out", name, exc_info=True)
         finally:
             caller.look_at = time.monotonic() + LOOK_EVERY_S

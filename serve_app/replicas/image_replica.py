@@ -75,7 +75,7 @@ class PreprocessorReplica:
         return await loop.run_in_executor(self._worker, self._prepare, deployment, task, files)
 
     def _load_libraries(self) -> None:
-        # On the worker thread, so that the event loop stays free and nobody imports twice.
+        # On the worker thread, so that the event loop stays free and nothing is imported twice.
         load_libraries()
         self._has_libraries = True
 

@@ -32,7 +32,7 @@ MIN_SPACING_S, SPACING_S, MAX_SPACING_S = 0.01, 0.002, 0.1
 """How far apart the chunks of a stream are: at the least, for each other stream, and at the most.
 To pass on a chunk costs this process, the ingress and what is between them about as much as to make
 a token of a small model. So they pass on some five hundred a second, which carry all there is, and
-a hundred of a stream: more than an eye can follow. Slower models tell each token."""
+a hundred of a stream: more than an eye can follow. Slower models send each token."""
 
 
 def _log_loading() -> None:
@@ -55,9 +55,9 @@ class ModelReplica:
     larger (``max_ongoing_requests``).
 
     A model that is always on and cannot be loaded fails its deployment, for the operator to see.
-    One that is started by a task has a client waiting, who would wait for as long as Ray tries
-    again: it starts without an engine, answers every task with the reason, and goes when nobody
-    asks any more.
+    One that is started by a task has a client waiting, which would wait for as long as Ray tries
+    again: it starts without an engine, answers every task with the reason, and stops when no more
+    tasks come.
     """
 
     def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:

@@ -186,7 +186,7 @@ async def _end(process: EngineProcess) -> None:
     """End a process, and wait until its memory is free."""
     ray.kill(process.actor)
     deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT_S
-    # Nothing tells when a process is gone that is not a child of this one.
+    # There is no signal for the end of a process that this one has not started itself.
     while _is_alive(process.pid) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(EXIT_POLL_S)
 

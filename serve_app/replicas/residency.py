@@ -58,12 +58,12 @@ class _Slot(Generic[M]):
 class Residency(Generic[K, M]):
     """The loaded models of one process. Not thread safe: it belongs to one event loop.
 
-    * A key is loaded once, however many tasks wait for it; what goes wrong is told to all of them,
+    * A key is loaded once, however many tasks wait for it; all of them get the error if it fails,
       and the next task tries again.
-    * Loads run one after another, in the order in which they were asked for, so that a large model
-      is not passed for ever by small ones.
-    * A model that somebody uses is not unloaded. A load that finds no room waits until somebody is
-      done, and not longer than ``max_wait_s``.
+    * Loads run one after another, in the order in which they were asked for, so that small models
+      do not overtake a large one for ever.
+    * A model that is in use is not unloaded. A load that finds no room waits until one is idle, and
+      not longer than ``max_wait_s``.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Residency(Generic[K, M]):
         return sum(slot.num_bytes for slot in self._slots.values())
 
     async def discard(self, key: K, model: M) -> None:
-        """Drop a model that has failed; who still uses it finds out by itself."""
+        """Drop a model that has failed; tasks that still use it fail by themselves."""
         slot = self._slots.get(key)
         if slot is not None and _is_up(slot) and slot.loading.result() is model:
             del self._slots[key]
@@ -120,12 +120,12 @@ class Residency(Generic[K, M]):
     def _start(self, key: K) -> _Slot[M]:
         # The task needs its slot, which holds the task.
         slot: _Slot[M] = _Slot(asyncio.create_task(self._load(key), name=f"load {key}"))
-        # Everybody who waited may be gone when it fails; asyncio would complain.
+        # All tasks that waited may have ended when it fails; asyncio would complain.
         slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         return slot
 
     async def _wait(self, key: K, slot: _Slot[M]) -> None:
-        """Until it is loaded. Whoever stops waiting does not stop the load, others wait too."""
+        """Until it is loaded. A task that stops waiting does not stop the load: others wait too."""
         if self._num_waiting >= self._max_waiting:
             raise Overloaded(
                 f"{self._num_waiting} tasks wait for models to be loaded",
@@ -174,7 +174,7 @@ class Residency(Generic[K, M]):
         deadline = asyncio.get_running_loop().time() + self._max_wait_s
         while self.used_bytes + size > self._budget:
             if not slot.users:
-                raise Cancelled("nobody waits for the model any more")
+                raise Cancelled("no task waits for the model any more")
             self._released.clear()
             if await self._unload_one():
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers import peer_names
+from benchmarks.engine.in_process import peer_names
 
 REPOSITORY = Path(__file__).parents[2]
 COUNTS = (1, 2)

@@ -1,4 +1,4 @@
-"""The benchmark of image preprocessing reports every model and kind of picture, from both sides."""
+"""The benchmark of image preprocessing reports every model and kind of image, from both sides."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.images import DIRECT, ENGINE, KINDS, MODELS
+from benchmarks.images.__main__ import DIRECT, ENGINE, KINDS, MODELS
 
 REPOSITORY = Path(__file__).parents[2]
 

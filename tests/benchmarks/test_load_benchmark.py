@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.workload import GEOMETRIES
+from benchmarks.harness.models import GEOMETRIES
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = ("bfloat16", "int8", "nf4")
@@ -21,7 +21,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("out")
     command = f"--geometry tiny --shard-mb {SHARD / 1e6} --threads 1 --settings"
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", *command.split(), *SETTINGS, "--out", str(out)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.loading.memory",
+            *command.split(),
+            *SETTINGS,
+            "--out",
+            str(out),
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.overload_report import Asked, Found
-from benchmarks.processes import Sample, growth
+from benchmarks.harness.processes import Sample, growth
+from benchmarks.reliability.overload_report import Asked, Found
 
 MiB = 2**20
 

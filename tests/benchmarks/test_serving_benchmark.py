@@ -24,14 +24,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.harness.client import Answer, Client, Dialect, Endpoint, Job
+from benchmarks.harness.load import Load, Run, jobs, run, workload_names
+from benchmarks.harness.metrics import Target, per_token_s, spread, summary
+from benchmarks.harness.models import ServedModel
+from benchmarks.harness.peers import PEERS, Setup
+from benchmarks.harness.served_models import save_random
 from benchmarks.serving.__main__ import main
-from benchmarks.serving.client import Answer, Client, Dialect, Endpoint, Job
 from benchmarks.serving.equality import compare
-from benchmarks.serving.load import Load, Run, jobs, run, workload_names
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
-from benchmarks.serving.metrics import Target, per_token_s, spread, summary
-from benchmarks.serving.models import ServedModel, save_random
-from benchmarks.serving.peers import PEERS, Setup
 from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
 from engine import Engine, EngineConfig
@@ -62,9 +63,9 @@ class Scripted:
 
     async def events(self, text: str, count: int) -> AsyncIterator[str]:
         self.at_once += 1
-        crowded = self.at_once > 1
+        loaded = self.at_once > 1
         for number in range(count):
-            wrong = text == "differs in a crowd" and crowded and number == count - 1
+            wrong = text == "differs under load" and loaded and number == count - 1
             yield self.event({"delta": {"content": " Word" if wrong else " word"}})
             await asyncio.sleep(PAUSE_S if text != "hang" else 60)
             if text == "break":
@@ -135,7 +136,7 @@ async def test_one_wrong_letter_is_noticed(scripted: tuple[Scripted, Endpoint]) 
         good = await compare(client, steady, orders=2)
         assert good.holds
         assert str(good) == "1 of 1 greedy, 1 of 1 seeded"
-        bad = await compare(client, [*steady, Job("differs in a crowd", 4)], orders=2)
+        bad = await compare(client, [*steady, Job("differs under load", 4)], orders=2)
         assert not bad.holds
         assert str(bad) == "1 of 2 greedy, 1 of 1 seeded"
         missing = await compare(client, [*steady, Job("refuse", 4)], orders=1)
@@ -233,9 +234,9 @@ def test_workloads_are_the_same_for_every_server_and_new_in_every_round() -> Non
     assert len({job.text[:512] for job in warm}) == 1
     assert len({job.text[:8] for job in cold}) == 4
     assert [job.png is not None for job in first("mixed", "a")] == [False, True, False, True]
-    pictures = [job.png for job in first("images", "a")]
-    assert len(set(pictures)) == 4
-    for png in pictures:
+    images = [job.png for job in first("images", "a")]
+    assert len(set(images)) == 4
+    for png in images:
         assert Image.open(io.BytesIO(png or b"")).size == (448, 448)
 
 
@@ -248,16 +249,16 @@ def test_a_prompt_that_is_sent_back_is_no_answer() -> None:
     assert len(Answer(Job("the prompt", 5), 0.0, list(enumerate(events))).deltas) == 2
 
 
-def test_earlier_turns_and_their_picture_are_sent() -> None:
+def test_earlier_turns_and_their_image_are_sent() -> None:
     job = Job("And now?", 5, b"png", earlier=(("What is it?", "A star."),))
     data = base64.b64encode(b"png").decode()
     blocks: dict[Dialect, Any] = {
         "chat": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
         "tasks": {"type": "image", "base64": data},
     }
-    for dialect, picture in blocks.items():
+    for dialect, image in blocks.items():
         assert Endpoint("", "m", dialect).body(job)["messages"] == [
-            {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]},
+            {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]},
             {"role": "assistant", "content": "A star."},
             {"role": "user", "content": "And now?"},
         ]
@@ -283,8 +284,8 @@ def answers(model: ServedModel, asked: list[Job]) -> list[tuple[str, int]]:
     ]
 
 
-def test_a_random_model_sees_pictures_as_in_transformers(tmp_path: Path) -> None:
-    """Both read the saved folder; answers are as long as was asked, and depend on the picture."""
+def test_a_random_model_sees_images_as_in_transformers(tmp_path: Path) -> None:
+    """Both read the saved folder; answers are as long as was asked, and depend on the image."""
     save_random("tiny-vlm", "float32", str(tmp_path))
     model = ServedModel(str(tmp_path), "float32", images=True, padded=True, told=False)
     first, second = (replace(job, max_tokens=12) for job in islice(jobs("images", model, "a"), 2))
@@ -296,10 +297,10 @@ def test_a_random_model_sees_pictures_as_in_transformers(tmp_path: Path) -> None
     own: Any = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     processor = load_processor(str(tmp_path))
     for job, (text, _) in zip(asked, found, strict=True):
-        pictures = [] if job.png is None else [Image.open(io.BytesIO(job.png)).convert("RGB")]
-        said = [*({"type": "image"} for _ in pictures), {"type": "text", "text": job.text}]
+        images = [] if job.png is None else [Image.open(io.BytesIO(job.png)).convert("RGB")]
+        said = [*({"type": "image"} for _ in images), {"type": "text", "text": job.text}]
         prompt = processor.apply_chat_template([{"role": "user", "content": said}], tokenize=False)
-        inputs = processor(text=prompt, images=pictures or None, return_tensors="pt")
+        inputs = processor(text=prompt, images=images or None, return_tensors="pt")
         ids = own.generate(**inputs, max_new_tokens=12, do_sample=False)
         assert processor.decode(ids[0, inputs["input_ids"].shape[1] :]) == text
 

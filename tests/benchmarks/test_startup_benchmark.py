@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.load_time import READY, STAGES, load, weights
-from benchmarks.startup import MARKS, Start, load_table, marks, start_table
+from benchmarks.loading.load_time import READY, STAGES, load, weights
+from benchmarks.loading.startup import MARKS, Start, load_table, marks, start_table
 from serve_app.config.app_args import REPOSITORY
 
 

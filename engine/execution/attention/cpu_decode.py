@@ -50,11 +50,8 @@ _UNBOUNDED = 2**62
 
 def has_kernel(cache: KVCache) -> bool:
     """Whether a cache lies where the kernel reads it, in an order and dtypes that it knows."""
-    return (
-        platform_of(cache.device).shares_host_memory
-        and cache.layout == "heads first"
-        and all(layer.keys.dtype in _ELEMENTS for layer in cache.layers.values())
-    )
+    readable = platform_of(cache.device).shares_host_memory and cache.layout == "heads first"
+    return readable and all(layer.keys.dtype in _ELEMENTS for layer in cache.layers.values())
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ MAX_PATH = 200
 """Characters of a path in the log."""
 
 GONE = (TaskCancelledError, RequestCancelledError, *LOST)
-"""What Ray's call to its proxy, which has the client, raises when one of both has gone."""
+"""What Ray's call to its proxy raises when the proxy has died or its client has disconnected."""
 
 
 class RequestLog:
@@ -77,9 +77,9 @@ class RequestLog:
             raise
         finally:
             current.reset(token)
-            # No status: nothing was sent, because whoever asked has gone.
+            # No status: nothing was sent, because the client has disconnected.
             made.status = made.status or Cancelled.http_status
-            if not complete:  # gone in the midst of the answer
+            if not complete:  # the client has disconnected in the middle of the answer
                 made.error = made.error or Cancelled.code
             self._ended(scope, made)
 
@@ -95,9 +95,9 @@ class RequestLog:
 
 
 def _told(receive: Receive) -> Receive:
-    """``receive``, which says of a client that has gone what ASGI says.
+    """``receive``, which says that the client has disconnected as ASGI says it.
 
-    Behind Ray's own proxy it may raise instead.
+    With Ray's own proxy in front it may raise instead.
     """
 
     async def told() -> Message:

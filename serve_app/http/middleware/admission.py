@@ -80,7 +80,7 @@ class Gate:
             except TimeoutError:
                 if not timeout.expired():
                     raise
-                # Who has not finished an answer by returning gets the connection closed.
+                # The connection is closed, because the answer is not finished.
                 logger.warning("a client did not read its answer in time")
 
     def _is_open(self, scope: Scope) -> bool:

@@ -11,7 +11,7 @@ from serve_app.config.limit_args import KeyLimitArgs
 
 SECONDS_PER_MINUTE = 60.0
 RETRY_CONCURRENT_S = 1.0
-"""When to try again if all places are taken: nobody knows when a stream will end."""
+"""When to try again if all places are taken: it is not known when a stream will end."""
 
 
 class KeyLimits:

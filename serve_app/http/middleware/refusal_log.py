@@ -1,7 +1,7 @@
-"""LoadShedder in the ingress's log: the first of a second has a line, the others share one.
+"""Refusals in the ingress's log: the first of a second has a line, the others share one.
 
-A flood is refused in less time than it takes to write that down, and a log of nothing else hides
-what an operator looks for. Each request stays findable: Ray writes a line of its own for it.
+Under overload a task is refused in less time than a line takes to write, and a log of refusals
+hides what an operator looks for. Each request stays findable: Ray writes a line of its own for it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class CompletionLogprobs:
     """``logprobs`` of the completions of one choice: lists side by side.
 
     ``text_offset`` says where in the choice's text a token begins. A token that leaves nothing in
-    the text takes no room there, and a token that goes on within a character begins behind it.
+    the text takes no room there, and a token that goes on within a character begins after it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def _by_name(token: TokenLogprob) -> dict[str, float]:
 
 
 def _name(token: TokenLogprob | TopLogprob) -> str:
-    """The text of a token; of one that is no text its bytes, as OpenAI writes them."""
+    """The text of a token; of one that is not text its bytes, as OpenAI writes them."""
     data = bytes(token["bytes"] or ())
     try:
         data.decode()

@@ -48,7 +48,7 @@ class Answer(ABC):
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
     def chunk(self, chunk: StreamChunk) -> bytes:
-        """The events of the next chunk of the stream; empty if it has nothing to tell."""
+        """The events of the next chunk of the stream; empty if it has no news."""
         choices = [] if self._last is not None else self._begin(self._asked.n or 1)
         for choice in chunk["choices"]:
             choices += self._grown(choice)

@@ -46,8 +46,8 @@ def path_of(url: str) -> PurePosixPath:
 def read_image(url: str, roots: Sequence[str], budget: Budget) -> bytes:
     """The file at ``url``, which lies below one of ``roots``. Blocking.
 
-    Whatever is wrong with a path gets one answer, so that nobody learns what else is there. What is
-    outside the roots by its name is not even looked at.
+    Whatever is wrong with a path gets one answer, so that no client learns what else is there. What
+    is outside the roots by its name is not even looked at.
 
     Raises:
         TaskArgsInvalid: it is refused, is not there or is too large.

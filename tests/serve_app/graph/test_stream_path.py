@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def begun() -> Iterator[list[str]]:
     names: list[str] = []
     hook = asyncio.BaseEventLoop._asyncgen_firstiter_hook  # type: ignore[attr-defined]
 
-    def noted(loop: Any, generator: AsyncGenerator[Any, Any]) -> None:
+    def noted(loop: Any, generator: Any) -> None:
         code = generator.ag_code
         if any(folder in Path(code.co_filename).parents for folder in PRODUCT):
             names.append(code.co_qualname)

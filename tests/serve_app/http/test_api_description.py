@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from benchmarks.fuzz import configured, fuzz
+from benchmarks.reliability.fuzz import configured, fuzz
 from schema import TaskError, schemas
 from serve_app.http.description.openapi import openapi
 from serve_app.http.routes import ROUTES, asgi_routes

@@ -1,0 +1,1 @@
+"""What every benchmark uses: servers, clients, loads, models, processes, reports."""

@@ -1,0 +1,1 @@
+"""Images: preparing them, and the memory that they take on their way."""

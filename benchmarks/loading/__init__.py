@@ -1,0 +1,1 @@
+"""Loading a model, and starting a server with one."""

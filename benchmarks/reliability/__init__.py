@@ -1,0 +1,1 @@
+"""A server under faults, overload, long use and wrong requests."""
