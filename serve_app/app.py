@@ -43,7 +43,7 @@ def build(args: AppArgs) -> Application:
     Ray Serve runs it inside the cluster, so it sees the cluster's GPUs.
 
     Raises:
-        RuntimeError: it was run outside a cluster (``serve run serve_app.app:build key=value``).
+        RuntimeError: it runs outside a cluster (``serve run serve_app.app:build key=value``).
     """
     if not ray.is_initialized():
         raise RuntimeError("run it by its configuration file: serve run serve_config.yaml")
@@ -84,9 +84,9 @@ def graph(args: AppArgs, gpus: float) -> Application:
 
 
 def place(models: Sequence[DeploymentArgs], gpus: float) -> list[Device]:
-    """Where each model, or the pool, runs: as it says; "auto" ones on GPUs while there are any.
+    """The device of each model, or of the pool; "auto" takes GPUs while there are any left.
 
-    In the operator's order, each counted with the replicas that are always on (at least one).
+    In the operator's order. Each counts with the replicas that are always on (at least one).
     """
 
     def need(model: DeploymentArgs) -> float:
@@ -107,9 +107,9 @@ def place(models: Sequence[DeploymentArgs], gpus: float) -> list[Device]:
 
 
 def _draining(longest_s: float) -> dict[str, Any]:
-    """A replica that is told to stop gets no more requests and ends those that it has.
+    """How a replica stops: it gets no more requests and ends those that it has.
 
-    Ray kills it after this time, which is therefore that of the longest one.
+    Ray kills it after ``longest_s``, the time of the longest request.
     """
     return {"graceful_shutdown_timeout_s": longest_s, "graceful_shutdown_wait_loop_s": 0.5}
 
@@ -117,8 +117,8 @@ def _draining(longest_s: float) -> dict[str, Any]:
 def _placed_ranks(actor: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A replica's actor, and its placement group: a bundle for each rank, all on one machine.
 
-    The replica is rank 0 and starts the other ranks in their bundles (`ranks`). They go
-    with it, because Serve removes the group when the replica is gone.
+    The replica is rank 0 and starts the other ranks in their bundles (`ranks`). They end with the
+    replica, because Serve then removes the group.
     """
     bundle: dict[str, float] = {"CPU": actor["num_cpus"]}
     if "num_gpus" in actor:
@@ -151,7 +151,7 @@ def _model_options(model: DeploymentArgs, device: Device) -> dict[str, Any]:
     }
     if isinstance(model, PoolArgs):
         options["health_check_timeout_s"] = POOL_HEALTH_TIMEOUT_S
-        # A model's tasks go to the replica that has it; a task that names another goes elsewhere.
+        # Tasks of one model go to one replica; other models may have other replicas.
         options["request_router_config"] = {
             "request_router_class": SESSION_ROUTER,
             "request_router_kwargs": {"num_fallback_replicas": 0},

@@ -1,7 +1,7 @@
 """``python -m serve_app.check serve_config.yaml``: is it right, and what will run?
 
 ``serve run`` reports a faulty configuration in its log and then stays up, serving nothing. This
-says it first, in one line for each fault, and exits with status 1.
+command prints one line for each fault before that, and exits with status 1.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check(path: Path) -> tuple[list[AppArgs], list[str]]:
 
 
 def taken_port(path: Path) -> list[str]:
-    """The fault of a port that somebody listens on, of a file that is right otherwise.
+    """The fault of a port that is already in use, for a file without other faults.
 
     Ray's proxies share a port: a second server would start on it and get half of the requests.
     """
@@ -70,19 +70,19 @@ def taken_port(path: Path) -> list[str]:
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who has left does not count
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores closed connections
         try:
             trial.bind((host, port))
         except OSError as error:
             return [
-                f"http_options: {host} port {port} cannot be used ({error.strerror}): stop what "
-                "listens there, or set another port"
+                f"http_options: {host} port {port} cannot be used ({error.strerror}): stop the "
+                "program that uses it, or set another port"
             ]
     return []
 
 
 def _unknown_keys(document: dict[str, Any]) -> list[str]:
-    """Misspelt keys that Ray ignores, and with them what was meant."""
+    """Misspelt keys, which Ray ignores, each with the key that was probably meant."""
     options = document.get("http_options") or {}
     port = options.get("port", 8000)
     faults = [unknown_key(key, ServeDeploySchema) for key in document if key not in _TOP_LEVEL]
@@ -107,7 +107,7 @@ def _check_application(
     checked.append(args)
     for index, model in enumerate(args.models):
         source = Path(resolve_source(model.source or model.id))
-        # A hub id can only be checked by asking the hub, which is the replica's business.
+        # A hub id can only be checked by asking the hub, which the replica does.
         if source.is_absolute():
             found = _check_directory(source, model.engine.context_length)
             faults += [f"{where}.args.models.{index}.{fault}" for fault in found]
@@ -128,16 +128,16 @@ def _check_application(
 
 
 def _check_directory(source: Path, context_length: int | None) -> list[str]:
-    """The faults of a model that lies here, as far as its ``config.json`` tells them."""
+    """The faults of a local model, as far as its ``config.json`` shows them."""
     file = source / "config.json"
     if not file.is_file():
-        return [f"source: no model in {source}"]
+        return [f"source: there is no model in {source}"]
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         text = config.get("text_config") or config.get("llm_config") or config
         own = text.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
-        return [f"source: {file} is no configuration of a model"]
+        return [f"source: {file} is not a model's configuration"]
     if context_length is not None and isinstance(own, int) and context_length > own:
         return [f"engine.context_length: {context_length}, but the model was made for {own} tokens"]
     return []
@@ -153,7 +153,8 @@ def _check_chat(application: dict[str, Any], where: str) -> list[str]:
 
 def _check_overrides(application: dict[str, Any], where: str, known: Sequence[str]) -> list[str]:
     return [
-        f"{where}.deployments.{index}.name: {override.get('name')!r} is none of {', '.join(known)}"
+        f"{where}.deployments.{index}.name: {override.get('name')!r} is not one of "
+        f"{', '.join(known)}"
         for index, override in enumerate(application.get("deployments", []))
         if override.get("name") not in known
     ]
@@ -178,12 +179,12 @@ def plan_pool(pool: PoolArgs) -> str:
 
 
 def plan_gate(args: AppArgs) -> list[str]:
-    """Lines that say who may ask, how much at once, and from where."""
+    """Lines about limits, keys and the origins of web pages that may call."""
     limits, auth, cors = args.limits, args.auth, args.cors
     each = "for each ingress replica"
     lines = [f"Limits: {limits.max_in_flight} requests at the same time {each}"]
     if auth is None:
-        lines.append("Keys: none, everybody may ask")
+        lines.append("Keys: none, every client may send requests")
     else:
         own = {
             name: auth.limits_of(name).model_dump(exclude_none=True)
@@ -205,9 +206,9 @@ def plan_gate(args: AppArgs) -> list[str]:
 
 
 def plan_gpus(args: AppArgs) -> list[str]:
-    """A warning for each deployment that must have GPUs if this machine has none."""
+    """A warning for each deployment that must have GPUs, if this machine has none."""
     waiting = [owner.deployment for owner in args.deployments if owner.device == "cuda"]
-    # What Ray itself asks when it starts here.
+    # Ray itself asks this when it starts on this machine.
     manager = get_accelerator_manager_for_resource("GPU") if waiting else None
     if manager is not None and manager.get_current_node_num_accelerators():
         return []
@@ -219,7 +220,7 @@ def plan_gpus(args: AppArgs) -> list[str]:
 
 
 def plan_chats(path: Path) -> list[str]:
-    """A line for each web chat of a file that is right, what it lacks, whom it will not reach."""
+    """Lines about the web chats of a file without faults, with warnings about what is missing."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     port = (document.get("http_options") or {}).get("port", 8000)
     lines = []
@@ -259,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serve_app.check", description=__doc__)
     parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
     parser.add_argument(
-        "--port-is-free", action="store_true", help="also refuse a port that somebody listens on"
+        "--port-is-free", action="store_true", help="also refuse a port that is already in use"
     )
     options = parser.parse_args(arguments)
     checked, faults = check(options.config)

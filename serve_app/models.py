@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         __doc__,
         "no list of models",
         report=lambda now, _: table(now.models),
-        problems=lambda _: [],  # only `status` tells them with its exit status
+        problems=lambda _: [],  # only `status` has an exit status for them
         watches=False,
     )
     return run(command, arguments)
@@ -34,11 +34,11 @@ def table(models: Sequence[dict[str, Any]]) -> str:
 def _block(model: dict[str, Any]) -> str:
     replicas = model["replicas"]
     lines = [f"{title(model)}, {model['deployment']}"]
-    told: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for replica in replicas:
         key = json.dumps(replica.get("card") or replica.get("error"), sort_keys=True)
-        told.setdefault(key, []).append(replica)
-    for group in told.values():
+        groups.setdefault(key, []).append(replica)
+    for group in groups.values():
         card = group[0].get("card")
         rows = _rows(card) if card else [("cannot load", group[0]["error"]["message"])]
         lines += [f"  {name:<14}{value}" for name, value in [*rows, ("replicas", len(group))]]

@@ -1,7 +1,7 @@
 """``python -m serve_app.ready serve_config.yaml``: waits for the server and says when it answers.
 
-``serve run`` says that it has submitted the graph, seconds before anything answers, and no more.
-While a model does not answer this says which, and why if that is known: once, until it changes.
+``serve run`` only reports that it has submitted the graph, seconds before a model answers. This
+command prints which models do not answer yet, and why if that is known, when that changes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ POLL_S, GROWTH, MAX_POLL_S = 0.5, 1.4, 2.0
 
 
 def address_of(config: Path) -> str:
-    """Where a configuration serves, as a client on this machine writes it."""
+    """The address of a configuration's server, for a client on this machine."""
     options = yaml.safe_load(config.read_text(encoding="utf-8")).get("http_options") or {}
     host = options.get("host", "127.0.0.1")
-    # All interfaces are no address to connect to.
+    # "All interfaces" is not an address that a client can connect to.
     reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
     return f"http://{reachable}:{options.get('port', 8000)}"
 
 
 def what_is_missing(address: str) -> str | None:
-    """Why the server is not ready, in its own words; empty if it says nothing, None if it is."""
+    """The server's own message about why it is not ready; empty if it has none, None if ready."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
     try:
         connection.request("GET", "/health")
@@ -47,7 +47,7 @@ def what_is_missing(address: str) -> str | None:
 
 
 def main() -> None:
-    """Poll until the server is ready, or until whoever started this is gone."""
+    """Poll until the server is ready, or until the parent process has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     address = address_of(parser.parse_args().config)

@@ -1,7 +1,7 @@
 """``python -m serve_app.status [serve_config.yaml]``: what a running server does now, as a table.
 
-It asks ``GET /v1/models`` and nothing else. Exit status: 0 if everything that is always on runs, 1
-if the server cannot be asked, 2 for wrong arguments, 3 if replicas are missing or cannot load.
+It only uses ``GET /v1/models``. Exit status: 0 if all models that are always on run, 1 if the
+server cannot be asked, 2 for wrong arguments, 3 if replicas are missing or cannot load.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _RIGHT = 2
 
 @dataclass(frozen=True)
 class Command:
-    """A question to a running server that `run` asks, and how its answer is shown.
+    """A command that asks a running server, and how it shows the answer.
 
     Attributes:
         module: what stands after ``python -m``.
         description: for ``--help``.
-        failure: what there is not, if the server cannot be asked.
+        failure: the first words of the message if the server cannot be asked.
         report: text for an answer and, if the server is watched, the answer before it.
-        problems: the lines of text for what is wrong; with one the exit status is 3.
-        watches: whether it can ask again and again.
+        problems: a line of text for each problem; if there is one, the exit status is 3.
+        watches: whether it can ask repeatedly.
     """
 
     module: str
@@ -56,7 +56,7 @@ class Command:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Ask the server and print, once or again and again; returns the last exit status."""
+    """Ask the server and print, once or repeatedly; returns the last exit status."""
     command = Command("serve_app.status", __doc__, "no status", report, problems, watches=True)
     return run(command, arguments)
 
@@ -82,7 +82,7 @@ def _parser(command: Command) -> argparse.ArgumentParser:
     parser.add_argument(
         "--key",
         default=os.environ.get(KEY_VARIABLE),
-        help=f"where the server asks for keys; better in the environment, as {KEY_VARIABLE}: other "
+        help=f"for a server with keys; better set it in the environment, as {KEY_VARIABLE}: other "
         "users of this machine can read arguments",
     )
     parser.add_argument("--json", action="store_true", help="the answer of GET /v1/models itself")
@@ -94,9 +94,9 @@ def _parser(command: Command) -> argparse.ArgumentParser:
             type=_seconds,
             const=2.0,
             metavar="SECONDS",
-            help="ask again every 2 or so many seconds, until Ctrl-C",
+            help="ask again every SECONDS (2 if not given), until Ctrl-C",
         )
-        parser.add_argument("--times", type=int, help="with --watch: stop after so many times")
+        parser.add_argument("--times", type=int, help="with --watch: how often to ask")
     return parser
 
 
@@ -134,17 +134,17 @@ def _models_of(options: argparse.Namespace) -> dict[str, Any]:
     """The answer of ``GET /v1/models`` of the server that the arguments name.
 
     Raises:
-        ValueError: the address is none, the key is refused, or something else answers there.
-        OSError, http.client.HTTPException: nobody answers.
+        ValueError: the address is not valid, the key is refused, or another program answers.
+        OSError, http.client.HTTPException: there is no answer.
     """
     if options.address is None and "//" in str(options.config).replace(":/", "://"):
-        raise ValueError(f"{options.config} is no file; use --address for the server's address")
+        raise ValueError(f"{options.config} is not a file; use --address for the server's address")
     address = options.address or address_of(options.config)
     url = urlsplit(address if "//" in address else f"//{address}")
     if url.scheme not in ("", "http") or url.hostname is None:
-        raise ValueError(f"{address!r} is no address such as http://127.0.0.1:8000")
+        raise ValueError(f"{address!r} is not an address such as http://127.0.0.1:8000")
     if options.key and not (options.key.isascii() and options.key.isprintable()):
-        raise ValueError("the key has characters that no key has")
+        raise ValueError("the key has characters that are not allowed in a key")
     connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT_S)
     headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
     try:
@@ -152,11 +152,11 @@ def _models_of(options: argparse.Namespace) -> dict[str, Any]:
         response = connection.getresponse()
         body = response.read()
     except ConnectionRefusedError:
-        raise ValueError(f"nobody answers at {address}; --address names another server") from None
+        raise ValueError(f"no answer from {address}; --address names another server") from None
     finally:
         connection.close()
     if response.status == http.HTTPStatus.UNAUTHORIZED:
-        raise ValueError(f"{address} asks for a key, or for another one: --key or {KEY_VARIABLE}")
+        raise ValueError(f"{address} needs a key, or another one: --key or {KEY_VARIABLE}")
     try:
         listed = json.loads(body) if response.status == http.HTTPStatus.OK else None
     except ValueError:
@@ -190,7 +190,7 @@ class Sample:
 
 
 def report(now: Sample, before: Sample | None = None) -> str:
-    """The table, what clients were answered, and what is wrong."""
+    """The table, the counts of answers to clients, and what is wrong."""
     rows = [_HEADS, *(_row(model, now, before) for model in now.models)]
     parts = [_table(rows), _requests(now.listed["ingress"])]
     if wrong := problems(now.models):
@@ -199,7 +199,7 @@ def report(now: Sample, before: Sample | None = None) -> str:
 
 
 def problems(models: Sequence[dict[str, Any]]) -> list[str]:
-    """What is always on and does not run, and what cannot be loaded; a line for each."""
+    """A line for each model that should run and does not, or that cannot be loaded."""
     lines = []
     for model in models:
         name = f"{title(model)}, {model['deployment']}"
@@ -249,7 +249,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
 
 
 def _rate(model: dict[str, Any], now: Sample, before: Sample | None) -> str:
-    """Generated tokens a second since the last time, of the replicas that ran then and run now."""
+    """Generated tokens a second since ``before``, of the replicas that are in both samples."""
     if before is None:
         return "-"
     last = before.counted("generated_tokens")
@@ -278,7 +278,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _requests(ingress: dict[str, Any]) -> str:
-    """Answers by code and replays: what the ingress that answered has counted since its start."""
+    """Answers by code, and replays, as the ingress that answered has counted since its start."""
     lines = [f"answered by ingress {ingress['replica']}:"]
     for deployment, codes in ingress["requests"].items():
         counts = [f"{code} {count}" for code, count in codes.items()]

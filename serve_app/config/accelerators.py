@@ -45,8 +45,8 @@ class GpuType:
 
 
 _CARDS: dict[str, list[tuple[str, float, float]]] = {
-    # Ray 2.60 has constants for most of the data center's cards, and makes the names of the others
-    # of what the driver calls them. RTX-2000 to RTX-6000 are of the Ada generation.
+    # Ray 2.60 has constants for most data center cards, and makes the names of the others from the
+    # driver's names. RTX-2000 to RTX-6000 are of the Ada generation.
     "GeForce-RTX-2060": [],
     "GeForce-RTX-2070": [],
     "GeForce-RTX-2080": [],
@@ -119,7 +119,7 @@ _CARDS: dict[str, list[tuple[str, float, float]]] = {
     "GB200": [],
     "GB300": [],
 }
-"""Ray's name of a GPU: the cards that have it, each with what `GpuType` says of it. The list is
+"""Ray's name of a GPU: the cards with this name, each with the fields of `GpuType`. The list is
 empty where the memory is not known.
 """
 
@@ -135,9 +135,9 @@ ACCELERATOR_TYPES = tuple(sorted(_CARDS))
 
 
 def check_accelerator_type(name: str) -> str:
-    """The name itself; a `ValueError` with the nearest one if Ray gives it to no GPU.
+    """The name itself; a `ValueError` with the nearest name if Ray does not know it.
 
-    Strict, because Ray is not: replicas of a misspelt type wait for such a node for ever.
+    Ray does not check it: replicas with a misspelt type would wait for such a node for ever.
     """
     if name in ACCELERATOR_TYPES:
         return name
@@ -145,12 +145,12 @@ def check_accelerator_type(name: str) -> str:
     plain = {plain_name(known): known for known in ACCELERATOR_TYPES}
     near = difflib.get_close_matches(plain_name(name), plain, n=1)
     if near:
-        raise ValueError(f"Ray knows no GPU type {name!r}; did you mean {plain[near[0]]!r}?")
-    raise ValueError(f"Ray knows no GPU type {name!r}; the types are {', '.join(plain.values())}")
+        raise ValueError(f"Ray has no GPU type {name!r}; did you mean {plain[near[0]]!r}?")
+    raise ValueError(f"Ray has no GPU type {name!r}; the types are {', '.join(plain.values())}")
 
 
 def plain_name(name: str) -> str:
-    """A name as people write it, without what they write in several ways or leave out."""
+    """A name without the parts that people write in several ways or leave out."""
     for ignored in ("nvidia", "geforce", "tesla", "-", " ", "_"):
         name = name.lower().replace(ignored, "")
     return name

@@ -1,7 +1,7 @@
 """The arguments of the application: what stands under ``args:`` in ``serve_config.yaml``.
 
 Parsed strictly: an unknown key, a wrong type or an impossible combination is an error that names
-the key. Nothing is ignored and nothing is guessed.
+the key. No key is ignored and no value is guessed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from serve_app.config.limit_args import AuthArgs, CorsArgs, LimitArgs
 from serve_app.config.scaling_args import ScalingArgs
 from serve_app.config.strict import ModelId, NumGpus, Pattern
 
-# Relative model directories start here, wherever Ray happens to start a replica. On another machine
-# it is the unpacked copy that `serve run --working-dir .` uploads.
+# Relative model directories start here, in whichever directory Ray starts a replica. On another
+# machine it is the unpacked copy that `serve run --working-dir .` uploads.
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 BYTES_PER_GB = 10**9
@@ -34,7 +34,7 @@ POOL = "Pool"  # the deployment of the models that are loaded on demand
 
 
 class DeploymentArgs(ScalingArgs):
-    """Where and how often the process runs that owns engines.
+    """On which devices a deployment of engines runs, and with how many replicas.
 
     Attributes:
         device: "auto" takes GPUs where the cluster has enough of them free for this deployment.
@@ -114,7 +114,7 @@ class ModelArgs(DeploymentArgs):
 
     @property
     def deployment(self) -> str:
-        """The name of the deployment: it stands in logs, metrics and ``serve status``."""
+        """The deployment's name: it stands in logs, metrics and ``serve status``."""
         return self.variant.deployment
 
     def engine_config(self, device: Device | None = None) -> EngineConfig:
@@ -162,7 +162,7 @@ class PoolArgs(DeploymentArgs):
     Attributes:
         allow: patterns of hub ids, such as ``Qwen/*``; a task for any other is refused.
         max_memory_gb: what the weights and KV caches of all engines of one replica may take, in GB
-            (10**9 bytes). What else a process needs (Python, libraries, activations) comes on top.
+            (10**9 bytes). Other memory of a process (Python, libraries, activations) comes on top.
         kv_cache_gb: most memory of the KV cache of each engine.
         root: a directory in which ids are looked up (``root/org/name``), instead of the hub.
         revisions: branch, tag or commit of a hub id; main for those that are not named.
@@ -182,7 +182,7 @@ class PoolArgs(DeploymentArgs):
     def _check_pool(self) -> Self:
         if self.engine.trust_remote_code:
             raise ValueError(
-                "engine.trust_remote_code would run the code of whatever repository a task names: "
+                "engine.trust_remote_code would run the code of any repository that a task names: "
                 "configure models that need it one by one, under models"
             )
         if self.num_devices(self.device) > 1:
@@ -197,7 +197,7 @@ class PoolArgs(DeploymentArgs):
         kv, memory = self.kv_cache_gb, self.max_memory_gb
         if kv >= memory:
             raise ValueError(f"kv_cache_gb ({kv:g}) leaves nothing of max_memory_gb ({memory:g})")
-        self._pooled(ModelVariant("org/name"), None)  # raises what the engine refuses
+        self._pooled(ModelVariant("org/name"), None)  # raises if the engine refuses a setting
         return self
 
     @property
@@ -227,7 +227,7 @@ class PoolArgs(DeploymentArgs):
         )
 
     def _directory(self, root: str, model: str) -> str:
-        # In the root, also where the form of ids would not hold it there.
+        # Checked to be in the root, although the form of ids ensures this already.
         top = Path(resolve_source(root))
         with suppress(OSError):  # a part may be longer than a file's name can be
             directory = (top / model).resolve()

@@ -13,10 +13,10 @@ _BESIDE = "is set beside engine, by {}, and not in it"
 
 
 class EngineArgs(EngineOptions):
-    """Any of the engine's options; what the graph sets by itself is refused here.
+    """Any of the engine's options, except those that the graph sets, which are refused here.
 
-    A key without a value has the engine's default. ``num_devices`` is for ``device: cpu``, to try
-    a split model without GPUs: so many processes.
+    A key without a value has the engine's default. ``num_devices`` is the number of processes with
+    ``device: cpu``, to try a split model without GPUs.
     """
 
     elsewhere: ClassVar[Mapping[str, str]] = {

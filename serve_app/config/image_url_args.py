@@ -1,6 +1,6 @@
-"""``image_urls:`` under ``args:``: which addresses images may have, and what fetching may cost.
+"""``image_urls:`` under ``args:``: which addresses images may have, and the limits of fetching.
 
-Without it a request holds its images itself (``data:`` URLs), and no address is ever followed.
+Without it a request must contain its images (``data:`` URLs), and no address is fetched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 def is_host_name(host: str) -> bool:
-    """Whether ``host`` is a name in lower-case ASCII, and not an IP address in whatever form."""
+    """Whether ``host`` is a name in lower-case ASCII, and not an IP address in any form."""
     return (
         len(host) <= MAX_HOST_CHARS
         and _NAME.fullmatch(host) is not None
@@ -41,7 +41,7 @@ def _host(entry: str) -> str:
     if (name != "*" and not is_host_name(name.removeprefix("*."))) or (colon and not port_is_right):
         raise ValueError(
             f"{entry!r} must be a host's name, *.name for all hosts below it or * for all, with or "
-            "without :port; not an IP address, and a name of other letters as xn--..."
+            "without :port; not an IP address, and names with non-ASCII letters as xn--..."
         )
     return entry
 
@@ -59,13 +59,13 @@ def _root(text: str) -> str:
 
 
 class ImageUrlArgs(Strict):
-    """Which addresses are opened. What is not named is refused.
+    """Which addresses may be fetched; all others are refused.
 
     Attributes:
         allow_hosts: hosts of https addresses: ``name``, ``*.name`` (all below it) or ``*``; with
             ``:port`` for another port than the standard one. Redirects may lead only to these too.
         allow_http: the same hosts without TLS.
-        allow_networks: private networks in which hosts may lie; public addresses always may.
+        allow_networks: private networks in which hosts may be; public addresses are always allowed.
         file_roots: directories whose files ``file://`` addresses may name.
         max_mb: of all fetched images of a request together, in MB (10**6 bytes).
         timeout_s: for all of them together.
@@ -83,14 +83,16 @@ class ImageUrlArgs(Strict):
     @model_validator(mode="after")
     def _check_use(self) -> Self:
         if not self.allow_hosts and not self.file_roots:
-            raise ValueError("opens nothing: give allow_hosts, file_roots or both, or leave it out")
+            raise ValueError(
+                "allows nothing: give allow_hosts, file_roots or both, or leave it out"
+            )
         if not self.allow_hosts and (self.allow_http or self.allow_networks):
             raise ValueError("allow_http and allow_networks have no meaning without allow_hosts")
         return self
 
     @property
     def schemes(self) -> frozenset[str]:
-        """The schemes of the addresses that are opened."""
+        """The schemes of the addresses that may be fetched."""
         opened = {
             "https": bool(self.allow_hosts),
             "http": self.allow_http,
@@ -104,7 +106,7 @@ class ImageUrlArgs(Strict):
         return [ip_network(text) for text in self.allow_networks]
 
     def allows(self, host: str, port: int, standard_port: int) -> bool:
-        """Whether ``host``, a name as `is_host_name` has it, may be asked on ``port``."""
+        """Whether images may be fetched from ``host`` (see `is_host_name`) on ``port``."""
         for entry in self.allow_hosts:
             name, _, only_port = entry.partition(":")
             if port == (int(only_port) if only_port else standard_port) and (
@@ -114,7 +116,7 @@ class ImageUrlArgs(Strict):
         return False
 
     def plan(self) -> str:
-        """One line that says what is opened."""
+        """One line that says what may be fetched."""
         opened = []
         if self.allow_hosts:
             schemes = "https and http" if self.allow_http else "https"
@@ -124,11 +126,11 @@ class ImageUrlArgs(Strict):
         if self.file_roots:
             opened.append(f"files below {', '.join(self.file_roots)}")
         return (
-            f"ImagePreprocessor: opens addresses of images: {'; '.join(opened)}; "
+            f"ImagePreprocessor: fetches images at addresses: {'; '.join(opened)}; "
             f"{self.max_mb:g} MB and {self.timeout_s:g} s for a request"
         )
 
 
 def opened_schemes(args: ImageUrlArgs | None) -> frozenset[str]:
-    """The schemes of the addresses that are opened; none without a configuration."""
+    """The schemes of the addresses that may be fetched; none without a configuration."""
     return frozenset() if args is None else args.schemes

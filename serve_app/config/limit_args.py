@@ -1,4 +1,4 @@
-"""Who may ask, how often and how much: ``limits``, ``auth`` and ``cors`` under ``args:``."""
+"""Limits of requests, keys and origins: ``limits``, ``auth`` and ``cors`` under ``args:``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class LimitArgs(Strict):
         body_timeout_s: longest time for a body to arrive; then 408, and the connection is closed.
         request_timeout_s: a task that has not ended by then ends with an error. It includes the
             wait for a replica that is still loading.
-        stall_timeout_s: a replica that has begun a task and then gives no sign of life for this
-            long counts as lost.
-        max_replays: how often a task is run again when what ran it has been lost.
+        stall_timeout_s: a replica that has begun a task and then sends no message for this long
+            counts as lost.
+        max_replays: how often a task runs again when its replica was lost.
         max_in_flight: requests that one ingress replica works on at the same time, open streams
             included; the next one is refused (503).
     """
@@ -45,7 +45,7 @@ class LimitArgs(Strict):
     max_body_mb: PositiveFloat = 32.0
     body_timeout_s: PositiveFloat = 60.0
     request_timeout_s: PositiveFloat = 600.0
-    stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas give a sign every 2 s
+    stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas say `Alive` every 2 s
     max_replays: NonNegativeInt = 3
     max_in_flight: PositiveInt = 2048
 
@@ -55,7 +55,7 @@ class KeyLimitArgs(Strict):
 
     Attributes:
         max_concurrent: requests open at the same time; a stream is open until its end.
-        requests_per_minute: on the average; so many may come at once after a minute of silence.
+        requests_per_minute: on average; after a minute without requests so many may come at once.
     """
 
     max_concurrent: PositiveInt | None = None

@@ -10,7 +10,7 @@ from schema.validation.strict import NonNegativeFloat, PositiveInt, Strict
 
 
 class ScalingArgs(Strict):
-    """Between which numbers of replicas a deployment moves, when, and what each is sent.
+    """How many replicas a deployment may have, when that changes, and how many tasks each gets.
 
     Attributes:
         min_replicas: 0 starts the first replica with the first task.

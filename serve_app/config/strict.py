@@ -1,4 +1,4 @@
-"""Types of arguments in the YAML file, and how their faults are told."""
+"""Types of arguments in the YAML file, and how their faults are reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _gpu_share(value: object) -> object:
 
 NumGpus = Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?/-]+$")]
-"""Of hub ids, as a shell matches file names; ``*`` matches slashes too."""
+"""A pattern of hub ids, as a shell matches file names; ``*`` matches slashes too."""
 
 
 def explain(error: ValidationError, prefix: str = "args") -> list[str]:

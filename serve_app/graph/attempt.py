@@ -23,7 +23,7 @@ class Limits:
     """How long a task may take.
 
     Attributes:
-        timeout_s: for the whole task.
+        timeout_s: for the whole task, as the error says.
         deadline: when that is over, in the event loop's time.
         stall_s: how long a replica that has begun may be silent.
     """
@@ -135,7 +135,7 @@ class Attempt:
         )
 
     async def _translated(self, error: Exception) -> TaskError:
-        """What a client is told about an error of the call."""
+        """The error for the client, for an error of the call."""
         if isinstance(error, DeploymentUnavailableError):
             return await self._deployments.unavailable(self._call.deployment)
         found = as_task_error(error)
@@ -146,7 +146,7 @@ class Attempt:
         if watched:
             self.silent_replica = self._replica
             return EngineStopped(
-                f"the replica gave no sign of life for {self._limits.stall_s:g} seconds",
+                f"the replica sent no message for {self._limits.stall_s:g} seconds",
                 retry_after_s=RETRY_AFTER_S,
             )
         begun = self._replica is not None
@@ -157,7 +157,7 @@ class Attempt:
 
 
 def _is_cancelled() -> bool:
-    """Whether this task of asyncio was cancelled; else Ray has cancelled the call by itself."""
+    """Whether this coroutine was cancelled; if not, Ray has cancelled the call by itself."""
     running = asyncio.current_task()
     return running is None or running.cancelling() > 0
 

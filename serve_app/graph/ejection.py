@@ -1,8 +1,8 @@
-"""Replicas that this process has seen hang: nothing is sent to them for a while.
+"""Replicas that this process has seen hang: for a while it sends no tasks to them.
 
 Ray notices a hung replica by its health check, half a minute later. Until then its queue looks
-short, and every task that is sent to it waits. State of an ingress process: the retry policy writes
-it, the request router reads it.
+short, and every task that is sent to it waits. This is state of one ingress process: the retry
+policy writes it, the request router reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 EJECTED_S = 60.0
-"""By then Ray has replaced it, or it was only slow."""
+"""After this time Ray has replaced the replica, or it was only slow."""
 
 
 class EjectedReplicas:
@@ -22,7 +22,7 @@ class EjectedReplicas:
         self._until: dict[str, float] = {}
 
     def add(self, replica: str) -> None:
-        """This replica gave no sign of life."""
+        """Eject a replica that sends no messages."""
         self._until[replica] = self._clock() + EJECTED_S
 
     def __contains__(self, replica: str) -> bool:

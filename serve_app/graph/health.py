@@ -1,4 +1,4 @@
-"""The graph's model deployments as they are now: which of them run, and why others do not."""
+"""The state of the graph's model deployments: which of them run, and why others do not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Deployments:
         """How many replicas of each deployment answer.
 
         Raises:
-            NotReady: none of one that is always on does; with the reasons that are known.
+            NotReady: a deployment that is always on has no such replica; with the known reasons.
         """
         statuses = await self._statuses()
         always_on = [owner.deployment for owner in self._args.deployments if owner.min_replicas]
@@ -49,7 +49,7 @@ class Deployments:
         return {name: len(replicas) for name, replicas in statuses.items()}
 
     async def why_not(self, deployment: str) -> str:
-        """The end of a sentence about a deployment that does not run: the reason, or nothing."""
+        """The end of a sentence about a deployment that does not run: the reason, or ""."""
         reason = (await self._reasons.all()).get(deployment)
         return "" if reason is None else f": {reason}"
 
@@ -59,9 +59,9 @@ class Deployments:
         return NotReady(message, retry_after_s=RETRY_AFTER_S)
 
     async def _statuses(self) -> dict[str, list[dict[str, Any]]]:
-        """What the running replicas of each deployment say of themselves.
+        """What the running replicas of each deployment report.
 
-        Asks only replicas that run: a deployment that is scaled to zero stays there.
+        Only replicas that run are asked: a deployment that is scaled to zero stays there.
         """
         names = [owner.deployment for owner in self._args.deployments]
         return dict(zip(names, await asyncio.gather(*map(self._status, names)), strict=True))
@@ -73,5 +73,5 @@ class Deployments:
                 timeout_s=STATUS_TIMEOUT_S, return_exceptions=True
             )
         except (DeploymentUnavailableError, TimeoutError):
-            return []  # none runs, or none answers
+            return []  # no replica runs, or none answers
         return [answer for answer in answers if isinstance(answer, dict)]

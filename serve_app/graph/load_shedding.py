@@ -1,11 +1,11 @@
-"""Load shedding: what a full model refused a moment ago is refused again without asking it.
+"""Load shedding: refuses tasks for a model that was full a moment ago, without asking it again.
 
-Under overload almost every task is refused. Each would be validated and would cost a call to the
-replica (and, with images, their preparation), which takes time from the answers that it works on.
-So after a refusal, the tasks that come within `HOLD_S` are refused here. As many are let through as
-tasks of this ingress have ended since, because their places are free. Which tasks of other
-ingresses have ended is not known here, so the time is bounded; it is shorter than the time that a
-client is asked to wait. State of an ingress process.
+Under high load almost every task is refused. Each of them would be validated and would cost a call
+to the replica (and, with images, their preparation), which takes time from the answers that it
+works on. So after a refusal, tasks that come within `HOLD_S` are refused here, except for as many
+as tasks of this ingress have ended since: their places are free, and should not stay empty. Tasks
+of other ingresses end unnoticed, so the time is bounded. It is shorter than the ``retry-after`` of
+the refusal. This is state of one ingress process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LoadShedder:
 
     @contextmanager
     def admit(self, deployment: str) -> Iterator[None]:
-        """A task is with the deployment, or is refused by it, while the body runs.
+        """The body passes a task to the deployment, which runs or refuses it.
 
         Raises:
             Overloaded: as `check` does; and what the body raises.
@@ -65,7 +65,7 @@ class LoadShedder:
         self._free(deployment)
 
     def _room(self, deployment: str) -> _Full | None:
-        """The refusal that has to be obeyed, if there is room in spite of it."""
+        """Raise the last refusal while it holds; return it if places have become free since."""
         full = self._full.get(deployment)
         if full is None or self._clock() >= full.until:
             return None

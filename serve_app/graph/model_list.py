@@ -1,4 +1,4 @@
-"""What is served: the list that ``GET /v1/models`` gives, which OpenAI's clients read too."""
+"""The list of models that ``GET /v1/models`` returns, which OpenAI's clients read too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve_app.config.app_args import POOL, AppArgs
 OWNER = "gpt-task-serve"
 
 Statuses = Mapping[str, Sequence[dict[str, Any]]]
-"""What the replicas of each deployment say of themselves: see ``status`` of the replica classes."""
+"""What the replicas of each deployment report: see ``status`` of the replica classes."""
 
 
 def listing(
@@ -20,9 +20,9 @@ def listing(
     """An entry for each configured model, and for each that is loaded on demand now.
 
     ``id``, ``object``, ``created`` (Unix time at which the ingress started) and ``owned_by`` are
-    OpenAI's; clients of theirs ignore the rest. Variants of a model have entries with the same id.
-    ``replicas`` has the card (`model_info`) of each one that runs, ``problem`` says why others do
-    not: that of ``reasons`` (`serve_app.graph.unavailable_reason`), by deployment.
+    OpenAI's; OpenAI's clients ignore the rest. Variants of a model have entries with the same id.
+    ``replicas`` has the card (`model_info`) of each replica that runs. ``problem`` says why others
+    do not run; it is taken from ``reasons`` (`serve_app.graph.unavailable_reason`), by deployment.
     """
     entries = [
         _entry(

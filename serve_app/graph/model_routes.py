@@ -16,9 +16,9 @@ from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 
 
 def peek_variant(body: bytes) -> ModelVariant | None:
-    """Which variant of which model a body asks for, a task's or one of OpenAI's.
+    """The variant of the model that a body asks for, a task's or one of OpenAI's.
 
-    Nothing else of it is looked at. None if that is not plain to see: validation will say why.
+    It reads no other field. None if the variant cannot be read; validation will then say why.
     """
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         return None
@@ -44,7 +44,7 @@ class Route:
     Attributes:
         deployment: runs it.
         session: tasks of the same session go to the same replica, where their model is loaded; None
-            where all replicas are alike.
+            if all replicas have the same model.
     """
 
     deployment: str
@@ -61,12 +61,12 @@ class Routes:
     def choose(self, wanted: Task | ModelVariant) -> Route:
         """The deployment that runs a task, or a task for this variant.
 
-        An id that is configured means what is configured under it and nothing else; the pool takes
-        other ids, in whatever dtype and quantization they are asked for.
+        An id that is configured always means what is configured; the pool takes other ids, in any
+        dtype and quantization.
 
         Raises:
-            ModelInvalid: no model with this id.
-            TaskArgsInvalid: the id is configured, but in no such dtype or quantization.
+            ModelInvalid: there is no model with this id.
+            TaskArgsInvalid: the id is configured, but not in this dtype or quantization.
         """
         variant = wanted.variant if isinstance(wanted, Task) else wanted
         same_id = [model.variant for model in self._models if model.id == variant.id]
@@ -90,11 +90,11 @@ def _configured(wanted: ModelVariant, same_id: Sequence[ModelVariant]) -> ModelV
     """Of the configured variants of a model, the one with the wanted quantization and dtype.
 
     ``dtype: "auto"`` of a task takes the operator's first choice. A task that names a dtype may
-    also go to a model that is configured with ``dtype: auto``; what that came to is known only
-    where the checkpoint is loaded, so the replica checks it.
+    also go to a model that is configured with ``dtype: auto``; only the replica knows the dtype of
+    the loaded checkpoint, so it checks it.
 
     Raises:
-        TaskArgsInvalid: there is none.
+        TaskArgsInvalid: there is no such variant.
     """
     bits = dumps(wanted.quantize_bits)
     same_bits = [model for model in same_id if model.quantize_bits == wanted.quantize_bits]

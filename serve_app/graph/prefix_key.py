@@ -1,4 +1,4 @@
-"""The prefix of a task, as far as it decides where the task is sent."""
+"""A key of a task's prefix, which decides to which replica the task is sent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from schema.task import ImageBlock, Task, TextBlock
 MIN_CHARS = 1000
 """A shorter prefix is prefilled again in less time than an uneven load costs."""
 
-_IMAGE_CHARS = 4096  # of an image's base64; two images rarely agree in the end of their files
+_IMAGE_CHARS = 4096  # of an image's base64; two images rarely have the same end of their files
 
 
 def prefix_key(task: Task) -> str:
-    """A digest of what a conversation begins with, the same in all of its turns.
+    """A digest of the prefix of a conversation, the same in all of its turns.
 
-    That is: the tools, the system messages, and the first message after them. "" if this is short,
-    so that any replica will do.
+    The prefix is the tools, the system messages and the first other message. The key is "" if that
+    is short, so that any replica will do.
     """
     parts: list[Any] = [task.tools]
     for message in task.messages:

@@ -1,13 +1,13 @@
-"""Which replica of a model a task is sent to.
+"""Chooses the replica of a model that a task is sent to.
 
-Tasks with the same prefix go to the same replica, which has the keys and values of that prefix
+Tasks with the same prefix go to the same replica, which has the keys and values of the prefix
 (`prefix_cache`), unless it has more to do than others. The replica of a prefix is found by
-rendezvous hashing: every ingress finds the same one without talking to the others, and when
-replicas come or go only their share of the prefixes moves.
+rendezvous hashing: every ingress finds the same one without asking the others, and when replicas
+come or go only their share of the prefixes moves.
 """
 
-# Ray pickles this module by value: what it shares with the rest of the process, it imports where it
-# needs it.
+# Ray pickles this module by value. So what it shares with the rest of the process is imported
+# inside of the functions.
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 
 class PrefixRouter(RequestRouter):
-    """Chooses by the prefix key of the task, which the caller passes as the session's id."""
+    """Chooses by the key of the task's prefix, which the caller passes as the session's id."""
 
     def initialize_state(self, slack: int = 4, **_: Any) -> None:
         """Called by Ray Serve.
@@ -38,7 +38,7 @@ class PrefixRouter(RequestRouter):
         from serve_app.graph.ejection import EJECTED  # noqa: PLC0415 - see the top
 
         if pending_request is not None:
-            # Without it the loop of tries does not pause while all replicas are full.
+            # Without it Ray tries again without a pause while all replicas are full.
             pending_request.routing_context.should_backoff = True
         replicas = [r for r in candidate_replicas if r.replica_id.unique_id not in EJECTED]
         by_load = sorted(

@@ -24,9 +24,9 @@ _TEXT_CHOICE, _TEXT_DELTA = 3, 2
 
 
 class Delivered:
-    """What a client has been told in the chunks of one task.
+    """What was sent to a client in the chunks of one task.
 
-    Whatever a chunk carries adds up over the stream: texts are continued, lists get longer. So two
+    The parts of a chunk add up over the stream: texts are continued, lists get longer. So two
     runs are compared text by text, however each was cut into chunks.
     """
 

@@ -1,8 +1,8 @@
 """Why a deployment does not run: what Serve's controller knows of it, as one sentence.
 
 The controller keeps a status and a message for each deployment. The message of a replica that could
-not be made is a whole traceback; only an error of our own tree is written for others to read, so of
-anything else no more than its kind is given.
+not be made is a whole traceback. Only the errors of our own tree are written for clients, so of any
+other error only the class is shown.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from schema import errors
 logger = logging.getLogger("ray.serve")
 
 KEPT_S = 1.0
-"""An answer is good for so long, so that many refusals do not become many questions."""
+"""An answer is kept for so long, so that many refused tasks do not mean many calls to it."""
 TIMEOUT_S = 1.5
-"""No request waits longer for the controller: an error without its reason is better than none."""
+"""The longest wait for the controller; an error without its reason is better than a late one."""
 MAX_CHARACTERS = 400
 
 _OURS = re.compile(r"^\s*schema\.errors\.(\w+): (\S.*)$", re.MULTILINE)
@@ -39,14 +39,14 @@ def _ask() -> dict[str, str]:
     try:
         own = serve.get_replica_context().app_name
     except RayServeException:
-        return {}  # outside a cluster, where the question would start one
+        return {}  # outside a cluster, where asking would start one
     if not ray.is_initialized():
         return {}
     try:
         found = serve.status().applications[own].deployments
     except Exception:
-        # Whatever it is, it must not stand in the place of the error that is being explained.
-        logger.exception("Serve's controller does not say how the deployments are")
+        # It must not replace the error that is being explained.
+        logger.exception("Serve's controller does not report the status of the deployments")
         return {}
     said = {name: reason(status.status.value, status.message) for name, status in found.items()}
     return {name: sentence for name, sentence in said.items() if sentence}
@@ -64,9 +64,9 @@ class Reasons:
         self._asked_at = 0.0
 
     async def all(self) -> Mapping[str, str]:
-        """A sentence for each deployment that something is known of, by its name.
+        """A sentence for each deployment whose reason is known, by its name.
 
-        Empty where no controller answers (in time). Raises nothing but cancellation.
+        Empty if the controller does not answer in time. It raises nothing but cancellation.
         """
         now = asyncio.get_running_loop().time()
         if self._asked is None or (self._asked.done() and now >= self._asked_at + KEPT_S):
@@ -86,7 +86,7 @@ def reason(status: str, message: str) -> str | None:
 
     Args:
         status: of the deployment, as Ray names it.
-        message: Ray's own words (`ray.serve._private.deployment_state`).
+        message: Ray's own text (`ray.serve._private.deployment_state`).
     """
     if status == "HEALTHY" or not message:
         return None
@@ -114,16 +114,16 @@ def _of_traceback(traceback: str) -> str:
 
 
 def _no_place(required: Any, free: Mapping[str, float]) -> str:
-    """``required`` is a mapping; or one for each bundle, of which Ray does not say what is free."""
+    """``required`` is a mapping, or one for each bundle, for which Ray reports no ``free``."""
     bundles = required if isinstance(required, list) else [required]
     needs: Counter[str] = Counter()
     for bundle in bundles:
         needs.update(bundle)
-    found = f"a replica waits for a machine that has free: {_amounts(needs)}"
+    waits = f"a replica waits for a machine that has free: {_amounts(needs)}"
     lacking = {name: free.get(name, 0.0) for name in needs if needs[name] > free.get(name, 0.0)}
     if bundles is required or not lacking:
-        return found
-    return f"{found}; free in the whole cluster: {_amounts(lacking)}"
+        return waits
+    return f"{waits}; free in the whole cluster: {_amounts(lacking)}"
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

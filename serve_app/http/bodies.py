@@ -26,16 +26,16 @@ async def read_body(request: Request, limit: int) -> bytes:
         TaskArgsInvalid: it is compressed.
     """
     encoding = request.headers.get("content-encoding", "")
-    if encoding.lower() not in ("", "identity"):  # upper and lower case are the same there
+    if encoding.lower() not in ("", "identity"):  # the header ignores upper and lower case
         raise TaskArgsInvalid(
-            f"the body is compressed ({clipped(encoding)}); send it as it is",
+            f"the body is compressed ({clipped(encoding)}); send it uncompressed",
             param="content-encoding",
         )
     too_large = RequestTooLarge(
         f"the body is larger than {limit / BYTES_PER_MB:g} MB; send smaller or fewer images"
     )
     length = request.headers.get("content-length", "")
-    # A number of thousands of digits is one that `int` refuses to read.
+    # `int` refuses to read a number with thousands of digits.
     if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise too_large
     body = bytearray()
@@ -50,7 +50,7 @@ def refuse_query(request: Request, allowed: str | None = None) -> None:
     """Refuse query parameters. A misspelt one would silently give the wrong kind of answer.
 
     Raises:
-        TaskArgsInvalid: there is another one than ``allowed``.
+        TaskArgsInvalid: there is a parameter other than ``allowed``.
     """
     for name in request.query_params:
         if name != allowed:
@@ -65,11 +65,11 @@ def json_response(
     headers: Mapping[str, str] | None = None,
     media_type: str = "application/json",
 ) -> Response:
-    """An answer that carries ``value`` as JSON."""
+    """An answer with ``value`` as JSON."""
     return Response(encode(value), status, headers, media_type)
 
 
 def error_response(error: TaskError) -> Response:
-    """The answer that tells a client about an error."""
+    """The answer to a client for an error."""
     entry().error = error.code
     return json_response(error.to_dict(), error.http_status, headers_of(error))

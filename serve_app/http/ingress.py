@@ -86,7 +86,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
         },
         middleware=[
             Middleware(RequestLog, metrics=dispatcher.metrics),
-            # In front of the gate: a browser asks without a key, and must be able to read a 401.
+            # Before the gate: a browser's preflight has no key, and a page must see a 401.
             *([Middleware(Cors, args=args.cors)] if args.cors else []),
             Middleware(Gate, args=args, keys=keys),
         ],
@@ -168,8 +168,8 @@ async def _on_task_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The client disconnected before its body was there. It is counted, though it reads nothing."""
-    return error_response(Cancelled("the client has left in the midst of its body"))
+    """A client that disconnects before its body is there: not sent, but logged and counted."""
+    return error_response(Cancelled("the client disconnected while it sent the body"))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

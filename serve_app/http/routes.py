@@ -119,7 +119,7 @@ ROUTES = (
         "POST",
         "/v1/completions",
         "completions",
-        "Go on with a text, as OpenAI's clients ask",
+        "Continue a text, as OpenAI's clients ask",
         request="completion_request",
         response="text_completion",
         events="Each event is a `text_completion`",
@@ -182,10 +182,10 @@ ROUTES = (
 
 
 def asgi_routes(*handlers: object) -> list[routing.Route]:
-    """Starlette's routes; each is answered by that one of ``handlers`` which has its method.
+    """Starlette's routes; each is answered by the one of ``handlers`` that has its method.
 
     Raises:
-        LookupError: none has it, or several have.
+        LookupError: no handler has it, or several have.
     """
     return [
         routing.Route(route.path, _method(route.handler, handlers), methods=[route.method])

@@ -32,7 +32,7 @@ _LINE_BREAKS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"
 
 
 def event(value: Any) -> bytes:
-    """One event that carries ``value`` as JSON, in one line by every definition of a line."""
+    """One event with ``value`` as JSON, without characters that clients read as line breaks."""
     text = _json(value)
     if not text.isascii():
         for character, escaped in _LINE_BREAKS:
@@ -44,7 +44,7 @@ class EventWriter(Protocol):
     """What a route's answer looks like as events."""
 
     def chunk(self, chunk: StreamChunk) -> bytes:
-        """The events of the next chunk; empty if it has no news."""
+        """The events of the next chunk; empty if it has nothing new."""
         ...
 
     def end(self) -> bytes:
@@ -141,8 +141,8 @@ class Events:
 class EventStream(StreamingResponse):
     """A response whose body is the events of an answer.
 
-    It owns the chunks and closes them however the response ends, so that a client that
-    disconnects cancels its task at once and not when the garbage collector runs.
+    It owns the chunks and closes them however the response ends, so that a client that has gone
+    cancels its task at once and not when the garbage collector runs.
     """
 
     def __init__(self, events: Events, headers: Mapping[str, str] | None = None) -> None:

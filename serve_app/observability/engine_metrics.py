@@ -1,4 +1,4 @@
-"""From the plain numbers of an engine to metrics, once a second and never for a token."""
+"""Makes metrics from the plain numbers of an engine, once a second and not for each token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTCOMES = ("finished", "refused", "failed", "cancelled")
 
 
 def labels_of(model: ModelArgs) -> dict[str, str]:
-    """The deployment, the model, and which variant of it: `metrics.MODEL_LABELS` but one."""
+    """The deployment, the model and its variant: `metrics.MODEL_LABELS` without the replica."""
     return {
         "deployment": POOL if isinstance(model, PooledModel) else model.deployment,
         "model": model.id,
@@ -47,8 +47,8 @@ def labels_of(model: ModelArgs) -> dict[str, str]:
 class Ticker:
     """Calls a function once a second, on a thread of its own, until it is stopped.
 
-    A thread, because an event loop is not running yet when a replica is made. Where Ray does not
-    run the metrics would have no reader, and nothing is started.
+    A thread, because an event loop is not running yet when a replica is made. Without Ray there is
+    no reader of the metrics, and no thread is started.
     """
 
     def __init__(self, record: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class Ticker:
             threading.Thread(target=self._run, args=(record,), name="metrics", daemon=True).start()
 
     def stop(self) -> None:
-        """Call it no more. Idempotent."""
+        """Stop calling it. Idempotent."""
         self._stopped.set()
 
     def _run(self, record: Callable[[], None]) -> None:
@@ -69,8 +69,8 @@ class EngineMetrics:
     """Records what an engine and its replica have counted since the last time.
 
     Args:
-        engine: whose ended tasks' times are taken here and nowhere else.
-        outcomes: how many tasks have ended in which way, by now.
+        engine: only this object takes the times of its ended tasks.
+        outcomes: how many tasks have ended in each way so far.
         labels: see `metrics.MODEL_LABELS`.
     """
 
@@ -83,7 +83,7 @@ class EngineMetrics:
         self._recorded: dict[str, int] = {}
 
     def record(self) -> None:
-        """Bring the metrics up to now."""
+        """Update the metrics."""
         stats = self._engine.stats()
         for name, gauge in _GAUGES.items():
             gauge.record(stats[name], self._labels)

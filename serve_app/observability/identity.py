@@ -1,4 +1,4 @@
-"""What a process is called in the graph, and what it works on."""
+"""The names of this process in the graph, and the request that it works on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray Serve logs as a failure of a replica and is none: tasks that are refused."""
+"""Keeps refused tasks out of the log: Ray Serve would log them as failures of a replica."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from schema.errors import Overloaded, TaskArgsInvalid
 
 REFUSALS = (TaskArgsInvalid, Overloaded)
-"""How a task ends for what it asks, or for want of room. Nothing has gone wrong then."""
+"""Errors of a task that is not valid, or for which there is no room. They are not failures."""
 
 
 class _NoRefusals(logging.Filter):
@@ -18,7 +18,7 @@ class _NoRefusals(logging.Filter):
 def leave_out_refusals() -> None:
     """Log no traceback of a refused task in this process; Ray's line of its call stays.
 
-    Ray Serve writes one for whatever leaves a method of a replica, so that anybody could fill the
-    log with them.
+    Ray Serve writes a traceback for every exception of a replica's method, so that any client
+    could fill the log.
     """
     logging.getLogger("ray.serve").addFilter(_NoRefusals())

@@ -1,10 +1,10 @@
 """The metrics of this server: every name, once. Ray exports them to Prometheus.
 
 Each process records its own; an agent on each machine adds them up and answers Prometheus. On the
-way a name gets the prefix ``ray_``, and a counter the suffix ``_total``. Ray keeps of a histogram
-only how many values fell into which bucket, so its sum is an estimate.
+way a name gets the prefix ``ray_``, and a counter the suffix ``_total``. Of a histogram Ray keeps
+only the number of values in each bucket, so its sum is an estimate.
 
-Labels are few and bounded: no label has a value that a client can make up.
+Labels are few and bounded: a client cannot invent a label's value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOKEN_SECONDS = (
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of this process. It is made when it is first recorded; thread safe after that."""
+    """One metric of this process. Created when first recorded; thread safe after that."""
 
     kind: Literal["gauge", "counter", "histogram"]
     short_name: str
@@ -46,7 +46,7 @@ class Metric:
         return f"ray_{PREFIX}{self.short_name}{'_total' if self.kind == 'counter' else ''}"
 
     def record(self, value: float, labels: Mapping[str, str]) -> None:
-        """Set a gauge, add to a counter, or tell a histogram about a value."""
+        """Set a gauge, add to a counter, or add a value to a histogram."""
         tags = dict(labels)
         match self._made:
             case ray_metrics.Gauge() as gauge:
@@ -90,8 +90,8 @@ WAITING = _gauge("tasks_waiting", "Tasks in the engine's queue")
 RUNNING = _gauge("tasks_running", "Tasks that the engine runs")
 SEQUENCES = _gauge("sequences_running", "Answers (or beams) that the engine generates now")
 KV_PAGES = _gauge("kv_pages", "Pages of the KV cache")
-KV_FREE = _gauge("kv_pages_free", "Pages of the KV cache that nobody owns")
-KV_KEPT = _gauge("kv_pages_kept", "Pages of the KV cache that hold beginnings of ended tasks")
+KV_FREE = _gauge("kv_pages_free", "Pages of the KV cache that are free")
+KV_KEPT = _gauge("kv_pages_kept", "Pages of the KV cache that hold prefixes of ended tasks")
 LOAD_SECONDS = _gauge("model_load_seconds", "How long the model took to load, downloads included")
 TASKS = _counter(
     "tasks",
@@ -120,7 +120,7 @@ POOL_USED = _gauge("pool_memory_used_bytes", "Memory that they take or have rese
 
 REQUESTS = _counter(
     "requests",
-    "Requests that named a model or were refused, by the code of their error; ok, if none",
+    "Requests that named a model or were refused, by the code of their error; ok if there is none",
     (*REQUEST_LABELS, "code"),
 )
 REPLAYS = _counter("replays", "Tasks run again because their replica was lost", REQUEST_LABELS)

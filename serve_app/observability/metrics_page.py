@@ -1,7 +1,7 @@
 """``GET /metrics``: this server's metrics from all machines, for Prometheus or `curl`.
 
-Ray's agents have them, one on each machine, at ports that Ray chooses; among two thousand lines of
-Ray's own. Here they are at the server's own address, and behind its keys.
+Ray's agents, one on each machine, have them at ports that Ray chooses, among two thousand lines of
+Ray's own metrics. Here they are at the server's own address, protected by its keys.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _PREFIX = f"ray_{PREFIX}"
 async def metrics_page() -> str:
     """The metrics of `serve_app.observability.metrics`, in Prometheus' text format.
 
-    A machine that does not answer is left out, and the log says so. Where Ray does not run there
-    are none.
+    A machine that does not answer is left out, and the log says so. Without Ray there are no
+    metrics.
 
     Raises:
-        Overloaded: none answers.
+        Overloaded: no machine answers.
     """
     addresses = await asyncio.to_thread(_agents) if ray.is_initialized() else []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -41,13 +41,13 @@ async def metrics_page() -> str:
         pages = await asyncio.gather(*(_page(session, address) for address in addresses))
     answered = [page for page in pages if page is not None]
     if addresses and not answered:
-        raise Overloaded("no agent of Ray tells its metrics", retry_after_s=TIMEOUT_S)
+        raise Overloaded("none of Ray's agents returns metrics", retry_after_s=TIMEOUT_S)
     # In a thread: the event loop has streams to relay meanwhile.
     return await asyncio.to_thread(merged, answered)
 
 
 def _agents() -> list[str]:
-    """Where Ray's agents tell the metrics of their machines."""
+    """The addresses at which Ray's agents return the metrics of their machines."""
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()
@@ -60,12 +60,12 @@ async def _page(session: aiohttp.ClientSession, address: str) -> str | None:
         async with session.get(address, raise_for_status=True) as response:
             return await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
-        logger.warning("%s does not tell its metrics: %r", address, error)
+        logger.warning("%s does not return its metrics: %r", address, error)
         return None
 
 
 def merged(pages: list[str]) -> str:
-    """One page of several, with our families only; each family once, as the format wants it.
+    """One page made of several, with only our families; each family once, as the format requires.
 
     It takes about a tenth of a millisecond for each of our lines.
     """
@@ -80,7 +80,7 @@ def merged(pages: list[str]) -> str:
 
 
 def _families(page: str) -> list[Metric]:
-    """The families of a page, and hardly one of Ray's own: they are most of the time."""
+    """Our families of a page. Ray's own are left out first: parsing them takes most of the time."""
     ours = "".join(line for line in page.splitlines(keepends=True) if _PREFIX in line)
     try:
         return list(text_string_to_metric_families(ours))
@@ -90,7 +90,7 @@ def _families(page: str) -> list[Metric]:
 
 
 class _Families(Collector):
-    """What `generate_latest` makes a page of."""
+    """The form in which `generate_latest` takes families."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families

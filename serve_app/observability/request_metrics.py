@@ -17,19 +17,19 @@ OK = "ok"
 class RequestMetrics:
     """The counts of one ingress replica. Belongs to its event loop.
 
-    A deployment is one of the configured ones, or empty: for requests that were refused before it
-    was known whose they are.
+    A deployment is one of the configured ones, or empty for requests that were refused before their
+    deployment was known.
     """
 
     def __init__(self) -> None:
-        self._exports = ray.is_initialized()  # without Ray they would have no reader
+        self._exports = ray.is_initialized()  # without Ray they could not be read
         self._requests: Counter[tuple[str, str]] = Counter()
         self._replays: Counter[str] = Counter()
 
     def ended(self, entry: Entry) -> None:
         """Count a request that has come to its end.
 
-        One that ended well and never named a model (``GET /v1/models``) is not counted.
+        A request that ended well and named no model (``GET /v1/models``) is not counted.
         """
         code = entry.error
         if code is None and not entry.deployment:

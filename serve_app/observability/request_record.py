@@ -1,4 +1,4 @@
-"""What the ingress will log and count of a request, filled in where it becomes known."""
+"""What the ingress will log and count of a request; filled in where a value becomes known."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from schema.response import Usage
 
 @dataclass(slots=True)
 class Entry:
-    """What is known of a request by now. Never its content, never a key.
+    """What is known of a request so far. Never its content, never a key.
 
     Attributes:
         status: of the answer, once its headers have been sent.
         error: the code of the error that it ended with, if it did.
         key: the name of the client's key.
-        model: as the task names it, whatever that is.
-        deployment: that runs the task; empty until it is known.
-        num_answers: that the task asks for.
-        first_token_s: seconds from the request to the first news of a stream; `None` until then.
-        first_tokens: that came with it.
-        last_token_s: seconds from the request to the last news.
+        model: as the task names it; not checked.
+        deployment: runs the task; empty until it is known.
+        num_answers: the number of answers that the task asks for.
+        first_token_s: seconds from the request to the first chunk of a stream; `None` until then.
+        first_tokens: the number of tokens in that chunk.
+        last_token_s: seconds from the request to the last chunk.
     """
 
     request_id: str
@@ -40,11 +40,11 @@ class Entry:
 
     @property
     def seconds(self) -> float:
-        """Since the request came."""
+        """Seconds since the request came."""
         return time.monotonic() - self.begun
 
     def streamed(self, usage: Usage) -> None:
-        """News of a stream are on their way to the client; ``usage`` is what they add up to."""
+        """Note a chunk that goes to the client; ``usage`` is of the stream up to its end."""
         self.usage = usage
         self.last_token_s = self.seconds
         if self.first_token_s is None:

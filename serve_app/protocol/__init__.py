@@ -1,1 +1,1 @@
-"""What the parts of the graph say to each other, failures included."""
+"""The messages between the parts of the graph, failures included."""

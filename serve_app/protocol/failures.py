@@ -47,7 +47,7 @@ BROKEN = (
 task fails with comes as an ordinary answer."""
 
 RETRY_AFTER_S = 1.0
-"""When a client should try again if the refusal does not say."""
+"""When a client should try again if the error does not say it."""
 
 
 class NotReady(Overloaded):
@@ -57,7 +57,7 @@ class NotReady(Overloaded):
 
 
 def as_task_error(error: Exception) -> TaskError:
-    """What a client is told about ``error``; a fault of ours is logged with its traceback.
+    """The error for the client; a fault of ours is logged with its traceback.
 
     Ray wraps an exception of a remote call in a class of its own, one layer for each hop.
     """

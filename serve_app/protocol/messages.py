@@ -1,4 +1,4 @@
-"""What a replica says to the ingress about a task: that it has begun, that it lives, and chunks.
+"""What a replica sends to the ingress about a task: that it has begun, is alive, and chunks.
 
 A replica's `stream` yields these and nothing else: first `Started`, then any number of `Alive` and
 `Chunk`. It ends after the task's last chunk, or raises a `TaskError`. They are small, because one
@@ -34,7 +34,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The replica's process still runs; there is no news of the task."""
+    """The replica's process still runs; there is no new text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Alive, ()
@@ -68,8 +68,8 @@ class TaskReplica(Protocol):
             task: without its images.
             images: its prepared images (`engine.vision.preprocessor.ImageInputs`), or None.
             caller: `actor_name` of the ingress that asks; when it dies, the task is cancelled.
-            streamed: whether the answer is read while it grows. If not, it comes as one chunk
-                at the end.
+            streamed: whether the client reads the answer while it grows. If not, it comes as one
+                chunk at the end.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.

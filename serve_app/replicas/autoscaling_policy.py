@@ -1,7 +1,7 @@
-"""How many replicas a model wants: by its tasks, and by how much of their KV caches is reserved.
+"""How many replicas a model needs: by its tasks, and by how much of their KV caches is reserved.
 
-Tasks alone do not tell: a few long ones fill a replica's cache, and the next one waits beside a
-number of tasks that looks small.
+The number of tasks alone is not enough: a few long tasks fill a replica's cache, and the next one
+waits although the number of tasks looks small.
 """
 
 # Ray pickles this module by value into its controller: it imports nothing of this project.
@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 KV_RESERVED = "kv_reserved"
-"""What a replica reports: the share of its KV cache that is promised to running tasks, 0 to 1."""
+"""What a replica reports: the share of its KV cache that is reserved for running tasks, 0 to 1."""
 
 FULL = 0.8
 """The share that one replica should have reserved at most."""
@@ -22,8 +22,8 @@ FULL = 0.8
 def wanted_replicas(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     """Ray's autoscaling policy; it rounds up, bounds and delays what this returns.
 
-    Both laws are proportional: twice the load wants twice the replicas, none wants none. What the
-    replicas said is averaged over the last seconds.
+    Both numbers are proportional to the load. What the replicas report is averaged over the last
+    seconds.
     """
     if context.current_num_replicas == 0:
         return context.target_num_replicas, {}  # Ray itself starts the first one

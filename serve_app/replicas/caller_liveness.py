@@ -1,4 +1,4 @@
-"""Ingresses that have died: Ray does not end the tasks that they have sent, so this does."""
+"""Notices ingresses that have died: Ray does not end the tasks that they have sent."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ logger = logging.getLogger("ray.serve")
 LOOK_EVERY_S = 2.0
 
 _MISSES = 2
-"""An ingress that Ray does not find so often in a row is dead; a failed lookup looks the same."""
+"""A caller that was not found so often in a row is dead; a failed lookup of Ray looks the same."""
 
 
 @dataclass
 class _Caller:
-    """What is known of one: when to look again, and how often in a row it was not found."""
+    """The state of one caller: when to look again, and how often in a row it was not found."""
 
     look_at: float
     misses: int = 0
 
 
 class CallerMonitor:
-    """Whether the actors live whose tasks a replica works on; by their names among Serve's."""
+    """The actors whose tasks a replica works on, by their names in Serve."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Caller] = {}
         self._looks: set[asyncio.Task[None]] = set()  # or they might be collected as garbage
-        # A thread of its own: when Ray's control store hangs, nothing else must wait with it.
-        self._thread = ThreadPoolExecutor(1, "caller-monitor")
+        # A thread of its own, so that nothing else waits if Ray's control store hangs.
+        self._thread = ThreadPoolExecutor(1, "callers")
 
     def check(self, name: str) -> None:
-        """Raise if the caller has died: at most some seconds ago. It costs almost nothing.
+        """Raise if the caller has died; noticed after some seconds. Costs almost nothing.
 
         Args:
             name: `serve_app.observability.identity.actor_name` of the caller; "" is never dead.
@@ -66,8 +66,8 @@ class CallerMonitor:
         try:
             found = await loop.run_in_executor(self._thread, _is_there, name)
             caller.misses = 0 if found else caller.misses + 1
-        except Exception:  # then it is not known
-            logger.warning("whether %s lives could not be found out", name, exc_info=True)
+        except Exception:  # then it stays unknown
+            logger.warning("it is not known whether %s is alive", name, exc_info=True)
         finally:
             caller.look_at = time.monotonic() + LOOK_EVERY_S
 
@@ -75,6 +75,6 @@ class CallerMonitor:
 def _is_there(name: str) -> bool:
     try:
         ray.get_actor(name, namespace="serve")
-    except ValueError:  # Ray knows of no such actor any more
+    except ValueError:  # Ray has no such actor any more
         return False
     return True

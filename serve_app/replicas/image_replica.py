@@ -21,20 +21,20 @@ from serve_app.replicas.lazy_imports import load_libraries
 if TYPE_CHECKING:
     from engine.vision.preprocessor import ImageInputs, ImagePreprocessor
 
-# Seconds after its start in which a preprocessor leaves the CPU to the replicas that load models on
-# the same machine; then it imports what it needs, unless an image has come first.
+# For so many seconds after its start a preprocessor leaves the CPU to the replicas that load models
+# on the same machine. Then it imports its libraries, unless an image has come first.
 _LIBRARIES_AFTER_S = 10.0
 MAX_PROCESSORS = 32
-"""Processors of models that are loaded on demand; then the least recently used is dropped."""
+"""Processors kept of models that are loaded on demand; the least recently used is dropped first."""
 
 
 class PreprocessorReplica:
     """One process that prepares the images of all models.
 
-    It imports its libraries some seconds after its start, and loads each model's image processor
-    with the first image for it and keeps it: a processor is a few kilobytes of settings, never
+    It imports its libraries some seconds after its start. It loads each model's image processor
+    with the first image for it and keeps it: a processor is a few kilobytes of settings, without
     weights. Decoding runs in one worker thread, so that the event loop stays free for health
-    checks; more throughput is more replicas (``preprocessor_replicas``), not more threads.
+    checks; throughput grows with replicas (``preprocessor_replicas``), not with threads.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PreprocessorReplica:
         return await loop.run_in_executor(self._worker, self._prepare, deployment, task, files)
 
     def _load_libraries(self) -> None:
-        # On the worker thread, so that the event loop stays free and nothing is imported twice.
+        # On the worker thread, so that the event loop stays free and imports run once.
         load_libraries()
         self._has_libraries = True
 
@@ -102,5 +102,5 @@ class PreprocessorReplica:
 def _processor(model: ModelArgs) -> ImagePreprocessor:
     from engine.vision.preprocessor import ImagePreprocessor  # noqa: PLC0415
 
-    # The weights' device is none of this process's business.
+    # The device of the weights does not matter here.
     return ImagePreprocessor(model.engine_config(device="cpu"))

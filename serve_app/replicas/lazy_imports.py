@@ -1,8 +1,8 @@
-"""The engine and its libraries, imported by those processes that compute, and when they need them.
+"""Imports the engine and its libraries, only in processes that compute, and when they need them.
 
 torch and transformers take seconds to import. The process that builds the graph and the ingress
 only name the classes of the other deployments and need neither, so no module of this package
-imports the engine's at its beginning.
+imports a module of the engine at its top.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def load_libraries(config: EngineConfig | None = None) -> None:
     """Import the engine with torch and transformers; the first time takes seconds.
 
-    Without garbage collection, which would look through everything that has been imported so far
-    again and again and find nothing: a quarter of the time.
+    Garbage collection is off meanwhile: it would look repeatedly through all that has been imported
+    and find nothing, which takes a quarter of the time.
 
     Args:
         config: of the model that will be loaded next. The kernel reads its weights meanwhile.
@@ -30,7 +30,7 @@ def load_libraries(config: EngineConfig | None = None) -> None:
         if config is not None:
             from engine.loading.read_ahead import read_ahead  # noqa: PLC0415
 
-            with suppress(OSError, ValueError):  # loading says what is wrong with the files
+            with suppress(OSError, ValueError):  # loading reports what is wrong with the files
                 read_ahead(config)
         import engine.engine  # noqa: F401, PLC0415
     finally:

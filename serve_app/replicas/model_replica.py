@@ -55,9 +55,9 @@ class ModelReplica:
     larger (``max_ongoing_requests``).
 
     A model that is always on and cannot be loaded fails its deployment, for the operator to see.
-    One that is started by a task has a client waiting, which would wait for as long as Ray tries
-    again: it starts without an engine, answers every task with the reason, and stops when no more
-    tasks come.
+    One that is started by a task has a client waiting, who would wait for as long as Ray tries
+    again: it starts without an engine, answers every task with the reason, and ends when it has
+    been idle.
     """
 
     def __init__(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> None:

@@ -96,7 +96,7 @@ class PoolReplica:
                         ray.cancel(messages)
 
     async def status(self) -> dict[str, Any]:
-        """The memory, and what each engine says of itself, for ``GET /v1/models``."""
+        """The memory, and the status of each engine, for ``GET /v1/models``."""
         loaded = self._models.loaded()
         statuses = await asyncio.gather(
             *(process.actor.status.remote() for process in loaded.values()), return_exceptions=True
@@ -186,7 +186,7 @@ async def _end(process: EngineProcess) -> None:
     """End a process, and wait until its memory is free."""
     ray.kill(process.actor)
     deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT_S
-    # There is no signal for the end of a process that this one has not started itself.
+    # There is no event for the end of a process that is not a child of this one.
     while _is_alive(process.pid) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(EXIT_POLL_S)
 

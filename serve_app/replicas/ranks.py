@@ -33,16 +33,16 @@ class PlacedRanks:
     """Starts each rank in its bundle of this replica's placement group."""
 
     def __init__(self, device: Literal["cpu", "cuda"]) -> None:
-        """Called by a replica, in whose placement group they are started."""
+        """Called in a replica: the ranks are started in its placement group."""
         self._device = device
         self._group = get_current_placement_group()
 
     def start(self, address: str, rank: int) -> WorkerProcess:
-        """Start an actor, which waits for its device as the replica has."""
+        """Start an actor, which waits for its device as the replica did."""
         assert self._group is not None  # serve_app.app makes it
         bundle = self._group.bundle_specs[rank]
-        # Ray gives the process one GPU, its first; what else Ray derives from resources is
-        # passed on, because a rank must compute as rank 0 does.
+        # Ray gives the process one GPU, its first. The number of threads, which Ray derives from
+        # resources, is passed on, because a rank must compute as rank 0 does.
         variables = {"LOCAL_RANK": "0"}
         if self._device == "cpu":
             variables["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,7 +1,7 @@
-"""Which models are loaded: a memory budget, one load for each, least recently used out first.
+"""Which models are loaded: a memory budget, one load for each model, least recently used out first.
 
-This is bookkeeping and knows neither Ray nor engines: how large a model is, and how it is loaded
-and unloaded, are functions that it is given.
+This is bookkeeping without Ray and engines: the size of a model, loading and unloading are
+functions that it is given.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Loaded(Generic[M]):
 
 @dataclass(frozen=True)
 class Calls(Generic[K, M]):
-    """What is done with models; all of it on the event loop."""
+    """The functions for models; all are called on the event loop."""
 
     size: Callable[[K], Awaitable[int]]
     """Bytes that the model will take. Raises if there is no such model."""
@@ -58,12 +58,12 @@ class _Slot(Generic[M]):
 class Residency(Generic[K, M]):
     """The loaded models of one process. Not thread safe: it belongs to one event loop.
 
-    * A key is loaded once, however many tasks wait for it; all of them get the error if it fails,
-      and the next task tries again.
+    * A key is loaded once, however many tasks wait for it. If that fails, all of them get the
+      error, and the next task tries again.
     * Loads run one after another, in the order in which they were asked for, so that small models
-      do not overtake a large one for ever.
-    * A model that is in use is not unloaded. A load that finds no room waits until one is idle, and
-      not longer than ``max_wait_s``.
+      do not keep a large one waiting for ever.
+    * A model in use is not unloaded. A load without room waits until a model becomes idle, and not
+      longer than ``max_wait_s``.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Residency(Generic[K, M]):
         Raises:
             OutOfMemory: it is larger than the whole budget.
             Overloaded: it was not loaded in time, or too many tasks wait.
-            TaskError: whatever else loading raises.
+            TaskError: any other error of loading.
         """
         slot = self._slots.pop(key, None) or self._start(key)
         self._slots[key] = slot  # last in the order
@@ -99,12 +99,12 @@ class Residency(Generic[K, M]):
             self._released.set()
 
     def loaded(self) -> dict[K, M]:
-        """What is loaded now, the least recently used first."""
+        """The models that are loaded now, the least recently used first."""
         return {key: slot.loading.result() for key, slot in self._slots.items() if _is_up(slot)}
 
     @property
     def used_bytes(self) -> int:
-        """What is loaded, and what is reserved for the load that runs."""
+        """Memory of the loaded models, and what is reserved for the load that runs."""
         return sum(slot.num_bytes for slot in self._slots.values())
 
     async def discard(self, key: K, model: M) -> None:
@@ -120,12 +120,12 @@ class Residency(Generic[K, M]):
     def _start(self, key: K) -> _Slot[M]:
         # The task needs its slot, which holds the task.
         slot: _Slot[M] = _Slot(asyncio.create_task(self._load(key), name=f"load {key}"))
-        # All tasks that waited may have ended when it fails; asyncio would complain.
+        # All waiting tasks may be gone when it fails; asyncio would complain.
         slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         return slot
 
     async def _wait(self, key: K, slot: _Slot[M]) -> None:
-        """Until it is loaded. A task that stops waiting does not stop the load: others wait too."""
+        """Wait until it is loaded. Cancelling this does not stop the load: others wait too."""
         if self._num_waiting >= self._max_waiting:
             raise Overloaded(
                 f"{self._num_waiting} tasks wait for models to be loaded",
@@ -183,8 +183,8 @@ class Residency(Generic[K, M]):
                     await self._released.wait()
             except TimeoutError:
                 raise Overloaded(
-                    "there is no room for the model: all those that are loaded have been at work "
-                    f"for {self._max_wait_s:g} seconds",
+                    "there is no room for the model: all loaded models have been in use for "
+                    f"{self._max_wait_s:g} seconds",
                     retry_after_s=RETRY_AFTER_S,
                 ) from None
 
@@ -192,7 +192,7 @@ class Residency(Generic[K, M]):
         """Unload the idle model that was used longest ago; False if none is idle."""
         for key, slot in self._slots.items():
             if slot.idle:
-                # Out of sight first: a task that comes now loads it again.
+                # Removed first: a task that comes now loads it again.
                 del self._slots[key]
                 logger.info("unloading %s", key)
                 await self._calls.unload(slot.loading.result())
@@ -213,7 +213,7 @@ class Residency(Generic[K, M]):
             )
 
     async def close(self) -> None:
-        """Unload everything; loads that run are given up."""
+        """Unload everything; loads that run are cancelled."""
         for key, slot in list(self._slots.items()):
             slot.loading.cancel()
             with suppress(asyncio.CancelledError, Exception):

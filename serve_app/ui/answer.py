@@ -1,4 +1,4 @@
-"""What a model has said so far, and whether it said the same again."""
+"""An answer of a model so far, and its comparison with a second answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Answer:
         reasoning: from ``reasoning_content``.
         content: the answer itself.
         finish_reason: None until the answer is complete.
-        prompt_tokens, completion_tokens: None until the end of the stream has told them.
+        prompt_tokens, completion_tokens: None until they come at the end of the stream.
     """
 
     reasoning: str = ""
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def bytes(self) -> bytes:
-        """All of the text, as it is compared."""
+        """The whole text, for the comparison."""
         return (self.reasoning + self.content).encode()
 
 
@@ -60,7 +60,7 @@ def parts(answer: Answer) -> Parts:
 
 
 def comparison(first: Answer, again: Answer) -> str:
-    """What to say of the same request's two answers, in one or two sentences of plain text."""
+    """Compares two answers to the same request, in one or two sentences of plain text."""
     one, two = first.bytes, again.bytes
     same_system = first.fingerprint == again.fingerprint
     if one == two and first.finish_reason == again.finish_reason:

@@ -20,13 +20,13 @@ from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
 
 # Every open tab holds one connection, and another one while it waits for an answer.
 MAX_ONGOING = 4096
-# What is open when the server stops are tabs, which never end by themselves.
+# The connections that are open when the server stops are of tabs, which do not end by themselves.
 SHUTDOWN: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 1.0,
 }
-# Nothing comes from elsewhere, also if a model's answer names an image there. Gradio's page has
-# scripts and styles in it and makes functions out of text.
+# Nothing is loaded from other hosts, even if a model's answer names an image there. Gradio's page
+# contains scripts and styles and makes functions out of text.
 HEADERS = [
     (
         b"content-security-policy",
@@ -72,8 +72,8 @@ def chat_app(args: ChatArgs) -> ASGIApp:
 
 def _gradio_app(args: ChatArgs) -> ASGIApp:
     uploads = TemporaryDirectory(prefix="gpt-task-serve-chat-")
-    # Read while gradio is imported. Without them it reports its use, and all users of a machine
-    # share one directory of uploads, which belongs to who came first.
+    # Gradio reads these when it is imported. Without them it reports its use, and all users of a
+    # machine share one directory of uploads, which belongs to the first of them.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
 
@@ -87,7 +87,7 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
         blocks,
         path="/",
         footer_links=[],
-        # It would keep what was typed, the API key too, in the browser's storage.
+        # It would keep the inputs, the API key too, in the browser's storage.
         run_history=False,
         max_file_size=int(args.max_picture_mb * 10**6),
         ssr_mode=False,
@@ -96,8 +96,8 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
         theme=theme(),
         css=CSS,
     )
-    # Gradio checks that a message's files are uploads only of what was launched, and this was
-    # mounted: without it a message could name any image on the server's disk.
+    # Gradio checks that a message's files are uploads only in launched applications, and this one
+    # was mounted: without this a message could name any image on the server's disk.
     blocks.has_launched = True
     app.state.uploads = uploads  # deleted with it
     return app

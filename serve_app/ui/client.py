@@ -1,4 +1,4 @@
-"""The server, as the web chat sees it: through OpenAI's client, like everybody else."""
+"""The web chat's access to the server: through OpenAI's client, like any other client."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _DTYPES = {"auto": "the model's own dtype"}
 
 
 class ChatError(Exception):
-    """Something that the user is told; its text is the message."""
+    """An error that is shown to the user; its text is the message."""
 
 
 def label_of(variant: ModelVariant) -> str:
-    """What a variant is called in the list of its model's variants."""
+    """The name of a variant in the list of its model's variants."""
     return replace(variant, dtype=_DTYPES.get(variant.dtype, variant.dtype)).label
 
 
 def variants_of(served: Sequence[ModelVariant], model: str) -> list[ModelVariant]:
-    """The variants of a model. One that is not listed may be loaded on demand, in any."""
+    """The variants of a model. A model that is not listed may be loaded on demand, in any."""
     if found := [variant for variant in served if variant.id == model]:
         return found
     dtypes = sorted(get_args(Dtype), key=lambda dtype: dtype != "auto")
@@ -46,13 +46,13 @@ def variants_of(served: Sequence[ModelVariant], model: str) -> list[ModelVariant
 class Server:
     """The server at one address. Used from one event loop.
 
-    A key belongs to a call and is kept nowhere; "" sends none.
+    A key is given with each call and not kept; "" sends no key.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
-        # Errors are shown and not tried again behind the user's back. The address is the
-        # operator's, often this machine's, so no proxy of the environment stands before it.
+        # Errors are shown; the client does not try again by itself. The address is the operator's,
+        # often this machine's, so no proxy of the environment is used.
         self._client = AsyncOpenAI(
             base_url=f"{address}/v1",
             api_key="none",
@@ -61,7 +61,7 @@ class Server:
         )
 
     async def variants(self, key: str) -> list[ModelVariant]:
-        """What is served. Raises `ChatError`."""
+        """The variants that the server has. Raises `ChatError`."""
         try:
             listed = await self._client.models.list(extra_headers=_authorization(key))
         except OpenAIError as error:
@@ -79,11 +79,11 @@ class Server:
         """Stream a chat completion into ``answer``; when cancelled, the connection is closed.
 
         Args:
-            request: the body, without what makes it a stream. Fields that OpenAI does not have are
+            request: the body, without the fields of streaming. Fields that OpenAI does not have are
                 allowed.
 
         Raises:
-            ChatError: with the server's own message. What came before is in ``answer``.
+            ChatError: with the server's own message. Text that came before is in ``answer``.
         """
         body = {"stream": True, "stream_options": {"include_usage": True}, **request}
         try:
@@ -118,7 +118,7 @@ def _authorization(key: str) -> dict[str, Any]:
     if not key:
         return {"Authorization": Omit()}
     if not (key.isascii() and key.isprintable()):
-        raise ChatError("The API key has characters that no key has.")
+        raise ChatError("The API key has characters that are not allowed in a key.")
     return {"Authorization": f"Bearer {key}"}
 
 

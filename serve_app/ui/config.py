@@ -22,8 +22,8 @@ class ChatArgs(Strict):
         server: address of the server that answers, as the chat's own process reaches it; this
             server or another one.
         title: stands above the chat and in the browser's tab.
-        max_pictures: images of one message.
-        max_picture_mb: size of one image's file, in MB (10**6 bytes).
+        max_pictures: the most images of one message.
+        max_picture_mb: the largest file of an image, in MB (10**6 bytes).
         max_sessions: browser tabs whose conversations are kept; the oldest is dropped first.
     """
 

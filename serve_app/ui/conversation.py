@@ -16,7 +16,7 @@ from serve_app.ui.client import ChatError
 
 @dataclass(frozen=True)
 class Settings:
-    """How a turn is asked for. None leaves a setting to the model or to the server.
+    """The settings of a turn. None leaves a setting to the model or to the server.
 
     Attributes:
         seed: None lets the server draw one.
@@ -31,7 +31,7 @@ class Settings:
     seed: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the request; what is None is left out."""
+        """The fields of the request; settings that are None are left out."""
         fields = {
             "model": self.variant.id,
             "dtype": self.variant.dtype,
@@ -47,13 +47,13 @@ class Settings:
 
 @dataclass
 class Turn:
-    """What the user said, and what came of it.
+    """A message of the user, and the answer to it.
 
     Attributes:
         images: files of the user's images.
         stopped: the user ended the answer.
         error: why there is no (whole) answer.
-        notes: what running it again has shown.
+        notes: the results of running it again.
     """
 
     text: str
@@ -66,12 +66,12 @@ class Turn:
 
     @property
     def complete(self) -> bool:
-        """Whether the model has come to the end of its answer."""
+        """Whether the answer is complete."""
         return self.answer.finish_reason is not None and self.error is None
 
     @property
     def answered(self) -> bool:
-        """Whether it is part of the conversation that goes on."""
+        """Whether it becomes a part of the conversation."""
         return self.error is None and (self.complete or self.answer.content != "")
 
 
@@ -82,7 +82,7 @@ def request_for(turns: Sequence[Turn], seed: int | None = None) -> dict[str, Any
         seed: in place of the one in the turn's settings.
 
     Raises:
-        ChatError: an image is none, or its file is gone.
+        ChatError: a file is not an image, or it is gone.
     """
     *past, last = turns
     messages: list[dict[str, Any]] = []
@@ -110,7 +110,7 @@ def _content(turn: Turn) -> str | list[dict[str, Any]]:
 def _data_url(file: Path) -> str:
     kind = mimetypes.guess_type(file.name)[0] or ""
     if not kind.startswith("image/"):
-        raise ChatError(f"{file.name} is no image.")
+        raise ChatError(f"{file.name} is not an image.")
     try:
         content = file.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Turns as the messages that gradio's chatbot shows."""
+"""Makes the messages that gradio's chatbot shows from turns."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ def _said(content: str) -> dict[str, Any]:
 
 
 def _text(markdown: str) -> dict[str, Any]:
-    # As a plain string it would lose its indentation.
+    # A plain string would lose its indentation.
     return {"type": "text", "text": markdown}
 
 
 def _small(text: str) -> str:
-    # No character of it may begin anything in Markdown.
+    # No character of it may have a meaning in Markdown.
     plain = _MARKUP.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
     return f"<small>{plain}</small>"
 
 
 def escaped(text: str) -> str:
-    """Markdown in which tags are text, so that ``<b>`` is seen and nothing is injected.
+    """Markdown in which tags are text, so that ``<b>`` is shown and nothing is injected.
 
-    The chatbot would drop unsafe tags by itself; but then the text shown is not the text sent.
+    The chatbot would drop unsafe tags by itself, but then the text shown is not the text sent.
     """
     outside_and_code = _CODE.split(text)
     outside_and_code[::2] = [

@@ -1,4 +1,4 @@
-"""What the controls of the page do. Conversations are arguments and results: gradio keeps them."""
+"""The handlers of the page's controls. Gradio keeps the conversations and passes them in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_MESSAGE: dict[str, Any] = {"text": "", "files": []}
 
 
 class View(NamedTuple):
-    """What `Handlers.send`, `again` and `clear` change on the page, in the order of its outputs."""
+    """Changes of the page by `Handlers.send`, `again` and `clear`, in the order of its outputs."""
 
     turns: Any = UNCHANGED
     chatbot: Any = UNCHANGED
@@ -33,7 +33,7 @@ class View(NamedTuple):
 
 
 class Models(NamedTuple):
-    """What `Handlers.list_models` changes on the page."""
+    """Changes of the page by `Handlers.list_models`."""
 
     variants: Any = UNCHANGED
     model: Any = UNCHANGED
@@ -110,7 +110,7 @@ class Handlers:
         key: str,
         request: gr.Request,
     ) -> AsyncGenerator[View, None]:
-        """Send a message and stream its answer. A message that fails is given back."""
+        """Send a message and stream its answer. A message that fails goes back into the input."""
         session = str(request.session_hash)
         try:
             self._check(session, message, model)
@@ -156,7 +156,7 @@ class Handlers:
             async for _ in run.progress():
                 pass
             if run.stopped:
-                turn.notes[-1] = "Running again was stopped: nothing is compared."
+                turn.notes[-1] = "Running again was stopped: nothing was compared."
             elif run.error is not None:
                 turn.notes[-1] = f"Running again failed: {run.error}"
             else:
@@ -164,7 +164,7 @@ class Handlers:
         yield _idle(turns)
 
     def stop(self, request: gr.Request) -> None:
-        """Stop what runs in this session; the handler that runs it shows so."""
+        """Stop the run of this session; the handler that runs it shows that it was stopped."""
         self._runs.stop(str(request.session_hash))
 
     def clear(self) -> View:
@@ -178,7 +178,7 @@ class Handlers:
         await self._server.fill(answer, request, key.strip())
 
     def _check(self, session: str, message: dict[str, Any], model: str | None) -> None:
-        """Raises `ChatError` for what cannot be sent now, or at all."""
+        """Raises `ChatError` for a message that cannot be sent now, or not at all."""
         if self._runs.busy(session):
             raise ChatError("Wait for the end of the answer, or stop it first.")
         if not model:
@@ -186,11 +186,11 @@ class Handlers:
         if not (message["text"].strip() or message["files"]):
             raise ChatError("Write something, or attach an image.")
         if len(message["files"]) > self._args.max_pictures:
-            raise ChatError(f"A message can have {self._args.max_pictures} pictures at most.")
+            raise ChatError(f"A message can have {self._args.max_pictures} images at most.")
 
 
 def _chosen(served: Sequence[ModelVariant], model: str, label: str | None) -> ModelVariant:
-    """The variant with this label. Raises `ChatError`: the model has none such."""
+    """The variant with this label. Raises `ChatError` if the model has no such variant."""
     variants = {label_of(variant): variant for variant in variants_of(served, model)}
     if label not in variants:
         raise ChatError(f"{model} has no variant {label!r}; choose one of {', '.join(variants)}.")
@@ -198,7 +198,7 @@ def _chosen(served: Sequence[ModelVariant], model: str, label: str | None) -> Mo
 
 
 def _whole(text: str, name: str) -> int | None:
-    """A whole number that was typed; None where nothing was. The server knows its limits."""
+    """A whole number in a field; None if it is empty. The server checks its limits."""
     try:
         return int(text) if text.strip() else None
     except ValueError:

@@ -9,15 +9,15 @@ import gradio as gr
 from serve_app.ui.config import ChatArgs
 from serve_app.ui.handlers import Handlers
 
-# Uploaded images are looked at once an hour, and deleted when they are a day old.
+# Uploaded images are checked once an hour, and deleted when they are a day old.
 DELETE_UPLOADS = (3600, 86_400)
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 #title h1 {margin: 0}
 #chatbot small {opacity: .75}
-/* It empties the display and not the conversation; "New chat" does both. */
+/* It clears the display and not the conversation; "New chat" does both. */
 #chatbot button[aria-label="Clear"] {display: none}
-/* To somebody else's site. */
+/* It would send the conversation to another site. */
 #chatbot button[aria-label="Share"] {display: none}
 @media (max-width: 640px) {
   main {padding: 12px !important}
@@ -29,7 +29,7 @@ CSS = """
 
 
 def theme() -> gr.themes.Base:
-    """Only fonts that a system has: nothing is loaded from elsewhere."""
+    """A theme with system fonts only, so that no font is loaded from elsewhere."""
     return gr.themes.Default(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
@@ -48,7 +48,7 @@ def _whole_number(label: str, placeholder: str, info: str | None = None) -> gr.T
 
 
 class Page:
-    """Builds the page once; every browser's tab then has values of its own."""
+    """Builds the page once; every browser's tab has values of its own."""
 
     def __init__(self, args: ChatArgs) -> None:
         self._args = args
@@ -58,10 +58,10 @@ class Page:
         ) as self.blocks:
             self._build()
         self.blocks.state_session_capacity = args.max_sessions
-        # The server decides what is too much; here everybody may ask at the same time.
+        # The server limits the load; here any number of users may send at the same time.
         self.blocks.queue(api_open=False, default_concurrency_limit=None)
-        # Else it looks for a message a thousand times a second, which takes 3 % of a core. This is
-        # what gradio itself takes on Windows.
+        # By default it looks for a message a thousand times a second, which takes 3 % of a core.
+        # This is gradio's own value for Windows.
         self.blocks._queue.sleep_when_free = 0.05
 
     def _build(self) -> None:
@@ -79,8 +79,8 @@ class Page:
     def _conversation(self) -> None:
         with gr.Row():
             self._model = gr.Dropdown(label="Model", allow_custom_value=True, min_width=140)
-            # Custom values too, because gradio refuses one that the browser has not heard of yet
-            # as changed; the handler checks it.
+            # Custom values too, because gradio refuses a value while the browser does not know yet
+            # that the choices have changed; the handler checks it.
             self._variant = gr.Dropdown(label="Variant", allow_custom_value=True, min_width=140)
         self._chatbot = gr.Chatbot(
             label="Conversation",
@@ -158,7 +158,7 @@ class Page:
             self._seed,
             self._key,
         ]
-        # "multiple": what is sent while an answer grows reaches the handler, which says so.
+        # "multiple": a message that is sent during an answer reaches the handler, which refuses it.
         self._message.submit(handlers.send, asked, view, trigger_mode="multiple", **quietly)
         self._again.click(handlers.again, [self._turns, self._key], view, **quietly)
         self._stop.click(handlers.stop, None, None, queue=False, **quietly)

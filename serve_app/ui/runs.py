@@ -1,4 +1,4 @@
-"""Requests that run: each in a task of its own, so that it can be stopped at any moment."""
+"""Requests that run, each in its own asyncio task, so that it can be stopped at any moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_app.ui.client import ChatError
 
 logger = logging.getLogger("ray.serve")
 
-# How often what has come is shown: a browser gains nothing from more.
+# How often new text is shown; a shorter time makes no difference in a browser.
 REFRESH_S = 0.05
 
 
@@ -23,23 +23,23 @@ class Run:
         self._task = asyncio.create_task(request)
 
     def stop(self) -> None:
-        """End it; its connection to the server is closed, which frees its place there."""
+        """End it and close its connection to the server, which frees its place there."""
         self._task.cancel()
 
     async def progress(self) -> AsyncGenerator[None, None]:
-        """Comes by every now and then until the request has ended."""
+        """Yields about every `REFRESH_S` seconds until the request has ended."""
         while not self._task.done():
             await asyncio.wait({self._task}, timeout=REFRESH_S)
             yield
 
     @property
     def stopped(self) -> bool:
-        """Whether it has ended because somebody stopped it."""
+        """Whether it has ended because it was stopped."""
         return self._task.cancelled()
 
     @property
     def error(self) -> str | None:
-        """What the user is told, if it has failed."""
+        """The message for the user if it has failed."""
         failure = None if self.stopped else self._task.exception()
         if failure is None:
             return None
@@ -49,20 +49,20 @@ class Run:
         return "The web chat has a fault; the server's log has the details."
 
     async def end(self) -> None:
-        """Stop it and wait until it has let go of its connection."""
+        """Stop it and wait until its connection is closed."""
         self.stop()
         await asyncio.wait({self._task})
 
 
 class Runs:
-    """The runs of all sessions; a session that begins one has ended the one before."""
+    """The runs of all sessions, one for each; a new run ends the one before."""
 
     def __init__(self) -> None:
         self._of: dict[str, Run] = {}
 
     @asynccontextmanager
     async def running(self, session: str, request: Coroutine[Any, Any, None]) -> AsyncIterator[Run]:
-        """Runs the request; it has ended when this is left, however that happens."""
+        """Runs the request; it has always ended when the body is left."""
         self.stop(session)
         run = self._of[session] = Run(request)
         try:
@@ -73,7 +73,7 @@ class Runs:
             await run.end()
 
     def busy(self, session: str) -> bool:
-        """Whether a run of the session goes on."""
+        """Whether the session has a run that has not ended."""
         return session in self._of
 
     def stop(self, session: str) -> None:

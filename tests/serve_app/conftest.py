@@ -120,9 +120,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> It
         "allow_http": True,
         "allow_networks": ["127.0.0.0/8", "::1/128"],
         "file_roots": [str(IMAGES)],
-        "timeout_s": 300.0,  # the tests leave before
+        "timeout_s": 300.0,  # the tests disconnect before
     }
-    # Else Ray's agent hears of metrics every 10 seconds, and a test waits.
+    # Otherwise Ray's agent gets metrics every 10 seconds, and a test waits.
     often = {"RAY_metrics_report_interval_ms": "1000"}
     with running_server(config, tmp_path_factory.mktemp("server"), often) as (address, _):
         yield address

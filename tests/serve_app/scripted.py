@@ -121,7 +121,7 @@ class ScriptedReplica(StandIn):
 
 
 class NoImages:
-    """Stands where the preprocessor stands; these tasks have no images."""
+    """Stands for the preprocessor; these tasks have no images."""
 
 
 def _local(deployment: type, name: str) -> DeploymentHandle[Any]:

@@ -1,4 +1,4 @@
-"""Tasks for the running server, and what can be read from its answers."""
+"""Tasks for the running server, and helpers that read its answers."""
 
 import base64
 import io
@@ -85,7 +85,7 @@ def joined(found: list[Any]) -> Any:
 
 
 def error(response: httpx.Response, status: int) -> Any:
-    """What a refusal says."""
+    """The error of a refused request."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()

@@ -14,7 +14,7 @@ from serve_app.http.description.openapi import openapi
 from serve_app.http.sse import encode
 
 _STATIC = "docs/static"
-# The page loads nothing from elsewhere, whatever it is made to show.
+# The page loads nothing from other hosts.
 _POLICY = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline'; frame-ancestors 'none'"

@@ -10,16 +10,16 @@ from serve_app.http.description.response_schemas import ANSWERS
 from serve_app.http.routes import ROUTES, Access, Parameter, Route
 
 VERSION = "1"
-"""Of the interface: the 1 in ``/v1``."""
+"""The version of the interface: the 1 in ``/v1``."""
 _REFERENCE = "#/$defs/"
 _COMPONENT = "#/components/schemas/"
 
-# Status: what it means here. Each has the one shape of errors.
+# Status: what it means here. All have the same shape of errors.
 _ERRORS = {
     400: "The request breaks the contract; `param` is the path of the field",
-    401: "A key is needed, or this is none of the server's keys",
+    401: "A key is needed, or this key is not one of the server's",
     403: "The model's licence has not been accepted by this server's account",
-    404: "No such model, or its files are not here",
+    404: "There is no such model, or its files are not here",
     408: "The body did not arrive in time; the connection is closed",
     413: "The body is larger than the server reads",
     429: "The key has too many requests open, or sends them too fast",
@@ -42,7 +42,7 @@ def openapi(with_keys: bool) -> dict[str, Any]:
             "version": VERSION,
             "description": "LLM and VLM generation tasks: the answer is a function of the task "
             "alone. Errors have one shape on every route, and are the last event of a stream that "
-            "fails after its beginning. Every answer has the header `x-request-id`.",
+            "fails after it has begun. Every answer has the header `x-request-id`.",
         },
         "paths": _paths(with_keys),
         "components": {"schemas": _components(), "headers": _HEADERS},
@@ -59,7 +59,7 @@ _HEADERS: dict[str, Any] = {
         "schema": {"type": "string"},
     },
     "x-seed": {
-        "description": "The seed that was used: with it the answer comes again",
+        "description": "The seed that was used: a request with it gets the same answer",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
     "retry-after": {
@@ -102,7 +102,7 @@ def _operation(route: Route) -> dict[str, Any]:
     else:
         schema = {"type": "string" if route.media_type.startswith("text/") else "object"}
     content: dict[str, Any] = {route.media_type: {"schema": schema}}
-    description = "It is here"
+    description = "The answer"
     if route.events is not None:
         content["text/event-stream"] = {"schema": _event(route.events)}
         description = "The answer, whole or as a stream"

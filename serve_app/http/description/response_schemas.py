@@ -1,6 +1,6 @@
 """Schemas of answers that are published nowhere else: lists, and answers in OpenAI's form.
 
-They say what is always there. OpenAI's objects are open: further fields may come.
+They list the fields that are always there. OpenAI's objects are open: there may be further fields.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What every request passes: log, CORS, keys and limits."""
+"""The middlewares that every request passes: log, CORS, keys and limits."""

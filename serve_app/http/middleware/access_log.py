@@ -1,4 +1,4 @@
-"""The outermost middleware: a request's id, and what the ingress logs and counts of it."""
+"""The outermost middleware: gives a request its id, and logs and counts the request."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MAX_PATH = 200
 """Characters of a path in the log."""
 
 GONE = (TaskCancelledError, RequestCancelledError, *LOST)
-"""What Ray's call to its proxy raises when the proxy has died or its client has disconnected."""
+"""What Ray's call to its proxy raises when the proxy or the client has disconnected."""
 
 
 class RequestLog:
     """ASGI middleware.
 
     Ray's proxy gives an id to a request that has none, writes it into its own log lines and those
-    of all deployments, and sends it back. It does so with whatever a client sends; what is no
-    plain id is therefore refused here. Where no proxy stands in front, the id is made here.
+    of all deployments, and sends it back. It does the same with any id that a client sends, so ids
+    with unusual characters are refused here. Without a proxy the id is made here.
     """
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
@@ -70,7 +70,7 @@ class RequestLog:
             if len(given) > 1 or not _REQUEST_ID.fullmatch(request_id):
                 await error_response(_bad_id())(scope, receive, observed)
             else:
-                await self._app(scope, _told(receive), observed)
+                await self._app(scope, _with_disconnects(receive), observed)
         except Exception:
             made.error = TaskExecutionError.code
             made.status = made.status or TaskExecutionError.http_status
@@ -79,13 +79,14 @@ class RequestLog:
             current.reset(token)
             # No status: nothing was sent, because the client has disconnected.
             made.status = made.status or Cancelled.http_status
-            if not complete:  # the client has disconnected in the middle of the answer
+            if not complete:  # disconnected during the answer
                 made.error = made.error or Cancelled.code
             self._ended(scope, made)
 
     def _ended(self, scope: Scope, made: Entry) -> None:
         if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
-            # A probe is not counted. It comes every second or so: what it is for is no news.
+            # A health check is not counted; it comes about every second. It is logged if it fails
+            # for another reason than a model that is not ready.
             if made.error not in (None, NotReady.code):
                 _log(scope, made, made.seconds)
             return
@@ -94,31 +95,28 @@ class RequestLog:
             _log(scope, made, made.seconds)
 
 
-def _told(receive: Receive) -> Receive:
-    """``receive``, which says that the client has disconnected as ASGI says it.
+def _with_disconnects(receive: Receive) -> Receive:
+    """``receive``, which reports a disconnect in ASGI's way; behind Ray's proxy it may raise."""
 
-    With Ray's own proxy in front it may raise instead.
-    """
-
-    async def told() -> Message:
+    async def received() -> Message:
         try:
             return await receive()
         except GONE:
             return {"type": "http.disconnect"}
 
-    return told
+    return received
 
 
 def _bad_id() -> TaskArgsInvalid:
     return TaskArgsInvalid(
         f"{REQUEST_ID_HEADER} must be one id of 1 to 128 letters, digits and any of ._:@+/=~-; "
-        "leave it out, and the request gets one",
+        "without it the request gets one",
         param=REQUEST_ID_HEADER,
     )
 
 
 def _log(scope: Scope, made: Entry, seconds: float) -> None:
-    # As JSON a string has no line breaks and no control characters: it cannot forge a line.
+    # As JSON a string has no line breaks and control characters, so it cannot forge a log line.
     # Ray's formatter writes the request's id in front.
     usage = made.usage
     tokens = "-" if usage is None else f"{usage['prompt_tokens']}+{usage['completion_tokens']}"

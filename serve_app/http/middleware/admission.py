@@ -1,4 +1,4 @@
-"""The middleware that lets requests in: keys, limits of keys, places, and time for the body."""
+"""The middleware for admission: keys, limits of keys, places, and the time for the body."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from serve_app.protocol.failures import RETRY_AFTER_S
 logger = logging.getLogger("ray.serve")
 
 OPEN_PATHS = paths_with(Access.OPEN)
-"""What needs no key and no place."""
+"""Paths that need no key and no place."""
 DOCS_PATHS = paths_with(Access.DOCS)
-"""What needs none either with ``auth.public_docs``: the same on every server."""
+"""Paths that need none with ``auth.public_docs``: their answer is the same on every server."""
 MAX_QUERY = 4096
 SENDING_S = 60.0
-"""Time for a client to read the end of an answer that was complete at the last moment."""
+"""Time for a client to read the end of an answer that was complete just before its deadline."""
 
-# Names that a key has in a query elsewhere, without separators.
+# Names of query parameters that hold a key in other APIs, without separators.
 _KEY_NAMES = {
     *("key", "apikey", "xapikey", "openaiapikey", "token", "accesstoken", "authtoken"),
     *("auth", "authorization", "bearer", "secret", "password"),
@@ -80,7 +80,7 @@ class Gate:
             except TimeoutError:
                 if not timeout.expired():
                     raise
-                # The connection is closed, because the answer is not finished.
+                # The server closes the connection of an answer that is not complete on return.
                 logger.warning("a client did not read its answer in time")
 
     def _is_open(self, scope: Scope) -> bool:
@@ -88,7 +88,7 @@ class Gate:
         return any(path == public or path.startswith(f"{public}/") for public in self._open)
 
     def _admit(self, scope: Scope) -> ExitStack:
-        """A place, which closing gives back; raises `TaskError`."""
+        """A place; closing the stack frees it. Raises `TaskError`."""
         with ExitStack() as stack:
             if self._keys is not None:
                 name = _authenticated(scope, self._keys)
@@ -100,7 +100,7 @@ class Gate:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._in_flight >= self._request_limits.max_in_flight:
-            raise Overloaded("the server works on as many requests as it may", None, RETRY_AFTER_S)
+            raise Overloaded("the server has as many requests as it may", None, RETRY_AFTER_S)
         self._in_flight += 1
         try:
             yield
@@ -118,7 +118,7 @@ class Gate:
             if plain in _KEY_NAMES or known:
                 raise TaskArgsInvalid(
                     "a key must not stand in the address, which logs and histories keep: send it "
-                    "in the header Authorization: Bearer KEY, and replace this one"
+                    "in the header Authorization: Bearer KEY, and replace this key"
                 )
 
 
@@ -126,17 +126,17 @@ def _authenticated(scope: Scope, keys: Keys) -> str:
     """The name of the key that the request carries.
 
     Raises:
-        InvalidApiKey: there is none, or none of ours.
+        InvalidApiKey: there is no key, or it is not one of ours.
     """
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     if not given:
         raise InvalidApiKey("a key is needed: send the header Authorization: Bearer KEY")
     bearer = _BEARER.fullmatch(given[0].decode("latin-1"))
     if len(given) > 1 or bearer is None:
-        raise InvalidApiKey("the header Authorization must be one, and be Bearer KEY")
+        raise InvalidApiKey("there must be one header Authorization, of the form Bearer KEY")
     name = keys.name_of(bearer[1])
     if name is None:
-        raise InvalidApiKey("the key is none of this server's keys")
+        raise InvalidApiKey("the key is not one of this server's keys")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Keys that clients must send, and where they are read from.
+"""The keys that clients must send, read from a file or an environment variable.
 
 One key a line, as ``name: key`` or ``name: sha256:<64 hexadecimal digits>`` (the digest of the
 key); ``#`` begins a comment line. In an environment variable a comma may stand for a line break.
@@ -20,7 +20,7 @@ from serve_app.config.limit_args import KEY_NAME, AuthArgs
 
 logger = logging.getLogger("ray.serve")
 
-# RFC 6750's characters, and enough of them not to be guessed.
+# RFC 6750's characters, and enough of them that a key cannot be guessed.
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]{16,200}={0,2}")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
@@ -37,7 +37,7 @@ class Keys:
         return list(self._digests)
 
     def name_of(self, key: str) -> str | None:
-        """The name of a key, None if it is unknown; takes as long for any key."""
+        """The name of a key, None if it is unknown; takes the same time for any key."""
         digest = _digest(key)
         found = None
         for name, known in self._digests.items():
@@ -47,10 +47,11 @@ class Keys:
 
 
 def read_keys(auth: AuthArgs) -> Keys:
-    """The keys, as they are now; who changes them starts the ingress again.
+    """The keys as they are now; after a change the ingress has to be restarted.
 
     Raises:
-        ValueError: the file or the variable is missing or faulty. Says the line, never its text.
+        ValueError: the file or the variable is missing or faulty. It names the line without its
+            text.
     """
     source = "keys_env" if auth.keys_file is None else "keys_file"
     try:
@@ -79,7 +80,7 @@ def parse_keys(text: str) -> Keys:
             continue
         name, colon, key = (part.strip() for part in line.partition(":"))
         if not colon or not KEY_NAME.fullmatch(name):
-            # It may be a key without a name: it is not shown.
+            # The line is not shown, because it may be a key without a name.
             raise ValueError(f"line {number} does not begin with a name and a colon")
         if hashed := _DIGEST.fullmatch(key):
             digest = bytes.fromhex(hashed[1])
@@ -91,7 +92,7 @@ def parse_keys(text: str) -> Keys:
                 "end), or sha256: and 64 hexadecimal digits"
             )
         if name in digests or digest in digests.values():
-            raise ValueError(f"line {number}: the name or the key stands there twice")
+            raise ValueError(f"line {number}: the name or the key is there twice")
         digests[name] = digest
     if not digests:
         raise ValueError("there is no key in it")
@@ -99,7 +100,7 @@ def parse_keys(text: str) -> Keys:
 
 
 def readable_by_others(auth: AuthArgs) -> str | None:
-    """What to say of a file of keys that other users of the machine can read, if they can."""
+    """A warning if other users of the machine can read the file of keys; else None."""
     if auth.keys_file is None:
         return None
     path = _path(auth.keys_file)

@@ -1,4 +1,4 @@
-"""Calls from web pages of other origins."""
+"""CORS: calls from web pages of other origins."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from serve_app.http.bodies import error_response
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with the API's methods and headers and its one shape of errors."""
+    """Starlette's, with the API's methods, headers and shape of errors."""
 
     def __init__(self, app: ASGIApp, args: CorsArgs) -> None:
         super().__init__(
             app,
             allow_origins=args.allow_origins,
             allow_methods=["GET", "POST"],
-            # OpenAI's client for browsers sends a dozen of its own.
+            # OpenAI's client for browsers sends a dozen headers of its own.
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-seed", "retry-after"],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a browser that asks whether it may ask."""
+        """The answer to a browser that asks whether a page may call the API."""
         response = super().preflight_response(request_headers)
         if response.status_code == HTTPStatus.OK:
             return response

@@ -1,4 +1,4 @@
-"""How often and how much a key may ask, at one ingress replica."""
+"""Limits of one key at one ingress replica: requests a minute and requests at the same time."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class KeyLimits:
         """A place for one request, as long as the body runs.
 
         Raises:
-            RateLimited: at once. A request that is refused for the others that are open takes
-                nothing from those of the minute.
+            RateLimited: at once. A request that is refused because too many are open does not count
+                as one of the minute.
         """
         most = self._limits.max_concurrent
         if most is not None and self._open >= most:
             raise RateLimited(
-                f"key {self._name!r} has {most} requests open, and may have no more at a time",
+                f"key {self._name!r} has {most} requests open, and may not have more",
                 retry_after_s=RETRY_CONCURRENT_S,
             )
         self._take_token()

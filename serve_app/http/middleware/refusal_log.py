@@ -1,7 +1,7 @@
-"""Refusals in the ingress's log: the first of a second has a line, the others share one.
+"""Refused requests in the ingress's log: the first in a second has a line, the others share one.
 
-Under overload a task is refused in less time than a line takes to write, and a log of refusals
-hides what an operator looks for. Each request stays findable: Ray writes a line of its own for it.
+Refusing a request takes less time than logging it, and under load such lines would hide what an
+operator looks for. Each request can still be found: Ray writes a line of its own for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PERIOD_S = 1.0
 
 
 class RefusalLog:
-    """Counts refusals and writes how many there were. Belongs to an event loop."""
+    """Counts refusals and logs how many there were. Belongs to an event loop."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] | None = None
@@ -29,7 +29,7 @@ class RefusalLog:
         """Count a refusal. False if it is the first of its second and needs a line of its own."""
         if self._counts is None:
             self._counts = Counter()
-            # In an empty context, because the line is not about the request that is here now.
+            # In an empty context, because the line is not about the current request.
             context = contextvars.Context()
             asyncio.get_running_loop().call_later(PERIOD_S, self._write, context=context)
             return False
@@ -39,7 +39,7 @@ class RefusalLog:
     def _write(self) -> None:
         counts, self._counts = self._counts, None
         if counts:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{count} for {json.dumps(deployment or 'all')} key={key}"
                 for (deployment, key), count in counts.most_common()
             )
@@ -47,5 +47,5 @@ class RefusalLog:
                 "%d more were refused within %g s: %s; Ray's lines with 503 have their ids",
                 counts.total(),
                 PERIOD_S,
-                told,
+                listed,
             )

@@ -16,8 +16,8 @@ def chat_logprobs(listed: Sequence[TokenLogprob]) -> dict[str, Any]:
 class CompletionLogprobs:
     """``logprobs`` of the completions of one choice: lists side by side.
 
-    ``text_offset`` says where in the choice's text a token begins. A token that leaves nothing in
-    the text takes no room there, and a token that goes on within a character begins after it.
+    ``text_offset`` says where in the choice's text a token begins. A token without text has no
+    length there, and a token that begins within a character begins after that character.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class CompletionLogprobs:
         offsets = []
         for token in listed:
             offsets.append(self._offset)
-            # The bytes that begin a character.
+            # Counts the bytes that begin a character.
             self._offset += sum(byte & 0xC0 != 0x80 for byte in token["bytes"] or ())
         return {
             "tokens": [_name(token) for token in listed],
@@ -39,7 +39,7 @@ class CompletionLogprobs:
 
 
 def _by_name(token: TokenLogprob) -> dict[str, float]:
-    """The most probable tokens and the chosen one; of equal names the most probable one counts."""
+    """The most probable tokens and the chosen one; of equal names the most probable is kept."""
     names: dict[str, float] = {}
     for other in token["top_logprobs"]:
         names.setdefault(_name(other), other["logprob"])
@@ -48,7 +48,7 @@ def _by_name(token: TokenLogprob) -> dict[str, float]:
 
 
 def _name(token: TokenLogprob | TopLogprob) -> str:
-    """The text of a token; of one that is not text its bytes, as OpenAI writes them."""
+    """The text of a token; if it is not text, its bytes as OpenAI writes them."""
     data = bytes(token["bytes"] or ())
     try:
         data.decode()

@@ -24,7 +24,7 @@ from serve_app.http.sse import event
 class Answer(ABC):
     """Translates the answer to one request, whole or in chunks; used once.
 
-    Beside OpenAI's fields every object has ``seed``: with it in the request the answer comes again.
+    Beside OpenAI's fields every object has ``seed``: a request with it gets the same answer.
     """
 
     prefix: ClassVar[str]
@@ -48,7 +48,7 @@ class Answer(ABC):
         return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
 
     def chunk(self, chunk: StreamChunk) -> bytes:
-        """The events of the next chunk of the stream; empty if it has no news."""
+        """The events of the next chunk of the stream; empty if it has nothing new."""
         choices = [] if self._last is not None else self._begin(self._asked.n or 1)
         for choice in chunk["choices"]:
             choices += self._grown(choice)
@@ -56,7 +56,7 @@ class Answer(ABC):
         return b"".join(event(self._chunk(chunk, [choice])) for choice in choices)
 
     def end(self) -> bytes:
-        """The event that tells the usage, if the request asks for it."""
+        """The event with the usage, if the request asks for it."""
         if self._last is None or not self._asked.wants_usage:
             return b""
         return event(self._chunk(self._last, []) | {"usage": self._last["usage"]})
@@ -97,7 +97,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _begin(self, count: int) -> list[dict[str, Any]]:
-        """What a stream tells of its choices before their text."""
+        """What a stream says of its choices before their text."""
 
     @abstractmethod
     def _delta(
@@ -144,10 +144,10 @@ class ChatAnswer(Answer):
         reason: FinishReason | None,
         logprobs: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        told = {name: value for name, value in delta.items() if value and name != "role"}
-        if reason is None and not told:  # only log probabilities, of text that is held back
-            told = {"content": self._no_content}
-        return {"index": index, "delta": told, "logprobs": logprobs, "finish_reason": reason}
+        sent = {name: value for name, value in delta.items() if value and name != "role"}
+        if reason is None and not sent:  # only log probabilities, of text that is held back
+            sent = {"content": self._no_content}
+        return {"index": index, "delta": sent, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
         return chat_logprobs(listed)

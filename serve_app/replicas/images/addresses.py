@@ -1,4 +1,4 @@
-"""Which IP addresses may be connected to, and the resolver that lets nothing else through."""
+"""Which IP addresses may be connected to, and a resolver that returns only these."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEVER = (
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 address leads to, where it does."""
+    """The IPv4 address that an IPv6 address stands for, if it does; else the address itself."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -41,7 +41,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address belongs to the public internet and to a single host."""
     address = _plain(address)
     if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
-        return False  # nothing else is given to hosts of the public internet
+        return False  # hosts of the public internet have no other addresses
     return (
         address.is_global
         and not address.is_private
@@ -60,10 +60,11 @@ async def system_lookup(host: str) -> list[str]:
 
 
 class CheckedResolver(AbstractResolver):
-    """aiohttp's way from names to addresses, each of which is checked.
+    """Resolves names for aiohttp and checks each address.
 
-    aiohttp connects to what this returns and looks up nothing again, so what is checked is what is
-    connected to. It does not ask about hosts that are IP addresses: those must not get here.
+    aiohttp connects to what this returns without another look-up, so the checked address is the one
+    that is connected to. It does not ask about hosts that are IP addresses: those must be refused
+    before.
     """
 
     def __init__(self, networks: Sequence[IPv4Network | IPv6Network], lookup: Lookup) -> None:
@@ -73,18 +74,18 @@ class CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The addresses of ``host``; one that is not allowed among them refuses all.
+        """The addresses of ``host``; if one of them is not allowed, the host is refused.
 
         Raises:
             TaskArgsInvalid: it has an address that is not allowed.
-            OSError: it has none.
+            OSError: it has no address.
         """
         found = [ip_address(text) for text in await self._lookup(host)]
         if not found:
             raise OSError("no address")
         for address in found:
             if not is_public(address) and not self._is_opened(address):
-                # Which address it is tells a stranger about the network here.
+                # The address is not named: it would show clients this server's network.
                 raise TaskArgsInvalid(
                     "its host has an address that is private, local or reserved, and such "
                     "addresses are not fetched from"
@@ -102,7 +103,7 @@ class CheckedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
     def _is_opened(self, address: IPv4Address | IPv6Address) -> bool:
         return any(_plain(address) in network for network in self._networks)

@@ -17,13 +17,13 @@ from serve_app.config.image_url_args import BYTES_PER_MB, ImageUrlArgs, is_host_
 from serve_app.replicas.images.addresses import CheckedResolver, Lookup, system_lookup
 
 CONNECTIONS = 8
-"""Of one request at the same time."""
+"""The most connections of one request at the same time."""
 _STANDARD_PORTS = {"https": 443, "http": 80}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TRY_AGAIN = (408, 429)  # the two refusals that say nothing against the address
+_TRY_AGAIN = (408, 429)  # the two client errors that are not about the address
 _HEADERS = {
     "Accept": "image/*",
-    # Nothing is unpacked here, so nothing can swell.
+    # Nothing is decompressed here, so no small body can become a large one.
     "Accept-Encoding": "identity",
     "User-Agent": "gpt-task-serve",
 }
@@ -31,7 +31,7 @@ _HEADERS = {
 
 @dataclass
 class Budget:
-    """What the fetched images of a request may still weigh, in bytes."""
+    """How many bytes the fetched images of a request may still have."""
 
     limit_mb: float
     left: int
@@ -39,26 +39,26 @@ class Budget:
 
     @classmethod
     def of(cls, args: ImageUrlArgs) -> Budget:
-        """A whole one."""
+        """The budget of a new request."""
         return cls(args.max_mb, int(args.max_mb * BYTES_PER_MB), threading.Lock())
 
     def check(self, size: int) -> None:
         """Raises `TaskArgsInvalid` if an image of ``size`` bytes is too large."""
         if size > self.left:
             raise TaskArgsInvalid(
-                f"with this image the request's have more than {self.limit_mb:g} MB together, "
-                "which is the limit for those that are fetched"
+                f"with this image the fetched images of the request have more than "
+                f"{self.limit_mb:g} MB together, which is the limit"
             )
 
     def take(self, size: int) -> None:
-        """Count bytes that have come. Raises `TaskArgsInvalid` if they are too many."""
+        """Count bytes that were received. Raises `TaskArgsInvalid` if they are too many."""
         with self._lock:
             self.check(size)
             self.left -= size
 
 
 def refuse_odd_characters(url: str) -> None:
-    """Refuse what parsers of URLs understand in different ways. Raises `TaskArgsInvalid`."""
+    """Refuse characters that URL parsers read in different ways. Raises `TaskArgsInvalid`."""
     if not url.isprintable() or " " in url or "\\" in url:
         raise TaskArgsInvalid(
             "must not have spaces, backslashes or control characters; write them as %20 and so on"
@@ -80,7 +80,7 @@ class Fetcher:
         self._tls = tls
 
     def session(self) -> aiohttp.ClientSession:
-        """For one request: to be entered, given to `fetch` and left."""
+        """A session for one request: a context manager that is passed to `fetch`."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=CheckedResolver(self.args.networks, self._lookup),
@@ -97,10 +97,10 @@ class Fetcher:
         )
 
     async def fetch(self, session: aiohttp.ClientSession, address: str, budget: Budget) -> bytes:
-        """What is at ``address``, whatever it is.
+        """The content at ``address``; it is not checked to be an image.
 
         Raises:
-            TaskArgsInvalid: the address is refused, or it is certain that no image is there.
+            TaskArgsInvalid: the address is refused, or its host says that there is no image.
             ImageDownloadError: its host failed.
         """
         url = self._checked(address)
@@ -115,7 +115,7 @@ class Fetcher:
         raise TaskArgsInvalid(f"is redirected more than {self.args.max_redirects} times")
 
     def _checked(self, address: str, base: URL | None = None) -> URL:
-        """The URL that is asked, which is the very object that was checked."""
+        """The URL to fetch; it is the same object that was checked."""
         refuse_odd_characters(address)
         try:
             url = URL(address) if base is None else base.join(URL(address))
@@ -125,13 +125,13 @@ class Fetcher:
             raise TaskArgsInvalid("is not a URL") from error
         if scheme not in _STANDARD_PORTS or scheme not in self.args.schemes:
             raise TaskArgsInvalid(
-                f"has the scheme {clipped(scheme)!r}, which is not opened by configuration"
+                f"has the scheme {clipped(scheme)!r}, which is not allowed by configuration"
             )
         if "@" in authority:
             raise TaskArgsInvalid("must not have a user or a password")
         host = host.removesuffix(".")
         if not is_host_name(host):
-            raise TaskArgsInvalid("must name its host by its name, not by an IP address")
+            raise TaskArgsInvalid("must have the name of its host, not an IP address")
         if port is None or not self.args.allows(host, port, _STANDARD_PORTS[scheme]):
             raise TaskArgsInvalid(
                 f"has the host {clipped(host)!r} with port {port}, which is not one of those that "
@@ -150,11 +150,11 @@ class Fetcher:
 
 
 async def _body(response: aiohttp.ClientResponse, budget: Budget) -> bytes:
-    """The body of an answer that is a success."""
+    """The body of a successful answer."""
     if response.status != 200:
         _refuse_status(response.status)
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise TaskArgsInvalid("was sent compressed, which this server does not unpack")
+        raise TaskArgsInvalid("was sent compressed, and this server does not decompress images")
     if response.content_length is not None:
         budget.check(response.content_length)
     body = bytearray()
@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
         case aiohttp.ClientConnectorDNSError():
             return "was not delivered: its host cannot be found"
         case aiohttp.ClientSSLError():
-            return "was not delivered: its host cannot prove that it is the one (TLS)"
+            return "was not delivered: its host has no valid certificate (TLS)"
         case aiohttp.ClientConnectorError():
             return "was not delivered: its host cannot be reached"
-    return "was not delivered: its host did not answer as HTTP wants, or broke off"
+    return "was not delivered: its host broke off or did not answer in valid HTTP"

@@ -1,4 +1,4 @@
-"""Images at ``file://`` addresses: only below the directories that are opened, and only files."""
+"""Images at ``file://`` addresses: only plain files below the directories that are allowed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from serve_app.replicas.images.fetch import Budget, refuse_odd_characters
 _HOSTS = ("", "localhost")
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _NOT_HERE = (
-    "is none that this server opens: there is no such file, it is no plain file, or it lies "
-    "outside the directories that are opened by configuration"
+    "is not one that this server may read: there is no such file, it is not a plain file, or it "
+    "lies outside the directories that are allowed by configuration"
 )
 
 
 def path_of(url: str) -> PurePosixPath:
-    """The path that an address names. Nothing is looked up.
+    """The path that an address names. The file system is not used.
 
     Raises:
-        TaskArgsInvalid: it has not the form ``file:///path``.
+        TaskArgsInvalid: it does not have the form ``file:///path``.
     """
     refuse_odd_characters(url)
     after_scheme = url.partition(":")[2]
@@ -46,11 +46,11 @@ def path_of(url: str) -> PurePosixPath:
 def read_image(url: str, roots: Sequence[str], budget: Budget) -> bytes:
     """The file at ``url``, which lies below one of ``roots``. Blocking.
 
-    Whatever is wrong with a path gets one answer, so that no client learns what else is there. What
-    is outside the roots by its name is not even looked at.
+    All faults of a path get the same answer, so that clients do not learn which other files exist.
+    A path that is outside the roots by its name is not looked up at all.
 
     Raises:
-        TaskArgsInvalid: it is refused, is not there or is too large.
+        TaskArgsInvalid: it is refused, does not exist or is too large.
     """
     path = path_of(url)
     if not any(path.is_relative_to(root) for root in roots):
@@ -71,9 +71,9 @@ def read_image(url: str, roots: Sequence[str], budget: Budget) -> bytes:
 
 
 def _open_below(top: Path, parts: Sequence[str]) -> int:
-    """Open a file, directory by directory, through no symbolic link.
+    """Open a file, directory by directory, without following symbolic links.
 
-    The path was resolved, so that a link found now was put there since.
+    The path was resolved, so a link that is found now was put there later.
     """
     folder = os.open(top, _FLAGS | os.O_DIRECTORY)
     try:
@@ -81,7 +81,7 @@ def _open_below(top: Path, parts: Sequence[str]) -> int:
             inner = os.open(part, _FLAGS | os.O_DIRECTORY, dir_fd=folder)
             os.close(folder)
             folder = inner
-        # Non-blocking: opening a FIFO would wait for somebody who writes into it.
+        # Non-blocking: opening a FIFO would wait for a writer.
         return os.open(parts[-1] if parts else ".", _FLAGS | os.O_NONBLOCK, dir_fd=folder)
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""From the images of a request, in base64 or at addresses, to their files."""
+"""Loads the files of a request's images, which are given in base64 or as addresses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def load_images(
 
     All are fetched at the same time, within one deadline and one budget. The first failure ends
     the others; cancelling ends all of them. ``params`` are the images' paths in the task;
-    ``fetcher`` is None where no addresses are opened.
+    ``fetcher`` is None if no addresses are allowed.
 
     Raises:
         TaskArgsInvalid: an address is refused.
@@ -29,7 +29,7 @@ async def load_images(
     if not any(map(is_address, images)):
         return list(images)
     if fetcher is None:
-        raise TaskArgsInvalid("addresses of images are not opened by configuration")
+        raise TaskArgsInvalid("addresses of images are not allowed by configuration")
     deadline = asyncio.get_running_loop().time() + fetcher.args.timeout_s
     budget = Budget.of(fetcher.args)
     try:

@@ -97,7 +97,7 @@ def test_a_directory_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     document = _document()
     document["applications"][0]["args"]["models"][0]["source"] = "./demo/no-model"
     assert main([_written(tmp_path, document)]) == 1
-    assert "args.models.0.source: no model in " in capsys.readouterr().err
+    assert "args.models.0.source: there is no model in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", [None, "text_config", "llm_config"])
@@ -131,7 +131,7 @@ def test_a_gpu_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Warning: Model:demo:float32 has device: cuda, and this machine has no GPU" in said
 
 
-def test_a_chat_that_asks_another_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chat_with_another_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = _document() | {"http_options": {"port": 8123}}
     assert main([_written(tmp_path, document)]) == 0
     said = capsys.readouterr().out
@@ -142,11 +142,13 @@ def test_a_chat_that_asks_another_port(tmp_path: Path, capsys: pytest.CaptureFix
         assert "Warning: the chat" not in capsys.readouterr().out
 
 
-def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_of_an_unknown_deployment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = _document()
     document["applications"][0]["deployments"] = [{"name": "Ingress"}, {"name": "Model:demo"}]
     assert main([_written(tmp_path, document)]) == 1
-    assert "deployments.1.name: 'Model:demo' is none of Ingress, " in capsys.readouterr().err
+    assert "deployments.1.name: 'Model:demo' is not one of Ingress, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_an_override_of_no_deployment(tmp_path: Path, capsys: pytest.CaptureFixt
         ("application: []", "applications"),
     ],
 )
-def test_files_that_are_no_configuration(
+def test_files_that_are_not_a_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -188,15 +190,15 @@ def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ({"http_options": {"port": "x"}}, "http_options.port: "),
     ],
 )
-def test_what_ray_would_ignore_or_stumble_over(
+def test_options_that_ray_would_ignore_or_fail_at(
     change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([_written(tmp_path, _document() | change)]) == 1
     assert capsys.readouterr().err.startswith(said)
 
 
-def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also by who would share it, as Ray's proxies do."""
+def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by a program that would share it, as Ray's proxies do."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", 0))

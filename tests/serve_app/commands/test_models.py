@@ -1,4 +1,4 @@
-"""`python -m serve_app.models` where it has little to tell; test_pool.py has the rest."""
+"""`python -m serve_app.models` with little to show; test_pool.py has the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARGS = AppArgs.model_validate(
 )
 
 
-def test_what_does_not_run_is_listed_too() -> None:
+def test_models_that_do_not_run_are_listed_too() -> None:
     error: dict[str, Any] = dict(ModelCorrupt("model 'a' is damaged: it is").to_dict())
     statuses = {"Model:a:float32": [{"tasks": {}, **error}], "Model:a:int4": [], "Pool": []}
     entries = listing(ARGS, statuses, {}, created=7)
@@ -39,19 +39,17 @@ def test_what_does_not_run_is_listed_too() -> None:
     ("arguments", "said"),
     [
         (["--address", "http://127.0.0.1:9"], "no list of models: "),
-        (["--address", "ftp://127.0.0.1"], "is no address such as"),
-        (["--address", "http://"], "is no address such as"),
+        (["--address", "ftp://127.0.0.1"], "is not an address such as"),
+        (["--address", "http://"], "is not an address such as"),
         (["no/such.yaml"], "no list of models: "),
     ],
 )
-def test_nobody_answers(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_answer(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 1
     assert said in capsys.readouterr().err
 
 
-def test_somebody_else_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_another_server_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with serve_hub() as other:
         assert main(["--address", other.address]) == 1
     assert "answers 404 and is not this server" in capsys.readouterr().err

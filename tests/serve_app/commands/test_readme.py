@@ -1,4 +1,4 @@
-"""README and the pages that go on from it, executed: their output against the server's."""
+"""Runs the examples of README and its further pages: their output against the server's."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_the_address(options: dict[str, object] | None, address: str, tmp_path: 
     assert address_of(path) == address
 
 
-def test_it_says_so(address: str, tmp_path: Path) -> None:
+def test_it_reports_that_the_server_is_ready(address: str, tmp_path: Path) -> None:
     port = int(address.rsplit(":", 1)[1])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"http_options": {"port": port}}), encoding="utf-8")
@@ -47,7 +47,7 @@ def test_it_says_so(address: str, tmp_path: Path) -> None:
 
 
 class _Starting(BaseHTTPRequestHandler):
-    """A server on its way: Ray's proxy, which knows nothing yet, then ours."""
+    """A server that starts: first only Ray's proxy answers, then ours."""
 
     said: Iterator[tuple[int, str]]
 
@@ -61,7 +61,7 @@ class _Starting(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_what_it_waits_for_is_said_once(
+def test_each_reason_is_printed_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (

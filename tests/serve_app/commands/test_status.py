@@ -85,7 +85,7 @@ def test_tokens_a_second_are_of_replicas_that_stayed() -> None:
     assert _cells(said, 0)["tokens/s"] == "2.5"
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_problems_are_listed() -> None:
     broken = {"replica": "r", "tasks": {}, **ModelCorrupt("it is damaged").to_dict()}
     said = report(
         _sample(0.0, _model(), _model(broken, broken, least=0, id="b"), _model(least=0, id="c"))
@@ -125,12 +125,12 @@ def test_a_real_server(
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that wants a key; its one replica says nothing of itself."""
+    """The address of a server with keys; its one replica reports nothing."""
     monkeypatch.setenv("SERVE_KEYS", f"alice: {KEY}")
     app = app_maker()(auth={"keys_env": "SERVE_KEYS"})
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     listening = server.config.bind_socket()
-    listening.listen()  # so that nobody who comes early is turned away
+    listening.listen()  # so that early connections are not refused
     serving = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     serving.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -139,7 +139,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     listening.close()
 
 
-def test_a_server_that_wants_a_key(
+def test_a_server_with_keys(
     guarded: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ask in (main, list_models):
@@ -148,7 +148,7 @@ def test_a_server_that_wants_a_key(
             said = capsys.readouterr().err
             assert "key" in said
             assert KEY not in said
-    assert main(["--address", guarded, "--key", KEY]) == 3  # its replica says nothing
+    assert main(["--address", guarded, "--key", KEY]) == 3  # its replica reports nothing
     assert "Model:demo: 0 of 1 replicas answer" in capsys.readouterr().out
     monkeypatch.setenv("API_KEY", KEY)
     assert main(["--address", guarded]) == 3
@@ -162,9 +162,7 @@ def test_a_server_that_wants_a_key(
         (["no/such.yaml"], 1),
     ],
 )
-def test_nobody_answers(
-    arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_answer(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == status
     assert "no status: " in capsys.readouterr().err
 

@@ -136,7 +136,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
     )
 
 
-def test_what_is_left_out_has_the_engines_default() -> None:
+def test_missing_settings_have_the_engines_default() -> None:
     config = ModelArgs(id="org/model").engine_config()
     assert config == EngineConfig(model="org/model", model_id="org/model")
     empty = {"id": "org/model", "engine": {"max_sequences": None, "num_devices": None}}

@@ -1,4 +1,4 @@
-"""`image_urls:` in the configuration, and what the ingress lets through."""
+"""`image_urls:` in the configuration, and which addresses the ingress accepts."""
 
 import re
 from pathlib import Path
@@ -23,8 +23,8 @@ HOSTS = ["images.example.org"]
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "args.image_urls: opens nothing"),
-        ({"timeout_s": 3.0}, "args.image_urls: opens nothing"),
+        ({}, "args.image_urls: allows nothing"),
+        ({"timeout_s": 3.0}, "args.image_urls: allows nothing"),
         ({"allow_host": HOSTS}, "unknown key 'allow_host'; did you mean 'allow_hosts'?"),
         ({"allow_hosts": "a.test"}, "args.image_urls.allow_hosts: "),
         ({"allow_hosts": ["127.0.0.1"]}, "args.image_urls.allow_hosts.0: '127.0.0.1' must be"),
@@ -89,7 +89,7 @@ def test_entries_of_the_list(
         (None, set()),
     ],
 )
-def test_only_what_is_opened_gets_past_the_ingress(
+def test_only_allowed_schemes_pass_the_ingress(
     fields: dict[str, Any] | None, schemes: set[str]
 ) -> None:
     opened = opened_schemes(None if fields is None else ImageUrlArgs.model_validate(fields))
@@ -115,8 +115,8 @@ def _chat(url: str) -> str:
 
 
 @pytest.mark.parametrize("url", ["https://a.test/a.png", "http://127.0.0.1/", "file:///etc/passwd"])
-async def test_nothing_is_opened_by_default(url: str) -> None:
-    """There is no preprocessor behind this ingress: nothing gets so far."""
+async def test_no_address_is_allowed_by_default(url: str) -> None:
+    """This ingress has no preprocessor: requests are refused before it."""
     async with client(app_maker()()) as http:
         response = await http.post("/v1/chat/completions", content=_chat(url))
     error = response.json()["error"]
@@ -124,7 +124,9 @@ async def test_nothing_is_opened_by_default(url: str) -> None:
     assert "data:image/png;base64," in error["message"]
 
 
-def test_the_check_says_what_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_prints_what_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     document = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "config.yaml"
 
@@ -135,7 +137,7 @@ def test_the_check_says_what_is_opened(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert checked(allow_hosts=["*.example.com"], file_roots=[str(tmp_path)]) == 0
     assert (
-        f"opens addresses of images: https from *.example.com; files below {tmp_path}; 32 MB"
+        f"fetches images at addresses: https from *.example.com; files below {tmp_path}; 32 MB"
         in capsys.readouterr().out
     )
     fields = {"allow_hosts": HOSTS, "allow_http": True, "allow_networks": ["10.0.0.0/8"]}

@@ -31,7 +31,7 @@ def _pool(**fields: Any) -> PoolArgs:
         ({"allow": "*"}, "args.pool.allow: "),
         ({"max_memory_gb": 0}, "args.pool.max_memory_gb: "),
         ({"kv_cache_gb": 8.0}, "kv_cache_gb (8) leaves nothing of max_memory_gb (8)"),
-        ({"engine": {"trust_remote_code": True}}, "would run the code of whatever repository"),
+        ({"engine": {"trust_remote_code": True}}, "would run the code of any repository"),
         ({"engine": {"max_kv_cache_bytes": 1}}, "max_kv_cache_bytes is set by kv_cache_gb"),
         ({"engine": {"device": "cpu"}}, "device is set beside engine, by device"),
         ({"root": "./m", "revisions": {"Qwen/a": "v1"}}, "have no meaning with root"),
@@ -50,7 +50,7 @@ def test_a_faulty_pool_is_refused(fields: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["allow", "max_memory_gb"])
-def test_nothing_is_allowed_and_nothing_bounded_by_default(field: str) -> None:
+def test_patterns_and_memory_must_be_given(field: str) -> None:
     fields = {key: value for key, value in POOL.items() if key != field}
     with pytest.raises(ValidationError, match="Field required"):
         AppArgs.model_validate({"pool": fields})
@@ -67,7 +67,7 @@ def test_routes() -> None:
     assert routes.choose(_task("Qwen/mine")) == Route("Model:Qwen--mine")
     for model in ("Qwen/Qwen3-8B", "OpenGVLab/InternVL3-8B-hf"):
         assert routes.choose(_task(model)).deployment == "Pool"
-    # A model's tasks stay together, those of its variants need not.
+    # Tasks of one variant go to one replica; other variants of the model may go to others.
     sessions = {
         routes.choose(_task("Qwen/a", **variant)).session
         for variant in ({}, {"dtype": "float32"}, {"quantize_bits": 4}, {"quantize_bits": 8})
@@ -87,7 +87,7 @@ def test_a_configured_id_means_what_is_configured(tmp_path: Path) -> None:
 
 
 def test_hub_models_are_never_directories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even if a directory of that name lies where the server runs."""
+    """Not even if the server's directory contains one with this name."""
     monkeypatch.chdir(REPOSITORY)
     pool = _pool(allow=["*"], revisions={"demo/model": "v1"}, kv_cache_gb=2.0)
     config = pool.model(ModelVariant("demo/model", "bfloat16", 4)).engine_config("cpu")
@@ -111,14 +111,14 @@ def test_a_root_holds_its_models(tmp_path: Path) -> None:
     for model in ("org/link", "org/none", "org", "org/" + "a" * 300):
         with pytest.raises(ModelInvalid, match="not in the pool's root"):
             pool.model(ModelVariant(model))
-    # The form of ids refuses these before; the look-up does so by itself.
+    # The form of ids excludes these already; the look-up refuses them too.
     for model in ("../outside", str(outside), "org/../../outside"):
         with pytest.raises(ModelInvalid, match="not in the pool's root"):
             pool._directory(str(root), model)
 
 
 def test_check_knows_the_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The commented example of the committed configuration, with its comment signs taken away."""
+    """The commented example of the committed configuration, without its comment signs."""
     text = (REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8")
     path = tmp_path / "config.yaml"
     begin, end = text.index("      # pool:"), text.index("      limits:")

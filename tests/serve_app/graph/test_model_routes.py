@@ -1,4 +1,4 @@
-"""Which model runs a task, and what is said when none does."""
+"""Which model runs a task, and the error if there is none."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def _task(**fields: Any) -> Task:
         ({"model": "a", "dtype": "bfloat16"}, "Model:a:bfloat16"),
         ({"model": "a", "quantize_bits": 4}, "Model:a:bfloat16:int4"),
         ({"model": "b"}, "Model:b"),
-        ({"model": "b", "dtype": "float16"}, "Model:b"),  # the replica knows what "auto" came to
+        ({"model": "b", "dtype": "float16"}, "Model:b"),  # the replica knows the dtype of "auto"
     ],
 )
 def test_choice(fields: dict[str, Any], deployment: str) -> None:

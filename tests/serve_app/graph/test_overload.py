@@ -1,4 +1,4 @@
-"""More tasks than a replica holds: some are answered, the others are told when to come back."""
+"""More tasks than a replica holds: some are answered, the others get a 503 with retry-after."""
 
 import asyncio
 from contextlib import ExitStack
@@ -45,7 +45,7 @@ def _refuse(shedder: LoadShedder, deployment: str) -> None:
         raise Overloaded("full", retry_after_s=3.0)
 
 
-def test_a_refusal_is_said_again_for_a_moment() -> None:
+def test_a_refusal_is_repeated_for_a_moment() -> None:
     now = 0.0
     shedder = LoadShedder(lambda: now)
     shedder.check("Model:a")
@@ -61,7 +61,7 @@ def test_a_refusal_is_said_again_for_a_moment() -> None:
     assert not shedder
 
 
-def test_for_each_task_that_ends_one_is_let_in_at_once() -> None:
+def test_each_task_that_ends_makes_room_for_one_at_once() -> None:
     shedder = LoadShedder(lambda: 0.0)
     with ExitStack() as running:
         running.enter_context(shedder.admit("Model:a"))
@@ -76,7 +76,7 @@ def test_for_each_task_that_ends_one_is_let_in_at_once() -> None:
         shedder.check("Model:a")
     running.close()
     shedder.check("Model:a")
-    _refuse(shedder, "Model:a")  # somebody else was there first
+    _refuse(shedder, "Model:a")  # a task of another ingress was first
     with pytest.raises(Overloaded):
         shedder.check("Model:a")
 
@@ -129,8 +129,8 @@ async def test_a_full_model_refuses_before_it_reads_a_request(full: Full) -> Non
     assert counted["Model:a"]["overloaded"] == len(again) + 1
 
 
-async def test_what_a_full_model_does_not_change(full: Full) -> None:
-    """Other models are asked; nobody without a key learns that one is full."""
+async def test_a_full_model_does_not_change_other_answers(full: Full) -> None:
+    """Other models still answer; clients without a key do not learn that one is full."""
     async with full[0] as http:
         await http.post("/v1/tasks", json=task("overload") | {"model": "a"})
         for other in ({"model": "b"}, {"model": "a", "quantize_bits": 4}):
@@ -143,10 +143,10 @@ async def test_what_a_full_model_does_not_change(full: Full) -> None:
             assert error(unknown, 404)["code"] == "model_not_found"
             for body in (b"", b"{", b"[]", b'{"model": 1}', b'{"model": "a", "dtype": []}'):
                 assert (await http.post(path, content=body)).status_code == 400
-        stranger = await http.post(
+        without_key = await http.post(
             "/v1/tasks", json=task("go") | {"model": "a"}, headers={"authorization": "Bearer x"}
         )
-        assert error(stranger, 401)["code"] == "invalid_api_key"
+        assert error(without_key, 401)["code"] == "invalid_api_key"
 
 
 async def test_overload() -> None:

@@ -1,4 +1,4 @@
-"""Which replica a task is sent to: by its beginning, within a bound of unevenness."""
+"""Which replica a task is sent to: by its prefix, unless the load becomes too uneven."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def task(*messages: tuple[str, Any], **fields: Any) -> Task:
     return Task.from_fields(model="demo", messages=said, **fields)
 
 
-def test_all_turns_of_a_conversation_begin_alike() -> None:
+def test_all_turns_of_a_conversation_have_the_same_prefix() -> None:
     turns = [("system", LONG), ("user", "Hello."), ("assistant", "Hi!"), ("user", "Go on.")]
     first = prefix_key(task(*turns[:2]))
     assert first
@@ -31,7 +31,7 @@ def test_all_turns_of_a_conversation_begin_alike() -> None:
     assert len({first, *map(prefix_key, others)}) == len(others) + 1
 
 
-def test_an_image_is_part_of_the_beginning() -> None:
+def test_an_image_is_part_of_the_prefix() -> None:
     def about(image: str) -> str:
         blocks = [{"type": "image", "base64": image}, {"type": "text", "text": "What is it?"}]
         return prefix_key(task(("user", blocks)))
@@ -39,11 +39,11 @@ def test_an_image_is_part_of_the_beginning() -> None:
     assert about("A" * 4000) == about("A" * 4000) != about("A" * 3996 + "BBBB")
 
 
-def test_a_short_beginning_does_not_matter() -> None:
+def test_a_short_prefix_does_not_matter() -> None:
     assert prefix_key(task(("user", "Hello."), ("assistant", LONG), ("user", "?"))) == ""
 
 
-def test_an_ejected_replica_is_trusted_again() -> None:
+def test_an_ejected_replica_is_used_again() -> None:
     now = 0.0
     ejected = EjectedReplicas(lambda: now)
     ejected.add("a")

@@ -1,4 +1,4 @@
-"""A stream whose replica is lost goes on, with not a character lost, doubled or changed."""
+"""A stream whose replica is lost continues, and no character is lost, doubled or changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cut(text: str, places: list[int]) -> Texts:
 
 
 def run_of(texts: Texts, places: list[int], reason: str = "stop") -> list[StreamChunk]:
-    """Chunks of a run that says these texts, one for each choice, cut at these places."""
+    """Chunks of a run with these texts, one for each choice, cut at these places."""
     chunks: list[Any] = []
     for index, text in enumerate(texts):
         pieces = [piece for piece in cut(text, places) if piece]
@@ -45,7 +45,7 @@ places = st.lists(st.integers(0, 12), max_size=6)
 
 
 @given(answers, st.lists(st.tuples(places, st.integers(0, 30)), max_size=3), places)
-def test_whatever_is_lost_the_client_gets_the_answer(
+def test_the_client_gets_the_answer_after_any_loss(
     texts: Texts, lost: list[tuple[list[int], int]], last: list[int]
 ) -> None:
     delivered, told = Delivered(), list[StreamChunk]()
@@ -56,7 +56,7 @@ def test_whatever_is_lost_the_client_gets_the_answer(
     response = collect(told)
     assert [c["message"]["content"] for c in response["choices"]] == texts
     ends = [c["index"] for made in told for c in made["choices"] if c["finish_reason"]]
-    assert sorted(ends) == list(range(len(texts)))  # each is told once
+    assert sorted(ends) == list(range(len(texts)))  # each is sent once
 
 
 @given(answers, places, st.integers(1, 30), answers, places)
@@ -77,7 +77,7 @@ def test_a_run_that_differs_is_never_spliced(
     assert [c["message"]["content"] for c in joined["choices"]] == others
 
 
-def test_everything_in_a_delta_is_continued() -> None:
+def test_every_part_of_a_delta_is_continued() -> None:
     """Tool calls and log-probabilities add up as texts do."""
 
     def delta(arguments: str, logprobs: list[float]) -> StreamChunk:
@@ -101,7 +101,7 @@ def test_everything_in_a_delta_is_continued() -> None:
         delivered.take(delta("{", [-1.5]))
 
 
-def test_a_replica_of_another_kind_does_not_go_on() -> None:
+def test_a_replica_of_another_kind_does_not_continue() -> None:
     delivered = Delivered()
     delivered.take(chunk("a"))
     delivered.again()
@@ -116,7 +116,7 @@ _runs: dict[str, int] = {}
 
 
 class LosingReplica(StandIn):
-    """Says what the task's script has for this run: a list of texts for every run."""
+    """Answers with the task's script for this run: a list of texts for every run."""
 
     async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         script = str(task.messages[0].content)
@@ -127,7 +127,7 @@ class LosingReplica(StandIn):
             yield chunk(text)
         if last == LOST:
             raise EngineStopped("gone", retry_after_s=1)
-        if last == STOPPED:  # by Ray; nobody has asked for it
+        if last == STOPPED:  # by Ray; the client did not ask for it
             raise asyncio.CancelledError
         if last == FULL:
             raise Overloaded("full", retry_after_s=1)
@@ -164,10 +164,10 @@ async def test_losses(
     async with client(app(stall_timeout_s=0.2, max_replays=2)) as http:
         response = await http.post("/v1/tasks" + ("?stream=true" if streamed else ""), json=script)
         counted = (await http.get("/v1/models")).json()["ingress"]["replays"]
-    # What was refused for want of room was no loss.
+    # A task that was refused because there was no room was not lost.
     again = _runs[str(script["messages"][0]["content"])]
     assert counted == {"Model:demo": again - ([FULL] in runs)}
-    if not streamed and code == "replay_differs":  # nobody was told of the first run
+    if not streamed and code == "replay_differs":  # nothing of the first run was sent
         assert response.json()["choices"][0]["message"]["content"] == runs[1][0]
         return
     if not streamed:

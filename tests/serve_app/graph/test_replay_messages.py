@@ -27,7 +27,7 @@ _CHUNK: TypeAdapter[StreamChunk] = TypeAdapter(StreamChunk)
 STOP = "END"
 FORMATS = (HERMES, LLAMA, MISTRAL_NAMED, QWEN_CODER)
 
-# What answers are made of: whole things and the beginnings of some.
+# Pieces of answers, whole ones and cut ones.
 pieces = st.sampled_from(
     [
         *("<think>", "</think>", "\n", " ", "é🙂", "I look.", "E", "EN", "END", "{", "}", '"'),
@@ -82,7 +82,7 @@ def _logprob(character: str) -> TokenLogprob:
 @given(
     st.sampled_from(FORMATS), texts, st.lists(st.tuples(cuts, st.integers(0, 9)), max_size=3), cuts
 )
-def test_whatever_is_lost_the_client_gets_the_message(
+def test_the_client_gets_the_message_after_any_loss(
     tools: ToolFormat, texts: list[str], lost: list[tuple[list[int], int]], last: list[int]
 ) -> None:
     delivered, told = Delivered(), list[StreamChunk]()

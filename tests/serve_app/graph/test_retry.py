@@ -1,4 +1,4 @@
-"""When a task runs again, and how it is sent; and what one call to a replica makes of its end."""
+"""When a task runs again, how it is sent, and how one call to a replica ends."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def test_a_lost_task_runs_again_at_once_then_after_pauses() -> None:
 
 
 @pytest.mark.parametrize("error", [ModelInvalid("no"), ReplayDiffers("no"), FULL])
-def test_what_is_no_loss_stands(error: TaskError) -> None:
+def test_other_errors_are_not_retried(error: TaskError) -> None:
     assert policy().pause_after(error) is None
 
 
-def test_a_task_that_had_a_place_asks_until_it_has_another() -> None:
+def test_a_task_that_had_a_place_retries_until_it_has_another() -> None:
     retry = policy(max_replays=1)
     assert retry.pause_after(LOST) == 0.0
     assert [retry.pause_after(FULL) for _ in range(5)] == [1.0] * 5
     assert retry.pause_after(LOST) is None
 
 
-def test_a_silent_replica_is_left_out_even_if_the_task_does_not_run_again() -> None:
+def test_a_silent_replica_is_ejected_even_if_the_task_does_not_run_again() -> None:
     assert policy(max_replays=0).pause_after(LOST, "test_retry: silent") is None
     assert "test_retry: silent" in EJECTED
     assert "test_retry: another" not in EJECTED
 
 
-def test_what_fits_a_message_goes_as_one_the_first_time() -> None:
+def test_a_small_task_is_sent_as_a_message_the_first_time() -> None:
     small = policy(MAX_MESSAGE)
     assert small.transport(with_images=False) == "plain"
     assert small.transport(with_images=True) == "by_reference"

@@ -103,7 +103,7 @@ def parts(begun: list[str]) -> Parts:
 
 
 async def _post(parts: Parts, path: str, body: dict[str, Any], leave_after: int) -> None:
-    """Send a request and leave after so many messages of the answer."""
+    """Send a request and disconnect after so many messages of the answer."""
     app = asgi_app(ARGS, parts.dispatcher)
     bodies: list[Message] = [
         {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
@@ -160,9 +160,7 @@ async def test_a_chunk_passes_at_most_four_generators(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_client_that_leaves_ends_the_task_and_frees_its_pages(
-    parts: Parts, path: str
-) -> None:
+async def test_a_disconnect_ends_the_task_and_frees_its_pages(parts: Parts, path: str) -> None:
     before = await parts.wait_until_idle()
     await _post(parts, path, PATHS[path], leave_after=3)
     after = await parts.wait_until_idle()

@@ -1,4 +1,4 @@
-"""Why a model does not run: Ray's words as one sentence, and what a real server tells with it."""
+"""Why a model does not run: Ray's message as one sentence, also as a real server reports it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = "hf_secret in /home/somebody"
 
 
 def _failed(error: Exception) -> str:
-    """As Serve's controller tells it: what the replica raised, within what Ray raised for it."""
+    """As Serve's controller reports it: the replica's error, within what Ray raised for it."""
     try:
         try:
             raise error
@@ -26,7 +26,7 @@ def _failed(error: Exception) -> str:
     return f"A replica failed to start with exception. Retrying 2 more time(s). Error:\n{ours}"
 
 
-def test_an_error_of_ours_is_told_and_nothing_around_it() -> None:
+def test_only_the_message_of_our_own_error_is_reported() -> None:
     try:
         raise OSError(SECRET)
     except OSError as cause:
@@ -41,7 +41,7 @@ def test_an_error_of_ours_is_told_and_nothing_around_it() -> None:
     assert len(said) == MAX_CHARACTERS
 
 
-def test_of_another_error_only_its_kind_is_told() -> None:
+def test_only_the_class_of_another_error_is_reported() -> None:
     said = reason("DEPLOY_FAILED", _failed(ValueError(SECRET)))
     assert said == "its replica failed to start with ValueError; the server's log says more"
     assert (
@@ -50,7 +50,7 @@ def test_of_another_error_only_its_kind_is_told() -> None:
 
 
 @pytest.mark.parametrize("status", ["HEALTHY", "UPDATING", "UPSCALING"])
-def test_of_one_that_runs_or_starts_there_is_nothing_to_tell(status: str) -> None:
+def test_a_deployment_that_runs_or_starts_has_no_reason(status: str) -> None:
     assert reason(status, "") is None
     assert reason(status, "Upscaling from 1 to 2 replicas.") is None
 
@@ -63,11 +63,11 @@ def test_of_one_that_runs_or_starts_there_is_nothing_to_tell(status: str) -> Non
             '{"CPU": 1.9}',
             "CPU 0.1, GPU 1; free in the whole cluster: GPU 0",
         ),
-        ('{"CPU": 0.1, "GPU": 0.5}', '{"CPU": 0.2, "GPU": 0.7}', "CPU 0.1, GPU 0.5"),  # on no one
+        ('{"CPU": 0.1, "GPU": 0.5}', '{"CPU": 0.2, "GPU": 0.7}', "CPU 0.1, GPU 0.5"),  # nowhere
         ('[{"CPU": 0.1, "GPU": 1}, {"CPU": 0.1, "GPU": 1}]', "{}", "CPU 0.2, GPU 2"),
     ],
 )
-def test_resources_that_are_waited_for(required: str, free: str, told: str) -> None:
+def test_missing_resources(required: str, free: str, told: str) -> None:
     said = reason(
         "UPDATING",
         "Deployment 'a' in application 'b' has 1 replicas that have taken more than 30s to be "
@@ -78,7 +78,7 @@ def test_resources_that_are_waited_for(required: str, free: str, told: str) -> N
     assert said == f"a replica waits for a machine that has free: {told}"
 
 
-async def test_a_flood_asks_the_controller_once() -> None:
+async def test_under_load_the_controller_is_asked_once() -> None:
     asked = []
 
     def ask() -> dict[str, str]:
@@ -91,7 +91,7 @@ async def test_a_flood_asks_the_controller_once() -> None:
     assert len(asked) == 1
 
 
-async def test_nobody_waits_for_a_controller_that_does_not_answer(
+async def test_the_wait_for_the_controller_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve_app.graph.unavailable_reason.TIMEOUT_S", 0.01)
@@ -106,7 +106,7 @@ async def test_nobody_waits_for_a_controller_that_does_not_answer(
     reasons = Reasons(ask)
     assert await reasons.all() == {}
     assert await reasons.all() == {}
-    assert len(asked) == 1  # nor is it asked again meanwhile
+    assert len(asked) == 1  # and it is not asked again meanwhile
     answers.set()
     monkeypatch.setattr("serve_app.graph.unavailable_reason.TIMEOUT_S", 60.0)
     assert await reasons.all() == {"Model:a": "no"}

@@ -1,4 +1,4 @@
-"""Who gets in: keys, limits, places, CORS, request ids and the log; against a scripted replica."""
+"""Admission: keys, limits, places, CORS, request ids and the log; against a scripted replica."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ASGIApp]:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What is logged meanwhile."""
+    """The lines that are logged during the test."""
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
@@ -60,7 +60,7 @@ def lines() -> Iterator[list[str]]:
     ("method", "path"),
     [("POST", "/v1/tasks"), ("GET", "/v1/models"), ("GET", "/docs"), ("GET", "/none")],
 )
-async def test_without_a_right_key_nothing_is_answered(
+async def test_requests_without_a_valid_key_are_refused(
     app: Callable[..., ASGIApp], headers: list[Any], method: str, path: str
 ) -> None:
     async with client(app()) as http:
@@ -73,7 +73,9 @@ async def test_without_a_right_key_nothing_is_answered(
     assert "sk-" not in response.text
 
 
-async def test_with_a_key_all_is_answered(app: Callable[..., ASGIApp], lines: list[str]) -> None:
+async def test_requests_with_a_key_are_answered(
+    app: Callable[..., ASGIApp], lines: list[str]
+) -> None:
     async with client(app(public_docs=True)) as http:
         for scheme in ("Bearer", "bearer", "BEARER "):
             headers = {"authorization": f"{scheme} {KEY}"}
@@ -116,7 +118,7 @@ async def test_a_key_in_the_address_is_refused_and_not_repeated(
     assert not any(KEY in text for text in [response.text, *lines])
 
 
-async def test_a_key_that_asks_too_often(app: Callable[..., ASGIApp]) -> None:
+async def test_a_key_with_too_many_requests(app: Callable[..., ASGIApp]) -> None:
     async with client(app(requests_per_minute=2, keys={"bob": {"requests_per_minute": 3}})) as http:
         alice = [await http.get("/v1/models", headers=BEARER) for _ in range(4)]
         bobs = {"authorization": f"Bearer {OTHER}"}
@@ -154,7 +156,7 @@ class Client:
     async def _receive(self) -> Message:
         if self._body:
             return self._body.pop()
-        await asyncio.get_running_loop().create_future()  # stays, and says nothing
+        await asyncio.get_running_loop().create_future()  # stays connected and sends nothing
         raise AssertionError
 
     async def _send(self, message: Message) -> None:
@@ -212,7 +214,7 @@ async def test_a_client_that_never_reads_loses_its_place(
     assert after.status == 200
 
 
-async def test_a_body_that_does_not_come(app: Callable[..., ASGIApp]) -> None:
+async def test_a_body_that_does_not_arrive(app: Callable[..., ASGIApp]) -> None:
     async def slowly() -> Any:
         yield b'{"model":'
         await asyncio.sleep(60)
@@ -244,7 +246,7 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
         asked = await http.options("/v1/tasks", headers=ORIGIN | wanted)
         answered = await http.post("/v1/tasks", json=task("go"), headers=ORIGIN | BEARER)
         refused = await http.post("/v1/tasks", json=task("go"), headers=ORIGIN)
-        stranger = await http.options(
+        other = await http.options(
             "/v1/tasks", headers=PREFLIGHT | {"origin": "https://evil.example"}
         )
     assert asked.status_code == 200
@@ -253,13 +255,13 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
     for response in (asked, answered, refused):
         assert response.headers["access-control-allow-origin"] == allowed
         assert "access-control-allow-credentials" not in response.headers
-    assert stranger.status_code == (200 if allowed == "*" else 400)
+    assert other.status_code == (200 if allowed == "*" else 400)
     if allowed != "*":
-        assert stranger.json()["error"]["code"] == "task_args_invalid"
+        assert other.json()["error"]["code"] == "task_args_invalid"
 
 
 @pytest.mark.parametrize("given", ["", "no good", "x" * 129, "é", "a\tb", 'a"b'])
-async def test_a_request_id_that_is_none(given: str) -> None:
+async def test_an_invalid_request_id(given: str) -> None:
     async with client(MAKE()) as http:
         response = await http.get("/v1/models", headers=[(b"x-request-id", given.encode())])
     assert response.status_code == 400
@@ -299,7 +301,7 @@ GONE: list[Message | Exception] = [
 
 @pytest.mark.parametrize("gone", GONE, ids=["disconnect", "cancelled", "proxy"])
 @pytest.mark.parametrize("more_body", [True, False], ids=["body", "answer"])
-async def test_a_client_that_leaves_is_no_fault_of_the_server(
+async def test_a_disconnect_is_not_a_fault_of_the_server(
     more_body: bool, gone: Message | Exception, lines: list[str]
 ) -> None:
     cancelled.clear()
@@ -325,7 +327,7 @@ async def test_a_client_that_leaves_is_no_fault_of_the_server(
     assert line.endswith(" error=cancelled")
 
 
-async def test_the_refusals_of_a_second_share_a_line(
+async def test_refusals_within_a_second_share_a_line(
     app: Callable[..., ASGIApp], lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.http.middleware.refusal_log.PERIOD_S", 0.3)

@@ -106,7 +106,7 @@ def test_the_published_schemas_are_the_components() -> None:
             assert not Draft202012Validator(moved).is_valid([example])
 
 
-async def test_the_page_loads_nothing_from_elsewhere() -> None:
+async def test_the_page_loads_nothing_from_other_hosts() -> None:
     async with client(MAKE()) as http:
         page = await http.get("/docs")
         assert page.headers["content-type"].startswith("text/html")

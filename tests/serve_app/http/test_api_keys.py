@@ -38,7 +38,7 @@ def test_keys_are_found_by_their_names() -> None:
         (f"alice: {KEY}!", "line 1: a key is"),
         (f"alice: {KEY} bob: {KEY}", "line 1: a key is"),
         (f"alice: sha256:{HASHED[:-1]}", "line 1: a key is"),
-        (f"alice: {KEY}\nalice: {OTHER}", "line 2: the name or the key stands there twice"),
+        (f"alice: {KEY}\nalice: {OTHER}", "line 2: the name or the key is there twice"),
         (f"alice: {OTHER}\nbob: sha256:{HASHED}", "line 2: the name or the key"),
     ],
 )
@@ -108,7 +108,7 @@ def test_faulty_arguments(args: Any, fields: dict[str, Any], said: str) -> None:
     assert said in "\n".join(explain(caught.value))
 
 
-def test_a_key_has_its_own_limits_where_it_has_them() -> None:
+def test_limits_of_a_single_key() -> None:
     own = {"bob": {"max_concurrent": 9}, "eve": {"requests_per_minute": None}}
     auth = AuthArgs.model_validate({"keys_env": "K", "requests_per_minute": 5, "keys": own})
     limits = {name: auth.limits_of(name) for name in ("alice", "bob", "eve")}
@@ -135,7 +135,7 @@ def test_requests_per_minute() -> None:
         pass
     with pytest.raises(RateLimited):
         limits.place().__enter__()
-    now[0] += 3600  # an hour of silence gives a minute's worth
+    now[0] += 3600  # an hour without requests gives those of a minute
     for _ in range(6):
         with limits.place():
             pass
@@ -146,7 +146,7 @@ def test_requests_per_minute() -> None:
 def test_requests_at_the_same_time() -> None:
     limits = KeyLimits("alice", KeyLimitArgs(max_concurrent=2, requests_per_minute=4))
     with limits.place(), limits.place():
-        for _ in range(9):  # takes nothing from those of the minute
+        for _ in range(9):  # does not count as one of the minute
             with pytest.raises(RateLimited, match="has 2 requests open"):
                 limits.place().__enter__()
     with pytest.raises(KeyError), limits.place():

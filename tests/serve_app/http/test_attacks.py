@@ -1,4 +1,4 @@
-"""What somebody hostile sends: refused with its reason, or harmless."""
+"""Hostile requests: refused with a reason, or harmless."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def _post(
 
 
 @pytest.mark.parametrize("length", [GIGABYTE, 10**30, int("9" * 4000), "9" * 5000])
-async def test_a_gigabyte_that_says_so_is_refused_unread(length: object) -> None:
+async def test_a_gigabyte_by_content_length_is_refused_unread(length: object) -> None:
     def receive() -> Message:
         raise AssertionError("the body was read")
 
@@ -49,7 +49,7 @@ async def test_a_gigabyte_that_says_so_is_refused_unread(length: object) -> None
     assert (status, error["code"]) == (413, "request_too_large")
 
 
-async def test_a_gigabyte_that_does_not_say_so_is_refused_at_the_limit() -> None:
+async def test_a_gigabyte_in_chunks_is_refused_at_the_limit() -> None:
     read = 0
 
     def receive() -> Message:
@@ -76,7 +76,7 @@ async def test_a_small_body_under_a_false_length() -> None:
 @pytest.mark.parametrize(
     "case", [case for case in MALFORMED if case.beyond_schema == NOT_JSON], ids=lambda c: c.name
 )
-async def test_what_is_no_json_is_refused_on_every_route(path: str, case: Malformed) -> None:
+async def test_invalid_json_is_refused_on_every_route(path: str, case: Malformed) -> None:
     async with client(APP) as http:
         response = await http.post(path, content=case.body)
     assert response.status_code == 400
@@ -93,7 +93,7 @@ async def test_a_compressed_body_is_refused() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "IDENTITY", ""])
-async def test_a_body_that_says_it_is_not_compressed_is_read(encoding: str) -> None:
+async def test_an_uncompressed_body_with_an_encoding_header_is_read(encoding: str) -> None:
     async with client(APP) as http:
         headers = {"content-encoding": encoding}
         response = await http.post("/v1/tasks", json=task("go"), headers=headers)
@@ -104,7 +104,7 @@ INJECTED = "demo\r\nx-evil: 1\r\n\r\ndata: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_a_models_name_injects_no_header_and_no_event(path: str) -> None:
+async def test_a_models_name_cannot_inject_headers_or_events(path: str) -> None:
     body: dict[str, Any] = {"model": INJECTED, "prompt": "a"}
     if path != "/v1/completions":
         body = {"model": INJECTED, "messages": [{"role": "user", "content": "a"}]}
@@ -134,7 +134,7 @@ async def test_a_models_name_injects_no_header_and_no_event(path: str) -> None:
         "/" + "a" * 60_000,
     ],
 )
-async def test_a_path_leads_nowhere_else(path: str) -> None:
+async def test_a_path_cannot_escape(path: str) -> None:
     async with client(APP) as http:
         response = await http.get(httpx.URL("http://test").copy_with(raw_path=path.encode()))
     assert response.status_code == 404
@@ -187,11 +187,11 @@ def _check_text(path: str, text: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/tasks", "/v1/chat/completions"])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_text_injects_no_event(path: str, text: str) -> None:
+def test_a_text_cannot_inject_an_event(path: str, text: str) -> None:
     _check_text(path, text)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_no_text_injects_an_event(text: str) -> None:
+def test_no_character_injects_an_event(text: str) -> None:
     _check_text("/v1/tasks", text)

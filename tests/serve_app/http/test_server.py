@@ -33,7 +33,7 @@ ENDLESS = text_task(
 
 
 def _status(client: httpx.Client) -> Any:
-    """What the one replica of the unquantized model says of itself."""
+    """The status of the one replica of the unquantized model."""
     models = client.get("/v1/models").json()["data"]
     (replica,) = next(m for m in models if m["quantize_bits"] is None)["replicas"]
     return replica
@@ -146,7 +146,7 @@ def _with_image(data: bytes) -> dict[str, Any]:
         pytest.param(text_task("word " * 4_000), 400, "messages", id="beyond the context"),
     ],
 )
-def test_what_only_the_server_can_refuse(
+def test_tasks_that_only_the_server_can_refuse(
     client: httpx.Client, query: str, task: dict[str, Any], status: int, param: str
 ) -> None:
     said = error(client.post(f"/v1/tasks{query}", json=task), status)
@@ -154,7 +154,7 @@ def test_what_only_the_server_can_refuse(
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 
-def test_what_is_the_tasks_fault_is_no_failure(client: httpx.Client) -> None:
+def test_a_refused_task_is_not_a_failure(client: httpx.Client) -> None:
     before = _status(client)["tasks"]
     error(client.post("/v1/tasks", json=text_task("word " * 4_000)), 400)
     after = _status(client)["tasks"]
@@ -173,7 +173,7 @@ def test_a_body_that_is_too_large(client: httpx.Client) -> None:
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 
-def test_a_client_that_leaves_its_stream_cancels_the_task(client: httpx.Client) -> None:
+def test_a_disconnect_during_a_stream_cancels_the_task(client: httpx.Client) -> None:
     before = _status(client)["tasks"]
     with client.stream("POST", "/v1/tasks?stream=true", json=ENDLESS) as response:
         assert response.status_code == 200
@@ -185,7 +185,7 @@ def test_a_client_that_leaves_its_stream_cancels_the_task(client: httpx.Client) 
     assert _status(client)["tasks"]["finished"] == before["finished"]
 
 
-def test_a_client_that_does_not_wait_for_its_answer_cancels_the_task(address: str) -> None:
+def test_a_disconnect_before_the_answer_cancels_the_task(address: str) -> None:
     with httpx.Client(base_url=address, timeout=60) as client:
         before = _status(client)["tasks"]
         with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=address, timeout=1) as leaving:
@@ -252,7 +252,7 @@ def _replica_process(deployment: str = "Model:demo:float32") -> psutil.Process:
     return found
 
 
-def test_a_stream_whose_replica_dies_goes_on_to_the_same_bytes(client: httpx.Client) -> None:
+def test_a_stream_whose_replica_dies_continues_to_the_same_bytes(client: httpx.Client) -> None:
     config = {**ENDLESS["generation_config"], "max_new_tokens": 300, "num_return_sequences": 4}
     task = text_task(seed=11, generation_config=config)
     undisturbed = answer(client.post("/v1/tasks", json=task))
@@ -272,7 +272,7 @@ def test_a_stream_whose_replica_dies_goes_on_to_the_same_bytes(client: httpx.Cli
 def test_when_the_ingress_dies_its_streams_break_off_and_their_rows_are_freed(
     client: httpx.Client, address: str
 ) -> None:
-    """Nobody is left to send an event; that the answer is not whole, HTTP says."""
+    """No process is left to send an event; HTTP shows that the answer is not complete."""
     before = _status(client)["tasks"]
     with client.stream("POST", "/v1/tasks?stream=true", json=ENDLESS) as response:
         pieces = response.iter_text()

@@ -1,4 +1,4 @@
-"""End to end: what only a real server shows of ids in logs, odd bytes and large bodies."""
+"""End to end: ids in logs, malformed HTTP and large bodies, which need a real server."""
 
 import re
 import socket
@@ -55,7 +55,7 @@ def test_all_logs_have_the_id_that_the_client_saw(client: httpx.Client, given: s
     lines: list[str] = []
     wanted = {"proxy", "Ingress", "ImagePreprocessor", "Model:demo:float32"}
     while wanted and time.monotonic() < deadline:
-        # Of all lines with the id, who wrote them.
+        # The deployments that wrote lines with the id.
         lines = [
             line
             for path in _serve_logs().glob("*.log")
@@ -70,7 +70,7 @@ def test_all_logs_have_the_id_that_the_client_saw(client: httpx.Client, given: s
 
 
 @pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
-def test_what_is_no_http_is_refused(address: str, client: httpx.Client, sent: bytes) -> None:
+def test_malformed_http_is_refused(address: str, client: httpx.Client, sent: bytes) -> None:
     with _connected(address) as connection:
         connection.sendall(sent)
         assert connection.recv(12) == b"HTTP/1.1 400"
@@ -85,7 +85,7 @@ def test_a_large_body_takes_no_memory(address: str, header: bytes) -> None:
     before = sum(process.memory_info().rss for process in _processes())
     with _connected(address) as connection:
         connection.sendall(b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
-        for _ in range(50):  # the limit is 32; what lies between processes when it is seen varies
+        for _ in range(50):  # the limit is 32; how much is on its way then varies
             connection.sendall(piece)
         assert connection.recv(12) == b"HTTP/1.1 413"
         for _ in range(950):  # uvicorn reads on and drops what comes

@@ -27,7 +27,7 @@ async def test_requests_are_counted_by_code(app: Callable[..., ASGIApp]) -> None
         for act in ("go", "later fail"):
             await http.post("/v1/tasks?stream=true", json=task(act))
         await http.post("/v1/chat/completions", json=task("refuse"))
-        await http.post("/v1/tasks?stream=true", json=task("overload"))  # the next would hear of it
+        await http.post("/v1/tasks?stream=true", json=task("overload"))  # affects the next one
         await http.post("/v1/tasks", content=b"{")
         await http.post("/v1/tasks", json={**task("go"), "model": "made-up"})
         await http.get("/health")
@@ -35,7 +35,7 @@ async def test_requests_are_counted_by_code(app: Callable[..., ASGIApp]) -> None
         await http.get("/made/up")
         counted = (await http.get("/v1/models")).json()["ingress"]
     assert counted["requests"] == {
-        # Nothing of it is a name that a client has made up.
+        # No label is a name that a client has invented.
         "": {"model_not_found": 1, "not_found": 1, "task_args_invalid": 1},
         "Model:demo": {
             "ok": 1,
@@ -78,7 +78,7 @@ def test_pages_of_several_machines_become_one() -> None:
     assert together.count("# TYPE") == 1
 
 
-def test_a_page_is_given_on_as_it_is() -> None:
+def test_a_page_is_passed_on_unchanged() -> None:
     count, seconds = metrics.TASKS.exported, metrics.TASK.exported
     page = (
         f"# HELP {count} Ends, by \\\\ and more\n# TYPE {count} counter\n"
@@ -102,7 +102,7 @@ def test_a_faulty_page_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
 def _series(client: httpx.Client) -> dict[str, list[Any]]:
     """The samples at `/metrics`, by their name."""
     response = client.get("/metrics")
-    assert response.status_code in (200, 503), response.text  # 503: nothing has been told yet
+    assert response.status_code in (200, 503), response.text  # 503: there are no metrics yet
     found: dict[str, list[Any]] = {}
     if response.status_code == 200:
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -113,7 +113,7 @@ def _series(client: httpx.Client) -> dict[str, list[Any]]:
 
 
 def _replica(client: httpx.Client) -> Any:
-    """What the one replica says of itself when its tasks have ended."""
+    """The status of the one replica when its tasks have ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         models = client.get("/v1/models").json()["data"]
@@ -124,7 +124,7 @@ def _replica(client: httpx.Client) -> Any:
     raise AssertionError("its tasks never ended")
 
 
-def test_a_real_server_tells_prometheus_what_it_tells_in_its_status(client: httpx.Client) -> None:
+def test_prometheus_gets_the_numbers_of_the_status(client: httpx.Client) -> None:
     before = _replica(client)
     usages = [
         chunks(client.post("/v1/tasks?stream=true", json=text_task()))[-1]["usage"],
@@ -137,7 +137,7 @@ def test_a_real_server_tells_prometheus_what_it_tells_in_its_status(client: http
         grown = after["load"][name] - before["load"][name]
         assert grown == sum(usage[kind] for usage in usages)
     assert after["tasks"]["finished"] == before["tasks"]["finished"] + 2
-    # No time is asserted: metrics arrive within Ray's period, and then are these.
+    # No time is asserted: metrics arrive within Ray's period.
     labels = {"deployment": DEMO, "model": "demo", "variant": "float32"}
     labels["replica"] = after["replica"]
     load = after["load"]

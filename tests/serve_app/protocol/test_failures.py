@@ -55,7 +55,7 @@ def test_a_task_error_survives_two_hops() -> None:
         (ValueError("secret"), TaskExecutionError),
     ],
 )
-def test_what_clients_are_told(error: Exception, kind: type[TaskError]) -> None:
+def test_errors_for_clients(error: Exception, kind: type[TaskError]) -> None:
     got = as_task_error(error)
     assert type(got) is kind
     assert "secret" not in got.message
@@ -92,7 +92,7 @@ async def _said(request: bytes, context: Any) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("request_", "kind"),
     [
-        (b"stop", EngineStopped),  # the replica is told to end while it works
+        (b"stop", EngineStopped),  # the replica has to stop while it works
         (b"large", EngineStopped),  # runs again, by reference
         (b"fail", TaskExecutionError),  # a bug; a task's own errors do not come as a status
     ],

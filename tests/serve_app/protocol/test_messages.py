@@ -1,4 +1,4 @@
-"""What replicas and the ingress say to each other survives both of Ray's ways to carry it."""
+"""Messages between replicas and the ingress survive both of Ray's transports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_message_is_not_changed(message: Message) -> None:
             setattr(message, field.name, None)
 
 
-def test_those_that_run_tasks_have_the_method_of_the_protocol() -> None:
-    """mypy says whether the signatures agree."""
+def test_replicas_have_the_method_of_the_protocol() -> None:
+    """mypy checks that the signatures agree."""
     replicas: list[type[TaskReplica]] = [ModelReplica, PoolReplica, ScriptedReplica]
     assert all(not hasattr(replica, "run") for replica in replicas)

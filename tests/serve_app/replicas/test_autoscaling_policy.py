@@ -1,4 +1,4 @@
-"""How many replicas a model wants."""
+"""How many replicas a model needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ shares = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
 def context(tasks: float, reserved: list[float], target: int = 4) -> AutoscalingContext:
-    """What Ray tells a policy of a deployment whose replicas have reserved so much."""
+    """What Ray passes to a policy for a deployment whose replicas have reserved so much."""
     replicas = [ReplicaID(str(number), DEPLOYMENT) for number in range(len(reserved))]
     return AutoscalingContext(
         deployment_id=DEPLOYMENT,
@@ -56,7 +56,7 @@ def test_tasks_and_memory_both_count() -> None:
 
 
 @given(st.integers(0, 40), shares)
-def test_more_load_never_wants_less(tasks: int, reserved: list[float]) -> None:
+def test_more_load_never_needs_fewer_replicas(tasks: int, reserved: list[float]) -> None:
     less = wanted(tasks, reserved)
     assert wanted(tasks + 1, reserved) >= less
     assert wanted(tasks, [*reserved[1:], 1.0]) >= less

@@ -28,7 +28,7 @@ SHARE: dict[str, Any] = {"num_gpus": 0.3, "min_replicas": 0}
         ([SHARE, SHARE, SHARE], 1, ["cuda", "cuda", "cuda"]),
         ([SHARE] * 10, 3, ["cuda"] * 10),
         ([{"min_replicas": 2, "max_replicas": 2}, {}], 1, ["cpu", "cuda"]),
-        ([{}, {"device": "cuda"}], 1, ["cpu", "cuda"]),  # who must have a GPU comes first
+        ([{}, {"device": "cuda"}], 1, ["cpu", "cuda"]),  # a model that must have a GPU comes first
         ([{"device": "cpu"}, {}], 1, ["cpu", "cuda"]),
         ([{"device": "cuda"}], 0, ["cuda"]),  # a cluster that scales from zero GPUs
     ],
@@ -42,7 +42,7 @@ def test_the_graph_builds_without_a_cluster() -> None:
     graph(args, gpus=1)
 
 
-def test_the_builder_says_how_it_is_run() -> None:
+def test_the_builder_says_how_to_run_it() -> None:
     args = AppArgs.model_validate({"models": [{"id": "a"}]})
     with pytest.raises(RuntimeError, match=r"serve run serve_config\.yaml"):
         build(args)
@@ -101,7 +101,7 @@ def test_accelerator_types_are_those_that_ray_gives(name: str, says: str) -> Non
         ("NVIDIA GeForce RTX 5090 Laptop GPU", False),
     ],
 )
-def test_names_are_what_ray_makes_of_the_drivers(card: str, known: bool) -> None:
+def test_rays_names_of_cards_are_in_the_table(card: str, known: bool) -> None:
     name = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(card)
     assert (name in ACCELERATOR_TYPES) == known
 

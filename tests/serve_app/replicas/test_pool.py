@@ -40,7 +40,7 @@ def _save(root: Path, name: str, kind: Kind = "qwen2", seed: int = 0) -> Path:
     for file in ("config.json", "generation_config.json"):
         config = json.loads((directory / file).read_text())
         text = config.get("text_config") or config
-        text["eos_token_id"] = None  # an answer ends where its task says
+        text["eos_token_id"] = None  # an answer ends at its task's limit
         if file == "config.json":
             text["max_position_embeddings"] = KV_TOKENS
         (directory / file).write_text(json.dumps(config))
@@ -159,14 +159,14 @@ def test_eight_first_tasks_start_one_process(
     assert len(seen - before) == 1
     assert _loaded(client) == ["org/one"]
     assert together == [_post(client, task) for task in tasks]
-    # The same model under another name, configured: the same bytes, and it says so itself.
+    # The same model under another name, configured: the same bytes and the same fingerprint.
     configured = [_post(client, task | {"model": "fixed"}) for task in tasks]
     assert [a | {"model": ""} for a in together] == [a | {"model": ""} for a in configured]
     assert together[0] == _in_process(root / "org/one", tasks[0])
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_as_the_task_wants(client: httpx.Client, root: Path, bits: int) -> None:
+def test_quantized_as_the_task_asks(client: httpx.Client, root: Path, bits: int) -> None:
     task = _task("org/two", generation_config=SAMPLED, quantize_bits=bits)
     assert _post(client, task) == _in_process(root / "org/two", task)
 
@@ -209,7 +209,7 @@ def test_a_running_stream_is_not_evicted(client: httpx.Client) -> None:
     assert response == _post(client, task)
 
 
-def test_who_finds_all_models_at_work_waits(client: httpx.Client) -> None:
+def test_a_task_waits_while_all_models_are_in_use(client: httpx.Client) -> None:
     for model in ("org/one", "org/two"):
         _post(client, _task(model))
     tasks = [_task(model, generation_config=LONG) for model in ("org/one", "org/two")]
@@ -234,12 +234,12 @@ def test_a_process_that_dies_is_replaced(client: httpx.Client, server: tuple[str
     before = _pids(server)
     for pid in before:
         psutil.Process(pid).kill()
-    # Should it come before the death is noticed, it is lost with the process and run again.
+    # If it comes before the death is noticed, it is lost with the process and runs again.
     assert answer(client.post("/v1/tasks", json=_task("org/one"))) == first
     assert not before & _pids(server)
 
 
-def test_what_cannot_be_loaded_says_why_every_time(client: httpx.Client) -> None:
+def test_a_model_that_cannot_be_loaded_reports_why_every_time(client: httpx.Client) -> None:
     _post(client, _task("org/one"))
     for _ in range(2):
         said = error(client.post("/v1/tasks", json=_task("org/broken")), 404)

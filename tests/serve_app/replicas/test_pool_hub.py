@@ -31,7 +31,7 @@ def _only_the_absent_is_missing(health: httpx.Response) -> bool:
     return ABSENT in said and "Pool" not in said
 
 
-def _check_that_everybody_is_told_why(
+def _check_that_the_reason_is_reported(
     client: httpx.Client, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = ABSENT.partition(": ")[2]
@@ -48,7 +48,7 @@ def _check_that_everybody_is_told_why(
 
 
 def _first_line_of_the_waiter(config: Path) -> str:
-    """What `make serve` prints, which goes on waiting."""
+    """What `make serve` prints while it waits."""
     command = [sys.executable, "-m", "serve_app.ready", str(config)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as waiter:
         assert waiter.stdout is not None
@@ -57,7 +57,7 @@ def _first_line_of_the_waiter(config: Path) -> str:
     return line
 
 
-def test_a_model_of_the_hub_and_those_that_it_does_not_give(
+def test_a_model_of_the_hub_and_models_that_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
@@ -90,7 +90,7 @@ def test_a_model_of_the_hub_and_those_that_it_does_not_give(
             httpx.Client(base_url=running[0], timeout=200) as client,
         ):
             address, _ = running
-            _check_that_everybody_is_told_why(client, address, capsys)
+            _check_that_the_reason_is_reported(client, address, capsys)
             line = _first_line_of_the_waiter(tmp_path / "config.yaml")
             assert line.startswith(f"not ready: {ABSENT}")
             log = (tmp_path / "server.log").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A model over two processes behind the server: a replica and the rank in its placement group.
+"""A served model over two processes: a replica and the rank in its placement group.
 
 ``make test-cluster``: it needs a server of its own.
 """
@@ -66,8 +66,8 @@ def name(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_rank_is_lost_in_mid_stream(server: tuple[str, int]) -> None:
-    """The replica is replaced, with all of its ranks, and the stream goes on to the same bytes."""
+def test_a_rank_is_lost_during_a_stream(server: tuple[str, int]) -> None:
+    """The replica and all of its ranks are replaced, and the stream continues to the same bytes."""
     address, pid = server
     with httpx.Client(base_url=address, timeout=300) as client:
         whole = client.post("/v1/tasks", json=TASK).raise_for_status().json()

@@ -18,7 +18,7 @@ def model(directory: Path, **fields: Any) -> ModelArgs:
     return ModelArgs.model_validate({"id": "broken", "source": str(directory), **fields})
 
 
-async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
+async def test_a_replica_started_by_a_task_reports_the_reason(tmp_path: Path) -> None:
     """Its client would otherwise wait for as long as Ray tries to start it."""
     replica = ModelReplica(model(tmp_path, min_replicas=0), "cpu")
     task = Task.from_fields(model="broken", messages=[{"role": "user", "content": "hi"}])
@@ -32,8 +32,8 @@ async def test_started_by_a_task_it_tells_the_reason(tmp_path: Path) -> None:
     await replica.check_health()
 
 
-async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that keeps back its news has to say that it lives all the same."""
+async def test_alive_messages_while_an_answer_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that holds its chunks back still has to send `Alive`."""
     monkeypatch.setattr("serve_app.replicas.model_replica.HEARTBEAT_S", 0.05)
     demo = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
     replica = ModelReplica(ModelArgs.model_validate(demo), "cpu")
@@ -45,12 +45,12 @@ async def test_signs_of_life_while_an_answer_grows(monkeypatch: pytest.MonkeyPat
     *signs, last = [message async for message in replica.stream(task, None, streamed=False)]
     assert isinstance(last, Chunk)
     assert {choice["finish_reason"] for choice in last.chunk["choices"]} <= {"stop", "length"}
-    assert len(signs) > 2  # the first says that it has begun
+    assert len(signs) > 2  # the first is `Started`
     assert isinstance(signs[0], Started)
     assert all(isinstance(sign, Alive) for sign in signs[1:])
 
 
-def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
+def test_a_replica_that_is_always_on_fails_its_deployment(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="broken"):
         ModelReplica(model(tmp_path, min_replicas=1), "cpu")
 
@@ -58,7 +58,7 @@ def test_always_on_it_fails_its_deployment(tmp_path: Path) -> None:
 def test_the_log_has_no_traceback_of_a_refused_task(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ray Serve logs what leaves a replica's methods as this does."""
+    """Ray Serve logs exceptions of a replica's methods in this way."""
     ModelReplica(model(tmp_path, min_replicas=0), "cpu")
     for raised in (TaskArgsInvalid("too long"), ValueError("a bug")):
         try:

@@ -23,7 +23,7 @@ BUDGET = 10
 
 
 class Loader:
-    """Loads names in no time, or when `gate` is opened; notes what is in memory."""
+    """Loads names at once, or when `gate` is opened; notes what is in memory."""
 
     def __init__(self) -> None:
         self.loads: Counter[str] = Counter()
@@ -71,7 +71,7 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_load_for_all_who_wait() -> None:
+async def test_one_load_for_all_waiting_tasks() -> None:
     loader = Loader()
     models = loader.residency()
     loader.gate.clear()
@@ -93,7 +93,7 @@ async def test_the_least_recently_used_goes_first() -> None:
     assert models.used_bytes == 8
 
 
-async def test_a_fault_is_told_to_all_who_wait_and_then_forgotten() -> None:
+async def test_a_fault_reaches_all_waiting_tasks_and_is_then_forgotten() -> None:
     loader = Loader()
     loader.faults["a"] = ModelInvalid("broken")
     models = loader.residency()
@@ -110,7 +110,7 @@ async def test_a_fault_is_told_to_all_who_wait_and_then_forgotten() -> None:
         await _use(models, "missing")
 
 
-async def test_what_never_fits_is_refused_at_once() -> None:
+async def test_a_model_that_never_fits_is_refused_at_once() -> None:
     loader = Loader()
     models = loader.residency()
     await _use(models, "a")
@@ -120,7 +120,7 @@ async def test_what_never_fits_is_refused_at_once() -> None:
     assert loader.loads["giant"] == 0
 
 
-async def test_one_that_turns_out_larger_than_estimated_makes_room() -> None:
+async def test_a_model_that_is_larger_than_estimated_makes_room() -> None:
     loader = Loader()
     models = loader.residency()
     await _use(models, "a")
@@ -129,7 +129,7 @@ async def test_one_that_turns_out_larger_than_estimated_makes_room() -> None:
     assert models.used_bytes == 9
 
 
-async def test_nothing_in_use_is_unloaded_and_who_finds_no_room_waits() -> None:
+async def test_a_task_waits_instead_of_unloading_a_model_in_use() -> None:
     loader = Loader()
     models = loader.residency()
     async with AsyncExitStack() as stack:
@@ -155,7 +155,7 @@ async def test_waiting_is_bounded_in_time_and_number() -> None:
     assert await _use(models, "b") == "b"  # there is room now
 
 
-async def test_a_load_that_nobody_waits_for_any_more_is_given_up() -> None:
+async def test_a_load_without_waiting_tasks_is_cancelled() -> None:
     loader = Loader()
     models = loader.residency()
     async with models.use("a"), models.use("c"):
@@ -167,7 +167,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_given_up() -> None:
     assert list(models.loaded()) == ["a", "c"]
 
 
-async def test_who_stops_waiting_does_not_stop_the_load_of_others() -> None:
+async def test_cancelling_one_task_does_not_stop_the_load_for_others() -> None:
     loader = Loader()
     models = loader.residency()
     loader.gate.clear()
@@ -180,7 +180,7 @@ async def test_who_stops_waiting_does_not_stop_the_load_of_others() -> None:
     assert loader.loads["a"] == 1
 
 
-async def test_one_that_has_failed_is_dropped_and_loaded_again() -> None:
+async def test_a_failed_model_is_dropped_and_loaded_again() -> None:
     loader = Loader()
     models = loader.residency()
     async with models.use("a") as model:
@@ -201,7 +201,7 @@ EVENTS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(EVENTS)
 def test_in_any_order_of_events(events: list[tuple[str, str]]) -> None:
-    """Never more in memory than allowed, nothing in use is unloaded, everybody is answered."""
+    """Memory stays in the budget, models in use stay loaded, and every task is answered."""
 
     async def user(models: Residency[str, list[str]], loader: Loader, key: str, turns: int) -> None:
         async with models.use(key) as model:

@@ -32,7 +32,7 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 
 class Chat:
-    """The page, as somebody uses it."""
+    """The page, as a user uses it."""
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
@@ -66,7 +66,7 @@ class Chat:
         return self.page.get_by_role("button", name=name)
 
     def choose(self, model: str, variant: str) -> None:
-        """Type a model's name, and wait until the page says its first variant."""
+        """Type a model's name, and wait until the page shows its first variant."""
         field = self.page.get_by_role("combobox", name="Model")
         field.fill(model)
         field.press("Enter")
@@ -91,7 +91,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def served(address: str) -> str:
-    """The address, once the page is served: the server says that it is ready before that."""
+    """The address, once the page is served: the server reports that it is ready before that."""
     _wait_for(lambda: httpx.get(f"{address}/ui/", timeout=60).status_code == 200)
     return address
 
@@ -107,7 +107,7 @@ def open_chat(browser: Browser, served: str) -> Iterator[Callable[..., Chat]]:
 
     yield open_one
     for chat in opened:
-        assert chat.elsewhere == [], "the page needs somebody else's server"
+        assert chat.elsewhere == [], "the page needs another host"
         assert chat.broken == []
         chat.page.close()
 
@@ -141,7 +141,7 @@ def test_an_answer_that_is_run_again_has_the_same_bytes(open_chat: Callable[...,
     chat.screenshot("run-again")
 
 
-def test_images_and_what_was_said_before(open_chat: Callable[..., Chat]) -> None:
+def test_images_and_earlier_turns(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat()
     chat.greedy()
     chat.page.locator("input[type=file]").set_input_files(
@@ -199,7 +199,7 @@ def test_another_variant_of_the_model(open_chat: Callable[..., Chat]) -> None:
     chat.screenshot("another-variant")
 
 
-def test_errors_are_the_servers_words(open_chat: Callable[..., Chat], served: str) -> None:
+def test_errors_are_the_servers_messages(open_chat: Callable[..., Chat], served: str) -> None:
     chat = open_chat()
     tokens = chat.page.get_by_role("textbox", name="Max tokens")
     tokens.fill("9999")
@@ -248,7 +248,7 @@ def test_a_phone(open_chat: Callable[..., Chat]) -> None:
 
 
 def test_only_uploads_are_images(served: str) -> None:
-    """A message that names a file of the server, as no browser sends it."""
+    """A handmade message that names a file of the server."""
     config = httpx.get(f"{served}/ui/config", timeout=60).json()
     names = {component["id"]: component["props"].get("label") for component in config["components"]}
     (send,) = [

@@ -1,4 +1,4 @@
-"""The web chat without a browser: what it makes of answers, and where gradio is missing."""
+"""The web chat without a browser: how it shows answers, and what happens without gradio."""
 
 import sys
 
@@ -59,7 +59,7 @@ def test_a_comparison_finds_the_first_byte_that_differs(same: str, one: str, two
         assert a[at : at + 1] != b[at : at + 1]
 
 
-def test_a_comparison_tells_of_another_system_and_another_end() -> None:
+def test_a_comparison_reports_another_system_and_another_end() -> None:
     first = Answer(content="yes", finish_reason="stop", fingerprint="fp_1")
     other = Answer(content="yes", finish_reason="length", fingerprint="fp_2")
     said = comparison(first, other)
@@ -68,7 +68,7 @@ def test_a_comparison_tells_of_another_system_and_another_end() -> None:
 
 
 @pytest.mark.parametrize("text", ["<b>x</b>", "<script>1</script>", "a &lt; b", "<!-- x -->"])
-def test_no_tag_and_no_entity_is_left_outside_of_code(text: str) -> None:
+def test_tags_and_entities_outside_of_code_are_escaped(text: str) -> None:
     assert "<" not in escaped(text)
     assert escaped(text).replace("&lt;", "<").replace("&amp;", "&") == text
     assert escaped(f"`{text}`") == f"`{text}`"

@@ -161,7 +161,7 @@ def test_a_stop_string_is_not_part_of_the_answer(api: OpenAI, stop: Any) -> None
     assert joined(list(stream)) == ([expected], ["stop"])
 
 
-def test_a_image(api: OpenAI) -> None:
+def test_an_image(api: OpenAI) -> None:
     content: list[Any] = [
         {"type": "image_url", "image_url": {"url": image("red_circle.png"), "detail": "auto"}},
         {"type": "text", "text": "What is in this image?"},
@@ -240,7 +240,7 @@ def test_a_bad_request_names_the_field(
     ("url", "said"),
     [
         ("https://images.example.org/a.png", "not one of those"),
-        ("http://127.0.0.1/a.png", "by its name"),
+        ("http://127.0.0.1/a.png", "not an IP address"),
         ("file:///etc/passwd", "none that this server opens"),
         ("data:image/png;base64,%%%", "base64"),
         (image("red_circle.png")[:60], ""),  # no image: the preprocessor says so
@@ -288,7 +288,7 @@ async def test_the_async_client(async_api: AsyncOpenAI) -> None:
     assert joined([chunk async for chunk in stream])[0] == texts(answer)
 
 
-def test_leaving_a_stream_early(api: OpenAI) -> None:
+def test_disconnecting_during_a_stream(api: OpenAI) -> None:
     with api.chat.completions.create(model="demo", messages=STORY, stream=True, n=8) as stream:
         assert next(iter(stream)).choices[0].delta.role == "assistant"
     assert texts(api.chat.completions.create(model="demo", messages=COUNT, temperature=0))

@@ -37,7 +37,7 @@ def generated(prompt: str, max_tokens: int) -> str:
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "Count from"])
-def test_the_model_goes_on_with_the_text_as_it_is(
+def test_the_model_continues_the_text_as_it_is(
     api: OpenAI, client: httpx.Client, prompt: str
 ) -> None:
     answer = api.completions.create(model="demo", prompt=prompt, temperature=0, max_tokens=20)

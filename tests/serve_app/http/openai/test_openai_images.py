@@ -18,7 +18,7 @@ def api(address: str) -> Iterator[OpenAI]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_a_image_at_an_address(api: OpenAI, drawings: ImageHost, scheme: str) -> None:
+def test_an_image_at_an_address(api: OpenAI, drawings: ImageHost, scheme: str) -> None:
     place = f"http://localhost:{drawings.port}" if scheme == "http" else f"file://{IMAGES}"
 
     def ask(*urls: str) -> list[Any]:
@@ -41,12 +41,14 @@ def test_a_image_at_an_address(api: OpenAI, drawings: ImageHost, scheme: str) ->
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_leaving_while_a_image_is_fetched(api: OpenAI, drawings: ImageHost, stream: bool) -> None:
+def test_disconnecting_while_an_image_is_fetched(
+    api: OpenAI, drawings: ImageHost, stream: bool
+) -> None:
     url = f"http://localhost:{drawings.port}/silence"
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.APITimeoutError):
         api.with_options(timeout=2.0).chat.completions.create(
             model="demo", messages=[{"role": "user", "content": content}], stream=stream
         )
-    # Whoever prepared the image has left too, long before its own deadline.
+    # The preprocessor has disconnected too, long before its own deadline.
     drawings.left.get(timeout=60)

@@ -88,7 +88,7 @@ async def test_an_error_of_a_chat_after_the_first_chunk_is_the_last_event(
 
 
 class Unspeakable(StandIn):
-    """Its answer goes on with what no JSON in UTF-8 can carry."""
+    """Its answer continues with text that JSON in UTF-8 cannot represent."""
 
     async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         yield chunk("a")

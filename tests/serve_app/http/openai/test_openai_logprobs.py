@@ -45,7 +45,7 @@ def spelled(tokens: Any) -> str:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_chat(api: OpenAI, settings: dict[str, Any]) -> None:
-    """Joined chunks are the whole answer; tokens spell its text, and the stop string behind it."""
+    """Joined chunks are the whole answer; tokens spell its text and the stop string after it."""
     settings = dict(settings)
     top = settings.pop("top")
     asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "logprobs": True, **settings}
@@ -95,7 +95,7 @@ def test_completions(api: OpenAI, settings: dict[str, Any]) -> None:
                 assert choice.text[offset : offset + len(name)] == name
 
 
-def test_they_are_the_models(api: OpenAI) -> None:
+def test_log_probabilities_are_the_models_own(api: OpenAI) -> None:
     """Beside a plain forward of `transformers`, in the demo model's own dtype."""
     answer = api.completions.create(model="demo", prompt=PROMPT, temperature=0, logprobs=3)
     model = AutoModelForImageTextToText.from_pretrained(REPOSITORY / "demo" / "model").eval()
@@ -126,7 +126,7 @@ def test_penalties_and_biases_change_the_answer(api: OpenAI) -> None:
     assert text(logit_bias={"5": 100}) == "&" * 40
 
 
-def test_the_task_route_has_them_too(api: OpenAI, client: httpx.Client) -> None:
+def test_the_task_route_has_log_probabilities_too(api: OpenAI, client: httpx.Client) -> None:
     settings = {"logprobs": 2, "do_sample": False, "presence_penalty": 1, "max_new_tokens": 10}
     response = client.post("/v1/tasks", json=text_task(STORY, generation_config=settings))
     (choice,) = response.json()["choices"]

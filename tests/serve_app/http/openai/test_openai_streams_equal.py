@@ -1,4 +1,4 @@
-"""Whatever a client asks for: the deltas of a stream, joined, are the answer that is not streamed.
+"""For all options of a request, the joined deltas of a stream are the answer without streaming.
 
 OpenAI's client against the real server, feature by feature; everything that it reads is compared.
 """
@@ -107,12 +107,12 @@ def api(address: str) -> Iterator[OpenAI]:
 
 
 def told(answer: dict[str, Any]) -> dict[str, Any]:
-    """What an answer says beside its choices, less what is new in each."""
+    """The fields of an answer beside its choices, without those that are new in each answer."""
     return {key: answer[key] for key in ("model", "system_fingerprint", "seed", "usage")}
 
 
 def without_nothing(choice: dict[str, Any]) -> dict[str, Any]:
-    """A choice without the parts that say nothing: null, empty text, empty lists."""
+    """A choice without its empty parts: null, empty text, empty lists."""
     return {name: value for name, value in choice.items() if value not in (None, "", [])}
 
 

@@ -159,7 +159,7 @@ async def test_without_tools_a_call_is_text(api: AsyncOpenAI, fields: dict[str, 
     assert choice.finish_reason == "stop"
 
 
-async def test_a_function_that_was_not_offered_is_text(api: AsyncOpenAI) -> None:
+async def test_a_call_of_an_unknown_function_is_text(api: AsyncOpenAI) -> None:
     choice = (await api.chat.completions.create(**asked(CALLS, tools=[TIME]))).choices[0]
     text, _, _ = CALLS.partition('\n<tool_call>\n{"name": "time"')
     assert choice.message.content == text

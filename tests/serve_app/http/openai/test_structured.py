@@ -24,7 +24,7 @@ def api(address: str) -> Iterator[OpenAI]:
 
 
 class Shape(BaseModel):
-    """What a client wants to have."""
+    """The model that a client asks for."""
 
     name: str = Field(max_length=10)
     color: Literal["red", "green"]
@@ -74,7 +74,7 @@ def test_the_clients_own_models(api: OpenAI) -> None:
 
 
 def test_the_clients_own_functions(api: OpenAI) -> None:
-    """Such tools are strict, which calls that have to be made are anyway."""
+    """Such tools are strict, and so are all forced calls."""
     asked: Any = {
         "model": "demo",
         "messages": ASK,
@@ -91,7 +91,7 @@ def test_the_clients_own_functions(api: OpenAI) -> None:
     assert [streamed.function for streamed in message.tool_calls] == [call.function]
 
 
-def test_what_is_not_supported_is_named(api: OpenAI) -> None:
+def test_unsupported_keywords_are_named(api: OpenAI) -> None:
     param = "response_format.json_schema.schema"
     asked: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
     with pytest.raises(openai.BadRequestError, match=param) as caught:

@@ -22,12 +22,12 @@ OTHER = (REPOSITORY / "demo" / "images" / "blue_star.png").read_bytes()
 
 PARAM = "messages.0.content.1.base64"
 OPEN, CLOSED = "127.0.0.1", "127.0.0.2"
-"""Loopback addresses: the first stands for the public internet, the second for what is private."""
+"""Loopback addresses: the first stands for a public address, the second for a private one."""
 
 
 @dataclass
 class Names:
-    """A name service: each name has its answers, one after the other; the last one stays."""
+    """A name service: each name has answers that come one after the other; the last one stays."""
 
     answers: dict[str, list[list[str]]]
     asked: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Names:
 
 @dataclass
 class Hosts:
-    """One application, which listens on both addresses at one port; it counts who asked it what."""
+    """One application, which listens on both addresses at one port and records its requests."""
 
     port: int = 0
     seen: list[tuple[str, str]] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Hosts:
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def url(self, path: str, host: str = "images.test", scheme: str = "http") -> str:
-        """An address here."""
+        """An address of this application."""
         return f"{scheme}://{host}:{self.port}{path}"
 
     def args(self, **fields: Any) -> ImageUrlArgs:
-        """A configuration that opens the first of the addresses."""
+        """A configuration that allows the first of the addresses."""
         return ImageUrlArgs.model_validate(
             {
                 "allow_hosts": [f"images.test:{self.port}", f"*.example.test:{self.port}"],
@@ -71,7 +71,7 @@ class Hosts:
 
     @property
     def reached_closed(self) -> bool:
-        """Whether anybody has asked the address that stands for what is private."""
+        """Whether the private address has got a request."""
         return any(address == CLOSED for address, _ in self.seen)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -84,12 +84,12 @@ class Hosts:
 
 async def _image(hosts: Hosts, request: web.Request) -> web.StreamResponse:
     body = OTHER if request.path.endswith("other.png") else IMAGE
-    # What it says of its type does not matter.
+    # The content type does not matter.
     return web.Response(body=body, content_type="text/plain", headers={"Set-Cookie": "a=b"})
 
 
 async def _redirect(hosts: Hosts, request: web.Request) -> web.StreamResponse:
-    # As it is, also where it is no URL.
+    # Unchanged, even if it is not a URL.
     return web.Response(
         status=int(request.query.get("status", 302)), headers={"Location": request.query["to"]}
     )
@@ -105,7 +105,7 @@ async def _packed(hosts: Hosts, request: web.Request) -> web.StreamResponse:
 
 
 async def _huge(hosts: Hosts, request: web.Request) -> web.StreamResponse:
-    # Announced, and never sent: who does not read the length waits for the deadline.
+    # Announced and never sent: a client that ignores the length waits for the deadline.
     response = web.StreamResponse(headers={"Content-Length": "10000000000"})
     await response.prepare(request)
     return await _silence(hosts, request)
@@ -129,7 +129,7 @@ async def _silence(hosts: Hosts, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(120)
     finally:
         hosts.left.set()
-    raise AssertionError("nobody came or left")
+    raise AssertionError("the client did not disconnect")
 
 
 async def _pour(
@@ -174,12 +174,12 @@ async def running_hosts(tls: ssl.SSLContext | None = None) -> AsyncIterator[Host
 
 
 async def fetched(fetcher: Fetcher, *urls: str) -> list[str | bytes]:
-    """What is at the addresses."""
+    """The files at the addresses."""
     return await load_images(urls, [f"{PARAM}{index or ''}" for index in range(len(urls))], fetcher)
 
 
 async def refused(fetcher: Fetcher, url: str, kind: type[TaskError] = TaskArgsInvalid) -> str:
-    """What is said of an address that is not fetched."""
+    """The error message for an address that is not fetched."""
     with pytest.raises(TaskError) as caught:
         await fetched(fetcher, url)
     assert type(caught.value) is kind

@@ -51,8 +51,8 @@ class _Handler(SimpleHTTPRequestHandler):
             return
         connection: socket.socket = self.connection
         connection.settimeout(PATIENCE_S)
-        if connection.recv(1) == b"":  # the client has nothing to say but good-bye
+        if connection.recv(1) == b"":  # the client closes the connection
             self._left.put(self.path)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Images over HTTP: what is fetched, and what slow, endless and broken hosts come to."""
+"""Images over HTTP: what is fetched, and what happens with slow, endless and broken hosts."""
 
 import asyncio
 import datetime
@@ -58,12 +58,12 @@ async def test_images_are_the_bytes_of_their_hosts(
         assert not {"Cookie", "Authorization", "Referer"} & set(headers)
         assert headers["User-Agent"] == "gpt-task-serve"
         assert headers["Accept-Encoding"] == "identity"
-    # One look-up for each connection, none beside.
+    # One look-up for each connection, and no other.
     assert len(names.asked) == len(hosts.seen)
 
 
 @pytest.mark.parametrize("path", ["/huge", "/endless"])
-async def test_a_body_without_an_end_is_cut_off(hosts: Hosts, names: Names, path: str) -> None:
+async def test_an_endless_body_is_cut_off(hosts: Hosts, names: Names, path: str) -> None:
     message = await refused(hosts.fetcher(names, max_mb=0.2), hosts.url(path))
     assert "more than 0.2 MB together" in message
     await asyncio.wait_for(hosts.left.wait(), 30)
@@ -94,7 +94,7 @@ async def test_a_slow_name_service_has_until_the_deadline(hosts: Hosts) -> None:
     assert "0.1 seconds" in await refused(fetcher, hosts.url("/"), ImageDownloadError)
 
 
-async def test_cancelling_a_request_leaves_its_hosts(hosts: Hosts, names: Names) -> None:
+async def test_cancelling_a_request_closes_its_connections(hosts: Hosts, names: Names) -> None:
     task = asyncio.create_task(fetched(hosts.fetcher(names), hosts.url("/silence")))
     await asyncio.wait_for(hosts.waiting.wait(), 30)
     task.cancel()
@@ -120,7 +120,7 @@ async def test_one_refused_image_ends_the_others(hosts: Hosts, names: Names) -> 
         ("/status/500", ImageDownloadError, "status 500"),
     ],
 )
-async def test_what_is_no_image(
+async def test_answers_without_an_image(
     hosts: Hosts, names: Names, path: str, kind: type[TaskError], said: str
 ) -> None:
     assert said in await refused(hosts.fetcher(names), hosts.url(path), kind)
@@ -129,12 +129,12 @@ async def test_what_is_no_image(
 async def test_hosts_that_are_not_there(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}))
     assert "cannot be found" in await refused(fetcher, hosts.url("/"), ImageDownloadError)
-    nobody = Names({"images.test": [["127.0.0.3"]]})
-    fetcher = hosts.fetcher(nobody, allow_networks=["127.0.0.3/32"])
+    unreachable = Names({"images.test": [["127.0.0.3"]]})
+    fetcher = hosts.fetcher(unreachable, allow_networks=["127.0.0.3/32"])
     assert "cannot be reached" in await refused(fetcher, hosts.url("/"), ImageDownloadError)
 
 
-async def test_a_host_that_speaks_no_http(names: Names) -> None:
+async def test_a_host_that_does_not_speak_http(names: Names) -> None:
     async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"SSH-2.0-x\r\n" * 10)
@@ -143,7 +143,7 @@ async def test_a_host_that_speaks_no_http(names: Names) -> None:
     async with await asyncio.start_server(shout, OPEN, 0) as server:
         hosts = Hosts(port=server.sockets[0].getsockname()[1])
         message = await refused(hosts.fetcher(names), hosts.url("/"), ImageDownloadError)
-    assert "did not answer as HTTP wants" in message
+    assert "did not answer in valid HTTP" in message
 
 
 def _certificate(folder: Path, name: str) -> ssl.SSLContext:
@@ -170,7 +170,7 @@ def _certificate(folder: Path, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_https_proves_who_the_host_is(tmp_path: Path, names: Names) -> None:
+async def test_https_verifies_the_host(tmp_path: Path, names: Names) -> None:
     trusted = ssl.create_default_context()
     async with running_hosts(_certificate(tmp_path, "images.test")) as hosts:
         trusted.load_verify_locations(tmp_path / "certificate.pem")
@@ -185,6 +185,6 @@ async def test_https_proves_who_the_host_is(tmp_path: Path, names: Names) -> Non
 
 
 async def test_nothing_is_fetched_without_a_configuration() -> None:
-    with pytest.raises(TaskArgsInvalid, match="not opened"):
+    with pytest.raises(TaskArgsInvalid, match="not allowed"):
         await load_images(["https://images.test/"], [PARAM], None)
     assert await load_images(["aGVsbG8="], [PARAM], None) == ["aGVsbG8="]

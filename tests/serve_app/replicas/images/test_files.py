@@ -11,12 +11,12 @@ from serve_app.replicas.images.fetch import Budget, Fetcher
 from serve_app.replicas.images.files import _open_below, read_image
 from serve_app.replicas.images.image_sources import load_images
 
-NOT_HERE = "is none that this server opens"
+NOT_HERE = "is not one that this server may read"
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """An opened directory, and things inside and outside of it."""
+    """An allowed directory, with files inside and outside of it."""
     root = tmp_path / "images"
     (root / "sub").mkdir(parents=True)
     (root / "a.png").write_bytes(b"image")
@@ -45,7 +45,7 @@ def test_files_below_a_root_are_read(root: Path) -> None:
     assert read(f"FILE://LocalHost{root}//./a.png", Path("/nowhere"), root) == b"image"
     assert read(f"file://{root}/sub/%C3%BC%20%3f.png", root) == b"other"
     assert read(f"file://{root}/inside/ü%20%3F.png", root) == b"other"
-    # A link from one opened directory into another.
+    # A link from one allowed directory into another.
     (root / "second.png").symlink_to(root.parent / "images-2" / "a.png")
     assert read(f"file://{root}/second.png", root, root.parent / "images-2") == b"secret"
 
@@ -116,7 +116,7 @@ def test_other_forms_are_refused_by_name(root: Path, url: str, said: str) -> Non
     assert said in caught.value.message
 
 
-def test_what_lies_outside_is_not_even_looked_at(
+def test_paths_outside_of_the_roots_are_not_looked_up(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*args: object, **kwargs: object) -> None:
@@ -129,7 +129,9 @@ def test_what_lies_outside_is_not_even_looked_at(
 
 
 @pytest.mark.parametrize("parts", [("late", "secret"), ("late.png",)])
-def test_a_link_that_came_after_the_path_was_resolved(root: Path, parts: tuple[str, ...]) -> None:
+def test_a_link_that_was_made_after_the_path_was_resolved(
+    root: Path, parts: tuple[str, ...]
+) -> None:
     (root / "late").symlink_to(root.parent)
     (root / "late.png").symlink_to(root.parent / "secret")
     with pytest.raises(OSError, match=r"late"):
@@ -143,11 +145,11 @@ def test_a_large_file_is_not_read(root: Path) -> None:
         read(f"file://{root}/large.png", root)
 
 
-async def test_files_count_like_what_is_fetched(root: Path) -> None:
+async def test_files_count_like_fetched_images(root: Path) -> None:
     urls = [f"file://{root}/a.png", "aGVsbG8=", f"file://{root}/inside/%C3%BC%20%3F.png"]
     params = ["messages.0.content.0.base64", "", "messages.0.content.2.base64"]
-    enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=12e-6))
+    enough = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=10e-6))
     assert await load_images(urls, params, enough) == [b"image", "aGVsbG8=", b"other"]
-    less = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=11e-6))
+    less = Fetcher(ImageUrlArgs(file_roots=[str(root)], max_mb=9e-6))
     with pytest.raises(TaskArgsInvalid, match="together"):
         await load_images(urls, params, less)

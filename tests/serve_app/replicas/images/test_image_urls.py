@@ -31,23 +31,23 @@ async def hosts() -> AsyncIterator[Hosts]:
     ("url", "said"),
     [
         # Addresses of this machine and its neighbours in every spelling that resolvers read.
-        ("http://127.0.0.1/", "by its name"),
-        ("http://127.0.0.1./", "by its name"),
-        ("http://2130706433/", "by its name"),
-        ("http://0177.0.0.1/", "by its name"),
-        ("http://0x7f.1/", "by its name"),
-        ("http://0x7f000001/", "by its name"),
-        ("http://127.1/", "by its name"),
-        ("http://0/", "by its name"),
-        ("http://a.0x/", "by its name"),
-        ("http://[::1]/", "by its name"),
-        ("http://[::ffff:127.0.0.1]/", "by its name"),
-        ("http://[::ffff:7f00:1]/", "by its name"),
-        ("http://[64:ff9b::7f00:1]/", "by its name"),
-        ("http://[fe80::1%25eth0]/", "by its name"),
-        ("http://\uff11\uff12\uff17.0.0.1/", "by its name"),
-        ("http://127\u30020\u30020\u30021/", "by its name"),
-        ("http://169.254.169.254/latest/meta-data/", "by its name"),
+        ("http://127.0.0.1/", "not an IP address"),
+        ("http://127.0.0.1./", "not an IP address"),
+        ("http://2130706433/", "not an IP address"),
+        ("http://0177.0.0.1/", "not an IP address"),
+        ("http://0x7f.1/", "not an IP address"),
+        ("http://0x7f000001/", "not an IP address"),
+        ("http://127.1/", "not an IP address"),
+        ("http://0/", "not an IP address"),
+        ("http://a.0x/", "not an IP address"),
+        ("http://[::1]/", "not an IP address"),
+        ("http://[::ffff:127.0.0.1]/", "not an IP address"),
+        ("http://[::ffff:7f00:1]/", "not an IP address"),
+        ("http://[64:ff9b::7f00:1]/", "not an IP address"),
+        ("http://[fe80::1%25eth0]/", "not an IP address"),
+        ("http://\uff11\uff12\uff17.0.0.1/", "not an IP address"),
+        ("http://127\u30020\u30020\u30021/", "not an IP address"),
+        ("http://169.254.169.254/latest/meta-data/", "not an IP address"),
         ("http://%31%32%37.0.0.1/", ""),
         ("http:///etc/passwd", ""),
         ("http:", ""),
@@ -56,7 +56,7 @@ async def hosts() -> AsyncIterator[Hosts]:
         ("http://-a.test/", ""),
         (f"http://{'a' * 64}.test/", ""),
         (f"http://{'a.' * 130}test/", ""),
-        # Who is the host here?
+        # Parsers read the host in different ways.
         ("http://user:secret@images.test/", "user or a password"),
         ("http://images.test@127.0.0.1/", "user or a password"),
         ("http://127.0.0.1%2f@images.test/", "user or a password"),
@@ -80,7 +80,7 @@ async def hosts() -> AsyncIterator[Hosts]:
         ("jar:http://images.test!/", "scheme 'jar'"),
     ],
 )
-async def test_addresses_are_refused_before_anybody_is_asked(url: str, said: str) -> None:
+async def test_addresses_are_refused_before_any_request(url: str, said: str) -> None:
     names = Names({})
     args = ImageUrlArgs(allow_hosts=["*"], allow_http=True, allow_networks=["0.0.0.0/0"])
     assert said in await refused(Fetcher(args, names), url)
@@ -106,9 +106,9 @@ async def test_only_hosts_of_the_list_are_asked(hosts: Hosts, host: str) -> None
     assert names.asked == []
 
 
-async def test_http_is_opened_by_itself(hosts: Hosts) -> None:
+async def test_http_has_its_own_option(hosts: Hosts) -> None:
     fetcher = hosts.fetcher(Names({}), allow_http=False)
-    assert "'http', which is not opened" in await refused(fetcher, hosts.url("/image/a.png"))
+    assert "'http', which is not allowed" in await refused(fetcher, hosts.url("/image/a.png"))
 
 
 PRIVATE = [
@@ -179,8 +179,8 @@ async def test_a_name_with_a_private_address_is_refused(hosts: Hosts, addresses:
     assert hosts.seen == []
 
 
-async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
-    """A name service that gives a good address to who checks and another one to who connects."""
+async def test_the_checked_address_is_the_one_connected_to(hosts: Hosts) -> None:
+    """A name service whose second answer has another address than the first."""
     names = Names({"images.test": [[OPEN], [CLOSED]]})
     fetcher = hosts.fetcher(names)
     assert await fetched(fetcher, hosts.url("/image/a.png")) == [IMAGE]
@@ -194,8 +194,8 @@ async def test_what_was_checked_is_what_is_connected_to(hosts: Hosts) -> None:
 @pytest.mark.parametrize(
     ("to", "said"),
     [
-        ("http://127.0.0.2:{port}/image/a.png", "by its name"),
-        ("//2130706434:{port}/", "by its name"),
+        ("http://127.0.0.2:{port}/image/a.png", "not an IP address"),
+        ("//2130706434:{port}/", "not an IP address"),
         ("http://closed.example.test:{port}/", "private"),
         ("http://evil.test:{port}/", "not one of those"),
         ("http://images.test/", "port 80"),
