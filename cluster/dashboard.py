@@ -13,7 +13,7 @@ from serve_app.observability.metrics import Metric
 FILE = Path(__file__).parent / "grafana" / "dashboard.json"
 
 SCHEMA_VERSION = 39
-"""Of Grafana 10.3; newer ones read it too."""
+"""Of Grafana 10.3; newer versions read it too."""
 COLUMNS = 24
 HEIGHT = 8
 WIDTH = 8
@@ -24,7 +24,7 @@ _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True)
 class Line:
-    """One query of a panel, and what its lines are called."""
+    """One query of a panel, and the names of its lines."""
 
     query: str
     legend: str
@@ -77,7 +77,7 @@ _MODEL_LEGEND = "{{deployment}} {{model}} {{variant}}"
 _BY_REPLICA = (*_MODEL, "replica")
 
 ROWS: dict[str, tuple[Panel, ...]] = {
-    "What clients see": (
+    "Requests": (
         _counter("Requests by answer", "reqps", metrics.REQUESTS, "deployment", "code"),
         Panel(
             "Refusals and errors",
@@ -99,7 +99,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         _quantiles("Time per token", metrics.REQUEST_TOKEN, "deployment"),
         _quantiles("Time of a request", metrics.REQUEST, "deployment"),
     ),
-    "What engines do": (
+    "Engines": (
         _gauge("Waiting tasks", "none", metrics.WAITING, *_MODEL),
         _gauge("Running tasks", "none", metrics.RUNNING, *_MODEL),
         _gauge("Running sequences", "none", metrics.SEQUENCES, *_MODEL),
@@ -110,7 +110,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         _quantiles("Time per token, at the replica", metrics.TOKEN, *_MODEL),
         _quantiles("Time of a task, at the replica", metrics.TASK, *_MODEL),
     ),
-    "What is kept": (
+    "Caches and memory": (
         _ratio(
             "KV cache in use",
             f"1 - ({_sum(metrics.KV_FREE, *_BY_REPLICA)} + {_sum(metrics.KV_KEPT, *_BY_REPLICA)})",
@@ -149,7 +149,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 Line(_sum(metrics.POOL_USED, "replica"), "{{replica}} used"),
                 Line(_sum(metrics.POOL_BYTES, "replica"), "{{replica}} at most"),
             ),
-            "What the models of each replica of the pool take together",
+            "Memory of all models of each replica of the pool",
         ),
     ),
 }
@@ -231,7 +231,7 @@ def _deployment() -> dict[str, Any]:
         "definition": query,
         "hide": 0,
         "includeAll": True,
-        "allValue": ".*",  # also what has none: requests that were refused before
+        "allValue": ".*",  # also requests without a deployment, which were refused before
         "multi": True,
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
         "refresh": 2,

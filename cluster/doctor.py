@@ -1,7 +1,7 @@
 """Can this machine run the engine, and does it keep its promise? ``python -m cluster.doctor``.
 
 Checks driver, torch's build for the GPUs, bitsandbytes' INT4 and INT8, attention, free memory,
-equal bytes of the demo model alone and in a crowd, and what Ray finds. Each line passes, or says
+equal bytes of the demo model alone and under load, and what Ray finds. Each line passes, or says
 what to do. Without a GPU the checks of the CPU run, and the others say "no GPU".
 
 Exit status: 0 if nothing failed, 1 if something did, 2 for wrong arguments.
@@ -21,7 +21,7 @@ from cluster.hardware.machine import collect
 
 
 def report(lines: Sequence[Line]) -> str:
-    """The checks as text, the way out of a failed one below it."""
+    """The checks as text, with what to do below each failed one."""
     width = max(len(line.name) for line in lines)
     text = []
     for line in lines:
@@ -55,6 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # The probe model's engine tells what it does, which is not a finding.
+    # The log lines of the demo model's engine are not findings.
     logging.getLogger("engine").setLevel(logging.ERROR)
     sys.exit(main())

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=CONTEXT_TOKENS,
         metavar="TOKENS",
-        help=f"that a sequence has behind it, for tokens/s (default {CONTEXT_TOKENS})",
+        help=f"context of each sequence, for tokens/s (default {CONTEXT_TOKENS})",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the memory of the GPUs")
     return parser

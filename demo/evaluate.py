@@ -1,9 +1,9 @@
 """Measures the demo model: `python -m demo.evaluate --model demo/model [--quantize-bits 8]`.
 
 Every answer is generated greedily by `transformers` and compared to the letter. Images come from
-held-out seeds; questions come from generators that training does not use, but small skills (the
+held-out seeds. Questions come from generators that training does not use, but small skills (the
 sums, the words to spell, the questions about the project) draw from lists that training has seen
-whole. "free questions" are written by hand and stand in no training template.
+completely. "free questions" are written by hand and are not in any training template.
 """
 
 import argparse
@@ -83,13 +83,13 @@ def _third_turn(i: int) -> Conversation:
 
 
 def skills(drawings: int, others: int) -> Iterator[tuple[str, list[Conversation]]]:
-    """Name and conversations of every skill; the last answer of each conversation is asked for."""
+    """Name and conversations of every skill; the model generates the last answer of each."""
     yield WHAT, [_what(i) for i in range(drawings)]
     for name in IMAGE_SKILLS:
-        yield f"one picture: {name}", [_images(name, i) for i in range(others)]
-    yield "one picture: follow-up", [_follow_up(i) for i in range(others)]
+        yield f"one image: {name}", [_images(name, i) for i in range(others)]
+    yield "one image: follow-up", [_follow_up(i) for i in range(others)]
     for name in PAIR_SKILLS:
-        yield f"two pictures: {name}", [_pairs(name, i) for i in range(others)]
+        yield f"two images: {name}", [_pairs(name, i) for i in range(others)]
     for name in COMPARING_MIX:
         yield f"text: {name}", [_text(name, i) for i in range(others)]
     yield "text: third turn", [_third_turn(i) for i in range(others)]
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--quantize-bits", type=int, choices=[8, 4])
     parser.add_argument("--images", type=int, default=1000, help=f'conversations for "{WHAT}"')
-    parser.add_argument("--others", type=int, default=200, help="conversations a skill else")
+    parser.add_argument("--others", type=int, default=200, help="conversations of each other skill")
     parser.add_argument("--failures", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
     answer = Answerer(arguments.model, getattr(torch, arguments.dtype), arguments.quantize_bits)

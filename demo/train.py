@@ -2,7 +2,7 @@
 
 Five stages, all scheduled by steps: the vision tower alone, the language model alone in two stages,
 then both together in two. The same seed on the same machine and library versions gives the same
-weights. A run that was interrupted goes on from its last checkpoint when it is started again.
+weights. A run that was interrupted continues from its last checkpoint when it is started again.
 """
 
 import argparse

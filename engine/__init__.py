@@ -16,8 +16,8 @@ prepare()  # nothing above imports torch
 
 __all__ = ["Engine", "EngineConfig", "ImageInputs", "ImagePreprocessor", "run_task"]
 
-# Imported when somebody asks for them: they need torch and transformers, which take seconds, and
-# who only reads a configuration needs neither.
+# Imported on first use: they need torch and transformers, which take seconds to import, and a
+# program that only reads a configuration needs neither.
 _MODULES = {
     "Engine": "engine.engine",
     "ImageInputs": "engine.vision.preprocessor",

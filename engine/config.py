@@ -41,7 +41,7 @@ class EngineOptions(Strict):
     )
     max_waiting: PositiveInt = Field(
         default=256,
-        description="Tasks that may be here beyond max_sequences; one more is refused.",
+        description="Tasks that may wait beyond max_sequences; one more is refused.",
     )
     prefill_chunk: PositiveInt | None = Field(
         default=None,
@@ -55,9 +55,9 @@ class EngineOptions(Strict):
     )
     max_exclusive_tokens: PositiveInt = Field(
         default=8192,
-        description="Most tokens, beams or sequences times max_new_tokens, of a task in the "
-        "exclusive lane, where models run that the batch loop cannot. Everybody waits while such a "
-        "task runs.",
+        description="Most tokens, beams or sequences times max_new_tokens, of a task that runs "
+        "through the generate fallback, for what continuous batching cannot run. All other tasks "
+        "wait while it runs.",
     )
     kv_cache_tokens: PositiveInt | None = Field(
         default=None,
@@ -75,7 +75,7 @@ class EngineOptions(Strict):
     )
     deterministic: bool = Field(
         default=True,
-        description="Run only at row counts that give the same bits. False is for measuring what "
+        description="Run only at batch sizes that give the same bits. False is for measuring what "
         "that costs; answers then depend on the load.",
     )
     lookahead: bool | None = Field(

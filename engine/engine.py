@@ -1,4 +1,4 @@
-"""The engine: one model, and the ways in.
+"""The engine: one model, and the methods that run tasks on it.
 
 `Engine.submit`, `Engine.stream` and `Engine.run` serve many tasks on an event loop;
 `Engine.run_blocking` runs one on a thread. A task is validated, rendered and tokenized on its
@@ -34,7 +34,7 @@ class Engine:
     """Serves one model. Construction loads it, and blocks; `close` stops the thread.
 
     Attributes:
-        load_seconds: how long that took, downloads included.
+        load_seconds: how long loading took, downloads included.
     """
 
     def __init__(self, config: EngineConfig, launcher: Launcher | None = None) -> None:
@@ -97,7 +97,7 @@ class Engine:
     ) -> AsyncGenerator[StreamChunk, None]:
         """Run a task and yield its chunks; closing the iterator cancels the task.
 
-        A chunk carries whatever has been generated since the last one was taken. Arguments as
+        A chunk carries what has been generated since the last one was taken. The arguments are
         those of `submit`.
 
         Raises:
@@ -125,14 +125,14 @@ class Engine:
             stream_callback: called with every chunk, on this thread; an exception in it cancels the
                 task and is raised here.
         """
-        news: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+        outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
-            request, response = self._inputs.prepare(task, None, news.put)
+            request, response = self._inputs.prepare(task, None, outputs.put)
             self._loop.submit(request)
         chunks: list[StreamChunk] = []
         try:
             while True:
-                progress = news.get()
+                progress = outputs.get()
                 if progress.error is not None:
                     raise progress.error
                 chunks.append(response.chunk(progress))
@@ -144,11 +144,11 @@ class Engine:
             request.cancel_requested = True
 
     def card(self) -> dict[str, Any]:
-        """What this engine is: see `engine.core.model_info`. JSON-able."""
+        """A description of this engine: see `engine.core.model_info`. JSON-able."""
         return dict(self._card)
 
     def stats(self) -> dict[str, int]:
-        """What it does now, and what it has done since it was loaded; tokens: see `stats`.
+        """What it does now, and what it has done since it was loaded; for tokens see `Meter`.
 
         Read from any thread; the numbers may be a step old.
         """
@@ -186,7 +186,7 @@ def run_task(
         engine: a loaded engine to run on. Without one, the task's model is loaded in the task's
             dtype and quantization, and dropped again.
         fields: as those of a task; but without an engine ``model`` may also be a directory, which
-            is known by its own name then. A task itself never names one: tasks come from strangers.
+            is then known by its own name. A `Task` never names one: tasks come from clients.
 
     Raises:
         TaskError: the task is invalid, the model cannot be loaded, or the run failed.

@@ -9,7 +9,7 @@ BASE_URL = os.environ.get("BASE_URL", "http://127.0.0.1:8000")
 
 
 async def main() -> None:
-    """Ask them together; each answer is the one that it would be alone."""
+    """Ask them together; each answer is the same as alone."""
     async with AsyncOpenAI(
         base_url=f"{BASE_URL}/v1", api_key=os.environ.get("API_KEY", "none")
     ) as client:

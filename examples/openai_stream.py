@@ -1,4 +1,4 @@
-"""A streamed answer through OpenAI's client: the text as it comes, then what it has cost."""
+"""A streamed answer through OpenAI's client: the text as it comes, then its usage."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A facade, so that scripts written for gpt-task run unchanged; behind it is this engine.
+"""A facade for this engine, with which scripts written for gpt-task run unchanged.
 
-gpt-task is the library at https://github.com/crynux-network/gpt-task; its version 3.2 is followed.
+gpt-task is the library at https://github.com/crynux-network/gpt-task; this follows its version 3.2.
 """

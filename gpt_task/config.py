@@ -78,12 +78,12 @@ class Config(BaseSettings):
         data_dir: where models are kept; None: in huggingface_hub's own place.
         proxy: used for downloads.
         local_files_only: never contact the hub.
-        trust_remote_code: run Python code of model repositories. gpt-task always does; here it has
-            to be asked for, and gpt-task has no such setting.
+        trust_remote_code: run Python code of model repositories. gpt-task always does, and has no
+            such setting; here it is off by default.
 
     Raises:
-        ValidationError: an unknown setting, or one of a wrong type, wherever it comes from. Only
-            the file may hold settings of others beside these; a line in the log names them.
+        ValidationError: an unknown setting, or one of a wrong type. Only the file may hold settings
+            of other programs as well; a log line names them.
     """
 
     model_config = SettingsConfigDict(
@@ -112,7 +112,7 @@ class Config(BaseSettings):
 
 @functools.cache
 def get_config() -> Config:
-    """The configuration of a `run_task` that is given none; read once."""
+    """The configuration of a `run_task` without ``config``; read once."""
     return Config()
 
 
@@ -139,12 +139,12 @@ class _File(YamlConfigSettingsSource):
             raise _invalid(f"{file_path} must hold settings by name, and holds a {kind}")
         for key in content:
             if key not in Config.model_fields:
-                logger.warning("%s: %s is no setting of gpt_task", file_path, clipped(str(key)))
+                logger.warning("%s: %s is not a setting of gpt_task", file_path, clipped(str(key)))
         return {key: value for key, value in content.items() if key in Config.model_fields}
 
 
 class _Environment(EnvSettingsSource):
-    """The settings of the environment; of text that is not JSON the model says what is wrong."""
+    """The settings of the environment. If a text is not JSON, the model reports the error."""
 
     def __init__(self, settings_cls: type[BaseSettings], case_sensitive: bool) -> None:
         super().__init__(settings_cls, case_sensitive=case_sensitive)

@@ -18,7 +18,7 @@ _UNUSED = ("*/*", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.tflite", "*.
 def download_model(
     model_name: str, hf_model_cache_dir: str | None = None, proxy: ProxyConfig | None = None
 ) -> None:
-    """Download what the engine reads of a model. Raises what huggingface_hub raises."""
+    """Download the files of a model that the engine reads. Raises what huggingface_hub raises."""
     with proxied(proxy):
         snapshot_download(model_name, cache_dir=hf_model_cache_dir, ignore_patterns=list(_UNUSED))
 

@@ -11,7 +11,7 @@ from huggingface_hub import close_session
 
 from gpt_task.config import ProxyConfig
 
-# Both spellings: of two that differ, programs take the one or the other.
+# Both spellings, because programs read one or the other.
 _VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 _lock = threading.Lock()
 
@@ -19,8 +19,8 @@ _lock = threading.Lock()
 def proxy_url(proxy: ProxyConfig) -> str:
     """Such as ``http://user:password@127.0.0.1:8080``; a host without a scheme is reached by HTTP.
 
-    Name and password are taken as they are: what has a meaning in an address is percent-encoded
-    already.
+    Name and password are used as they are: characters with a meaning in an address have to be
+    percent-encoded already.
     """
     scheme, _, host = proxy.host.rpartition("://")
     login = proxy.username and f"{proxy.username}:{proxy.password}@"
@@ -29,10 +29,10 @@ def proxy_url(proxy: ProxyConfig) -> str:
 
 @contextmanager
 def proxied(proxy: ProxyConfig | None) -> Iterator[None]:
-    """Inside, huggingface_hub downloads through ``proxy``; without one, as it always does.
+    """In the body, huggingface_hub downloads through ``proxy``; without one, as it always does.
 
-    It takes its proxy from the environment when it opens a session, so the environment of the whole
-    process is another one meanwhile: one thread at a time.
+    It reads its proxy from the environment when it opens a session. So the environment of the whole
+    process is changed meanwhile: one thread at a time.
     """
     if proxy is None or not proxy.host:
         yield

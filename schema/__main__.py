@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "published"
 
 
 def rendered() -> dict[Path, str]:
-    """What each schema file should hold."""
+    """The content that each schema file should have."""
     return {
         FOLDER / file_name(name): json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
         for name, schema in schemas().items()
@@ -19,7 +19,7 @@ def rendered() -> dict[Path, str]:
 
 
 def stale() -> list[Path]:
-    """The schema files that are missing or hold something else than they should."""
+    """The schema files that are missing or have other content."""
     return [
         path
         for path, text in rendered().items()

@@ -4,22 +4,22 @@
 
     TaskError
     ├── TaskArgsInvalid      400  the task breaks the contract; `param` is the path of the field
-    ├── ModelInvalid         404  no such model here: unknown, not configured, of no usable kind
+    ├── ModelInvalid         404  no such model here: unknown, not configured, kind not supported
     │   ├── ModelRevisionInvalid  404  the repository has no such branch, tag or commit
-    │   ├── ModelGated       403  the hub gives it only to who accepted its licence
+    │   ├── ModelGated       403  the hub gives it only to accounts that accepted its licence
     │   ├── ModelUnsafe      404  its files would run code: a pickle, or Python of the repository
     │   └── ModelCorrupt     404  its files are damaged
     ├── ModelNotDownloaded   404  a known model whose files are not on this machine
-    │   └── ModelIncomplete  404  some of its files are, others are missing: half a download
+    │   └── ModelIncomplete  404  some of its files are here, others are missing: half a download
     ├── ModelDownloadError   502  the hub did not deliver the model
     ├── ImageDownloadError   502  the host of an image's address did not deliver it
     ├── OutOfMemory          507  this task does not fit on this machine, now or later
     ├── TaskExecutionError   500  the model failed while it ran: our fault, not the task's
-    │   ├── EngineStopped    503  what ran the task has gone; run again, it gives the same answer
-    │   └── ReplayDiffers    500  run again after such a loss, the task began differently
+    │   ├── EngineStopped    503  the engine of the task is gone; a retry gives the same answer
+    │   └── ReplayDiffers    500  in a retry after such a loss, the answer began differently
     ├── Overloaded           503  no room now; try again after `retry_after_s` seconds
-    ├── Cancelled            499  whoever asked went away
-    ├── InvalidApiKey        401  the server wants a key, and this is none of its keys
+    ├── Cancelled            499  the client has disconnected
+    ├── InvalidApiKey        401  the server wants a key, and this is not one of its keys
     ├── RateLimited          429  this key asks too often; try again after `retry_after_s` seconds
     ├── BodyTimeout          408  the body did not arrive in time
     ├── RequestTooLarge      413  the body is larger than the server reads
@@ -27,18 +27,18 @@
 
 Why these codes, where a choice was open:
 
-* `ModelNotDownloaded` is a 404 and no 503, because asking again does not help: an operator has to
-  fetch the files first. Its `code` tells it from an unknown model.
+* `ModelNotDownloaded` is a 404 and not a 503, because a retry does not help: an operator has to
+  fetch the files first. Its `code` distinguishes it from an unknown model.
 * `ModelDownloadError` and `ImageDownloadError` are 502s: the server asked another, which failed.
-* `OutOfMemory` is a 507 and no 503. Memory for the worst case is reserved before a task starts, so
-  a task that runs out of memory will do so again; a client that repeats every 503 must not.
-* `RateLimited` is the client's own making and `Overloaded` is not, so that it can tell them apart.
-* 499 is nginx's code for a client that closed the connection; no standard code says it.
+* `OutOfMemory` is a 507 and not a 503. Memory for the worst case is reserved before a task starts,
+  so a task that runs out of memory will do so again; a client that retries every 503 must not.
+* `RateLimited` (429) is caused by the client itself and `Overloaded` (503) is not.
+* 499 is nginx's code for a client that closed the connection; there is no standard code for it.
 
 All arguments reach `Exception.__init__`, so that errors survive pickling between Ray's processes.
 """
 
-# ruff: noqa: N818 - the names are part of the contract, and were before this code.
+# ruff: noqa: N818 - the names are part of the contract, which is older than this code.
 
 from typing import ClassVar, Literal
 
@@ -67,7 +67,7 @@ class ErrorDetail(TypedDict):
 
 @with_config(extra="forbid", strict=True)
 class ErrorResponse(TypedDict):
-    """The body of every answer that is no success, and of a stream's last event if it fails."""
+    """The body of every answer that is not a success, and of a failed stream's last event."""
 
     error: ErrorDetail
 
@@ -76,7 +76,7 @@ class TaskError(Exception):
     """A task that did not end in a response. Raise one of the subclasses.
 
     `param` is the dotted path of the field at fault, such as `messages.0.content.1.base64`;
-    `retry_after_s` says when it makes sense to try again, if it does.
+    `retry_after_s` says after how many seconds a retry makes sense, if one does.
     """
 
     http_status: ClassVar[int] = 500
@@ -96,7 +96,7 @@ class TaskError(Exception):
         return self.message
 
     def to_dict(self) -> ErrorResponse:
-        """The JSON body that tells a client about this error."""
+        """The JSON body that reports this error to a client."""
         return {
             "error": {
                 "message": self.message,
@@ -137,7 +137,7 @@ class ModelGated(ModelInvalid):
 
 
 class ModelUnsafe(ModelInvalid):
-    """Loading the model's files would run code that nobody has agreed to."""
+    """Loading the model's files would run code that the operator has not allowed."""
 
     code = "model_unsafe"
 
@@ -191,7 +191,7 @@ class TaskExecutionError(TaskError):
 
 
 class EngineStopped(TaskExecutionError):
-    """The process, the device or the machine that ran the task has gone. The task did not fail."""
+    """The process, the device or the machine that ran the task is gone. The task did not fail."""
 
     http_status = 503
     type = "overloaded_error"
@@ -199,7 +199,7 @@ class EngineStopped(TaskExecutionError):
 
 
 class ReplayDiffers(TaskExecutionError):
-    """The task was run again after a loss, and does not begin as the client was told already.
+    """The task was run again after a loss, and its answer does not begin as the one already sent.
 
     Its stream ends with this error and is never continued with another answer's text.
     """
@@ -216,7 +216,7 @@ class Overloaded(TaskError):
 
 
 class Cancelled(TaskError):
-    """Whoever asked went away before the task was done."""
+    """The client disconnected before the task was done."""
 
     http_status = 499
     type = "invalid_request_error"
@@ -224,7 +224,7 @@ class Cancelled(TaskError):
 
 
 class InvalidApiKey(TaskError):
-    """The server wants a key. What was sent is none of its keys; it is never repeated here."""
+    """The server wants a key. The one that was sent is not valid, and is never repeated here."""
 
     http_status = 401
     type = "authentication_error"

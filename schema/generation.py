@@ -9,11 +9,11 @@ from pydantic_core import PydanticCustomError
 from schema.json_values import quoted
 
 DEFAULT_MAX_NEW_TOKENS = 256
-"""What the engine takes if neither the task nor the model's own generation_config says."""
+"""The default if neither the task nor the model's own generation_config has a value."""
 DEFAULT_NUM_RETURN_SEQUENCES = 1
 
 MAX_NEW_TOKENS = 1_000_000
-"""Only a guard against nonsense: what really limits an answer is the model's context."""
+"""Only a guard against absurd values: the real limit of an answer is the model's context."""
 MAX_BEAMS = 64
 MAX_RETURN_SEQUENCES = 64
 MAX_STOP_STRINGS = 16
@@ -21,7 +21,7 @@ MAX_STOP_STRING_CHARS = 256
 MAX_TOP_K = 2**31 - 1
 MAX_TEMPERATURE = 100.0
 MIN_TEMPERATURE = 1e-6
-"""Scores are divided by the temperature in float32: with less they overflow and become NaN."""
+"""Scores are divided by the temperature in float32: below this they overflow and become NaN."""
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
 """Scores are divided or multiplied by the penalty: beyond these they overflow and become NaN."""
@@ -82,9 +82,9 @@ NumReturnSequences = Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)]
 NOT_TOO_COLD: dict[str, Any] = {
     "not": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": MIN_TEMPERATURE}
 }
-"""What JSON Schema says of a temperature beside its bounds."""
+"""The condition on a temperature in JSON Schema, beside its bounds."""
 
-# "More than one answer without chance or beams" in JSON Schema. Absent and null are the same.
+# "More than one answer without sampling or beams" in JSON Schema. Absent and null are the same.
 _NO_BEAMS = {"properties": {"num_beams": {"enum": [1, None]}}}
 _BEAMS = {
     "properties": {"num_beams": {"type": "integer", "minimum": 2}},
@@ -99,13 +99,13 @@ _GREEDY = {
 _SCHEMA_RULES: dict[str, Any] = {
     "allOf": [
         {
-            "$comment": "Several different answers need chance or beams. That there must be at "
-            "least as many beams as answers JSON Schema cannot say; the server does.",
+            "$comment": "Several different answers need sampling or beams. JSON Schema cannot say "
+            "that there must be at least as many beams as answers; the server checks it.",
             "if": {"allOf": [_NO_BEAMS, _GREEDY]},
             "then": {"properties": {"num_return_sequences": {"enum": [1, None]}}},
         },
         {
-            "$comment": "No log probabilities of beams.",
+            "$comment": "Log probabilities are not reported for beams.",
             "if": _BEAMS,
             "then": {"properties": {"logprobs": {"const": None}}},
         },
@@ -140,11 +140,10 @@ class GenerationConfig(BaseModel):
             Field(min_length=1, max_length=MAX_STOP_STRINGS, fail_fast=True),
         ]
         | None
-    ) = Field(
-        default=None, description="Generation of a choice ends where its text has one of these."
-    )
+    ) = Field(default=None, description="A choice ends where its text has one of these.")
     do_sample: bool | None = Field(
-        default=None, description="true: draw tokens by their probability; false: take the best."
+        default=None,
+        description="true: sample tokens by their probability; false: take the most probable.",
     )
     num_beams: NumBeams | None = Field(
         default=None, description="Beams of the beam search; 1 means no beam search."
@@ -152,19 +151,19 @@ class GenerationConfig(BaseModel):
     temperature: Temperature | None = Field(
         default=None,
         description="Divides the scores before sampling: less is more predictable. "
-        f"0 means greedy, whatever do_sample says; else at least {MIN_TEMPERATURE}.",
+        f"0 means greedy, even if do_sample is true; else at least {MIN_TEMPERATURE}.",
         json_schema_extra=NOT_TOO_COLD,
     )
     typical_p: TypicalP | None = Field(
         default=None,
-        description="Keeps the most typical tokens up to this probability in sum; 1 is off.",
+        description="Keeps the most typical tokens up to this total probability; 1 is off.",
     )
     top_k: TopK | None = Field(
         default=None, description="Keeps this many of the most probable tokens; 0 is off."
     )
     top_p: TopP | None = Field(
         default=None,
-        description="Keeps the most probable tokens up to this probability in sum; 1 is off.",
+        description="Keeps the most probable tokens up to this total probability; 1 is off.",
     )
     min_p: MinP | None = Field(
         default=None,
@@ -172,17 +171,17 @@ class GenerationConfig(BaseModel):
     )
     repetition_penalty: RepetitionPenalty | None = Field(
         default=None,
-        description="Above 1, tokens that were there already become less probable; 1 is off.",
+        description="Above 1, tokens that have occurred already become less probable; 1 is off.",
     )
     frequency_penalty: CountPenalty | None = Field(
         default=None,
-        description="Subtracted from a token's score for each time that the choice, without the "
-        "prompt, has it already; 0 is off.",
+        description="Subtracted from a token's score for each time that it occurs in the choice, "
+        "without the prompt; 0 is off.",
     )
     presence_penalty: CountPenalty | None = Field(
         default=None,
-        description="Subtracted once from the score of every token that the choice, without the "
-        "prompt, has already; 0 is off.",
+        description="Subtracted once from the score of every token that occurs in the choice, "
+        "without the prompt; 0 is off.",
     )
     logit_bias: LogitBias | None = Field(
         default=None,
@@ -191,7 +190,7 @@ class GenerationConfig(BaseModel):
     logprobs: NumLogprobs | None = Field(
         default=None,
         description="Report the log probability of every token, and of this many of the most "
-        "probable ones in its place. Not of beams. Absent: none are computed.",
+        "probable ones in its place. Not for beams. Absent: none are computed.",
     )
     num_return_sequences: NumReturnSequences | None = Field(
         default=None,
@@ -201,7 +200,7 @@ class GenerationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _several_answers_differ(self) -> Self:
-        """As transformers has it. What the model's own settings add, the engine checks."""
+        """The rule of transformers. The engine checks it again with the model's own settings."""
         count, beams = self.num_return_sequences or 1, self.num_beams or 1
         greedy = self.do_sample is False or self.temperature == 0
         problem = None

@@ -1,7 +1,7 @@
 """Strict JSON: what may be inside the free-form parts of a task, and how its bytes are read.
 
-The standard parser is lenient: it takes NaN, keeps the last of two equal keys and makes strings
-that are not Unicode. Each would be a task that two readers understand differently.
+The standard parser is lenient: it accepts NaN, keeps the last of two equal keys and makes strings
+that are not Unicode. Two programs could understand such a task differently.
 """
 
 import json
@@ -14,26 +14,26 @@ from pydantic_core import PydanticCustomError
 from schema.errors import TaskArgsInvalid
 
 MAX_JSON_DEPTH = 32
-"""Objects and arrays inside each other in `tools`, `template_args` and `tool_calls`. Chat templates
-walk them recursively."""
+"""Depth of objects and arrays in `tools`, `template_args` and `tool_calls`. Chat templates walk
+them recursively."""
 
 MAX_JSON_VALUES = 100_000
-"""Values in `tools`, `template_args` and all `tool_calls` of a task, counted at all depths; JSON
-Schema can say it of none of them."""
+"""Values in `tools`, `template_args` and all `tool_calls` of a task, counted at all depths. JSON
+Schema cannot express this limit."""
 
 MAX_BRACKETS = 1_000_000
 """Objects and arrays in one body, brackets inside strings counted too: sixteen million empty arrays
-fit into 32 MB and would keep the parser, and everybody who waits for it, busy for seconds."""
+fit into 32 MB and would block the parser, and all other requests, for seconds."""
 
 MAX_JSON_KEYS = 10_000
-"""Keys of one object: an object of a million unknown fields would make a million complaints."""
+"""Keys of one object: an object of a million unknown fields would make a million errors."""
 
 MAX_JSON_INTEGER = 2**64 - 1
 """Other parsers round larger ones, and the task would no longer be the same everywhere."""
 
 
 def parse_json(body: bytes | str) -> Any:
-    """Read one JSON value, or say in a `TaskArgsInvalid` why `body` is none."""
+    """Read one JSON value. Raises a `TaskArgsInvalid` that says why `body` is not one."""
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
         if not text.strip():
@@ -102,7 +102,7 @@ def _finite(digits: str) -> float:
 
 
 def check_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Pydantic validator of a free-form object: refuse what JSON cannot carry everywhere."""
+    """Pydantic validator of a free-form object: refuse what some JSON parsers cannot read."""
     if not _plainly_fine(value):
         _raise_first_problem(value)
     return value
@@ -125,7 +125,7 @@ def count_values(value: Any, most: int) -> int:
 
 
 def _plainly_fine(value: dict[str, Any]) -> bool:
-    """Whether nothing is wrong, at the speed that megabytes of brackets ask for.
+    """Whether nothing is wrong; fast, because there may be megabytes of brackets.
 
     Goes level by level, because a Python caller's object may be nested without end. `False` only
     means that a closer look is needed.
@@ -167,7 +167,7 @@ def _raise_first_problem(value: dict[str, Any]) -> None:
             elif count + len(stack) + len(item) > MAX_JSON_VALUES:
                 problem, path = f"has more than {MAX_JSON_VALUES} values", ()
             else:
-                # Reversed, so that what comes first in the text is complained about first.
+                # Reversed, so that the first problem in the text is reported first.
                 children = reversed(list(_children(item)))
                 stack.extend((child, (*path, key)) for key, child in children)
         if problem is not None:
@@ -179,7 +179,7 @@ def _children(item: dict[str, Any] | list[Any]) -> Iterator[tuple[str | int, Any
 
 
 def _problem(item: Any) -> str | None:
-    """What is wrong with this one value, its children aside."""
+    """What is wrong with this one value, apart from its children."""
     if item is None or isinstance(item, bool | list):
         return None
     if isinstance(item, str):
@@ -193,7 +193,7 @@ def _problem(item: Any) -> str | None:
         if all(isinstance(key, str) and _is_unicode(key) for key in item):
             return None
         return "must be an object whose keys are Unicode strings"
-    return f"must be a JSON value, and {clipped(type(item).__name__)} is none"
+    return f"must be a JSON value, and {clipped(type(item).__name__)} is not one"
 
 
 def _is_unicode(text: str) -> bool:
@@ -207,7 +207,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def clipped(text: str, limit: int = 64) -> str:
-    """`text`, short and printable: what may be in an error message of what a client sent."""
+    """`text`, short and printable, so that an error message can quote what a client sent."""
     short = text if len(text) <= limit else text[: limit - 1] + "…"
     return short.encode("utf-8", "backslashreplace").decode()
 

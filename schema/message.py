@@ -19,9 +19,9 @@ from schema.json_values import check_json
 
 MAX_BLOCKS = 1024
 MAX_BLOCKS_OF_TASK = 4096
-"""In all messages together; JSON Schema can only say it of each."""
+"""In all messages together; JSON Schema can only limit each message."""
 MAX_IMAGES = 64
-"""Images of a task. JSON Schema can only say it of each message."""
+"""Images of a task; JSON Schema can only limit each message."""
 MAX_TOOL_CALLS = 128
 MAX_TEXT_CHARS = 8_000_000
 """Of one text: more than two million tokens. Long before that a model's context is full."""
@@ -29,8 +29,8 @@ MAX_TOOL_CALL_ID_CHARS = 256
 MAX_URL_CHARS = 8192
 """Of an image's address, where a request may have one; `data:` URLs are not addresses."""
 
-# Pydantic puts these into the paths of errors; `problems` takes them out again. No field is
-# called like this.
+# Pydantic puts these into the paths of errors; `problems` takes them out again. No field has such a
+# name.
 TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG = TAGS = (
     "<text>",
     "<blocks>",
@@ -55,7 +55,7 @@ def rule(problem: str, *path: str) -> PydanticCustomError:
 
 
 def _check_base64(text: str) -> str:
-    # The alphabet is checked and nothing decoded: pixels are the image preprocessor's business.
+    # Only the alphabet is checked; the image preprocessor decodes the image.
     if text.startswith("data:"):
         raise rule('must be base64 alone; leave out the "data:...;base64," before it')
     if text.startswith(("http:", "https:")):
@@ -68,7 +68,7 @@ def _check_base64(text: str) -> str:
 
 
 def _require_type(schema: dict[str, Any]) -> None:
-    # `type` has a default, for whoever writes Python. In JSON it says which block this is.
+    # `type` has a default for callers in Python. In JSON it says which block this is.
     schema["required"] = ["type", *schema["required"]]
     del schema["properties"]["type"]["default"]
 
@@ -99,9 +99,9 @@ class ImageBlock(_Part):
 
     @classmethod
     def at(cls, url: str) -> Self:
-        """An image that is still to be fetched from ``url``, which stands in the place of base64.
+        """An image that is still to be fetched from ``url``, which is kept in place of the base64.
 
-        Made without validation: no task from outside can have such a block. See `is_address`.
+        Made without validation: no task of a client can have such a block. See `is_address`.
         """
         return cls.model_construct(base64=url)
 
@@ -175,7 +175,7 @@ _SCHEMA_RULES: dict[str, Any] = {
         _only_for("assistant", "reasoning_content"),
         _only_for("tool", "tool_call_id"),
         {
-            "$comment": "Only an assistant's message that calls tools can do without content.",
+            "$comment": "Only an assistant's message that calls tools may have no content.",
             "if": {
                 "properties": {
                     "role": {"const": "assistant"},
@@ -193,8 +193,8 @@ _SCHEMA_RULES: dict[str, Any] = {
 class Message(_Part):
     """One message of the conversation.
 
-    Images may stand in a message of any role: a tool may answer with one, and whether a model can
-    see it there is for its chat template to say.
+    Images may stand in a message of any role: a tool may answer with one, and the model's chat
+    template decides whether the model can see it there.
     """
 
     model_config = ConfigDict(json_schema_extra=_SCHEMA_RULES)
@@ -203,7 +203,7 @@ class Message(_Part):
     content: Content | None = Field(
         default=None,
         description="Text, or blocks of text and images. Only an assistant's message that calls "
-        "tools can do without.",
+        "tools may have none.",
     )
     tool_call_id: Annotated[str, Field(max_length=MAX_TOOL_CALL_ID_CHARS)] | None = Field(
         default=None, description="Which tool call a tool's message answers."
@@ -214,7 +214,7 @@ class Message(_Part):
         default=None,
         description="The tools that an assistant's message calls, in the form that the model's "
         'chat template reads: mostly {"id", "type": "function", "function": {"name", '
-        '"arguments"}}. They are given to it as they are.',
+        '"arguments"}}. The template gets them unchanged.',
     )
 
     reasoning_content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
@@ -239,6 +239,6 @@ class Message(_Part):
             raise rule(f"is for tool messages only, not for {self.role}", "tool_call_id")
         if self.content is None and not self.tool_calls:
             raise rule(
-                "is required; only an assistant message with tool_calls can do without", "content"
+                "is required; only an assistant message with tool_calls may have none", "content"
             )
         return self

@@ -1,8 +1,8 @@
 """Which model, in which form: the name of a model, its dtype and its quantization.
 
 Names are hub ids such as ``Qwen/Qwen3-8B``, and the names that operators give. They come from
-strangers and end in messages, file names and addresses, so that they are held to a form in which
-nothing can be hidden: no directory, no way upwards, no control character.
+clients and are used in messages, file names and addresses. So their form is restricted: no
+directory, no ``..``, no control character.
 """
 
 import re
@@ -49,7 +49,7 @@ ModelName = Annotated[
 
 
 def quantization_label(bits: int | None) -> str | None:
-    """What people call a quantization, such as INT4; None for unquantized weights."""
+    """The usual name of a quantization, such as INT4; None for unquantized weights."""
     return None if bits is None else f"INT{bits}"
 
 
@@ -57,8 +57,8 @@ def quantization_label(bits: int | None) -> str | None:
 class ModelVariant:
     """A model in one dtype and quantization: what tasks ask for, and what is served or loaded.
 
-    Two variants are the same if they are equal; nothing is validated here, so that a body can be
-    looked at before it is parsed.
+    Two variants are the same if they are equal. Nothing is validated here, because a body is read
+    for its variant before it is parsed.
 
     Attributes:
         id: the model's name.

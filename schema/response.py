@@ -1,7 +1,7 @@
-"""What a task is answered with: one `TaskResponse`, or `StreamChunk`s, which `collect` to one.
+"""The answer to a task: one `TaskResponse`, or `StreamChunk`s, which `collect` makes into one.
 
 These are `TypedDict`s and not models, so that the engine's hot path makes plain dictionaries and
-nothing validates what we produced ourselves. The same definitions give the JSON Schemas.
+its own output is not validated. The JSON Schemas are made from the same definitions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-"""`stop`: the model ended its answer, or a stop string was met. `length`: `max_new_tokens` or the
+"""`stop`: the model ended its answer, or a stop string came. `length`: `max_new_tokens` or the
 model's context was reached. `tool_calls`: as `stop`, of a message that calls tools."""
 
 _Count = Annotated[int, Field(ge=0)]
@@ -19,8 +19,8 @@ _Model = Annotated[str, Field(min_length=1, description="The model that answered
 _Fingerprint = Annotated[
     str,
     Field(
-        description="Names all that may change an answer's bytes apart from the task: versions, "
-        "device, dtype. The same task and the same fingerprint give the same bytes."
+        description="Stands for all that may change an answer's bytes apart from the task: "
+        "versions, device, dtype. The same task and the same fingerprint give the same bytes."
     ),
 ]
 
@@ -40,7 +40,7 @@ class Usage(TypedDict):
 
 
 _Reasoning = Annotated[
-    str, Field(description="What the model wrote between its marks of reasoning.")
+    str, Field(description="What the model wrote between its markers of reasoning.")
 ]
 _Arguments = Annotated[
     str,
@@ -83,27 +83,27 @@ class ResponseMessage(TypedDict):
 
 
 _Token = Annotated[
-    str, Field(description="Its text. U+FFFD stands for bytes that are no whole character.")
+    str, Field(description="Its text. U+FFFD stands for bytes that are not a whole character.")
 ]
 _Bytes = Annotated[
     list[Annotated[int, Field(ge=0, le=255)]] | None,
     Field(
         description="Its UTF-8 bytes, to be joined where a character is spread over several "
-        "tokens. null for a token that leaves nothing in the text, as special tokens do."
+        "tokens. null for a token without text, such as a special token."
     ),
 ]
 _Logprob = Annotated[
     float,
     Field(
         description="Natural logarithm of its probability by the model's own logits, before "
-        "temperature, penalties, bias and the like. -9999.0 stands for all that is lower."
+        "temperature, penalties, bias and the like. -9999.0 stands for all lower values."
     ),
 ]
 
 
 @with_config(extra="forbid", strict=True, allow_inf_nan=False)
 class TopLogprob(TypedDict):
-    """A token that might have been chosen."""
+    """A token that could have been sampled."""
 
     token: _Token
     token_id: _Count
@@ -130,7 +130,7 @@ _Logprobs = Annotated[
     Field(
         description="The tokens in order, where `generation_config.logprobs` asks for them. An "
         "end-of-sequence token is not among them. In a stream, those of the text so far that no "
-        "chunk has told yet."
+        "earlier chunk has reported."
     ),
 ]
 
@@ -175,7 +175,7 @@ class ToolCallDelta(TypedDict):
 
 @with_config(extra="forbid", strict=True)
 class Delta(TypedDict):
-    """What was added to a choice's message. `content` is empty where only others are told."""
+    """What was added to a choice's message. `content` is empty if only other fields grew."""
 
     role: Literal["assistant"]
     content: str
@@ -207,7 +207,7 @@ class StreamChunk(TypedDict):
 
 
 def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
-    """The response that a task's chunks add up to: there is one text path, and this is its end."""
+    """The response that a task's chunks add up to: whole answers are made of the same chunks."""
     deltas: dict[int, list[Delta]] = {}
     reasons: dict[int, FinishReason] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}

@@ -1,4 +1,4 @@
-"""What form an answer has to have: a task's ``structured_output``."""
+"""The form that an answer must have: a task's ``structured_output``."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from schema.message import rule
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without spaces: the work of compiling one grows with its length. JSON
-Schema itself cannot say this."""
+Schema itself cannot express this limit."""
 MAX_PATTERN_CHARS = 4_096
 MAX_CHOICES = 1_000
 MAX_CHOICE_CHARS = 1_024
@@ -31,7 +31,7 @@ JSON_SCHEMA_TAG, JSON_OBJECT_TAG, REGEX_TAG, CHOICE_TAG = FORM_TAGS = (
     "<regex>",
     "<choice>",
 )
-_OPTIONS = "x-guidance"  # where llguidance would take options from; they are ours
+_OPTIONS = "x-guidance"  # where llguidance reads options; only the engine sets them
 
 
 def _check_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ AnswerSchema = Annotated[
     AfterValidator(_check_schema),
     WithJsonSchema({"type": "object", "not": {"required": [_OPTIONS]}}),
 ]
-"""A JSON Schema for answers. Which keywords are supported is for the engine to say."""
+"""A JSON Schema for answers. The engine decides which keywords are supported."""
 
 
 class _Form(BaseModel):
@@ -126,4 +126,4 @@ StructuredOutput = Annotated[
         '{"type": "choice", "choices": [...]}',
     ),
 ]
-"""One form that the answer of a task has to have."""
+"""One form that the answer of a task must have."""

@@ -1,4 +1,4 @@
-"""A task: what to generate, with which model, and all that the answer depends on."""
+"""A task: what to generate, with which model, and everything that the answer depends on."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -49,8 +49,8 @@ AnswerFormat = Literal["text", "message"]
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
 MAX_SEED = 2**32 - 1
-"""`transformers.set_seed` seeds numpy too, which takes no more. A seed that it refuses could not be
-compared with anything."""
+"""`transformers.set_seed` seeds numpy too, which takes no larger seeds. Answers with a larger seed
+could not be compared with those of transformers."""
 
 # A red square of 16 by 16 pixels: small enough to be read here, and a real PNG.
 _RED_SQUARE = (
@@ -97,7 +97,7 @@ _EXAMPLES: list[Any] = [
 ]
 
 _NO_FORM_WITH_BEAMS: dict[str, Any] = {
-    "$comment": "A beam search cannot keep to a form.",
+    "$comment": "A beam search cannot follow a form.",
     "not": {
         "properties": {
             "structured_output": {"type": "object"},
@@ -141,7 +141,7 @@ class Task(BaseModel):
         fail_fast=True,
         min_length=1,
         max_length=MAX_MESSAGES,
-        description="The conversation so far. The model's chat template makes the prompt of it; "
+        description="The conversation so far. The model's chat template makes the prompt from it; "
         "where a model has none, the contents are joined.",
     )
     tools: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
@@ -157,7 +157,7 @@ class Task(BaseModel):
     )
     parallel_tool_calls: bool = Field(
         default=True,
-        description="false: required means one call. Not with auto, where calls are not counted.",
+        description="false: required means one call. Not with auto, which does not count calls.",
     )
     generation_config: Annotated[GenerationConfig, BeforeValidator(_absent_if_null)] = Field(
         default=GenerationConfig(),
@@ -166,7 +166,7 @@ class Task(BaseModel):
     )
     structured_output: StructuredOutput | None = Field(
         default=None,
-        description="The form that every choice has to have: what would break it is never chosen. "
+        description="The form that every choice must have: tokens that break it are not sampled. "
         'A choice that reaches max_new_tokens is cut there, with finish_reason "length".',
     )
     template_args: JsonObject | None = Field(
@@ -175,7 +175,7 @@ class Task(BaseModel):
     use_chat_template: bool = Field(
         default=True,
         description="false: the contents are joined as they are, as for a model without a chat "
-        "template, and the model goes on with that text.",
+        "template, and the model continues that text.",
     )
     answer_format: AnswerFormat = Field(
         default="text",
@@ -188,7 +188,7 @@ class Task(BaseModel):
     )
     dtype: Dtype = Field(
         default="auto",
-        description="The type of the model's weights. auto: whatever the operator chose.",
+        description="The type of the model's weights. auto: the operator's choice.",
     )
     quantize_bits: QuantizeBits | None = Field(
         default=None, description="Quantize the weights to this many bits; null: do not."
@@ -197,7 +197,7 @@ class Task(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_bulk(cls, fields: Any) -> Any:
-        """Counts first what is cheap to count: a million blocks cost seconds to validate."""
+        """Check cheap counts first: a million blocks cost seconds to validate."""
         refuse_bulk(fields, "tools", "template_args", "structured_output")
         return fields
 
@@ -212,7 +212,7 @@ class Task(BaseModel):
     def _no_form_with_beams(self) -> Self:
         if self.structured_output is not None and (self.generation_config.num_beams or 1) > 1:
             raise rule(
-                "cannot be kept to by a beam search; leave it out, or num_beams",
+                "cannot be followed by a beam search; leave it out, or num_beams",
                 "structured_output",
             )
         return self
@@ -230,7 +230,7 @@ class Task(BaseModel):
 
     @property
     def variant(self) -> ModelVariant:
-        """Which model it asks for, in which form."""
+        """The model that it asks for, in one dtype and quantization."""
         return ModelVariant(self.model, self.dtype, self.quantize_bits)
 
     @property
@@ -258,9 +258,9 @@ class Task(BaseModel):
     def split_images(self) -> tuple[Self, list[str]]:
         """This task without its pixels, and the pixels: each image's base64 (or address), in order.
 
-        The copy is the form in which a task travels inside the cluster, where the pixels go their
-        own way. Its image blocks say where the images stand and have an empty `base64`, which no
-        task from outside can have; so it is made without validation and must not be parsed again.
+        The copy is the form in which a task is sent inside the cluster, where the pixels are sent
+        separately. Its image blocks say where the images stand and have an empty `base64`, which no
+        task of a client can have; so it is made without validation and must not be parsed again.
         """
         images = [block.base64 for block in self._blocks() if isinstance(block, ImageBlock)]
         if not images:

@@ -1,4 +1,4 @@
-"""Whether an answer has to call functions, and which: a task's ``tool_choice``."""
+"""Whether an answer must call functions, and which: a task's ``tool_choice``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schema.message import rule
 from schema.structured import MAX_SCHEMA_CHARS, StructuredOutput
 
 MAX_FUNCTION_NAME_CHARS = 256
-"""Of the one that a task names."""
+"""Of the function that a task names."""
 
 # Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
 MODE_TAG, FUNCTION_TAG = CHOICE_TAGS = ("<tool choice>", "<function choice>")
@@ -49,11 +49,11 @@ ToolChoice = Annotated[
     ),
 ]
 
-# What `check_calls` says, as far as JSON Schema can.
+# The rules of `check_calls`, as far as JSON Schema can express them.
 _HAS_TOOLS = {"type": "array", "minItems": 1}
 SCHEMA_RULES: list[dict[str, Any]] = [
     {
-        "$comment": "Calls that are forced need tools, and take the place of another form.",
+        "$comment": "Forced calls need tools, and cannot be combined with another form.",
         "if": {
             "properties": {"tool_choice": {"not": {"const": "auto"}}},
             "required": ["tool_choice"],
@@ -88,7 +88,7 @@ SCHEMA_RULES: list[dict[str, Any]] = [
 
 
 def functions_of(tools: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """The functions of a task's tools; of tools in another form than OpenAI's, what has a name."""
+    """The functions of a task's tools; in another form than OpenAI's, those with a name."""
     functions: dict[str, Any] = {}
     for tool in tools or ():
         function = tool.get("function", tool)
@@ -121,7 +121,7 @@ def check_calls(
     structured_output: StructuredOutput | None,
     num_beams: int,
 ) -> None:
-    """Refuse a ``tool_choice`` that cannot be kept to.
+    """Refuse a ``tool_choice`` that cannot be followed.
 
     The arguments are the fields of a task, as they are after validation.
 
@@ -142,14 +142,14 @@ def check_calls(
             "tool_choice",
         )
     if num_beams > 1:
-        raise rule("cannot be kept to by a beam search; leave it out, or num_beams", "tool_choice")
+        raise rule("cannot be followed by a beam search; leave it out, or num_beams", "tool_choice")
     if not functions_of(tools):
         raise rule("needs tools that have a name: there is nothing to call", "tool_choice")
     functions = callable_functions(tools, tool_choice)
     if isinstance(tool_choice, NamedFunction) and not functions:
         name = quoted(tool_choice.function)
         raise rule(
-            f"must be the name of one of the tools, and {name} is none", "tool_choice", "function"
+            f"must be the name of one of the tools, and {name} is not", "tool_choice", "function"
         )
     length = sum(
         len(name) + len(json.dumps(parameters, separators=(",", ":"), ensure_ascii=False))

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_ADDRESS", "local")  # never somebody's running cluster
+os.environ.setdefault("RAY_ADDRESS", "local")  # never a running cluster
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""What a machine has, and whether it computes right."""
+"""What a machine has, and whether it computes correctly."""

@@ -25,13 +25,13 @@ _WAY_OUT = {
     "INT8": "reinstall bitsandbytes in the version of constraints.txt",
     "attention": "reinstall torch in the version of constraints.txt",
     "paged attention": "reinstall torch in the version of constraints.txt; without it attention "
-    "runs sequence by sequence, right and slower",
+    "runs sequence by sequence, correct and slower",
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One check: what was found, and, where it failed, the way out."""
+    """One check: what was found, and what to do if it failed."""
 
     name: str
     status: Status
@@ -51,7 +51,7 @@ def judge(facts: MachineFacts, *, gpu_required: bool = False) -> list[Line]:
         *_driver(facts, gpu_required),
         *(line for index, gpu in enumerate(facts.gpus) for line in _gpu(index, gpu)),
         *_kernels("CPU", facts.cpu_kernels),
-        _probe("CPU", facts.cpu_probe.problem, facts.cpu_probe.fingerprint),
+        _equal_bytes("CPU", facts.cpu_equal_bytes.problem, facts.cpu_equal_bytes.fingerprint),
         *_ray(facts),
     ]
 
@@ -80,7 +80,7 @@ def _driver(facts: MachineFacts, gpu_required: bool) -> Iterator[Line]:
         yield Line(
             "driver",
             missing,
-            "nvidia-smi does not run, so there is no driver of NVIDIA",
+            "nvidia-smi does not run, so NVIDIA's driver is missing",
             "install NVIDIA's driver" if gpu_required else None,
         )
         return
@@ -95,7 +95,7 @@ def _driver(facts: MachineFacts, gpu_required: bool) -> Iterator[Line]:
     else:
         yield Line("driver", "ok", f"{facts.driver}, {facts.driver_gpus} GPUs")
     if not facts.gpus:
-        # The driver has cards that torch does not see.
+        # The driver sees GPUs that torch does not see.
         yield Line("GPUs of torch", "failed", "none", device_problem(facts.torch))
 
 
@@ -127,23 +127,23 @@ def _gpu(index: int, gpu: GpuFacts) -> Iterator[Line]:
     else:
         yield Line(f"{name} memory", "ok", memory)
     yield from _kernels(name, gpu.kernels)
-    if gpu.probe is not None:
-        by = f"{gpu.probe.fingerprint}, attention by {gpu.probe.attention}"
-        yield _probe(name, gpu.probe.problem, by)
+    if gpu.equal_bytes is not None:
+        by = f"{gpu.equal_bytes.fingerprint}, attention by {gpu.equal_bytes.attention}"
+        yield _equal_bytes(name, gpu.equal_bytes.problem, by)
 
 
 def _kernels(where: str, kernels: Mapping[str, str | None]) -> Iterator[Line]:
     for name, problem in kernels.items():
         if problem is None:
-            yield Line(f"{where} {name}", "ok", "computes what it should")
+            yield Line(f"{where} {name}", "ok", "correct")
         else:
             yield Line(f"{where} {name}", "failed", problem, _WAY_OUT.get(name))
 
 
-def _probe(where: str, problem: str | None, found: str | None) -> Line:
+def _equal_bytes(where: str, problem: str | None, found: str | None) -> Line:
     name = f"{where} equal bytes"
     if problem is None:
-        return Line(name, "ok", f"demo model, alone and in a crowd ({found})")
+        return Line(name, "ok", f"demo model, alone and under load ({found})")
     return Line(
         name,
         "failed",

@@ -1,6 +1,6 @@
-"""Runs the kernels that an engine needs, small, and compares them with plain arithmetic.
+"""Runs the kernels that an engine needs on small inputs, and compares them with plain arithmetic.
 
-Each function returns None, or what is wrong in a few words. None of them measures time.
+Each function returns None, or the problem in a few words. None of them measures time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from schema.task import Task
 
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "demo" / "model"
 
-# Rounding in half precision; a kernel that computes something else is off by its result's own size.
+# Rounding in half precision; the results of a wrong kernel are off by their own size.
 _TOLERANCE = 0.05
 _ROWS = (1, 2, 8, 33)
 _IN, _OUT = 256, 128
@@ -33,7 +33,7 @@ _QUESTIONS = ("Hello!", "Count from 3 to 9.", "What is 5 + 4?", "Tell me a story
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class EqualBytesResult:
     """What the demo model did on a device: ``problem``, if any, and its card's main points."""
 
     problem: str | None
@@ -42,11 +42,11 @@ class ProbeResult:
 
 
 def attempt(check: Callable[[torch.device], str | None], device: torch.device) -> str | None:
-    """The problem that a check finds, or the error that it ends with."""
+    """The problem that a check finds, or the error that it raises."""
     try:
         with torch.inference_mode():
             return check(device)
-    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises is the finding
+    except Exception as error:  # noqa: BLE001 - any error of a broken installation is the finding
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}"
 
 
@@ -67,7 +67,7 @@ def int8_problem(device: torch.device) -> str | None:
         _IN, _OUT, bias=False, has_fp16_weights=False, threshold=0.0
     ).to(device)
     rows = torch.zeros(1, _IN, dtype=torch.float16, device=device)
-    layer(rows)  # moves the scales to where it keeps them
+    layer(rows)  # moves the scales to their place
     weight = layer.weight.data.float() * layer.state.SCB.float()[:, None] / 127
     return _differs(layer, weight, torch.float16, device)
 
@@ -83,7 +83,7 @@ def _differs(
 
 
 def attention_problem(device: torch.device) -> str | None:
-    """torch's attention of one sequence against softmax written out."""
+    """torch's attention of one sequence, compared with an explicit softmax."""
     query, key, value = (_random(1, 4, 40, 64).to(device, torch.bfloat16) for _ in range(3))
     output = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     scores = query.float() @ key.float().transpose(-1, -2) / 8
@@ -93,7 +93,7 @@ def attention_problem(device: torch.device) -> str | None:
 
 
 def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str | None:
-    """The paged kernel as `varlen` uses it: right, and the same bits in any company."""
+    """The paged kernel as `varlen` uses it: correct, and the same bits in any batch."""
     cache = KVCache(
         {0: KVShape(2, 64, 64, torch.bfloat16)},
         num_pages=4,
@@ -107,7 +107,7 @@ def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str
     batch = kernel.batch(cache, scheduled, num_rows=long + 5, decode=False)
 
     def attend(seed: int) -> torch.Tensor:
-        """The long sequence is always the same, the other one depends on ``seed``."""
+        """Attend for a long sequence, always the same, and another that depends on ``seed``."""
         rows = [
             torch.cat([_random(heads, long, 64), _random(heads, 5, 64, seed=seed)], dim=1)
             for heads in (4, 2, 2)
@@ -117,7 +117,7 @@ def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str
 
     output = attend(1)
     if not torch.equal(output, attend(2)):
-        return "a sequence's bits depend on its neighbours"
+        return "a sequence's bits depend on other sequences in the batch"
     query, key, value = (
         _random(heads, long, 64).to(device, torch.bfloat16)[None] for heads in (4, 2, 2)
     )
@@ -127,8 +127,8 @@ def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str
     return _far(output, expected[0].transpose(0, 1).float(), "a sequence of two pages")
 
 
-def probe(device: torch.device) -> ProbeResult:
-    """The demo model through the whole engine: the same bytes alone and in a crowd. Blocking."""
+def check_equal_bytes(device: torch.device) -> EqualBytesResult:
+    """The demo model through the whole engine: the same bytes alone and under load. Blocking."""
     dtype: Any = "bfloat16" if device.type == "cuda" else "float32"
     kind: Any = device.type
     config = EngineConfig(
@@ -144,15 +144,15 @@ def probe(device: torch.device) -> ProbeResult:
     try:
         engine = Engine(config)
         card = engine.card()
-        alone, crowd = asyncio.run(_answers(engine))
+        alone, together = asyncio.run(_answers(engine))
     except Exception as error:  # noqa: BLE001 - as in `attempt`
-        return ProbeResult(f"{type(error).__name__}: {error}")
+        return EqualBytesResult(f"{type(error).__name__}: {error}")
     finally:
         if engine is not None:
             engine.close()
-    differ = sum(a != b for a, b in zip(alone, crowd, strict=True))
-    problem = f"{differ} of {len(alone)} answers differ in a crowd" if differ else None
-    return ProbeResult(problem, card["attention"], card["system_fingerprint"])
+    differ = sum(a != b for a, b in zip(alone, together, strict=True))
+    problem = f"{differ} of {len(alone)} answers differ under load" if differ else None
+    return EqualBytesResult(problem, card["attention"], card["system_fingerprint"])
 
 
 async def _answers(engine: Engine) -> tuple[list[str], list[str]]:
@@ -169,8 +169,8 @@ async def _answers(engine: Engine) -> tuple[list[str], list[str]]:
         for sampled in (False, True)
     ]
     alone = [await engine.run(task) for task in tasks]
-    crowd = await asyncio.gather(*(engine.run(task) for task in tasks))
-    return [_text(answer) for answer in alone], [_text(answer) for answer in crowd]
+    together = await asyncio.gather(*(engine.run(task) for task in tasks))
+    return [_text(answer) for answer in alone], [_text(answer) for answer in together]
 
 
 def _text(answer: Any) -> str:
@@ -188,7 +188,7 @@ def _far(output: torch.Tensor, expected: torch.Tensor, where: str) -> str | None
 
 
 def _bitsandbytes() -> Any:
-    # It warns, when it is imported and at every call, about what is meant: see engine.quantization.
+    # It warns at import and at every call about settings that are intended: engine.quantization.
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return importlib.import_module("bitsandbytes")

@@ -13,7 +13,7 @@ import torch
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from cluster.hardware import kernels
-from cluster.hardware.kernels import ProbeResult
+from cluster.hardware.kernels import EqualBytesResult
 from cluster.planning.ray_nodes import RayNode, running_nodes
 from engine.platform.determinism import make_deterministic
 from engine.platform.device_check import DeviceFacts, device_facts, device_problem
@@ -33,14 +33,14 @@ _GPU_CHECKS = {**_CHECKS, "paged attention": kernels.paged_attention_problem}
 class GpuFacts:
     """One GPU as torch sees it; memory in bytes. ``kernels``: the problem of each, or None.
 
-    Kernels and probe are not run where torch cannot compute on the GPU at all.
+    Neither kernels nor the demo model run if torch cannot compute on the GPU at all.
     """
 
     device: DeviceFacts
     memory: int
     free: int
     kernels: Mapping[str, str | None] = field(default_factory=dict)
-    probe: ProbeResult | None = None
+    equal_bytes: EqualBytesResult | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class MachineFacts:
         torch: its build.
         gpus: those that torch sees.
         cpu_kernels: the problem of each, or None.
-        cpu_probe: the demo model on the CPU.
+        cpu_equal_bytes: the demo model on the CPU.
         ray: Ray's view.
     """
 
@@ -80,15 +80,15 @@ class MachineFacts:
     torch: DeviceFacts
     gpus: tuple[GpuFacts, ...]
     cpu_kernels: Mapping[str, str | None]
-    cpu_probe: ProbeResult
+    cpu_equal_bytes: EqualBytesResult
     ray: RayFacts
 
 
 def collect(address: str | None = None) -> MachineFacts:
-    """Look at this machine, and run the kernels. Takes seconds; changes this process's settings.
+    """Check this machine, and run the kernels. Takes seconds; changes this process's settings.
 
     Args:
-        address: of a running Ray cluster to look at too; "auto" is the one of this machine.
+        address: of a running Ray cluster to check too; "auto" is the one of this machine.
     """
     driver, driver_gpus = _driver()
     make_deterministic(1)
@@ -103,7 +103,7 @@ def collect(address: str | None = None) -> MachineFacts:
         torch=device_facts(cpu),
         gpus=tuple(_gpu(torch.device("cuda", index)) for index in range(count)),
         cpu_kernels={name: kernels.attempt(check, cpu) for name, check in _CHECKS.items()},
-        cpu_probe=kernels.probe(cpu),
+        cpu_equal_bytes=kernels.check_equal_bytes(cpu),
         ray=_ray(address),
     )
 
@@ -127,7 +127,7 @@ def _gpu(device: torch.device) -> GpuFacts:
         memory,
         free,
         {name: kernels.attempt(check, device) for name, check in _GPU_CHECKS.items()},
-        kernels.probe(device),
+        kernels.check_equal_bytes(device),
     )
 
 
@@ -149,7 +149,7 @@ def _driver() -> tuple[str | None, int]:
 
 
 def _ray(address: str | None) -> RayFacts:
-    # Ray has no public name for what it will find when it starts here.
+    # Ray has no public function for the resources that it would find here.
     gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
     kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type()
     if address is None:

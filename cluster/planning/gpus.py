@@ -1,4 +1,4 @@
-"""The nodes that a plan is made for, and the GPUs in them, as people write them."""
+"""The nodes that a plan is made for, and the GPUs in them, in the notation of ``--nodes``."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ MOST_GPUS = 10_000
 
 
 def parse_nodes(text: str, own: tuple[GpuType, ...] = ()) -> list[Node]:
-    """Nodes as people write them: ``4xRTX5090,2*8xH100,cpu`` is four machines.
+    """Nodes in the notation of ``--nodes``: ``4xRTX5090,2*8xH100,cpu`` is four machines.
 
     ``N*`` repeats a machine, ``Nx`` counts its GPUs (one where it is left out).
 
     Raises:
-        ValueError: what is wrong, and what it could be.
+        ValueError: says what is wrong, and what could be meant.
     """
     nodes: list[Node] = []
     total = 0
     for part in (part.strip() for part in text.split(",")):
         match = _NODES.fullmatch(part)
         if match is None:
-            raise ValueError(f"{part!r} is no node: write 4xRTX5090, 2*8xH100 or cpu")
+            raise ValueError(f"{part!r} is not a node: write 4xRTX5090, 2*8xH100 or cpu")
         repeated, count = int(match[1] or 1), int(match[2] or 1)
         gpu = None if match[3].lower() == "cpu" else find_gpu(match[3], own)
         total += repeated * count
@@ -53,7 +53,7 @@ def find_gpu(name: str, own: tuple[GpuType, ...] = ()) -> GpuType:
     """The type of that name, or of Ray's name for it; A100 means the one with 40 GiB.
 
     Raises:
-        ValueError: there is none; with the nearest one.
+        ValueError: there is none; names the nearest one.
     """
     known = {plain_name(gpu.accelerator_type): gpu for gpu in reversed(GPU_TYPES)}
     known |= {plain_name(gpu.name): gpu for gpu in (*GPU_TYPES, *own)}

@@ -1,4 +1,4 @@
-"""What one replica of each deployment asks for: GPUs, weights, KV cache."""
+"""What one replica of each deployment needs: GPUs, weights, KV cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Need:
-    """What one replica of a deployment asks for, in bytes and tokens.
+    """What one replica of a deployment needs, in bytes and tokens.
 
     Attributes:
         deployment: its name.
@@ -43,18 +43,18 @@ class Need:
         accelerator_type: the only type that they run on, if there is one.
         min_replicas: always on; 0 starts with the first task.
         max_replicas: at most.
-        weights: None where nobody knows.
-        decode_weights: of them, what decoding a token reads.
-        kv_per_token: 0 where nobody knows.
+        weights: None where unknown.
+        decode_weights: the part of them that decoding a token reads.
+        kv_per_token: 0 where unknown.
         kv_tokens: that the KV cache has, or may have at most if it is not ``kv_is_fixed``.
         kv_is_fixed: the configuration says ``kv_cache_tokens``.
-        context_length: longest prompt plus answer; 0 where nobody knows.
+        context_length: longest prompt plus answer; 0 where unknown.
         max_sequences: answers that are generated at once.
         unknown: why the weights are not known.
-        split: how it is divided over more than one GPU; None for what cannot be.
-        layers: of ``weights``, those of each decoder layer; empty where nobody knows.
-        head: of ``weights``, the language model head's, if it is no part of something else.
-        kv_heads: key/value heads; 0 where nobody knows.
+        split: how it is divided over more than one GPU; None if it cannot be.
+        layers: of ``weights``, those of each decoder layer; empty where unknown.
+        head: of ``weights``, the language model head's, if it is not part of something else.
+        kv_heads: key/value heads; 0 where unknown.
     """
 
     deployment: str
@@ -78,7 +78,7 @@ class Need:
 
     @property
     def num_gpus(self) -> int:
-        """On how many GPUs a replica lies."""
+        """The number of GPUs of a replica."""
         return max(1, int(self.gpus))
 
     @property
@@ -88,7 +88,7 @@ class Need:
 
     @property
     def undividable(self) -> str | None:
-        """Why it cannot lie on so many GPUs; None where it can."""
+        """Why it cannot be divided over its GPUs; None if it can."""
         num = self.num_gpus
         if num == 1:
             return None
@@ -105,7 +105,7 @@ class Need:
 
     @property
     def sharded(self) -> int:
-        """Of the weights, what tensor parallelism divides; the rest is on every GPU."""
+        """The part of the weights that tensor parallelism divides; the rest is on every GPU."""
         return sum(self.layers) + self.head if self.layers else self.weights or 0
 
     @cached_property
@@ -141,7 +141,7 @@ def parse_parameters(texts: list[str]) -> dict[str, float]:
 
 
 def needs_of(args: AppArgs, gpus: float, parameters: Parameters) -> list[Need]:
-    """The needs of all deployments, in the operator's order, in a cluster with so many GPUs.
+    """The needs of all deployments, in the operator's order, in a cluster with ``gpus`` GPUs.
 
     Blocking: asks the hub for headers of models that are not here, unless ``HF_HUB_OFFLINE=1``.
     """

@@ -1,7 +1,7 @@
-"""Which replica fits on which GPU: first the replicas that are always on, then as many as may be.
+"""Which replica fits on which GPU: first replicas that are always on, then as many as allowed.
 
-Ray decides where replicas go, by shares of GPUs and types only; it does not look at memory. This
-finds one way that fits memory too, and says where Ray could choose another.
+Ray places replicas by shares of GPUs and types only; it does not check memory. This finds one
+placement that fits memory too, and reports where Ray could choose another.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from engine.platform.cuda import FREE_SHARE
 from serve_app.config.accelerators import GpuType
 
 # What a replica takes beside weights and KV cache: CUDA's context, workspaces of libraries,
-# activations. An assumption, of the size that other engines report; nothing here has measured it.
+# activations. An assumption, of the size that other engines report; it has not been measured here.
 PROCESS_BYTES = GIB
-# A KV cache that holds less serves hardly any task.
+# With a smaller KV cache hardly any task can run.
 LEAST_KV_TOKENS = 2048
 MOST_GPUS_OF_A_REPLICA = 16  # that are suggested
 _EPSILON = 1e-9  # shares like 0.3 do not add up exactly
@@ -28,7 +28,7 @@ _EPSILON = 1e-9  # shares like 0.3 do not add up exactly
 
 @dataclass(frozen=True)
 class Resident:
-    """A replica, or its part, on a GPU, in bytes; ``kv_tokens`` is 0 where nobody knows."""
+    """A replica, or its part, on a GPU, in bytes; ``kv_tokens`` is 0 where unknown."""
 
     need: Need
     weights: int
@@ -43,7 +43,7 @@ class Resident:
 
 @dataclass
 class Gpu:
-    """One GPU of a node, and who lives on it."""
+    """One GPU of a node, and the replicas on it."""
 
     node: str
     index: int
@@ -52,21 +52,21 @@ class Gpu:
 
     @property
     def free_share(self) -> float:
-        """What Ray can still give away of it."""
+        """The share of it that Ray can still give away."""
         return 1.0 - sum(resident.need.share for resident in self.residents)
 
     @property
     def free(self) -> int:
-        """Bytes that nobody takes."""
+        """Bytes that are not used."""
         return self.type.memory - sum(resident.total for resident in self.residents)
 
 
 Obstacle = Literal["other type", "taken", "divided", "weights", "KV cache"]
-"""Why a replica does not fit: of these GPUs, or into their memory."""
+"""Why a replica does not fit on GPUs, or into their memory."""
 
 
 def fit(gpus: Sequence[Gpu], need: Need) -> list[Resident] | Obstacle:
-    """A replica as it would live on these GPUs of one node, as many as it wants."""
+    """A replica as placed on these GPUs of one node, as many as it needs."""
     if any(need.accelerator_type not in (None, gpu.type.accelerator_type) for gpu in gpus):
         return "other type"
     if any(need.share > gpu.free_share + _EPSILON for gpu in gpus):
@@ -84,7 +84,7 @@ def fit(gpus: Sequence[Gpu], need: Need) -> list[Resident] | Obstacle:
     if need.kv_is_fixed:
         enough = all(tokens * each <= room for room, each in pairs)
     else:
-        # The engine takes so much of what it finds free, unless it can use less.
+        # The engine takes this share of the free memory, unless it can use less.
         tokens = min([tokens, *(int(FREE_SHARE * room) // each for room, each in pairs)])
         enough = not pairs or tokens >= min(need.context_length, LEAST_KV_TOKENS)
     if not enough:
@@ -102,9 +102,9 @@ class Packing:
     placed: Counter[str] = field(default_factory=Counter)
 
     def missing(self) -> Iterator[tuple[Need, int]]:
-        """Deployments with fewer replicas than are always on, and how many those are short of.
+        """Deployments with fewer replicas than are always on, and how many are missing.
 
-        One that may scale to zero needs room for one replica all the same.
+        A deployment that may scale to zero still needs room for one replica.
         """
         for need in self.needs:
             short = max(1, need.min_replicas) - self.placed[need.deployment]
@@ -116,7 +116,7 @@ def pack(nodes: Sequence[Node], needs: Sequence[Need]) -> Packing:
     """Place the replicas that are always on, then further ones in turns."""
     gpus = [Gpu(n.name, i, n.gpu, []) for n in nodes if n.gpu for i in range(n.num_gpus)]
     packing = Packing(list(nodes), list(needs), gpus)
-    # The choosiest first: of one type only, then large shares, then large weights.
+    # The most constrained first: one type only, then large shares, then large weights.
     order = sorted(
         (need for need in needs if need.device == "cuda"),
         key=lambda need: (need.accelerator_type is None, -need.gpus, -(need.weights or 0)),
@@ -136,7 +136,7 @@ def pack(nodes: Sequence[Node], needs: Sequence[Need]) -> Packing:
 
 
 def _choices(packing: Packing, need: Need) -> list[list[Gpu]]:
-    """The GPUs that a replica may be tried on: each by itself, or as many of a node as it wants."""
+    """The GPUs to try for a replica: each by itself, or as many of a node as it needs."""
     if need.num_gpus == 1:
         return [[gpu] for gpu in packing.gpus]
     choices = []
@@ -200,8 +200,8 @@ def why_not(packing: Packing, need: Need) -> str:
     obstacles = [fit(gpus, need) for gpus in _choices(packing, need)]
     if "weights" in obstacles or "KV cache" in obstacles:
         return (
-            "GPUs have a share free for it, but not the memory: whoever loads first takes "
-            f"{FREE_SHARE:.0%} of what is free for its KV cache. Set engine.kv_cache_tokens "
+            "GPUs have a share free for it, but not the memory: the replica that loads first takes "
+            f"{FREE_SHARE:.0%} of the free memory for its KV cache. Set engine.kv_cache_tokens "
             "of the deployments that share a GPU"
         )
     return f"all GPUs that it may use are taken; each replica wants {need.gpus:g}"
@@ -225,7 +225,7 @@ def _too_large(packing: Packing, need: Need, usable: Sequence[GpuType], weights_
 
 
 def _more_gpus(packing: Packing, need: Need, usable: Sequence[GpuType]) -> str:
-    """How many GPUs of one node would hold what is too large, as a clause; or nothing."""
+    """How many GPUs of one node would hold a replica that is too large, as a clause; or nothing."""
     if need.split is None:
         return ""
     counts = range(need.num_gpus + 1, MOST_GPUS_OF_A_REPLICA + 1)
@@ -250,7 +250,7 @@ def _more_gpus(packing: Packing, need: Need, usable: Sequence[GpuType]) -> str:
 
 
 def misplaceable(packing: Packing, need: Need) -> list[GpuType]:
-    """Types of GPUs to which Ray may send a replica although it cannot live there."""
+    """Types of GPUs on which Ray may place a replica although it does not fit there."""
     if need.device != "cuda" or not packing.placed[need.deployment]:
         return []
     types = {gpu.type.name: gpu.type for gpu in packing.gpus}
@@ -260,9 +260,9 @@ def misplaceable(packing: Packing, need: Need) -> list[GpuType]:
 def tokens_per_s(need: Need, gpu: GpuType, rows: int, context: int) -> float | None:
     """Tokens a second that the GPU's memory bandwidth allows at most; None where unknown.
 
-    A decode step reads the weights once, and the keys and values of ``rows`` sequences that have
-    ``context`` tokens behind them. The replica has its GPUs to itself. Those that share it by
-    layers read one after the other; those that share every layer read their parts at once.
+    A decode step reads the weights once, and the keys and values of ``rows`` sequences with
+    ``context`` tokens each. The replica does not share its GPUs. If its layers are split over them,
+    they read one after the other; if each layer is split, they read their parts at the same time.
     """
     if not need.decode_weights:
         return None

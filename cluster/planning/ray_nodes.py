@@ -1,4 +1,4 @@
-"""The nodes of a running Ray cluster, as planning and checking see them."""
+"""The nodes of a running Ray cluster, for the planner and the checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPE = "accelerator_type:"
 
 @dataclass(frozen=True)
 class RayNode:
-    """A node as Ray counts it; ``accelerator_type`` is None for one without GPUs."""
+    """A node as Ray counts it; ``accelerator_type`` is None for a node without GPUs."""
 
     name: str
     num_gpus: float
@@ -31,7 +31,7 @@ def running_nodes(address: str) -> list[RayNode]:
     Connects for a moment and starts nothing.
 
     Raises:
-        ConnectionError: there is no cluster, or it does not let us in; the message says why.
+        ConnectionError: there is no cluster, or it refuses the connection; the message says why.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
@@ -57,7 +57,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def nodes_of(nodes: Sequence[Mapping[str, Any]]) -> list[RayNode]:
-    """The living ones of what `ray.nodes` returns, in the order of their names."""
+    """The nodes of `ray.nodes` that are alive, in the order of their names."""
     found = []
     for node in nodes:
         if not node["Alive"]:

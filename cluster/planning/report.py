@@ -21,7 +21,7 @@ from cluster.planning.packing import (
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first line their heads; numbers to the right."""
+    """Columns of equal width under the heads of the first line; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     numeric = [
         all(not cell or cell[0].isdigit() or cell == "?" for cell in column[1:])
@@ -37,7 +37,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def report(packing: Packing, context: int) -> str:
-    """The whole plan as text: deployments, GPUs, what is missing, what to know."""
+    """The whole plan as text: deployments, GPUs, what is missing, notes."""
     parts = [
         "Deployments, for each replica:",
         table(_deployments(packing)),
@@ -54,7 +54,7 @@ def report(packing: Packing, context: int) -> str:
             table(_rates(packing, context)),
         ]
     parts += _section("Cannot be placed:", _missing(packing))
-    parts += _section("To know:", notes(packing))
+    parts += _section("Notes:", notes(packing))
     return "\n".join(parts)
 
 
@@ -125,9 +125,9 @@ def _rates(packing: Packing, context: int) -> list[list[str]]:
             seen.add((need.deployment, gpu.type.name))
             rows = _rows(resident, context)
             alone = tokens_per_s(need, gpu.type, 1, context)
-            crowd = tokens_per_s(need, gpu.type, rows, context)
-            if alone is not None and crowd is not None:
-                figures = [f"{alone:.0f}", str(rows), f"{crowd:.0f}"]
+            together = tokens_per_s(need, gpu.type, rows, context)
+            if alone is not None and together is not None:
+                figures = [f"{alone:.0f}", str(rows), f"{together:.0f}"]
                 lines.append([need.deployment, gpu.type.name, *figures])
     return lines
 

@@ -94,7 +94,7 @@ def describe_both(rng: random.Random, first: Drawing, second: Drawing) -> Turn:
 
 
 def same_colour(rng: random.Random, first: Drawing, second: Drawing) -> Turn:
-    """Whether the colours agree; the answer names them before it concludes, as that is easier."""
+    """Whether the colours agree; the answer names them first, because that is easier."""
     forms = [
         "Do both images have the same colour?",
         "Are both shapes the same colour?",

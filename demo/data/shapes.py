@@ -1,10 +1,10 @@
 """Images of one coloured shape, drawn from an integer seed.
 
 The same seed always gives the same image, on any machine: `random.Random` and
-`numpy.random.default_rng` promise stable streams, and nothing else is drawn from.
+`numpy.random.default_rng` promise stable streams, and are the only sources of randomness.
 
-Training uses the seeds below `HELD_OUT_SEED` only; whatever measures the model uses the seeds from
-`HELD_OUT_SEED` on, so no measured image was ever trained on.
+Training uses the seeds below `HELD_OUT_SEED` only; measurements use the seeds from `HELD_OUT_SEED`
+on, so no measured image was ever trained on.
 """
 
 import math

@@ -14,7 +14,7 @@ class Turn:
     answer: str
     drawings: tuple[Drawing, ...] = ()
     accepted: str | None = None
-    """A regular expression of all right answers, where there are more than the one to learn."""
+    """A regular expression of all right answers, if there are others than the one to learn."""
 
     def accepts(self, answer: str) -> bool:
         """Whether `answer` is right, to the letter."""

@@ -1,6 +1,6 @@
 """Vocabulary that the training conversations draw from: the lists of `vocabulary/`, a word a line.
 
-The order of a list matters: a seed picks by position.
+The order of a list matters: a seed chooses by position.
 """
 
 import random
@@ -33,7 +33,7 @@ _CODAS = ["", "", "", "n", "r", "s", "t", "l", "m", "ck", "nd", "st", "ng", "x",
 
 
 def invented_word(rng: random.Random) -> str:
-    """A word that is in no list, so that no answer can rest on knowing all the words there are."""
+    """A word that is not in any list, so that the model cannot rely on knowing all words."""
     syllables = (
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
         for _ in range(rng.randint(1, 3))

@@ -79,7 +79,7 @@ class Encoder:
         return Row(ids, self._targets(ids), conversation.drawings)
 
     def _targets(self, ids: list[int]) -> list[bool]:
-        """True from behind every assistant header to the end of its turn, inclusive."""
+        """True from after every assistant header to the end of its turn, inclusive."""
         targets, inside = [False] * len(ids), False
         for i, token in enumerate(ids):
             targets[i] = inside
@@ -102,7 +102,7 @@ def _chunk_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the token losses over the rows, and mean image loss (0 without images).
 
-    Rows are padded at the right and no attention mask is passed: no token looks to its right, so
+    Rows are padded at the right and no attention mask is passed: no token attends to its right, so
     the padding changes nothing, and the plain causal kernel is the fastest.
     """
     width = max(len(row.ids) for row in rows)

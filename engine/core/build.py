@@ -24,7 +24,7 @@ from schema.errors import TaskError
 
 @dataclass(frozen=True)
 class Assembly:
-    """What the engine's thread works with; read-only for others."""
+    """The parts that the engine's thread works with; read-only for other threads."""
 
     loaded: LoadedModel
     executor: Executor
@@ -59,7 +59,7 @@ def _assemble_ranks(config: EngineConfig, coordinator: Coordinator) -> Assembly:
         assembly = _assembled(config, executor)
         refuse_without_batching(config, assembly.batching.problem)
     except BaseException as error:
-        # What this rank has found wrong by itself is told as it is.
+        # An error of this rank itself is reported as it is.
         own = isinstance(error, TaskError) and error.__cause__ is None
         cause = None if own or not isinstance(error, Exception) else coordinator.load_error()
         coordinator.close()

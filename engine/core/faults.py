@@ -1,4 +1,4 @@
-"""Ends the requests that a fault belongs to, and only these, with an error that says why."""
+"""Ends the requests that a fault belongs to, and only those, with an error that says why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def fail_on_error(requests: Sequence[Request]) -> Iterator[None]:
-    """End these requests, and only these, when the body raises."""
+    """End these requests, and no others, when the body raises."""
     try:
         yield
     except TaskError as error:

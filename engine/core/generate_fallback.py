@@ -1,8 +1,8 @@
 """The generate fallback: a whole task through transformers' ``generate``, alone on the device.
 
-It serves what the batch loop does not cover: models whose layers keep another kind of state, and
-settings that need another kind of forward. Alone means that its shapes, and so its bits, depend on
-the task alone.
+It serves what continuous batching does not cover: models whose layers keep another kind of state,
+and settings that need another kind of forward. A task that runs alone has shapes, and so bits, that
+depend on this task only.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Watch(StoppingCriteria):
                 )
                 if not sequence.finished and (delta := request.accept(sequence, token_id, report))
             ]
-            request.tell(deltas)
+            request.emit(deltas)
         if request.cancel_requested:
             stop = [True] * len(input_ids)
         elif self._stream:
@@ -61,7 +61,7 @@ class _Watch(StoppingCriteria):
         return torch.tensor(stop, device=input_ids.device)
 
     def _reports(self, tokens: torch.Tensor) -> list[Any]:
-        """What `Request.accept` is told of the log probabilities of tokens [sequences]."""
+        """The log probabilities of tokens [sequences], as `Request.accept` takes them."""
         num_top = self._request.settings.logprobs
         if num_top is None:
             return [None] * len(tokens)
@@ -117,7 +117,7 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
     if request.cancel_requested:
         return  # the engine ends it
     if beams:
-        # Behind an answer that is shorter than the longest lies padding.
+        # An answer that is shorter than the longest is padded at its end.
         lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
         rows = output.sequences[:, request.prompt_tokens :].tolist()
         request.answer([row[:length] for row, length in zip(rows, lengths, strict=True)])

@@ -1,8 +1,8 @@
 """The engine's thread: the step loop, and the queue in front of it.
 
 A step prefills chunks of new prompts and decodes one token of every running sequence
-(`engine.core.step`). All that touches the model or the cache happens on this thread; callers hand
-requests over through `EngineLoop.submit` and hear of them through their sink.
+(`engine.core.step`). All work with the model or the cache happens on this thread; callers hand
+requests over through `EngineLoop.submit` and get the outputs through their sink.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class EngineLoop:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place for a task while it is prepared, so that a full engine says so at once.
+        """Reserve a place for a task that is being prepared; a full engine refuses it at once.
 
         Raises:
-            Overloaded: as many tasks are here as may run and wait.
+            Overloaded: the engine has as many tasks as may run and wait.
             EngineStopped: the loop has ended.
         """
         with self._submit_lock:
@@ -124,7 +124,7 @@ class EngineLoop:
         self._submissions.put(None)
         while self.thread.is_alive():
             for request in tuple(self.scheduler.running):
-                request.cancel_requested = True  # the generate fallback looks at every token
+                request.cancel_requested = True  # the generate fallback checks it at every token
             self.thread.join(timeout=0.1)
 
     def _num_waiting(self) -> int:
@@ -177,7 +177,7 @@ class EngineLoop:
         return True
 
     def step(self) -> bool:
-        """One step of everything; False when there was nothing to do."""
+        """One step of all requests; False when there was nothing to do."""
         self._drop_cancelled()
         self._admit()
         launched = self._execution.launch()
@@ -192,8 +192,8 @@ class EngineLoop:
 
     def _settle(self) -> None:
         """Finish the step that is in flight."""
-        picked, self._in_flight = self._in_flight, []
-        for one in picked:
+        in_flight, self._in_flight = self._in_flight, []
+        for one in in_flight:
             self._execution.finish(one)
 
     def _drop_cancelled(self) -> None:
@@ -205,7 +205,7 @@ class EngineLoop:
     def _admit(self) -> None:
         """Start the waiting requests that there is room for.
 
-        After one that keeps the device busy by itself the others get their step first.
+        After one that occupies the device alone, the running requests get a step first.
         """
         busy = False
         while not busy and (request := self.scheduler.admit()):

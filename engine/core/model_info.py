@@ -23,10 +23,10 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
 
 
 def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
-    """What stands for the model's files: a commit of the hub, or a digest of a directory.
+    """The version of the model's files: a commit of the hub, or a digest of a directory.
 
-    The digest reads the weights once more, through the page cache. It computes nothing with torch,
-    so it may run beside what does, on another thread.
+    The digest reads the weights once more, through the page cache. It does not use torch, so it may
+    run on another thread beside code that does.
     """
     return loaded.revision or _directory_digest(Path(config.model))
 
@@ -115,7 +115,7 @@ def model_card(
         "kv_cache_tokens": batching.cache.capacity_tokens,
         "num_devices": config.num_devices,
         "layout": config.layout,
-        "memory": {  # of the rank that answers, one of equals; of all devices of a spread model
+        "memory": {  # of this rank, as all are alike; of all devices if layers are split
             "weights_bytes": weight_bytes(loaded.model),
             "kv_cache_bytes": batching.cache.num_bytes,
         },
@@ -130,8 +130,8 @@ def _why(config: EngineConfig, batching: ContinuousBatching) -> str:
     """Why the same task gives the same bytes here, or may not."""
     if not config.deterministic:
         return (
-            "deterministic is off: tasks share forwards of whatever batch size the load makes, so "
-            "an answer may depend on the tasks beside it"
+            "deterministic is off: batch sizes depend on the load, so an answer may depend on "
+            "other requests in the batch"
         )
     if batching.problem is not None or batching.batch_sizes is None:
         return f"each task runs alone on the device, because {batching.problem}"

@@ -2,12 +2,12 @@
 
 A prompt is cut into chunks at multiples of the chunk size, and always prefilled chunk by chunk, so
 that a chunk's keys and values are a function of the tokens and images up to its end. Whole chunks
-are kept here under a chained hash of exactly that. A task that finds its beginning here copies it
-into its own pages, which then hold the very bits that it would have computed: a copy costs a
-fraction of a prefill, happens once a task, and leaves every task's pages contiguous.
+are kept here under a chained hash of these tokens and images. A task whose beginning is found here
+copies it into its own pages, which then hold the same bits that it would have computed. A copy
+costs a fraction of a prefill, happens once for each task, and leaves its pages contiguous.
 
-While the task that made a chunk runs, the chunk's pages are its own; after it they are kept here
-until somebody needs the room (least recently used first, ends before beginnings).
+While the task that made a chunk runs, the chunk's pages belong to the task. Afterwards they are
+kept here until the room is needed (least recently used first, ends before beginnings).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class _Chunk:
 def chunk_keys(prompt: Prompt, chunk: int) -> list[bytes]:
     """A key for each chunk of a prompt that may be reused.
 
-    The chunk with the last token is not among them: a task needs its logits. Nor are those from
-    where the cuts leave the multiples of ``chunk`` (`Prompt.chunk_stop`). Each key covers the
-    tokens up to the chunk's end and the content of every image that has a token there.
+    The chunk with the last token is not among them, because a task needs its logits. Nor are those
+    after the first cut that is not a multiple of ``chunk`` (`Prompt.chunk_stop`). Each key covers
+    the tokens up to the chunk's end and the content of every image that has a token there.
     """
     keys: list[bytes] = []
     digest = hashlib.sha256()
@@ -69,7 +69,7 @@ class PrefixCache:
 
     @property
     def kept_pages(self) -> list[int]:
-        """Pages that no task owns any more; on the engine's thread only."""
+        """Pages that belong to the cache and not to a task; on the engine's thread only."""
         return [
             p for chunk in self._chunks.values() if not chunk.owned_by_task for p in chunk.pages
         ]
@@ -106,7 +106,7 @@ class PrefixCache:
             parent = chunk
 
     def release(self, pages: Sequence[int]) -> list[int]:
-        """Keep what is known of an ended sequence's pages; returns those to be freed."""
+        """Keep the pages of an ended sequence that hold known chunks; returns those to be freed."""
         free: list[int] = []
         for page in pages:
             if (chunk := self._chunk_of_page.get(page)) is None:
@@ -117,7 +117,7 @@ class PrefixCache:
         return free
 
     def evict(self, num_pages: int) -> None:
-        """Forget chunks until that many pages are free, or none is left to forget."""
+        """Forget chunks until that many pages are free, or no chunk is left."""
         while self._cache.num_free_pages < num_pages:
             ends = [c for c in self._chunks.values() if not c.owned_by_task and not c.children]
             if not ends:

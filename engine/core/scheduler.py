@@ -1,4 +1,4 @@
-"""Who runs: first come, first served, with the worst case of every admitted task reserved."""
+"""Which tasks run: first come, first served, with the worst case of each reserved."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Scheduler:
             )
 
     def _check_fallback(self, request: Request) -> None:
-        """`generate` has a cache of its own; what is short is time, because all others wait."""
+        """Limit the time of the fallback, during which all other tasks wait."""
         settings = request.settings
         width = settings.num_rows
         if width * settings.max_new_tokens > self._max_exclusive_tokens:
@@ -100,9 +100,9 @@ class Scheduler:
     def prefill_chunks(self, beside: int = 0) -> list[ScheduledTokens]:
         """The next chunks of the prompts being prefilled, as far as one forward holds them.
 
-        A prompt is cut at multiples of the chunk size from its own start, whatever else runs, so
-        that its keys and values are a function of the prompt alone. Several chunks of one prompt
-        are attended to one by one: a layer writes the keys and values of all before it reads any.
+        A prompt is always cut at multiples of the chunk size from its own start, so that its keys
+        and values are a function of the prompt alone. Attention is computed for each chunk of a
+        prompt by itself: a layer writes the keys and values of all before it reads any.
 
         Args:
             beside: rows of that forward that are not of prompts.

@@ -1,12 +1,12 @@
 """Runs what the scheduler has admitted: prefill, decode, sampling, and isolation of failures.
 
-A step has two halves. `Execution.launch` tells the device to compute the next tokens; nothing in
-it needs to know the last ones, which stay on the device. `Execution.finish` waits for tokens, and
-turns them into text. On CUDA the next step is launched before the last one is finished, so that the
-device never waits for Python; on a CPU, where nothing runs by itself, a step is finished at once.
+A step has two halves. `Execution.launch` makes the device compute the next tokens; it does not need
+to know the last ones, which stay on the device. `Execution.finish` waits for tokens, and turns them
+into text. On CUDA the next step is launched before the last one is finished, so that the device
+never waits for Python; on a CPU, which runs nothing asynchronously, a step is finished at once.
 
 A sequence that turns out to have ended has then been decoded once too often. The extra token is
-dropped, and its keys and values went to pages that its task had reserved.
+dropped; its keys and values went to pages that its task had reserved.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class SampledTokens:
 
 @dataclass(frozen=True)
 class Proposed:
-    """What the beams of a request may go on with (`engine.sampling.beam_search`)."""
+    """Candidates for the beams of a request (`engine.sampling.beam_search`)."""
 
     request: Request
     download: AsyncCopy
 
 
 InFlight = SampledTokens | Proposed
-"""What a launch leaves to be finished."""
+"""A launched part of a step, to be finished."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Execution:
 
     @property
     def batch_sizes(self) -> BatchSizes:
-        """Where forwards may run; only batched requests ask."""
+        """At which batch sizes forwards may run; used for batched requests only."""
         assert self._batching.batch_sizes is not None
         return self._batching.batch_sizes
 
@@ -117,8 +117,8 @@ class Execution:
     def launch(self) -> list[InFlight]:
         """Prefill chunks of new prompts and decode a token of every running sequence.
 
-        In one forward where that gives the same bits: it reads the weights once, and a product of
-        a few rows, which waits for memory, becomes part of one that does not.
+        In one forward where that gives the same bits: it reads the weights once, and the products
+        of a few decode rows, which are bound by memory, become part of larger ones that are not.
         """
         decoding = self._scheduler.decoding()
         if decoding and self.batch_sizes.can_mix_prefill_and_decode:
@@ -134,7 +134,7 @@ class Execution:
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
         result = launched.download.wait()
-        self._executor.check_health()  # or they are of an exchange that was broken off
+        self._executor.check_health()  # else the tokens may come from an exchange that broke off
         if isinstance(launched, Proposed):
             if launched.request.status < Status.FINISHED:
                 with fail_on_error([launched.request]):
@@ -142,27 +142,30 @@ class Execution:
             return
         tokens = iter(result.tolist())
         for request, answers in launched.owners:
-            news = [(answer, next(tokens)) for answer in answers]
+            sampled = [(answer, next(tokens)) for answer in answers]
             if request.status < Status.FINISHED:
                 with fail_on_error([request]):
-                    self._append(request, news, launched.reports.get(request.id))
+                    self._append(request, sampled, launched.reports.get(request.id))
 
     def _append(
-        self, request: Request, news: Sequence[tuple[SequenceState, int]], reports: AsyncCopy | None
+        self,
+        request: Request,
+        sampled: Sequence[tuple[SequenceState, int]],
+        reports: AsyncCopy | None,
     ) -> None:
         deltas: list[ChoiceDelta] = []
-        rows = [None] * len(news) if reports is None else reports.wait().tolist()
-        for (answer, token), report in zip(news, rows, strict=True):
+        rows = [None] * len(sampled) if reports is None else reports.wait().tolist()
+        for (answer, token), report in zip(sampled, rows, strict=True):
             if answer.finished:
                 continue
             if token == INVALID_LOGITS:
                 raise invalid_logits()
             if delta := request.accept(answer, token, report):
                 deltas.append(delta)
-        request.tell(deltas)
+        request.emit(deltas)
 
     def _advance_beams(self, request: Request, candidates: torch.Tensor) -> None:
-        """Choose among candidates where the beams go on, and bring their keys and values there."""
+        """Choose the next beams among the candidates, and move their keys and values there."""
         assert request.beams is not None
         homes, copies = request.beams.advance(candidates)
         if request.beams.done:
@@ -201,7 +204,7 @@ class Execution:
     def _first(self, request: Request, logits: torch.Tensor) -> SamplingInput | Proposed:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
         self._scheduler.prefilled(request)
-        request.features = None  # they have done their work; memory of the device
+        request.features = None  # not needed any more; frees memory of the device
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
@@ -221,7 +224,7 @@ class Execution:
     def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
         """Sample the tokens of a batch, at once for all; they are the input of the next step.
 
-        What failed here must not fail the forward: that would run again, and draw again.
+        An error here must not fail the forward: it would run again, and draw again.
         """
         launched: list[InFlight] = [one for one in inputs if isinstance(one, Proposed)]
         to_sample = [one for one in inputs if isinstance(one, SamplingInput)]
@@ -258,7 +261,7 @@ class Execution:
     # --- Faults ----------------------------------------------------------------------------------
 
     def _isolated(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
-        """Run a batch; if that fails, run its members one by one, so that only the guilty ends.
+        """Run a batch; if that fails, run its members one by one, so that only the faulty one ends.
 
         A forward that failed has changed no request: what it wrote to their pages is written again.
         """
@@ -278,15 +281,15 @@ class Execution:
             logger.warning("a batch of %d failed, its members follow alone: %r", len(parts), error)
             for part in parts:
                 request = part[0].owner
-                if request.status < Status.FINISHED:  # or an earlier chunk of it has failed
+                if request.status < Status.FINISHED:  # else an earlier chunk of it has failed
                     with fail_on_error([request]):
                         launched += self._forward(part)
         return launched
 
 
 def _places_itself(request: Request) -> bool:
-    """Whether the model finds the places of this request's images, by the ids of tokens.
+    """Whether the model itself finds the places of this request's images, by token ids.
 
-    It would take an image token that was generated for one of them; `Vision.inputs` does not.
+    It would take a generated image token for an image; `Vision.inputs` does not.
     """
     return request.features is not None and bool(request.features.deepstack)

@@ -27,7 +27,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 class ChunkBuilder(NamedTuple):
     """What all chunks and the response of one task have in common.
 
-    ``parsers`` make the messages of its choices; none if the answer is to be text.
+    ``parsers`` make the messages of its choices; there are none if the answer is text.
     """
 
     model: str
@@ -36,7 +36,7 @@ class ChunkBuilder(NamedTuple):
     parsers: Sequence[MessageParser] = ()
 
     def chunk(self, progress: RequestOutput) -> StreamChunk:
-        """One stream chunk. Call once for each piece of news, in order."""
+        """One stream chunk. Call once for each output, in order."""
         return {
             "model": self.model,
             "choices": [self._choice(delta) for delta in progress.deltas],
@@ -44,12 +44,12 @@ class ChunkBuilder(NamedTuple):
             "system_fingerprint": self.system_fingerprint,
         }
 
-    def _choice(self, news: ChoiceDelta) -> StreamChoice:
-        delta: Delta = {"role": "assistant", "content": news.text}
-        reason = news.finish_reason
+    def _choice(self, new: ChoiceDelta) -> StreamChoice:
+        delta: Delta = {"role": "assistant", "content": new.text}
+        reason = new.finish_reason
         if self.parsers:
-            delta, reason = self.parsers[news.index].push(news.text, reason)
-        choice: StreamChoice = {"index": news.index, "delta": delta, "finish_reason": reason}
-        if news.logprobs is not None:
-            choice["logprobs"] = list(news.logprobs)
+            delta, reason = self.parsers[new.index].push(new.text, reason)
+        choice: StreamChoice = {"index": new.index, "delta": delta, "finish_reason": reason}
+        if new.logprobs is not None:
+            choice["logprobs"] = list(new.logprobs)
         return choice

@@ -1,4 +1,4 @@
-"""A task that the engine has accepted, as the coroutine sees it that waits for its answer."""
+"""A task that the engine has accepted, as seen by the coroutine that waits for its answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from schema.response import StreamChunk
 
 
 class RequestHandle:
-    """The chunks of one task, asked for one by one. Belongs to one event loop.
+    """The chunks of one task, taken one by one. Belongs to one event loop.
 
-    The holder calls `cancel` at the end, on every way out.
+    The owner calls `cancel` at the end, on every way out.
 
     Attributes:
         done: whether `next` has returned the last chunk.
@@ -28,13 +28,13 @@ class RequestHandle:
     async def next(
         self, patience_s: float | None = None, hold_s: float = 0.0
     ) -> StreamChunk | None:
-        """What has been generated since the last call; waits for something.
+        """What has been generated since the last call; waits until there is something.
 
         Args:
-            patience_s: it waits no longer than this, and then returns None: the task goes on.
-                None waits as long as it takes.
-            hold_s: it waits for so long even if there is something, unless that is the end. With
-                ``math.inf`` the next chunk is the last one.
+            patience_s: the longest wait; then it returns None, and the task goes on. None waits
+                without a limit.
+            hold_s: the shortest wait, which only the end of the task cuts short. With ``math.inf``
+                the next chunk is the last one.
 
         Raises:
             TaskError: the task has failed.

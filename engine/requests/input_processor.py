@@ -44,7 +44,7 @@ class InputProcessor:
         check_fits: Callable[[Request], None],
         meter: Meter,
     ) -> None:
-        """Take what is known of the model.
+        """Keep what is known of the model.
 
         Args:
             config: of the engine.
@@ -82,7 +82,7 @@ class InputProcessor:
             sink: takes the outputs of the request.
 
         Returns:
-            The request, and what makes chunks of its outputs.
+            The request, and the builder of its chunks.
 
         Raises:
             TaskError: the task is refused.
@@ -146,9 +146,9 @@ class InputProcessor:
         return settings
 
     def _refuse_another(self, task: Task) -> None:
-        """Refuse a task for another model, or for this one in another form.
+        """Refuse a task for another model, or for another variant of this one.
 
-        A directory without ``model_id`` has no name that a task could give.
+        A directory without ``model_id`` has no name that a task could use.
         """
         config, wanted = self._config, task.variant
         own = replace(config.variant, dtype=self._dtype)
@@ -169,7 +169,7 @@ class InputProcessor:
             )
 
     def _constrain(self, request: Request, grammar: Grammar) -> None:
-        """Have all answers of a request keep to a grammar."""
+        """Constrain all answers of a request by a grammar."""
         _refuse_beams(request.settings, grammar)
         with self._lock:
             if self._grammars is None:
@@ -187,7 +187,7 @@ class InputProcessor:
 
 
 def _refuse_beams(settings: SamplingParams, grammar: Grammar) -> None:
-    """The task has no beams, or it would have been refused; a model's own settings may."""
+    """Refuse beams that come from the model's own settings; those of a task are refused earlier."""
     if settings.num_beams > 1:
         raise TaskArgsInvalid(
             f"{grammar.param} cannot be kept to by a beam search, which this model's own settings "

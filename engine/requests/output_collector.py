@@ -1,4 +1,4 @@
-"""From the engine's thread to one coroutine: nothing piles up, and the end never waits."""
+"""Outputs from the engine's thread to one coroutine: merged while it is busy, the end at once."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from engine.requests.outputs import RequestOutput, merge
 
 
 class RequestOutputCollector:
-    """Carries progress from the engine's thread to one coroutine.
+    """Carries outputs from the engine's thread to one coroutine.
 
-    What arrives while the consumer is busy is merged into one piece, so nothing piles up.
+    Outputs that arrive while the consumer is busy are merged into one, so that none pile up.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
-        self._news: list[RequestOutput] = []
+        self._outputs: list[RequestOutput] = []
         self._ended = False
-        self._held = False  # the consumer wants no news but the end
+        self._held = False  # the consumer waits for the end only
         self._woken = False
 
     def put(self, progress: RequestOutput) -> None:
         """The task's sink."""
         with self._lock:
-            self._news.append(progress)
+            self._outputs.append(progress)
             self._ended |= progress.done or progress.error is not None
             wake = not self._woken and (self._ended or not self._held)
             self._woken |= wake
         if wake:
-            with suppress(RuntimeError):  # the loop is closed, and its consumer with it
+            with suppress(RuntimeError):  # the loop is closed: there is no consumer any more
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self, patience_s: float | None = None, hold_s: float = 0.0) -> RequestOutput:
-        """Everything since the last call; waits for something.
+        """Everything since the last call; waits until there is something.
 
         Args:
-            patience_s: it waits no longer than this for news, and returns that there are none.
-            hold_s: it waits for so long even if there are news, unless they are the end. With
-                ``math.inf`` it returns nothing else, but for those that there are none.
+            patience_s: the longest wait; then it returns an empty output.
+            hold_s: the shortest wait, which only the end of the task cuts short. With ``math.inf``
+                it returns only the end, or an empty output after ``patience_s``.
         """
         timers = []
         only_the_end = hold_s == math.inf
@@ -58,15 +58,15 @@ class RequestOutputCollector:
                 timer.cancel()
         self._arrived.clear()
         with self._lock:
-            news, self._news = self._news, []
+            outputs, self._outputs = self._outputs, []
             self._held = self._woken = False
             if only_the_end and not self._ended:
-                self._news = [merge(news)] if news else []  # so that nothing piles up
+                self._outputs = [merge(outputs)] if outputs else []  # so that none pile up
                 return RequestOutput()
-        return merge(news) if news else RequestOutput()
+        return merge(outputs) if outputs else RequestOutput()
 
     def _hold(self) -> bool:
-        """Begin to hold news back; False if the end is among them."""
+        """Begin to hold outputs back; False if the end is among them."""
         with self._lock:
             self._held = not self._ended
             if self._held:
@@ -75,9 +75,9 @@ class RequestOutputCollector:
             return self._held
 
     def _release(self) -> None:
-        """Hold no more news back."""
+        """Stop holding outputs back."""
         with self._lock:
             self._held = False
-            if self._news:
+            if self._outputs:
                 self._woken = True
                 self._arrived.set()

@@ -1,4 +1,4 @@
-"""What the engine's thread tells the outside: text deltas, usage, the end or the error."""
+"""What the engine's thread reports of a task: text deltas, usage, the end or the error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from schema.response import FinishReason, TokenLogprob
 class ChoiceDelta:
     """New text of one choice; ``finish_reason`` is None until the choice's last delta.
 
-    ``logprobs`` are of the tokens that have come since the last delta; None if the task asks for
-    none.
+    ``logprobs`` are of the tokens since the last delta; None if the task does not ask for them.
     """
 
     index: int
@@ -25,7 +24,7 @@ class ChoiceDelta:
 
 
 class RequestOutput(NamedTuple):
-    """News of one task: ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it."""
+    """New output of a task. ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it."""
 
     deltas: tuple[ChoiceDelta, ...] = ()
     completion_tokens: int = 0
@@ -34,7 +33,7 @@ class RequestOutput(NamedTuple):
 
 
 Sink = Callable[[RequestOutput], None]
-"""Receives a task's progress on the engine's thread. Must return at once and never raise."""
+"""Receives a task's outputs on the engine's thread. Must return at once and never raise."""
 
 
 def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
@@ -53,7 +52,7 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
     ]
 
 
-def merge(news: Sequence[RequestOutput]) -> RequestOutput:
-    """Several pieces of news, at least one, as one: what is cumulative is the last one's."""
-    deltas = join(delta for item in news for delta in item.deltas)
-    return news[-1]._replace(deltas=tuple(deltas))
+def merge(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    """One output made of several (at least one): cumulative fields are those of the last."""
+    deltas = join(delta for item in outputs for delta in item.deltas)
+    return outputs[-1]._replace(deltas=tuple(deltas))

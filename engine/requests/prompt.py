@@ -19,11 +19,11 @@ from schema.errors import TaskArgsInvalid
 from schema.json_values import check_json, parse_json
 from schema.task import ImageBlock, Message, Task
 
-# Arguments of `apply_chat_template` that a task may set by template_args; the others are ours. What
-# is not an argument is a variable of the template, and free.
+# Arguments of `apply_chat_template` that a task may set by template_args; the engine sets the
+# others. Names that are not arguments are variables of the template, which a task may set freely.
 _ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message")
 
-_TEXT_END = 64  # characters; a marker of reasoning and white space behind it
+_TEXT_END = 64  # characters; a marker of reasoning and white space after it
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Prompt:
         token_ids: its tokens, with image placeholders expanded.
         images: its images.
         image_starts: position of each image's first token.
-        bidirectional_spans: runs (start, stop) of tokens that see each other and are not split
-            between chunks.
+        bidirectional_spans: runs (start, stop) of tokens that attend to each other and are not
+            split between chunks.
         text_end: the last characters of its text, where a template may begin the reasoning.
     """
 
@@ -46,9 +46,9 @@ class Prompt:
     text_end: str = ""
 
     def chunk_stop(self, start: int, size: int) -> int:
-        """Where the chunk ends that begins at ``start``; a function of the prompt alone.
+        """The end of the chunk that begins at ``start``; a function of the prompt alone.
 
-        Chunks have ``size`` tokens, the last one what is left. Where such a cut would split a run
+        Chunks have ``size`` tokens, and the last one the rest. Where such a cut would split a run
         of `bidirectional_spans`, the chunk ends before the run, or is the run.
         """
         stop = min(start + size, len(self.token_ids))
@@ -76,9 +76,9 @@ class PromptRenderer:
         """Prompt tokens of a task.
 
         Raises:
-            TaskArgsInvalid: too long to fit in any case, refused by the template, or the text holds
-                the model's own image placeholder, or other than one ``<image>`` an image, or
-                two images side by side that the model cannot tell apart.
+            TaskArgsInvalid: it is too long in any case, the template refuses it, the text holds the
+                model's own image placeholder, the number of ``<image>`` tags is not that of the
+                images, or two images stand side by side and the model cannot tell them apart.
         """
         self._check_length(sum(len(message.text) for message in task.messages))
         loaded = self._loaded
@@ -123,7 +123,7 @@ class PromptRenderer:
         return not (begin and text.startswith(str(begin)))
 
     def _check_length(self, characters: int) -> None:
-        """Refuse what cannot fit before spending time on it: a megabyte a second and more."""
+        """Refuse what cannot fit before it is tokenized, which takes up to a second a megabyte."""
         at_least = characters // self._longest_token
         if at_least >= self._loaded.context_length:
             raise TaskArgsInvalid(
@@ -133,7 +133,7 @@ class PromptRenderer:
             )
 
     def _refuse_unknown(self, token_ids: list[int]) -> None:
-        """Some tokenizers have tokens that their model has not; on a GPU one would end it."""
+        """Some tokenizers have tokens that their model lacks; on a GPU these end the process."""
         if self._num_embeddings is not None and max(token_ids) >= self._num_embeddings:
             token = self._tokenizer.convert_ids_to_tokens(max(token_ids))
             raise TaskArgsInvalid(
@@ -172,7 +172,7 @@ class PromptRenderer:
                 tokenize=False,
                 **arguments,
             )
-        except Exception as error:  # a template is a program, and not ours
+        except Exception as error:  # a template is a program of the model's authors
             raise TaskArgsInvalid(
                 f"messages: the model's chat template refused them: {error}", param="messages"
             ) from error
@@ -198,7 +198,7 @@ class PromptRenderer:
         return tuple(places[first] for first, _ in zip(firsts, images, strict=False))
 
     def _refuse_neighbours(self, starts: Sequence[int], images: ImageInputs) -> None:
-        """Texts may say where images stand, and so have two side by side."""
+        """Refuse two images side by side, which texts with image tags can have."""
         ends = [start + image.num_tokens for start, image in zip(starts, images, strict=True)]
         if self._tells_images_apart or set(starts).isdisjoint(ends):
             return
@@ -210,7 +210,7 @@ class PromptRenderer:
         )
 
     def _whole(self, places: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Runs of image tokens, for a model whose image tokens see each other."""
+        """Runs of image tokens, for a model whose image tokens attend to each other."""
         if not self._loaded.whole_image_tokens or not places:
             return ()
         ends = [a + 1 for a, b in pairwise(places) if b != a + 1]
@@ -270,4 +270,4 @@ def _with_object(function: dict[str, Any]) -> dict[str, Any]:
             return function
         return {**function, "arguments": check_json(arguments)}
     except (TaskArgsInvalid, PydanticCustomError):
-        return function  # no JSON object: the template gets the string
+        return function  # not a JSON object: the template gets the string

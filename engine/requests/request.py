@@ -27,7 +27,7 @@ _ids = count()
 
 
 class Status(IntEnum):
-    """Where a request stands; it only ever moves on."""
+    """The state of a request; it only moves forward."""
 
     WAITING = 0
     PREFILL = 1
@@ -40,14 +40,14 @@ class ScheduledTokens:
     """Consecutive tokens of one sequence that a forward computes.
 
     Attributes:
-        start: where the first token stands in its sequence.
+        start: the place of the first token in its sequence.
         num_tokens: how many there are.
         pages: the sequence's.
-        rotary: the sequence's rotary positions, where a token's are not simply where it stands.
+        rotary: the sequence's rotary positions, where they differ from the places of its tokens.
         bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
-            see each other.
+            attend to each other.
         features: of the image tokens among them.
-        request: whose they are; None in a measurement, and on other ranks than the first.
+        request: the owner; None in a measurement, and on ranks other than the first.
         sequence: which of its sequences.
     """
 
@@ -62,7 +62,7 @@ class ScheduledTokens:
 
     @property
     def stop(self) -> int:
-        """The place after the last token: so many tokens does that one see, itself included."""
+        """The place after the last token: the number of tokens that it attends to, with itself."""
         return self.start + self.num_tokens
 
     @property
@@ -88,7 +88,7 @@ class ScheduledTokens:
         return self.rotary.of(self.start, self.stop)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another rank needs of them: no request, and no positions of a complete prompt."""
+        """What another rank needs: neither the request nor positions of a complete prompt."""
         state = self.__dict__ | {"request": None, "sequence": None}
         if self.rotary is not None and self.start >= self.rotary.prompt.shape[1]:
             state["rotary"] = self.rotary.without_prompt()
@@ -99,15 +99,15 @@ class ScheduledTokens:
 class SequenceState:
     """One answer of a request, or one beam of its search.
 
-    The tokens of beams are their search's (`beam_search`) until they are answers; then the first
-    sequences have those of the best.
+    The tokens of beams belong to their search (`beam_search`) until the end; then the first
+    sequences get those of the best beams.
 
     Attributes:
         token_ids: the tokens so far.
-        num_sampled: the same tokens and those that the device has been told to sample since.
+        num_sampled: the number of these tokens and of those that are launched but not read yet.
         last_token: the last one sampled, a scalar on the device.
-        logprobs: of tokens that no delta has told yet, where the task asks for them.
-        matcher: how far it has come in the grammar it has to keep to, if there is one.
+        logprobs: of tokens that no delta has reported yet, where the task asks for them.
+        matcher: its place in the grammar that constrains it, if there is one.
     """
 
     index: int
@@ -145,7 +145,7 @@ class Request:
     chunk_keys: list[bytes] | None = None  # of the prompt, once they are needed
     features: Features | None = None  # of the prompt's image tokens, less those skipped
     features_skipped: int = 0
-    rotary: MRopePositions | None = None  # where positions are not simply where tokens stand
+    rotary: MRopePositions | None = None  # where positions differ from the places of tokens
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
     token_texts: TokenTexts | None = None  # for log probabilities
@@ -159,7 +159,7 @@ class Request:
 
     @property
     def worst_case_tokens(self) -> int:
-        """KV tokens that one sequence may come to need."""
+        """KV tokens that one sequence may need at most."""
         return self.prompt_tokens + self.settings.max_new_tokens
 
     @property
@@ -169,10 +169,10 @@ class Request:
 
     @property
     def to_decode(self) -> list[SequenceState]:
-        """Of those, the ones that may have more tokens than have been sampled.
+        """Running sequences that may get more tokens than have been sampled.
 
-        Beams go on only when it is known from where: none of them, or all. What a grammar allows
-        is known only when the last token is.
+        Beams continue only when the last step has chosen among them: either none of them, or all.
+        What a grammar allows is known only when the last token is known.
         """
         if self.beams is not None and self.beams.in_flight:
             return []
@@ -218,7 +218,7 @@ class Request:
     def accept(
         self, sequence: SequenceState, token_id: int, report: Sequence[float] | None = None
     ) -> ChoiceDelta | None:
-        """Append a token to a sequence; returns the news, if there is any to tell.
+        """Append a token to a sequence; returns new text or the end, if there is any to report.
 
         ``report`` has its log probabilities (`of`) if the task wants them.
 
@@ -239,26 +239,26 @@ class Request:
             text += sequence.detokenizer.flush()
         if not text and not sequence.finished:
             return None
-        told = None
+        reported = None
         if self.settings.logprobs is not None:
-            told, sequence.logprobs = tuple(sequence.logprobs), []
-        return ChoiceDelta(sequence.index, text, sequence.finish_reason, told)
+            reported, sequence.logprobs = tuple(sequence.logprobs), []
+        return ChoiceDelta(sequence.index, text, sequence.finish_reason, reported)
 
     def answer(self, answers: Sequence[Sequence[int]]) -> None:
         """End the task with whole answers, as a beam search has them: their tokens, best first.
 
-        They take the same way as tokens that come one by one. Further sequences were beams only.
+        They take the same path as tokens that come one by one. Other sequences were beams only.
         """
         deltas: list[ChoiceDelta] = []
         for sequence, token_ids in zip(self.sequences, answers, strict=False):
             sequence.token_ids.extend(token_ids)
             text = sequence.detokenizer.push(*token_ids) + sequence.detokenizer.flush()
-            # Before a limit that we know, the search has ended for want of anything to go on with.
+            # If no limit was reached, the search has ended because no beam can continue.
             sequence.finish_reason = self._reason(sequence) or "stop"
             deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason))
         for sequence in self.sequences[len(answers) :]:
             sequence.finish_reason = "stop"
-        self.tell(deltas)
+        self.emit(deltas)
 
     def _reason(self, sequence: SequenceState) -> FinishReason | None:
         """Why a sequence ends with its last token, if it does."""
@@ -269,7 +269,7 @@ class Request:
             return "stop"
         return "length" if len(sequence.token_ids) >= self.settings.max_new_tokens else None
 
-    def tell(self, deltas: list[ChoiceDelta]) -> None:
+    def emit(self, deltas: list[ChoiceDelta]) -> None:
         """Report new text; reports the end as well when all sequences are finished."""
         done = not self.running
         if done:
@@ -284,7 +284,7 @@ class Request:
             self.sink(RequestOutput(completion_tokens=self.completion_tokens, error=error))
 
     def cancel(self) -> None:
-        """End the task because its answer is not wanted any more."""
+        """End the task because its answer is not needed any more."""
         self.fail(Cancelled("the task was cancelled"))
 
 

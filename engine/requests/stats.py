@@ -1,7 +1,7 @@
 """What the engine has measured, as plain numbers: tokens since the start, times of ended tasks.
 
-Nothing of it changes what is computed. It hears what a task's sink hears (`outputs`), so a
-token counts when its text is told, and the first token of a beam search comes with its end.
+These numbers do not change what is computed. They are taken from the outputs of tasks, so a token
+counts when its text is reported, and the first token of a beam search comes with its end.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from engine.requests.outputs import RequestOutput, Sink
 
 MAX_KEPT = 8192
-"""Tasks whose times are kept for who asks; the oldest go first."""
+"""Tasks whose times are kept until `take_times`; the oldest are dropped first."""
 
 
 class TaskTimes(NamedTuple):
-    """How long a task took that has come to its end: not one that failed or was cancelled.
+    """How long a completed task took: not one that failed or was cancelled.
 
     Attributes:
         first_s: seconds from its arrival, before it was tokenized, to its first token.
@@ -35,31 +35,31 @@ class Meter:
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
-        """Of tasks that have told a token."""
+        """Of tasks that have reported a token."""
         self.generated_tokens = 0
-        """Of all tasks: also of those that failed or were cancelled, as far as they came."""
+        """Of all tasks, also of those that failed or were cancelled."""
         self._ended: deque[TaskTimes] = deque(maxlen=MAX_KEPT)
 
     def watch(self, sink: Sink, *, prompt_tokens: int, num_answers: int, arrived: float) -> Sink:
-        """The sink of a task that came at ``arrived`` (`time.monotonic`), overheard."""
-        told = 0
+        """A sink that measures a task, which came at ``arrived`` (`time.monotonic`)."""
+        num_reported = 0
         first_tokens = 0
         first_at = 0.0
 
-        def overheard(progress: RequestOutput) -> None:
-            nonlocal told, first_tokens, first_at
+        def measured(progress: RequestOutput) -> None:
+            nonlocal num_reported, first_tokens, first_at
             now = time.monotonic()
-            if told == 0 and progress.completion_tokens:
+            if num_reported == 0 and progress.completion_tokens:
                 self.prompt_tokens += prompt_tokens
                 first_tokens, first_at = progress.completion_tokens, now
-            self.generated_tokens += progress.completion_tokens - told
-            told = progress.completion_tokens
+            self.generated_tokens += progress.completion_tokens - num_reported
+            num_reported = progress.completion_tokens
             if progress.done:
-                pace = per_token(now - first_at, told - first_tokens, num_answers)
+                pace = per_token(now - first_at, num_reported - first_tokens, num_answers)
                 self._ended.append(TaskTimes(first_at - arrived, pace, now - arrived))
             sink(progress)
 
-        return overheard
+        return measured
 
     def take_times(self) -> list[TaskTimes]:
         """The times of tasks that have ended since the last call, in the order of their ends."""
@@ -74,7 +74,7 @@ def per_token(seconds: float, num_tokens: int, num_answers: int) -> float | None
 
     Args:
         seconds: from the first token to the last.
-        num_tokens: that came in this time, after the first ones, in all answers.
-        num_answers: that the task has.
+        num_tokens: tokens that came in this time, after the first ones, in all answers.
+        num_answers: answers of the task.
     """
     return seconds * num_answers / num_tokens if num_tokens > 0 else None

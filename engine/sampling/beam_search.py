@@ -2,9 +2,9 @@
 
 `transformers.GenerationMixin._beam_search` computes forwards and searches in one loop. Here the
 batch loop computes the forwards, in which beams are rows like any others, and `BeamSearch` does the
-rest of a step in two halves: what needs the logits runs on the device and does not wait, the choice
-among the few candidates that come of it runs on the host, where text is and pages are given out.
-That choice is transformers' own functions; the tokens are those that
+rest of a step in two halves. The part that needs the logits runs on the device and does not wait.
+The choice among the few candidates that result runs on the host, where the text is and pages are
+allocated. Transformers' own functions make that choice; the tokens are those that
 ``set_seed(seed); model.generate(...)`` returns.
 """
 
@@ -26,10 +26,10 @@ _NEVER = -1.0e9  # the score that transformers gives to what must not be chosen
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Beam:
-    """A beam as a chain, one link a token; beams that begin alike share the beginning.
+    """A beam as a chain with one link for each token; beams that begin alike share the beginning.
 
     Attributes:
-        before: the beam that this one goes on from; None before the first token.
+        before: the beam that this one extends; None before the first token.
         parent: the place of ``before`` among the running beams of its step.
         token: the last token.
         text: the detokenizer of the whole beam, where there are stop strings.
@@ -64,7 +64,7 @@ class Moves(NamedTuple):
 
     Attributes:
         homes: for each new beam, the old beam whose pages it takes over; a permutation.
-        copies: what is to be copied between pages, named by the old beams. No page is read from
+        copies: what is to be copied between pages, named by the old beams. No copy reads a page
             that another copy writes to.
     """
 
@@ -77,7 +77,7 @@ class BeamSearch:
 
     Attributes:
         running: the beams that the next step extends.
-        in_flight: candidates have been asked for and not been chosen from yet.
+        in_flight: candidates have been computed, and the beams have not been chosen yet.
         done: the search is over.
     """
 
@@ -158,7 +158,7 @@ class BeamSearch:
     # --- On the host -----------------------------------------------------------------------------
 
     def advance(self, candidates: torch.Tensor) -> Moves:
-        """Choose the next beams, and the ended ones to keep, as a step of `_beam_search` does.
+        """Choose the next beams and the finished ones to keep, as a step of `_beam_search` does.
 
         Args:
             candidates: what `candidates` returned, on the host.
@@ -172,7 +172,7 @@ class BeamSearch:
             raise invalid_logits()
         proposed = [self._extended(place) for place in candidates[1].long().tolist()]
         hits = torch.tensor([[self._ends(beam) for beam in proposed]])
-        # The functions of transformers only move sequences about: numbers stand for them.
+        # transformers' functions only reorder sequences, so numbers can stand for them.
         num_beams = len(self.running)
         pool = [*self._ended, *proposed]
         numbers = torch.arange(len(pool))[None, :, None]
@@ -259,13 +259,14 @@ class BeamSearch:
 def moves(before: Sequence[Beam], parents: Sequence[int]) -> Moves:
     """Give every new beam pages with the keys and values of its parent.
 
-    The first child of a beam stays in its parent's pages. Others take over the pages of beams that
-    have no child, and get copied what differs: the tokens since the two parted, which are few. So
-    every beam's pages stay its own and contiguous, and nothing is shared that has to be counted.
+    The first child of a beam stays in its parent's pages. Other children take over the pages of
+    beams that have no child, and the part that differs is copied: the tokens since the two beams
+    separated, which are few. So every beam's pages stay its own and contiguous, and no reference
+    counts are needed.
 
     Args:
         before: the beams of the last step.
-        parents: for each new beam, which of them it goes on from.
+        parents: for each new beam, the index of the old beam that it extends.
     """
     vacant = iter(sorted(set(range(len(before))) - set(parents)))
     homes: list[int] = []

@@ -1,8 +1,8 @@
 """What an answer may be: grammars, compiled by llguidance and followed token by token.
 
-A `Grammar` says it, a `GrammarCompiler` makes a `Matcher` of it for the tokens of one model, and
-`grammar_mask` forbids what the matchers do not allow. All of llguidance's limits are counts,
-none is a time, so whether a grammar is too much for them depends on the task alone.
+A `GrammarCompiler` compiles a `Grammar` to a `Matcher` for the tokens of one model, and
+`grammar_mask` forbids what the matchers do not allow. All of llguidance's limits are counts and
+none is a time, so whether a grammar exceeds them depends on the task alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from schema.errors import TaskArgsInvalid, TaskExecutionError
 from schema.json_values import clipped
 from schema.structured import ChoiceForm, JsonSchemaForm, RegexForm, StructuredOutput
 
-# JSON as people and programs write it: a space, or a line break and an indentation. White space
-# without end would be valid JSON too, and is what models lose themselves in.
+# JSON as people and programs write it: a space, or a line break and an indentation. Endless white
+# space would be valid JSON too, and models tend to fall into writing it.
 _WHITE_SPACE = r" |\n[ \t]{0,20}"
 _JSON_OPTIONS: Any = {
     "whitespace_flexible": True,
     "whitespace_pattern": _WHITE_SPACE,
-    "lenient": False,  # what constrains and is not supported is refused
+    "lenient": False,  # refuse keywords that constrain and are not supported
     "coerce_one_of": False,
 }
-# llguidance's defaults, except for the states, of which a hostile pattern could make 250000.
+# llguidance's defaults, except for the states: a hostile pattern could make 250000 of them.
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
     initial_lexer_fuel=1_000_000,
@@ -46,7 +46,7 @@ _MAX_REASON_CHARS = 300
 _NOTHING_FITS = "no token of the model can come next"
 
 _ERROR_LINE = re.compile(r"^error: (.*)$", re.MULTILINE)
-_PLACE = re.compile(r"^at \d+\(\d+\): ")  # in a grammar that nobody has seen
+_PLACE = re.compile(r"^at \d+\(\d+\): ")  # a place in a grammar that the client has not seen
 _OPTION_HINT = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
 
 
@@ -56,9 +56,9 @@ class Grammar:
 
     Attributes:
         text: the grammar in llguidance's own form: JSON, a list of one or more.
-        param: the field of the task that asks for it, which errors name.
-        parts: grammars in it, with fields of their own: where it cannot be used because one of
-            them cannot, that one is named.
+        param: the field of the task that asks for it; errors name it.
+        parts: grammars inside it that have fields of their own: if one of them is the reason why
+            the whole cannot be used, the error names that field.
     """
 
     text: str
@@ -86,7 +86,7 @@ class Grammar:
 
     @classmethod
     def lark(cls, text: str, param: str, parts: tuple[Grammar, ...] = ()) -> Grammar:
-        """A grammar in llguidance's Lark dialect, for code of ours that builds one.
+        """A grammar in llguidance's Lark dialect, for our code that builds grammars.
 
         https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md has the syntax. The rule
         ``start`` is the whole answer, as in this call of a function with markers around it::
@@ -94,16 +94,17 @@ class Grammar:
             start: "<tool_call>\\n" call "\\n</tool_call>"
             call: %json {...}
 
-        * What comes from outside must be quoted by `json.dumps`, which is how a literal is written,
-          or by `lark_json`; nothing protects the parser of this dialect from hostile rules.
+        * Input from clients must be quoted by `json.dumps`, which writes a literal, or by
+          `lark_json`; nothing protects the parser of this dialect from hostile rules.
         * A literal is text, spelled by any tokens but special ones. A marker that is a special
           token of the model is written without quotes, ``<|tool_call|>`` or by number,
           ``<[151657]>``; it is then the token, and is not in the answer's text.
-        * White space in a grammar is none in the answer. ``TEXT: /(.|\\n)*/`` is any text.
+        * White space in a grammar is not white space in the answer. ``TEXT: /(.|\\n)*/`` is any
+          text.
 
         Args:
             text: the grammar.
-            param: the field of the task that asks for it, which errors name.
+            param: the field of the task that asks for it; errors name it.
             parts: see the attribute.
         """
         return cls(json.dumps({"grammars": [{"lark_grammar": text}]}), param, parts)
@@ -111,7 +112,7 @@ class Grammar:
     def after(self, lark: str) -> Grammar:
         """This grammar after something else.
 
-        ``lark`` is a grammar that says what comes before; ``@answer`` in it stands for this one.
+        ``lark`` is a grammar of what comes before; ``@answer`` in it stands for this one.
         """
         (answer,) = json.loads(self.text)["grammars"]
         both = [{"lark_grammar": lark}, {**answer, "name": "answer"}]
@@ -137,7 +138,7 @@ class GrammarCompiler:
         Args:
             tokenizer: of the model; must not be used by another thread meanwhile.
             eos_token_ids: any of these ends an answer.
-            param: the field of the task that asks for the first grammar, which errors name.
+            param: the field of the task that asks for the first grammar; errors name it.
 
         Raises:
             TaskArgsInvalid: the model's tokens cannot be constrained.
@@ -149,15 +150,15 @@ class GrammarCompiler:
             self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, eos_token=self._eos)  # type: ignore[arg-type]
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic in Rust is no Exception
+        except BaseException as error:  # a panic in Rust is not an Exception
             raise _unfit(clipped(str(error), _MAX_REASON_CHARS), param) from error
 
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer.
 
         Raises:
-            TaskArgsInvalid: the grammar is none, is too large, has what is not supported, or allows
-                no answer that the model's tokens can write.
+            TaskArgsInvalid: the grammar is not valid, is too large, uses a feature that is not
+                supported, or allows no answer that the model's tokens can write.
         """
         inner = LLMatcher(self._tokenizer, grammar.text, log_level=_SILENT, limits=_LIMITS)
         if not inner.is_error():
@@ -192,12 +193,12 @@ class Matcher:
         return -(-self._vocab_size // 32)
 
     def fork(self) -> Matcher:
-        """Another one that has come as far; what is costly to make, they share."""
+        """A copy at the same place in the grammar; what is costly to make is shared."""
         return Matcher(self._inner.deep_copy(), self._vocab_size, self._eos, self._param)
 
     def fill(self, row: torch.Tensor) -> None:
-        """Write which tokens may come next, a bit each, lowest first; those that end the answer
-        are among them exactly where the answer is complete.
+        """Write which tokens may come next, one bit for each, lowest first. Tokens that end the
+        answer are among them exactly when the answer is complete.
 
         Args:
             row: int32 [num_words], contiguous, on the host.
@@ -209,7 +210,7 @@ class Matcher:
         self._check()
 
     def accept(self, token_id: int) -> None:
-        """Go on by a token that was chosen.
+        """Advance by a token that was sampled.
 
         Raises:
             TaskExecutionError: as for `fill`, or the token was not allowed.
@@ -229,7 +230,7 @@ class Matcher:
 
 
 def _reason(inner: LLMatcher) -> str:
-    """What is wrong, without what is said to developers of llguidance."""
+    """What is wrong, without the parts that are meant for developers of llguidance."""
     if inner.get_error().startswith("NoExtension"):
         return _NOTHING_FITS
     text = inner.get_error()

@@ -13,7 +13,7 @@ from engine.sampling.grammar import Matcher
 
 
 class Answer(Protocol):
-    """One answer of a task, of which this file knows no more."""
+    """The part of one answer's state that the mask reads."""
 
     @property
     def finished(self) -> bool:
@@ -42,7 +42,7 @@ class GrammarMask(LogitsProcessor):
         shape = (len(self._matchers), self._matchers[0][1].num_words)
         bits = staged(shape, -1, torch.int32, scores.device)
         for row, (answer, matcher) in zip(bits, self._matchers, strict=True):
-            if not answer.finished:  # the rows of others are not read
+            if not answer.finished:  # rows of finished answers are not read
                 matcher.fill(row)
         return apply_token_bitmask(scores, send(bits, scores.device))
 
@@ -52,8 +52,8 @@ def apply_token_bitmask(scores: torch.Tensor, bits: torch.Tensor) -> torch.Tenso
 
     Args:
         scores: float [rows, vocab].
-        bits: int32 [rows, words], a bit for each token, lowest first; there may be fewer tokens
-            than columns of scores, as in models with a padded vocabulary, and the rest is
+        bits: int32 [rows, words], a bit for each token, lowest first. There may be fewer tokens
+            than columns of scores, as in models with a padded vocabulary; the other columns are
             forbidden.
     """
     vocab = scores.shape[1]

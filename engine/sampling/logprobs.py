@@ -1,8 +1,7 @@
-"""Log probabilities of tokens, for the tasks that ask for them; the others pay nothing.
+"""Log probabilities of tokens, for the tasks that ask for them; they cost other tasks nothing.
 
-They are those of the model's own logits, before any processor: what the model thought, and not what
-the settings made of it. Rows are computed each by itself, so that their bits do not depend on the
-batch.
+They are those of the model's own logits, before any processor. Each row is computed by itself, so
+that its bits do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from engine.text.detokenizer import Detokenizer
 from schema.response import TokenLogprob, TopLogprob
 
 NEVER = -9999.0
-"""What is reported for a probability of 0, whose logarithm JSON cannot say; OpenAI's."""
+"""Reported for a probability of 0, because JSON has no minus infinity; OpenAI's value."""
 
 _ALIGNMENT = 64  # elements
 _INVALID = "\ufffd"  # what a decoder writes for bytes that are not valid UTF-8
@@ -32,11 +31,11 @@ class Logprobs:
     """The log probabilities of the next tokens of some sequences. Waits for nothing.
 
     Attributes:
-        rows: float32 [sequences, vocab or more]; what is beyond the vocabulary is impossible.
+        rows: float32 [sequences, vocab or more]; columns beyond the vocabulary are impossible.
     """
 
     def __init__(self, logits: torch.Tensor, num_top: int) -> None:
-        """Keep what is needed of float32 logits [sequences, vocab], which may be overwritten.
+        """Copy what is needed of float32 logits [sequences, vocab], which may be overwritten later.
 
         Args:
             logits: the model's own.
@@ -48,7 +47,7 @@ class Logprobs:
         self._num_top = min(num_top, logits.shape[1])
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The report on the tokens [sequences] that were picked: float64 [sequences, 1 + 2 * top].
+        """The report on the sampled tokens [sequences]: float64 [sequences, 1 + 2 * top].
 
         Their own log probabilities, the ids of the most probable tokens, and theirs. Of tokens that
         are equally probable the smaller id comes first.
@@ -61,12 +60,12 @@ class Logprobs:
 
 
 def _keys(rows: torch.Tensor) -> torch.Tensor:
-    """Integers that are in the order of the numbers in a row, and where these are equal, of ids.
+    """Integers that sort as the numbers in a row do, and by token id where these are equal.
 
-    `topk` leaves open which of equal numbers it takes, and in which order.
+    `topk` does not define which of equal numbers it takes, and in which order.
     """
     bits = (rows + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    # The bits of floats are in their order, except that negative ones run backwards.
+    # The bits of floats sort as the floats do, except that negative ones sort backwards.
     order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     num_ids = rows.shape[1]
     return order * num_ids - torch.arange(num_ids, device=rows.device)
@@ -79,7 +78,7 @@ class LastLogits:
         self._logits: torch.Tensor | None = None
 
     def __call__(self, module: Any, args: Any, output: Any) -> None:
-        """Called after every forward; those after a step's first one are made by processors."""
+        """Called after every forward; processors make those after a step's first one."""
         if self._logits is None:
             self._logits = output.logits[:, -1].to(torch.float32, copy=True)
 
@@ -91,7 +90,7 @@ class LastLogits:
 
 
 class TokenText(NamedTuple):
-    """A token as text, and its bytes, if it leaves any in an answer that are known."""
+    """A token as text, and its bytes in an answer, if it has any that are known."""
 
     text: str
     bytes: list[int] | None
@@ -100,8 +99,8 @@ class TokenText(NamedTuple):
 class TokenTexts:
     """What tokens look like by themselves. Belongs to the engine's thread.
 
-    A token's text is the one that it has behind another token, so that texts can be joined: alone,
-    a SentencePiece token would lose the space before it. A special token has its name.
+    A token's text is the one that it has after another token, so that texts can be joined: alone, a
+    SentencePiece token would lose the space before it. The text of a special token is its name.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -143,7 +142,7 @@ class TokenTexts:
 
 
 def _bytes(name: str) -> list[int] | None:
-    """The bytes that a tokenizer calls ``name``, where they are no text."""
+    """The bytes that a tokenizer calls ``name``, where they are not text."""
     if byte := _BYTE_PIECE.fullmatch(name):
         return [int(byte[1], 16)]
     if all(letter in _BYTE_OF_LETTER for letter in name):

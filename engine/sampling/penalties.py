@@ -1,9 +1,9 @@
 """Settings that transformers does not have: frequency and presence penalty, and a bias of tokens.
 
-They are logits processors like any others, so that `generate`, given `own_processors` as its
-``logits_processor``, writes what the engine writes. It calls such processors after its own, the
-repetition penalty among them, and before temperature, top_k and whatever else prepares for
-sampling. Scores are only added to, row by row: their bits do not depend on the rows beside them.
+They are ordinary logits processors, so that `generate`, given `own_processors` as its
+``logits_processor``, writes what the engine writes. It calls such processors after its own, such as
+the repetition penalty, and before temperature, top_k and others that prepare sampling. They add to
+the scores row by row: the bits of a row do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def resolve_penalties(asked: GenerationConfig, vocab_size: int) -> Penalties:
 
 
 def own_processors(penalties: Penalties, prompt_tokens: int) -> LogitsProcessorList:
-    """The processors of a task, the penalties first; none where it asks for nothing."""
+    """The processors of a task, the penalties first; empty if the task asks for none."""
     processors = LogitsProcessorList()
     if penalties.frequency or penalties.presence:
         processors.append(CountPenalties(penalties.frequency, penalties.presence, prompt_tokens))
@@ -64,7 +64,7 @@ def own_processors(penalties: Penalties, prompt_tokens: int) -> LogitsProcessorL
 class CountPenalties(LogitsProcessor):
     """Takes ``count * frequency + (count > 0) * presence`` from the score of every token.
 
-    ``count`` is how often the row has the token behind the prompt. The formula is OpenAI's.
+    ``count`` is how often the row has the token after the prompt. The formula is OpenAI's.
     """
 
     def __init__(self, frequency: float, presence: float, prompt_tokens: int) -> None:
@@ -101,8 +101,8 @@ class TokenBias(LogitsProcessor):
 def _counts(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """How often each row of token_ids [rows, tokens] has each token: float32 [rows, vocab].
 
-    Where a token would stand among the sorted ones says how many are smaller. Adding into a table
-    would be shorter, but on CUDA its deterministic form waits for the device.
+    The place of a token among the sorted ones says how many are smaller. Adding into a table would
+    be shorter, but on CUDA its deterministic form waits for the device.
     """
     ids = torch.arange(vocab_size + 1, device=token_ids.device).expand(len(token_ids), -1)
     smaller = torch.searchsorted(token_ids.sort(dim=1).values, ids.contiguous())

@@ -1,12 +1,12 @@
 """From logits to the next tokens: transformers' processors and the task's own generator.
 
 ``torch.multinomial`` with one sample is an exponential race, ``argmax(probs / q)`` with ``q ~
-Exp(1)`` drawn in the shape of ``probs``. A task that draws ``[num_return_sequences, vocab]`` a step
-from a generator of its own picks the tokens that ``set_seed(seed); model.generate(...)`` picks,
-while it shares its forwards with strangers.
+Exp(1)`` drawn in the shape of ``probs``. A task that draws ``[num_return_sequences, vocab]`` in
+each step from its own generator samples the tokens that ``set_seed(seed); model.generate(...)``
+samples, while it shares its forwards with other requests in the batch.
 
-What depends on a task's settings or its random state (`Sampler.candidates`) runs task by task; the
-rest (`pick`) runs once for all rows of a step. Nothing here waits for the device.
+The part that depends on a task's settings or its random state (`Sampler.candidates`) runs task by
+task; the rest (`sample`) runs once for all rows of a step. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ INVALID_LOGITS = -1
 
 
 class Candidates(NamedTuple):
-    """What the next tokens of some sequences are picked from.
+    """What the next tokens of some sequences are sampled from.
 
     Attributes:
         scores: float32 [sequences, vocab].
-        noise: Exp(1) in the same shape to sample, None to take the largest.
+        noise: Exp(1) in the same shape, to sample; None to take the largest score.
         logprobs: of the model's own logits, where the task asks for them.
     """
 
@@ -53,7 +53,7 @@ class Sampler:
         device: torch.device,
         mask: LogitsProcessor | None = None,
     ) -> None:
-        """``mask`` comes before everything that chooses among the tokens, such as top_k."""
+        """``mask`` runs before every processor that chooses among the tokens, such as top_k."""
         self._do_sample = bool(settings.hf.do_sample)
         self._num_sequences = settings.num_sequences
         self._num_top = settings.logprobs
@@ -64,7 +64,7 @@ class Sampler:
         self._ids = prompt.repeat(self._num_sequences, 1)
 
     def candidates(self, logits: torch.Tensor, alive: Sequence[int]) -> Candidates:
-        """What the next tokens are picked from; draws from the task's generator.
+        """What the next tokens are sampled from; draws from the task's generator.
 
         Args:
             logits: float32 [len(alive), vocab], in the order of ``alive``.
@@ -77,20 +77,20 @@ class Sampler:
             scores = self._only(scores, alive)
         if not self._do_sample:
             return Candidates(scores, None, logprobs)
-        # `generate` goes on drawing for sequences that are finished, so we do.
+        # `generate` goes on drawing for sequences that are finished, so this does too.
         noise = logits.new_empty(self._num_sequences, logits.shape[1])
         noise.exponential_(1, generator=self._generator)
         return Candidates(scores, self._only(noise, alive), logprobs)
 
     def advance(self, tokens: torch.Tensor, alive: Sequence[int]) -> None:
-        """Append the tokens [len(alive)] that were picked, for the processors that look back."""
+        """Append the sampled tokens [len(alive)], for the processors that read earlier tokens."""
         if self._processors:
             # `INVALID_LOGITS` ends the task, but later: until then it must not be an index.
             column = self._spread(tokens, alive)[:, None].clamp(min=0)
             self._ids = torch.cat([self._ids, column], dim=1)
 
     def _spread(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
-        """Rows of the running sequences as rows of all; nobody looks at the others."""
+        """Rows of the running sequences, spread over rows of all; the other rows are not used."""
         if len(alive) == self._num_sequences:
             return rows
         full = rows.new_zeros(self._num_sequences, *rows.shape[1:])
@@ -103,7 +103,7 @@ class Sampler:
 
 
 def sample(batch: Sequence[Candidates]) -> torch.Tensor:
-    """Pick a token for every row of a batch.
+    """Sample a token for every row of a batch.
 
     Every row is computed by itself, so that its bits do not depend on the others.
 
@@ -167,12 +167,12 @@ def logits_processors(
     """The `LogitsProcessorList` that `generate` would use for a prompt [1, tokens].
 
     First transformers' own, such as the repetition penalty, then ``mask`` and those of
-    `penalties`, then what chooses among the tokens: temperature, top_k and so on. Completes
-    ``settings.hf`` by what `generate` derives from the prompt and the model.
+    `penalties`, then those that prepare sampling: temperature, top_k and so on. Adds to
+    ``settings.hf`` what `generate` derives from the prompt and the model.
 
     Raises:
         TaskArgsInvalid: a setting has a value that transformers' processors refuse. The task's own
-            are known to be in range, so it is one of the model's ``generation_config.json``.
+            values have been checked, so it is one of the model's ``generation_config.json``.
     """
     hf, device, num_tokens = settings.hf, prompt.device, prompt.shape[1]
     hf.max_length = num_tokens + hf.max_new_tokens

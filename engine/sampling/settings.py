@@ -1,8 +1,8 @@
 """The effective generation settings of a task.
 
 Order of precedence, as in transformers' ``generate``: the task's own settings, then the model's
-``generation_config.json``, then transformers' defaults. What transformers has no setting for is the
-task's alone.
+``generation_config.json``, then transformers' defaults. Settings that transformers does not have
+come from the task alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SamplingParams:
         eos_token_ids: tokens that end a sequence.
         stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
         batched: whether continuous batching covers these settings; else `generate` runs them.
-        penalties: what transformers has no settings for (`engine.sampling.penalties`).
+        penalties: settings that transformers does not have (`engine.sampling.penalties`).
         logprobs: alternatives to report with each token; None to report no log probabilities.
     """
 
@@ -96,10 +96,10 @@ def resolve_settings(
     )
     if asked.stop_strings is not None:
         overrides["stop_strings"] = list(asked.stop_strings)
-    if asked.temperature == 0:  # transformers refuses 0; everybody means greedy by it
+    if asked.temperature == 0:  # transformers refuses 0; it means greedy
         overrides.update(temperature=1.0, do_sample=False)
-    # Not through the constructor, which refuses what only the model's own settings make valid. The
-    # number of answers comes last, to be refused in our own words.
+    # Not through the constructor, which refuses values that only the model's own settings make
+    # valid. The number of answers comes last, so that a wrong one gets our own error message.
     number = overrides.pop("num_return_sequences")
     wanted = HFGenerationConfig(num_return_sequences=1)
     for name, value in overrides.items():
@@ -118,7 +118,7 @@ def resolve_settings(
         _refuse_logprobs_of_beams(hf, asked.logprobs)
         hf.validate(strict=False)
         stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
-    except (ValueError, TypeError) as error:  # a TypeError is of the model's own settings
+    except (ValueError, TypeError) as error:  # a TypeError comes from the model's own settings
         raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
     return SamplingParams(
         hf=hf,

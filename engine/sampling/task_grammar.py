@@ -1,4 +1,4 @@
-"""The grammar that a task's answers keep to: their form or their calls, behind their reasoning."""
+"""The grammar of a task's answers: their form or their calls, after their reasoning."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from schema.task import Task
 from schema.tool_choice import NamedFunction, callable_functions
 
 MAX_CALLS = 16
-"""Of one answer that has to call functions: a model may not know when it has called enough."""
+"""Most calls in one answer that has to call functions: a model may not know when to stop."""
 
-# What a model of Mistral's writes without quotes, and its reader takes for a name.
+# Names that Mistral's models write without quotes, and that the reader accepts as a name.
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z_.:/-]+")
 _NO_PARAMETERS: dict[str, Any] = {
     "type": "object",
@@ -32,12 +32,12 @@ _NO_PARAMETERS: dict[str, Any] = {
 def task_grammar(task: Task, formats: MessageFormats, text_end: str) -> Grammar | None:
     """The grammar of a task's answers; None if they may be anything.
 
-    The reasoning of an answer that is to be a message runs freely up to its end. An answer that is
-    to be text has no such parts, and keeps to its grammar from the first token.
+    If the answer is a message, its reasoning is not constrained. If the answer is text, it has no
+    such parts, and follows the grammar from the first token.
 
     Args:
         task: the task.
-        formats: of the model; how it calls is known if the task forces calls.
+        formats: of the model; if the task forces calls, the format of calls is known.
         text_end: the last characters of the prompt, where a template may begin the reasoning.
 
     Raises:
@@ -83,10 +83,10 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
 
 
 def _reasoning(form: ReasoningFormat, added: Mapping[str, int], *, is_open: bool) -> str:
-    """Reasoning, and white space behind it, before ``@answer``.
+    """Reasoning, and white space after it, before ``@answer``.
 
-    A marker that is a token is that token: its spelling ends no reasoning, and must not stand in
-    it, because who reads the text could not tell.
+    If the end marker is a token, only that token ends the reasoning. Its spelling must not stand in
+    the reasoning, because a reader of the text could not tell the two apart.
     """
     rules = ["ANY: /(?s:.*)/", "GAP: /[ \\n]{1,8}/"]
     if form.end in added:
@@ -100,7 +100,7 @@ def _reasoning(form: ReasoningFormat, added: Mapping[str, int], *, is_open: bool
 
 
 def _spelled(text: str, added: Mapping[str, int]) -> list[str]:
-    """A piece of a layout as terms of Lark: what is a token of its own, as that token."""
+    """A piece of a layout as terms of Lark: markers that are tokens are written as tokens."""
     markers = [marker for marker in added if marker in text]
     if not markers:
         return [json.dumps(text)] if text else []
@@ -127,7 +127,7 @@ def _written(name: str, layout: CallLayout) -> str:
 
 
 def _object_schema(parameters: Any, param: str) -> dict[str, Any]:
-    """The JSON Schema of a call's arguments, which are an object whatever else is said of them."""
+    """The JSON Schema of a call's arguments, which are always an object."""
     if parameters is None:
         return _NO_PARAMETERS
     kind = parameters.get("type", "object") if isinstance(parameters, dict) else None

@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Reading = Generator[None, str | None, T]
-"""A coroutine that is sent pieces of text, and None at the end. It sees a text and never pieces:
-what it decides is a function of the text alone, however that was cut."""
+"""A coroutine that is sent pieces of text, and None at the end. What it decides is a function of
+the whole text alone, not of how the text was cut into pieces."""
 
 Give = Callable[[str], None]
 """Takes text that is certain, as soon as it is."""
@@ -20,7 +20,7 @@ _WHITE = re.compile(rf"[{WHITE}]*")
 
 
 class TextCursor:
-    """What has arrived and is not read. Each character is read once, and as soon as it can be."""
+    """Text that has arrived and is not read yet. Each character is read once."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -63,7 +63,7 @@ class TextCursor:
         return True
 
     def run(self, characters: re.Pattern[str], give: Give) -> Reading[bool]:
-        """Read as many characters as match the pattern; whether there were any.
+        """Read as many characters as match the pattern; returns whether there were any.
 
         The pattern is one class of characters with a ``*``.
         """
@@ -96,13 +96,13 @@ class TextCursor:
 
         Args:
             marker: where to stop.
-            give: takes the text before it, less the ``loose`` characters at its very end.
+            give: takes the text before it, without the ``loose`` characters at its very end.
             loose: characters whose meaning depends on whether the marker follows.
             before: such characters that have been read already.
 
         Returns:
-            the loose characters before the marker. None where the text ends without it: then all of
-            it has been given out.
+            the loose characters before the marker. None where the text ends without the marker:
+            then all of the text has been given out.
         """
         held = [before]
         while True:
@@ -121,16 +121,16 @@ class TextCursor:
                 return None
 
     def hold(self, text: str = "") -> None:
-        """From now on keep what is read, after ``text``, in case that it has to be given out."""
+        """From now on keep ``text`` and what is read, in case it has to be given out later."""
         self._held = [text]
 
     def release(self) -> str:
-        """What has been read since `hold`, which ends here; empty without one."""
+        """End a `hold` and return what has been read since; empty if there was no `hold`."""
         held, self._held = self._held or [], None
         return "".join(held)
 
     def unread(self) -> None:
-        """Take back what has been read since `hold`, which ends here."""
+        """End a `hold` and put what has been read since back as unread text."""
         self._text, self._at = self.release() + self._text[self._at :], 0
 
     def _begun(self, marker: str) -> int:

@@ -15,8 +15,9 @@ from engine.text.tool_calls.qwen_coder import QWEN_CODER
 if TYPE_CHECKING:  # the ingress reads messages, and cannot wait seconds for the library
     from transformers import PreTrainedTokenizerBase
 
-# What a template says that asks for a format, in the order in which they are tried. Some say more
-# than one: a model made of Llama's keeps its tokens, Qwen3-Coder's begins as Hermes' does.
+# Words in a template that show which format it asks for, in the order in which they are tried. Some
+# templates match more than one: a model made from Llama keeps Llama's tokens, and Qwen3-Coder's
+# format begins like that of Hermes.
 _TEMPLATES: tuple[tuple[tuple[str, ...], ToolFormat | None], ...] = (
     (("<tool_call>", "<arg_key>"), None),  # GLM's own
     (("<function=", "<parameter="), QWEN_CODER),
@@ -39,14 +40,14 @@ _VOCABULARIES: tuple[tuple[tuple[str, ...], ToolFormat | None], ...] = (
 
 @dataclass(frozen=True)
 class MessageFormats:
-    """What a model writes beside text; None is nothing that is known here.
+    """What a model writes beside text; None where no format is known.
 
     Attributes:
         tools: how it calls tools.
         reasoning: how it marks its reasoning.
         special: the special tokens of its vocabulary, by their text; plain text has none of them.
-        added: all tokens that were added to its vocabulary, by their text, which is always read as
-            the one token.
+        added: all tokens that were added to its vocabulary, by their text. The tokenizer always
+            reads that text as the one token.
     """
 
     tools: ToolFormat | None
@@ -59,9 +60,9 @@ class MessageFormats:
         return self if self.tools and self.tools.layout else replace(self, tools=HERMES)
 
     def hidden_tokens(self, *, with_tools: bool) -> frozenset[int] | None:
-        """The special tokens that are no part of a message's text, which its markers are.
+        """The special tokens that are not part of a message's text; its markers are part of it.
 
-        None if all of them are none.
+        None if that is so for all special tokens.
         """
         markers = set(self.reasoning[1:]) if self.reasoning else set()
         if self.tools and with_tools:
@@ -74,8 +75,8 @@ class MessageFormats:
 def detect(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> MessageFormats:
     """The formats of a model.
 
-    For calls the template decides. Only one that says nothing of tools leaves it to the vocabulary:
-    the model knows a format, and its prompts have to explain tools in some other way.
+    For calls the template decides. Only if it says nothing about tools, the vocabulary decides: the
+    model knows a format, and its prompts have to explain the tools in some other way.
     """
     template = chat_template or ""
     added = tokenizer.get_added_vocab()

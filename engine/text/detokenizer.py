@@ -26,7 +26,7 @@ class Detokenizer:
         stop_strings: Sequence[str],
         hidden: frozenset[int] | None = None,
     ) -> None:
-        """``hidden`` are tokens that are no part of the text; None for all special tokens."""
+        """``hidden`` are tokens that are not part of the text; None for all special tokens."""
         self._tokenizer = tokenizer
         self._hidden = hidden
         self._stop_strings = tuple(stop_strings)
@@ -52,7 +52,7 @@ class Detokenizer:
         return self._emit(text, len(self._ids))
 
     def _settled(self) -> str:
-        """Of a long run of invalid bytes, what no further byte can complete; mostly nothing.
+        """The part of a long run of invalid bytes that no further byte can complete; mostly empty.
 
         Without this, every token of such a run would decode all of it again.
         """
@@ -68,7 +68,7 @@ class Detokenizer:
         return self._emit(head[len(emitted) :], stop)
 
     def fork(self) -> Detokenizer:
-        """Another one that has seen the same tokens."""
+        """A copy that has seen the same tokens."""
         twin = copy(self)
         twin._ids = self._ids[self._context_start :]
         twin._context_start, twin._emitted = 0, self._emitted - self._context_start

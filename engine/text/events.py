@@ -1,4 +1,4 @@
-"""What the readers of formats tell: pieces of content, of reasoning and of calls."""
+"""What the readers of formats emit: pieces of content, of reasoning and of calls."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Out:
 
 
 CallReader = Callable[[TextCursor, Out, Functions], Reading[None]]
-"""Reads a whole answer in which calls may stand, and tells what it finds."""
+"""Reads a whole answer that may have calls in it, and emits what it finds."""
 
 
 class CallLayout(NamedTuple):
-    """How a model writes calls. One is ``before``, the name, ``between``, the arguments as a JSON
-    object, ``after``. An answer of several is ``begin``, the calls with ``separator`` between them,
-    ``end``.
+    """How a model writes calls. One call is ``before``, the name, ``between``, the arguments as a
+    JSON object, ``after``. An answer with several calls is ``begin``, the calls with ``separator``
+    between them, ``end``.
     """
 
     before: str
@@ -76,9 +76,9 @@ class ToolFormat(NamedTuple):
 
     Attributes:
         name: what the model's card calls it.
-        markers: texts that are special tokens in some vocabularies, and have to be seen.
+        markers: texts that are special tokens in some vocabularies, and must not be hidden.
         read: its reader.
-        layout: how it is written; None where the arguments are no JSON.
+        layout: how it is written; None where the arguments are not JSON.
     """
 
     name: str

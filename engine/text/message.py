@@ -24,7 +24,7 @@ CALL_ID_CHARS = 9
 
 
 class MessageParser:
-    """Makes the message of one choice of its text."""
+    """Makes the message of one choice from its text."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class MessageParser:
         next(self._reading)
 
     def push(self, text: str, reason: FinishReason | None) -> tuple[Delta, FinishReason | None]:
-        """Add text, and with the last of it the reason why it ends.
+        """Add text, and with the last piece the reason why the text ends.
 
-        Returns what that adds to the message, and its own reason.
+        Returns what that adds to the message, and why the message ends.
         """
         text = self._cut.push(text)
         if reason is not None:

@@ -12,7 +12,7 @@ from engine.text.cursor import WHITE, Reading, TextCursor
 from engine.text.events import Out
 
 Stage = Literal["ahead", "open", "over"]
-"""Of the reasoning, where an answer begins: may it come, has the prompt begun it, is it over?"""
+"""Where an answer begins: may reasoning come, has the prompt begun it, or is it over?"""
 
 
 class ReasoningFormat(NamedTuple):
@@ -23,16 +23,16 @@ class ReasoningFormat(NamedTuple):
     end: str
 
     def stage(self, prompt_end: str, continued: str | None) -> Stage:
-        """Where an answer stands whose prompt ends like this.
+        """The stage of an answer whose prompt ends with ``prompt_end``.
 
-        ``continued`` is the text of the message that the answer goes on with, if it does.
+        ``continued`` is the text of the message that the answer continues, if there is one.
         """
         prompt_end = prompt_end.rstrip(WHITE)
         if prompt_end.endswith(self.begin):
             return "open"
         if continued is not None:
             return "open" if continued.rfind(self.begin) > continued.rfind(self.end) else "over"
-        # Templates write an empty reasoning where it is switched off.
+        # Templates write empty reasoning where it is switched off.
         return "over" if prompt_end.endswith(self.end) else "ahead"
 
     def read(self, source: TextCursor, out: Out, *, is_open: bool) -> Reading[None]:

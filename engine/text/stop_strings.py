@@ -10,8 +10,8 @@ class StopStringTrimmer:
 
     The engine ends a choice with the token that completes a stop string, which is part of its text,
     and by then has given out the string's beginning. So text in which a stop string may begin is
-    held back here. What comes out, joined, is a function of the text alone, however it was cut into
-    pieces.
+    held back here. What comes out, joined, is a function of the whole text alone, not of the pieces
+    that it came in.
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ class StopStringTrimmer:
             return ""
         text = self._held + text
         starts = ((text.find(stop), stop) for stop in self._stop_strings)
-        # Of two that are complete at the same place the longer one counts.
+        # If two are complete at the same place, the longer one counts.
         ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
         if ends:
             self.found, self._held = True, ""

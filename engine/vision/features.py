@@ -6,7 +6,7 @@ The families differ in few ways, found out from the model itself (`engine.loadin
   image takes fewer of them than it has tokens (``get_rope_index``).
 * Features. An image is encoded to one vector a token, and for Qwen3-VL to further ones that are
   added between the first layers (``deepstack_features``).
-* Sight. Gemma 3 lets the tokens of one image see each other, so that an image has to be
+* Attention. Gemma 3 lets the tokens of one image attend to each other, so that an image has to be
   prefilled in one piece (``whole_image_tokens``).
 """
 
@@ -29,12 +29,12 @@ _ROTARY_AXES = 3  # of models with `get_rope_index`
 
 
 FeatureLayout = tuple[Any, bool]
-"""The type in which a model returns features, None where they are of no model; whether as lists."""
+"""The type in which a model returns features (None without a model), and whether as lists."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a model has made of images.
+    """Encoded images.
 
     Attributes:
         tokens: [image tokens, hidden], in place of the embeddings.
@@ -59,11 +59,11 @@ class Features:
 
 @dataclass(frozen=True)
 class MRopePositions:
-    """Rotary positions of a sequence, where a token's are not simply where it stands.
+    """Rotary positions of a sequence, where they differ from the places of its tokens.
 
     Attributes:
         prompt: [axes, tokens of the prompt].
-        offset: what a generated token's are away from where it stands.
+        offset: the positions of a generated token less its place in the sequence.
     """
 
     prompt: np.ndarray
@@ -133,8 +133,8 @@ class Vision:
             num_prefilled: tokens of the prompt whose keys and values are in the cache already.
 
         Returns:
-            The features from the first image that has a token left, and how many image tokens
-            come before these.
+            The features from the first image that has a token left to prefill, and how many image
+            tokens come before them.
         """
         if not images:
             return None, 0
@@ -157,14 +157,15 @@ class Vision:
         if len(features.tokens) != image.num_tokens:
             raise TaskExecutionError(
                 f"the model makes {len(features.tokens)} features of an image that has "
-                f"{image.num_tokens} tokens in the prompt: its processor's files are not its own"
+                f"{image.num_tokens} tokens in the prompt: its processor's files are of another "
+                "model"
             )
         self._cache.put(image.digest, features)
         return features
 
     def _encode(self, image: PreparedImage) -> Features:
         arrays = {
-            # A tensor of its own: what comes from an object store is read-only.
+            # A copy, because arrays from an object store are read-only.
             name: torch.from_numpy(array.copy()).to(self._model.device)
             for name, array in image.arrays.items()
         }
@@ -178,14 +179,14 @@ class Vision:
     def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
         """What a forward on token ids [1, T] takes, with the features in their places.
 
-        All places are before ``stop``. Behind it are generated tokens, and an image token among
-        them is no image.
+        All places are before ``stop``. After it are generated tokens, and an image token among
+        them is not an image.
         """
         if features is None:
             return {"input_ids": ids}
         if features.deepstack:
             return {"input_ids": ids, "mm_encoder_outputs": self._encoder_outputs(features)}
-        # As the model itself does, but without the look at the device that its checks take.
+        # As the model itself does, but without its checks, which wait for the device.
         embeddings = self._model.get_input_embeddings()(ids)
         places = torch.eq(ids, self._image_token_id)[..., None]
         places[:, stop:] = False

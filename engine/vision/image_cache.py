@@ -1,4 +1,4 @@
-"""A bounded cache of what has been made of images: the least recently used one goes first."""
+"""A bounded cache of prepared or encoded images; the least recently used one is evicted first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cachetools import LRUCache
 
 
 class Sized(Protocol):
-    """What knows how much memory it takes."""
+    """An object that knows how much memory it takes."""
 
     @property
     def num_bytes(self) -> int:
@@ -22,14 +22,14 @@ Item = TypeVar("Item", bound=Sized)
 
 
 class ImageCache(Generic[Item]):
-    """Items by key, together of at most so many bytes. Thread safe."""
+    """Items by key, of at most ``max_bytes`` together. Thread safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._items: LRUCache[Hashable, Item] = LRUCache(max_bytes, getsizeof=_num_bytes)
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Item | None:
-        """The item of a key, which counts as used; None if it is not here."""
+        """The item of a key, which then counts as used; None if it is not in the cache."""
         with self._lock:
             return self._items.get(key)
 

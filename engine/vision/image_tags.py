@@ -1,4 +1,4 @@
-"""Images where the text says ``<image>``, for the models whose prompts are written so."""
+"""Images where the text says ``<image>``, for models whose prompts are written in this way."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from schema.task import ImageBlock, Message, TextBlock
 
 
 def fill_image_tags(messages: Sequence[Message], tag: str, image_token: str) -> Sequence[Message]:
-    """Put the images of a task where its texts say ``tag``: the first at the first, and so on.
+    """Put the images of a task where its texts say ``tag``, in order.
 
     Without any ``tag`` the messages stay as they are, with images where their blocks stand.
 
     Args:
         messages: a task's messages.
         tag: what authors write, such as ``<image>``.
-        image_token: what stands for an image from here on.
+        image_token: the token that replaces the tag.
 
     Returns:
         messages without image blocks, and with ``image_token`` for each ``tag``.

@@ -75,9 +75,9 @@ def check_pixels(
     params: Sequence[str],
     pixels_of: Callable[[int, int], int] = mul,
 ) -> list[int]:
-    """The pixels of each image, read from its header where they are not known.
+    """The number of pixels of each image, read from its header where it is not known.
 
-    ``pixels_of`` makes them of a width and a height.
+    ``pixels_of`` computes it from a width and a height.
 
     Raises:
         TaskArgsInvalid: a header is damaged, or the images have too many pixels together.
@@ -85,8 +85,8 @@ def check_pixels(
     pixels: list[int] = []
     for number, file, param in zip(known, files, params, strict=True):
         if number is None:
-            # Opened for its header and dropped: what a parsed image holds besides its pixels
-            # (texts, profiles) may be large too.
+            # Opened for its header and dropped: the other parts of a parsed image (texts,
+            # profiles) may be large too.
             with _open(file, param) as image:
                 number = pixels_of(image.width, image.height)
         pixels.append(number)
@@ -118,7 +118,7 @@ def decode_base64(data: str, param: str) -> bytes:
 
 
 def _open(file: bytes, param: str) -> Image.Image:
-    """One image, its header read and its pixels not yet."""
+    """One image, of which only the header has been read."""
     try:
         return Image.open(io.BytesIO(file), formats=FORMATS)
     except Image.DecompressionBombError as error:  # Pillow's own, higher limit
@@ -128,7 +128,7 @@ def _open(file: bytes, param: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image, param: str) -> Image.Image:
-    """RGB; what is transparent lies on white, as in transformers' own image processors."""
+    """RGB, with transparency on white, as in transformers' own image processors."""
     try:
         _turn_upright(image)
         if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
@@ -159,7 +159,7 @@ def _unreadable(param: str, error: Exception) -> TaskArgsInvalid:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(FORMATS)}"
+        return f"it is not one of {', '.join(FORMATS)}"
     return "it is damaged, or its end is missing"
 
 
@@ -184,8 +184,7 @@ class _Known:
 class ImagePreprocessor:
     """Prepares the images of tasks for one model. Thread safe after construction.
 
-    What it has made of an image is kept by the image's bytes, while there is room
-    (`EngineConfig.image_cache_bytes`).
+    Prepared images are cached by the bytes of their files (`EngineConfig.image_cache_bytes`).
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -223,7 +222,7 @@ class ImagePreprocessor:
         made: dict[bytes, _Known] = {
             key: one for key, one in zip(keys, known, strict=True) if one is not None
         }
-        # One at a time: the model's processor makes several copies of what it is given.
+        # One at a time: the model's processor makes several copies of its input.
         for key, file, param, pixels in zip(keys, files, params, sizes, strict=True):
             if key not in made:
                 processed = self._process(decode_image(file, param), param, among_others)
@@ -260,7 +259,7 @@ class ImagePreprocessor:
 
 
 def _digest(file: bytes, variant: bool) -> bytes:
-    """What stands for an image and the way in which it is prepared."""
+    """A key for an image and the way in which it is prepared."""
     digest = hashlib.sha256(file)
     digest.update(bytes([variant]))
     return digest.digest()

@@ -9,7 +9,7 @@ T = TypeVar("T")
 class ModelCache(Protocol[T]):
     """Keeps loaded models by a key, which is opaque.
 
-    A cache drops a model by forgetting it: nothing has to be called for its memory to be freed.
+    A cache drops a model by dropping its reference: no call is needed to free its memory.
     """
 
     def load(self, key: str, model_loader: Callable[[], T]) -> T:

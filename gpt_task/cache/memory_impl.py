@@ -6,7 +6,7 @@ from typing import Any
 
 
 class MemoryModelCache:
-    """Keeps up to ``max_size`` models; the one that was loaded first goes first. Thread safe."""
+    """Keeps up to ``max_size`` models; the oldest one is dropped first. Thread safe."""
 
     def __init__(self, max_size: int = 1) -> None:
         if max_size < 1:

@@ -32,7 +32,7 @@ class TaskArgsInvalid(contract.TaskArgsInvalid, ValueError):
 
 
 class ModelInvalid(contract.ModelInvalid, ValueError):
-    """There is no such model, or it is of no usable kind."""
+    """There is no such model, or its kind is not supported."""
 
 
 class ModelDownloadError(contract.ModelDownloadError, ValueError):
@@ -66,7 +66,7 @@ _TRANSLATED: tuple[type[Exception], ...] = (
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Whatever is raised inside is one of the errors above outside; its cause is the original."""
+    """Turn any exception of the body into one of the errors above, with the original as cause."""
     try:
         yield
     except _TRANSLATED:
@@ -79,7 +79,7 @@ def translated_errors() -> Iterator[None]:
         name = next(names, TaskExecutionError)
         raise name(error.message, error.param, error.retry_after_s) from error
     except ValidationError as error:
-        told = explain(error, GPTTaskArgs)
-        raise TaskArgsInvalid(told.message, told.param) from error
-    except Exception as error:  # a callback's or a cache's, which are not ours
+        explained = explain(error, GPTTaskArgs)
+        raise TaskArgsInvalid(explained.message, explained.param) from error
+    except Exception as error:  # raised by a callback or a cache of the caller
         raise TaskExecutionError(f"{type(error).__name__}: {error}") from error

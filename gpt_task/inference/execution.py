@@ -1,7 +1,6 @@
-"""What the last `run_task` of this process ran on, as gpt-task tells it.
+"""What the last `run_task` of this process ran on, as gpt-task reports it.
 
-It is a fact of the process and not of a task, so it says little where threads run tasks side by
-side.
+It belongs to the process and not to a task, so it says little where threads run tasks in parallel.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ _last = _Execution()
 
 
 def begin(gpu_count: int) -> None:
-    """A task starts, on so many GPUs; its dtype is known when the model is loaded."""
+    """A task starts on ``gpu_count`` GPUs; its dtype is known when the model is loaded."""
     _last.gpu_count, _last.dtype = gpu_count, None
 
 

@@ -105,7 +105,7 @@ def _run(
         raise TypeError(
             f"model_cache.load returned a {type(loaded).__name__} and not what model_loader made"
         )
-    # A task of the contract names no directory; an engine's model may be one.
+    # A task of the contract never names a directory; an engine's model may be one.
     task = task.model_copy(update={"model": loaded.engine.config.name})
     try:
         execution.loaded(loaded.engine.card()["dtype"])

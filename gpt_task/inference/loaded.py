@@ -11,10 +11,10 @@ from engine import Engine, EngineConfig
 
 
 class LoadedModel:
-    """An engine that is closed, and its memory freed, when nobody holds this any more.
+    """An engine that is closed, and its memory freed, when this object is garbage.
 
-    A gpt-task cache drops a model by forgetting it. An engine would not notice: it has a thread,
-    which keeps it alive.
+    A gpt-task cache drops a model by dropping its reference. That alone does not close an engine,
+    because its thread keeps it alive.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -30,6 +30,6 @@ class LoadedModel:
 
 def _close(held: list[Engine]) -> None:
     held.pop().close()
-    gc.collect()  # an engine's parts know each other
+    gc.collect()  # an engine's parts refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

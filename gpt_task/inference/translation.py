@@ -1,4 +1,4 @@
-"""Between gpt-task's form of a task and its answer, and the contract's."""
+"""Translates tasks and answers between gpt-task's form and the contract's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schema.generation import MAX_BEAMS, MAX_NEW_TOKENS, MAX_RETURN_SEQUENCES
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.task import Task
 
-# What gpt-task sets over the model's own settings, where the contract lets those decide.
+# Settings in which gpt-task overrides the model's own; the contract lets the model's own decide.
 _MAX_NEW_TOKENS = 256
 _NUM_RETURN_SEQUENCES = 1
 
@@ -21,8 +21,8 @@ _MODEL = "gpt-task"
 def to_task(args: GPTTaskArgs) -> Task:
     """The task of the contract. Raises `schema.TaskArgsInvalid`.
 
-    The contract's tasks come from strangers and never name a directory; gpt-task's may. So the
-    task goes by another name, and the answer gets the model's back.
+    The contract's tasks come from clients and never name a directory; gpt-task's may. So the task
+    gets another name for its model, and the answer gets the original name back.
     """
     settings = {
         "max_new_tokens": _MAX_NEW_TOKENS,
@@ -33,7 +33,7 @@ def to_task(args: GPTTaskArgs) -> Task:
 
 
 def engine_config(args: GPTTaskArgs, config: Config) -> EngineConfig:
-    """An engine for a task's model. Nobody else waits for it, so any task may take its time."""
+    """An engine for a task's model. It has one user, so the length of tasks is not limited."""
     return EngineConfig(
         model=args.model,
         dtype=args.dtype,
@@ -50,9 +50,8 @@ def engine_config(args: GPTTaskArgs, config: Config) -> EngineConfig:
 def to_response(model: str, response: TaskResponse) -> GPTTaskResponse:
     """gpt-task's response: the same, its texts without white space at both ends.
 
-    ``model`` is the name that the task was given with.
-
-    The fingerprint is left out with it, which names the bytes of the unstripped text.
+    ``model`` is the name that the task gave. The fingerprint is left out, because it stands for the
+    bytes of the unstripped text.
     """
     return {
         "model": model,
@@ -74,9 +73,9 @@ def to_response(model: str, response: TaskResponse) -> GPTTaskResponse:
 class ChunkStream:
     """Calls a gpt-task callback with the first answer of a task, chunk by chunk.
 
-    Each chunk has one choice. The last one has no text and the finish reason; the others have text
-    and none. The texts, joined, are the first choice's text in `to_response`: white space is held
-    back until text follows it.
+    Each chunk has one choice. The last chunk has the finish reason and no text; the others have
+    text and no finish reason. The texts, joined, are the first choice's text in `to_response`:
+    white space is held back until text follows it.
     """
 
     def __init__(self, model: str, callback: Callable[[GPTTaskStreamResponse], None]) -> None:

@@ -1,7 +1,7 @@
 """gpt-task's definitions: lenient where `schema.Task` is strict, and dictionaries all the way down.
 
 Numbers in strings are taken as numbers. Unknown fields are dropped, as gpt-task drops them, but a
-line in the log names each. What these definitions let through still has to be a `schema.Task`.
+log line names each. A task that passes these definitions must still be a valid `schema.Task`.
 """
 
 import base64
@@ -112,7 +112,7 @@ class GPTTaskArgs(BaseModel):
     def _name_unknown_fields(cls, fields: Any) -> Any:
         if isinstance(fields, Mapping):
             for name in _unknown_fields(fields):
-                logger.warning("%s is no field of a task and is dropped", clipped(name, 128))
+                logger.warning("%s is not a field of a task and is dropped", clipped(name, 128))
         return fields
 
 
@@ -120,7 +120,7 @@ ResponseChoice = Choice
 
 
 class GPTTaskResponse(TypedDict):
-    """What a task is answered with."""
+    """The answer to a task."""
 
     model: NonEmptyString
     choices: list[ResponseChoice]
@@ -128,7 +128,7 @@ class GPTTaskResponse(TypedDict):
 
 
 class GPTTaskStreamResponse(TypedDict):
-    """What a stream callback is called with."""
+    """The argument of a stream callback."""
 
     model: NonEmptyString
     choices: list[StreamChoice]

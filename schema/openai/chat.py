@@ -44,7 +44,7 @@ _EXAMPLES: list[Any] = [
 
 
 class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
-    """A conversation to go on with, as OpenAI's clients send it."""
+    """A conversation to continue, as OpenAI's clients send it."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {
         **OpenAIRequest.inner,
@@ -61,13 +61,13 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     )
     tools: Annotated[list[Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         default=None,
-        description="Given to the model's chat template. Calls in a form that is not known stay "
-        "in the answer's text.",
+        description="Given to the model's chat template. Calls in an unknown format stay in the "
+        "answer's text.",
     )
     tool_choice: ToolChoice | None = Field(
         default=None,
-        description="none: the model is not told of the tools. required, or a function: every "
-        "choice is calls, or one call of it, and the arguments are valid under its parameters.",
+        description="none: the model does not get the tools. required, or a function: every choice "
+        "is calls, or one call of it, and the arguments are valid under its parameters.",
     )
     chat_template_kwargs: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
@@ -118,7 +118,7 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     @model_validator(mode="after")
     def _logprobs_that_are_wanted(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise rule("has a meaning with logprobs: true only; leave it out", "top_logprobs")
+            raise rule("has a meaning only with logprobs: true; leave it out", "top_logprobs")
         return self
 
     @model_validator(mode="after")
@@ -137,7 +137,7 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
 
     @property
     def limit(self) -> tuple[str, int | None]:
-        """The most tokens to generate, after the name of the field that says it."""
+        """The name of the field that limits the tokens to generate, and its value."""
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return super().limit

@@ -25,12 +25,12 @@ _EXAMPLES: list[Any] = [
 
 def _one_text(value: Any) -> Any:
     if isinstance(value, list):
-        raise rule("must be one text; send a request for each, and no token ids")
+        raise rule("must be one text; send a request for each text, and no token ids")
     return value
 
 
 class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
-    """A text to go on with as it is, without a chat template."""
+    """A text to continue as it is, without a chat template."""
 
     text_field: ClassVar[str] = "prompt"
 
@@ -55,7 +55,7 @@ class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}
 
     @property
     def limit(self) -> tuple[str, int | None]:
-        """The most tokens to generate, after the name of the field that says it."""
+        """The name of the field that limits the tokens to generate, and its value."""
         return "max_tokens", DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     def task(self, seed: int) -> Task:

@@ -10,17 +10,17 @@ from schema.message import rule
 
 
 class Strict(BaseModel):
-    """Nothing is coerced, nothing unknown is let through."""
+    """Nothing is coerced, and unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Only:
-    """Marks a field of OpenAI's that has to keep a value that asks for nothing.
+    """Marks a field of OpenAI's that must have a value without effect.
 
-    That is null or one of ``values``; anything else is refused with ``problem``, so that nobody
-    takes a setting for honoured that is not.
+    That is null or one of ``values``; any other value is refused with ``problem``, so that a client
+    cannot believe that a setting has an effect when it has none.
     """
 
     problem: str

@@ -39,7 +39,7 @@ def _check_address(url: str, info: ValidationInfo) -> str:
             )
         if len(url) > MAX_URL_CHARS:
             raise rule(f"must have at most {MAX_URL_CHARS} characters, and has {len(url)}")
-        return url  # where it leads is checked by whoever fetches it
+        return url  # where it leads is checked when it is fetched
     raise rule('must be an image as a data URL: "data:image/png;base64,..."')
 
 
@@ -67,7 +67,7 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where an image is: right here, or at an address that the operator has opened."""
+    """Where an image is: in the URL itself, or at an address that the operator has allowed."""
 
     url: Annotated[str, AfterValidator(_check_address)] = Field(
         description='The image as a data URL: "data:image/png;base64,...". Addresses (https:, '
@@ -125,13 +125,14 @@ class ChatMessage(Strict):
         Annotated[list[Function], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None
     ) = None
     reasoning_content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
-        default=None, description="Of an answer that comes back; for chat templates that read it."
+        default=None,
+        description="Of an earlier answer of the model; for chat templates that read it.",
     )
-    # Answers come back as messages of the next request, with everything that clients put there.
+    # Answers come back as messages of the next request, with fields that clients have added.
     parsed: Any = Field(
         default=None,
-        description="What OpenAI's client has made of the content of an answer that comes back; "
-        "the model is given the content.",
+        description="What OpenAI's client has parsed from an earlier answer; the model gets the "
+        "content.",
     )
     name: Annotated[Any, not_yet("is not supported: chat templates do not read it")] = None
     refusal: Annotated[Any, not_yet()] = None
@@ -155,9 +156,9 @@ class ChatMessage(Strict):
 
 
 def _without_notes(call: dict[str, Any]) -> dict[str, Any]:
-    """A call without what OpenAI's client notes beside it: some templates print all that is there.
+    """A call without the fields that OpenAI's client adds: some templates print all fields.
 
-    The same answer, streamed or not, is to be the same prompt when it comes back.
+    The same answer, streamed or not, must give the same prompt when it comes back.
     """
     plain = {name: value for name, value in call.items() if name != "index"}
     function = plain["function"].items()

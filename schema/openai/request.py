@@ -55,7 +55,7 @@ _STOP = {
 
 
 class StreamOptions(Strict):
-    """What a stream tells beside the text."""
+    """What a stream reports beside the text."""
 
     include_usage: bool | None = Field(
         default=None, description="true: a last chunk without choices has the usage."
@@ -70,8 +70,8 @@ def _list_of_one(value: Any) -> Any:
 class OpenAIRequest(Strict):
     """Fields of all requests. Absent and null are the same.
 
-    What OpenAI has no field for, such as ``top_k``, is left to the model's own settings where it is
-    absent, as in a task; where OpenAI documents a default, it holds here.
+    Settings that OpenAI does not have, such as ``top_k``, come from the model's own settings where
+    they are absent, as in a task. Where OpenAI documents a default, it holds here.
     """
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {"stream_options": StreamOptions}
@@ -82,7 +82,7 @@ class OpenAIRequest(Strict):
     n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         default=None,
-        description="Where random numbers start. Without one it is drawn, and the answer says it.",
+        description="Where random numbers start. If absent, it is drawn, and the answer has it.",
     )
     stop: Annotated[
         list[StopString] | None,
@@ -106,7 +106,7 @@ class OpenAIRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
-        default=None, description="Who asks; it does not change the answer and is not kept."
+        default=None, description="An end user; does not change the answer and is not kept."
     )
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
@@ -120,7 +120,7 @@ class OpenAIRequest(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise rule("has a meaning with stream: true only; leave it out", "stream_options")
+            raise rule("has a meaning only with stream: true; leave it out", "stream_options")
         choices, beams = self.n or 1, self.num_beams or 1
         if beams > 1 and choices > beams:
             raise rule(f"must be at most num_beams, {beams}, and is {choices}", "n")
@@ -153,7 +153,7 @@ class OpenAIRequest(Strict):
 
     @property
     def limit(self) -> tuple[str, int | None]:
-        """The most tokens to generate, after the name of the field that says it."""
+        """The name of the field that limits the tokens to generate, and its value."""
         return "max_tokens", self.max_tokens
 
     @property
@@ -163,19 +163,19 @@ class OpenAIRequest(Strict):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether the end of a stream tells the usage."""
+        """Whether the end of a stream reports the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @contextmanager
     def own_terms(self) -> Iterator[None]:
-        """Errors of the task that leave the body name this request's fields."""
+        """In the body, errors of the task are raised with the names of this request's fields."""
         try:
             yield
         except TaskError as error:
             raise self.in_own_terms(error) from error
 
     def in_own_terms(self, error: TaskError) -> TaskError:
-        """An error of the task, which names this request's fields."""
+        """An error of the task, with the names of this request's fields."""
         return in_terms(error, self.limit[0], self.text_field)
 
     def _generation_config(self) -> dict[str, Any]:

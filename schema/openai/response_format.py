@@ -1,4 +1,4 @@
-"""``response_format`` of chat completions: what form the answer has to have."""
+"""``response_format`` of chat completions: the form that the answer must have."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -29,14 +29,14 @@ class NamedSchema(Strict):
     """A JSON Schema under a name."""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)] = Field(
-        description="For people; the model is not told."
+        description="For people; the model does not get it."
     )
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = Field(
-        default=None, description="For people; the model is not told."
+        default=None, description="For people; the model does not get it."
     )
     json_schema: AnswerSchema = Field(alias="schema", description="As in a task.")
     strict: bool | None = Field(
-        default=None, description="The answer is valid under the schema whatever this says."
+        default=None, description="Has no effect: the answer is always valid under the schema."
     )
 
 
@@ -81,7 +81,7 @@ INNER: dict[str | int, type[BaseModel]] = {
 def structured_output(
     form: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
 ) -> dict[str, Any] | None:
-    """What a task says for the same."""
+    """The same in a task."""
     if isinstance(form, JsonSchemaFormat):
         return {"type": "json_schema", "schema": form.json_schema.json_schema}
     return {"type": "json_object"} if isinstance(form, JsonObjectFormat) else None

@@ -1,4 +1,4 @@
-"""Errors that speak of a task, told to somebody who sent a request of OpenAI's."""
+"""Errors of a task, in the words of the OpenAI request that the client sent."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from schema.openai.fields import Only
 from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
 from schema.validation.problems import Dialect
 
-# What the same things are called in a task, and by other servers.
+# Names of the same things in a task, and on other servers.
 _ELSEWHERE = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -37,13 +37,14 @@ _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
 def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
-    """How `problems` speaks of a ``root``; ``inner`` has the models of objects in it."""
+    """The words that `problems` uses for a ``root``; ``inner`` has the models of objects in it."""
     fields = {**ChatMessage.model_fields, **root.model_fields}
     return Dialect(
         noun="request",
         elsewhere=_ELSEWHERE,
         hints={
-            "do_sample": "is not a field of this request; temperature 0 is greedy, any other draws",
+            "do_sample": "is not a field of this request; temperature 0 is greedy, any other "
+            "samples",
             "generation_config": "is not a field of this request; its settings are fields here",
         },
         inner={
@@ -64,7 +65,7 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
 def in_terms(error: TaskError, limit: str, messages: str) -> TaskError:
     """The same error in the request's terms.
 
-    ``limit`` is what the request calls ``max_new_tokens``, ``messages`` what it calls those.
+    ``limit`` and ``messages`` are the request's names for ``max_new_tokens`` and ``messages``.
     """
     message, param = error.message, error.param
     if param == "generation_config":

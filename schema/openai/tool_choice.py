@@ -40,7 +40,7 @@ INNER: dict[str | int, type[BaseModel]] = {
 
 
 def task_choice(choice: str | FunctionChoice | None) -> Any:
-    """What a task says for the same. It has no "none": such a task has no tools."""
+    """The same in a task, which has no "none": such a task has no tools."""
     if isinstance(choice, FunctionChoice):
         return {"function": choice.function.name}
     return "required" if choice == "required" else "auto"

@@ -1,4 +1,4 @@
-"""The JSON Schemas of the contract, made from the very definitions that the code uses."""
+"""The JSON Schemas of the contract, made from the definitions that the code itself uses."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ _FINGERPRINT = "fp_12559359b47a"
 
 # Name: the definition, its title, its examples.
 _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
-    # The examples of what is sent to us stand beside its definition.
+    # Requests have their examples beside their definitions.
     "task": (Task, "Task", []),
     "chat_completion_request": (ChatCompletionRequest, "Chat completion request", []),
     "completion_request": (CompletionRequest, "Completion request", []),
@@ -86,13 +86,13 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def file_name(name: str) -> str:
-    """What the schema's file is called, which is also its `$id`: no host owns the contract."""
+    """The name of the schema's file, also its `$id`: the contract belongs to no host."""
     return f"{name}.schema.json"
 
 
 def _schema(name: str) -> dict[str, Any]:
     definition, title, examples = _PUBLISHED[name]
-    # In validation mode: what a reader may meet, and not only what we happen to write.
+    # In validation mode: all that a reader must accept, not only what this server writes.
     made = TypeAdapter(definition).json_schema(mode="validation")
     made |= {"title": title}
     if examples:

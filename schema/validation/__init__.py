@@ -1,1 +1,1 @@
-"""A task's errors, each with its field and the way out; what is counted before anything is read."""
+"""A task's errors, each with its field and what to do; counts that are checked first."""

@@ -1,4 +1,4 @@
-"""The first look at a request: counts what is cheap to count before anything is validated."""
+"""The first check of a request: cheap counts, before anything is validated."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from schema.message import MAX_BLOCKS_OF_TASK, rule
 def refuse_bulk(fields: Any, *free_form: str) -> None:
     """Refuse a request with so many parts that validating them would take seconds.
 
-    ``fields`` is whatever was sent; ``free_form`` names the fields that may hold any JSON, beside
-    the ``tool_calls`` of the messages.
+    ``fields`` is what the client sent; ``free_form`` names the fields that may hold any JSON,
+    beside the ``tool_calls`` of the messages.
     """
     messages = fields.get("messages") if isinstance(fields, dict) else None
     if not isinstance(messages, list):

@@ -18,20 +18,20 @@ from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
 
 _TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
 MAX_PROBLEMS = 5
-"""How many problems a message lists; the rest is counted."""
+"""How many problems a message lists; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of request calls its parts.
+    """The names that one kind of request has for its parts.
 
     Attributes:
         noun: the request itself.
-        elsewhere: names of other interfaces, with ours.
-        hints: what to say of certain unknown fields of the request itself.
+        elsewhere: names in other interfaces, with ours.
+        hints: messages for certain unknown fields of the request itself.
         inner: the model of an object, by its field or tag; those of messages have none.
         message: the model of a message.
-        never: fields that are known only to be refused, and so are never suggested.
+        never: fields that exist only to be refused, and so are never suggested.
     """
 
     noun: str
@@ -42,7 +42,7 @@ class Dialect:
     never: frozenset[str] = frozenset()
 
 
-# What the same thing is called elsewhere, mostly in OpenAI's API.
+# Names of the same thing elsewhere, mostly in OpenAI's API.
 _ELSEWHERE = {
     "max_tokens": "generation_config.max_new_tokens",
     "max_completion_tokens": "generation_config.max_new_tokens",
@@ -93,7 +93,7 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
     kind, loc, value = detail["type"], detail["loc"], detail["input"]
     context = detail.get("ctx", {})
     unknown = kind == "extra_forbidden"
-    # An unknown field is called as the client likes, even like a tag.
+    # An unknown field may have any name, even that of a tag.
     path = tuple(part for part in loc[:-1] if part not in _TAGS)
     if loc and (unknown or loc[-1] not in _TAGS):
         path += (loc[-1],)
@@ -158,7 +158,7 @@ def _number(value: float) -> str:
 
 
 def describe(value: Any) -> str:
-    """What a client sent, in a few words: never megabytes of it."""
+    """What a client sent, in a few words; never megabytes of it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):

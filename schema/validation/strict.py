@@ -1,6 +1,6 @@
-"""What operators and Python callers set, parsed strictly: every fault names its key.
+"""Settings of operators and Python callers, parsed strictly: every error names its key.
 
-Requests of clients have a way of their own (`schema.validation.problems`).
+Requests of clients are checked in another way (`schema.validation.problems`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MAX_VALUE_CHARS = 80
 
 
 class Strict(BaseModel):
-    """Frozen, without coercion; an unknown key is answered with the nearest known one.
+    """Frozen, without coercion; the error for an unknown key names the nearest known one.
 
     Attributes:
-        elsewhere: what to say of keys that this model does not have, and that are set elsewhere.
+        elsewhere: messages for keys that this model does not have, and that are set elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -43,7 +43,7 @@ class Strict(BaseModel):
 
 
 class StrictCall(Strict):
-    """For models that Python callers make: a fault is a plain `ValueError` in one sentence."""
+    """For models that Python callers make: an error is a plain `ValueError` in one sentence."""
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -53,7 +53,7 @@ class StrictCall(Strict):
 
 
 def unknown_key(key: object, model: type[BaseModel]) -> str:
-    """What to say of a key that ``model`` does not have."""
+    """The message for a key that ``model`` does not have."""
     near = difflib.get_close_matches(str(key), model.model_fields, n=1)
     if near:
         return f"unknown key {str(key)!r}; did you mean {near[0]!r}?"
@@ -61,21 +61,21 @@ def unknown_key(key: object, model: type[BaseModel]) -> str:
 
 
 def _of_unknown(key: object, model: type[Strict]) -> str:
-    told = model.elsewhere.get(str(key))
-    return unknown_key(key, model) if told is None else f"{key} {told}"
+    message = model.elsewhere.get(str(key))
+    return unknown_key(key, model) if message is None else f"{key} {message}"
 
 
 def _sentences(error: ValidationError) -> list[str]:
     """One for each fault: the field, its limit, and what was given."""
-    told = []
+    messages = []
     for fault in error.errors(include_url=False):
         name = ".".join(map(str, fault["loc"]))
         needs = requirement(fault["type"], fault.get("ctx", {}))
         if fault["type"] == "missing":
-            told.append(f"{name} is required")
+            messages.append(f"{name} is required")
         elif needs is not None:
-            told.append(f"{name} {needs}, got {fault['input']!r:.{_MAX_VALUE_CHARS}}")
+            messages.append(f"{name} {needs}, got {fault['input']!r:.{_MAX_VALUE_CHARS}}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            told.append(f"{name}: {message}" if name else message)
-    return told
+            messages.append(f"{name}: {message}" if name else message)
+    return messages

@@ -85,9 +85,9 @@ class Simulated:
 @contextmanager
 def simulated(gpus: Mapping[str, str]) -> Iterator[Simulated]:
     """A head and a node with one GPU for each item: its name, and the type of its GPU."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve_app.app, "ModelReplica", CpuReplica)
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -118,7 +118,7 @@ def simulated(gpus: Mapping[str, str]) -> Iterator[Simulated]:
 
 @dataclass
 class Load:
-    """Clients that stream one task after another until they are told to stop."""
+    """Clients that stream one task after another until they are stopped."""
 
     texts: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ import torch
 
 from cluster.doctor import main, report
 from cluster.hardware.checks import Line, judge
-from cluster.hardware.kernels import ProbeResult, attempt, paged_attention_problem
+from cluster.hardware.kernels import EqualBytesResult, attempt, paged_attention_problem
 from cluster.hardware.machine import GpuFacts, MachineFacts, RayFacts, pinned_versions
 from cluster.planning.gpus import GIB
 from cluster.planning.ray_nodes import RayNode, nodes_of, running_nodes
@@ -23,7 +23,7 @@ from tests.engine.platform.test_device_check import CU126, CU130, RTX_5090
 
 GOOD = dict.fromkeys(("INT4", "INT8", "attention", "paged attention"))
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0", "ray": "2.60.0", "bitsandbytes": "0.50.2"}
-PROBE = ProbeResult(None, "paged kernel", "fp_0123456789ab")
+EQUAL_BYTES = EqualBytesResult(None, "paged kernel", "fp_0123456789ab")
 
 
 def machine(*gpus: GpuFacts, **fields: Any) -> MachineFacts:
@@ -37,14 +37,14 @@ def machine(*gpus: GpuFacts, **fields: Any) -> MachineFacts:
         "torch": DeviceFacts("2.13.0+cu130", "13.0"),
         "gpus": gpus,
         "cpu_kernels": {},
-        "cpu_probe": ProbeResult(None, "per sequence", "fp_0123456789ab"),
+        "cpu_equal_bytes": EqualBytesResult(None, "per sequence", "fp_0123456789ab"),
         "ray": RayFacts(len(gpus), "GeForce-RTX-5090" if gpus else None),
     }
     return MachineFacts(**(settings | fields))
 
 
 CARD = GpuFacts(
-    DeviceFacts("2.13.0+cu130", "13.0", CU130, **RTX_5090), 32 * GIB, 31 * GIB, GOOD, PROBE
+    DeviceFacts("2.13.0+cu130", "13.0", CU130, **RTX_5090), 32 * GIB, 31 * GIB, GOOD, EQUAL_BYTES
 )
 WRONG_BUILD = DeviceFacts("2.13.0+cu126", "12.6", CU126, **RTX_5090)
 CPU_BUILD = DeviceFacts("2.13.0+cpu", None)
@@ -93,7 +93,9 @@ def test_a_good_machine_passes() -> None:
             ("no kernel", "bitsandbytes"),
         ),
         (
-            machine(replace(CARD, probe=ProbeResult("3 of 8 answers differ in a crowd"))),
+            machine(
+                replace(CARD, equal_bytes=EqualBytesResult("3 of 8 answers differ under load"))
+            ),
             "GPU 0 equal bytes",
             ("3 of 8", "does not hold"),
         ),
@@ -150,7 +152,7 @@ def test_the_nodes_of_a_cluster() -> None:
 
 def test_a_cluster_that_is_not_there() -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # nobody listens on it
+        unused.bind(("127.0.0.1", 0))  # no process listens on it
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
             running_nodes(address)
@@ -185,7 +187,7 @@ def test_the_paged_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything for real: kernels, the demo model alone and in a crowd, what Ray finds."""
+    """Everything for real: kernels, the demo model alone and under load, what Ray finds."""
     threads = torch.get_num_threads()
     try:
         assert main(["--json"]) == 0

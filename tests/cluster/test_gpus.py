@@ -20,8 +20,8 @@ def test_nodes() -> None:
     [
         ("4xRTX5099", "did you mean RTX5090"),
         ("2xQuux", "known are .*H100.*--gpu Quux="),
-        ("4x", "is no node: write 4xRTX5090"),
-        ("", "is no node"),
+        ("4x", "is not a node: write 4xRTX5090"),
+        ("", "is not a node"),
         ("0xH100", "1 to 10000"),
         ("99*9999xH100", "1 to 10000"),
     ],

@@ -93,7 +93,7 @@ def test_replicas_that_are_always_on_come_first() -> None:
         (
             "RTX5090",
             [need("b", 1, gpus=0.5, kv_tokens=10**9), need("a", 5, gpus=0.4)],
-            "whoever loads first takes 85%.*kv_cache_tokens",
+            "the replica that loads first takes 85%.*kv_cache_tokens",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_why_something_does_not_fit(nodes: str, needs: list[Need], says: str) ->
 
 
 def test_a_fixed_cache_leaves_room_for_the_neighbour() -> None:
-    """The way out that the last case above tells."""
+    """What the message of the last case above suggests."""
     fixed = need("b", 1, gpus=0.5, kv_tokens=16_384, kv_is_fixed=True)
     packing = pack(parse_nodes("RTX5090"), [fixed, need("a", 5, gpus=0.4)])
     assert list(packing.missing()) == []

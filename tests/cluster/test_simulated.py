@@ -109,7 +109,7 @@ async def test_one_to_four_a_lost_node_and_none(server: Simulated, answers: dict
 
 
 async def test_a_node_goes_that_prepares_images(server: Simulated) -> None:
-    """With it go the preprocessor and the pixels that nobody has fetched yet."""
+    """With it go the preprocessor and the pixels that have not been fetched yet."""
     about, description = image_task(1, generation_config={"max_new_tokens": 60})
     about["model"] = "scaled"
     async with load(server.address, about, clients=8) as found:

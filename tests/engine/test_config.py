@@ -1,4 +1,4 @@
-"""What an engine may be told, and what it may be asked."""
+"""Valid and invalid settings of an engine, and tasks that it refuses."""
 
 import pickle
 import re
@@ -37,7 +37,7 @@ def test_a_setting_that_means_nothing_is_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"kv_cache_token": 1}, "unknown key 'kv_cache_token'; did you mean 'kv_cache_tokens'?"),
         ({"max_sequences": "4"}, "max_sequences must be an integer, got '4'"),
@@ -48,10 +48,10 @@ def test_a_setting_that_means_nothing_is_refused(name: str, value: Any) -> None:
         ({"split": "tensor", "quantize_bits": 8}, "cannot be: set split to 'layers' or leave"),
     ],
 )
-def test_nothing_is_ignored_and_nothing_coerced(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_nothing_is_ignored_and_nothing_coerced(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         EngineConfig(**{"model": "any"} | settings)
-    with pytest.raises(ValueError, match=re.escape(told)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         EngineConfig(model="any").replace(**settings)
 
 
@@ -73,7 +73,7 @@ def test_every_quantization_that_a_task_may_name_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "error", "told"),
+    ("fields", "error", "message"),
     [
         ({"model": "llama-70b"}, ModelInvalid, "'llama-70b' is not served here; served: tiny"),
         ({"dtype": "float16"}, TaskArgsInvalid, "dtype 'float16', but with 'float32'"),
@@ -81,12 +81,12 @@ def test_every_quantization_that_a_task_may_name_is_there() -> None:
     ],
 )
 def test_a_task_for_another_model_is_not_run_on_this_one(
-    tiny_engine: TinyEngine, fields: dict[str, Any], error: type[TaskError], told: str
+    tiny_engine: TinyEngine, fields: dict[str, Any], error: type[TaskError], message: str
 ) -> None:
     engine = tiny_engine("qwen2", model_id="tiny")
     own: dict[str, Any] = {"model": "tiny", "messages": MESSAGES}
     own["generation_config"] = {"max_new_tokens": 1}
     assert engine.run_blocking(Task.from_fields(**own))["usage"]["completion_tokens"] == 1
-    with pytest.raises(error, match=told) as caught:
+    with pytest.raises(error, match=message) as caught:
         engine.run_blocking(Task.from_fields(**own | fields))
     assert caught.value.param == next(iter(fields))

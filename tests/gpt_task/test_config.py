@@ -60,7 +60,7 @@ def test_the_file_may_be_elsewhere_and_hold_more(
     assert "no such file" in caplog.text
     path.write_text("local_files_only: true\nlog: {level: INFO}\n")
     assert Config().local_files_only
-    assert "log is no setting" in caplog.text
+    assert "log is not a setting" in caplog.text
     assert not Config(local_files_only=False).local_files_only
 
 
@@ -153,7 +153,7 @@ PREFETCH = "from gpt_task.prefetch import prefetch_models\nprefetch_models()"
 
 
 def python(code: str, **variables: str) -> str:
-    """Run a script in a process whose hub nobody answers for; returns its errors."""
+    """Run a script in a process whose hub does not answer; returns its errors."""
     inherited = {k: v for k, v in os.environ.items() if k.lower() not in ("no_proxy", "all_proxy")}
     hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://hub.invalid", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(

@@ -202,8 +202,8 @@ def test_it_takes_what_gpt_task_takes(
     task["messages"] = ({"role": "user", "content": [block], "name": "Ann", "tool_calls": None},)
     loose: Any = {"do_sample": "true", "max_new_tokens": "40", "temperature": 2, "penalty_alpha": 1}
     assert run_task(**task, generation_config=loose, seed="5") == expected  # type: ignore[arg-type]
-    assert "messages.0.name is no field" in caplog.text
-    assert "generation_config.penalty_alpha is no field" in caplog.text
+    assert "messages.0.name is not a field" in caplog.text
+    assert "generation_config.penalty_alpha is not a field" in caplog.text
 
 
 def test_what_args_refuse() -> None:
@@ -229,13 +229,13 @@ def test_there_is_a_json_schema() -> None:
     assert set(schema["properties"]) == set(GPTTaskArgs.model_fields)
 
 
-def test_it_tells_what_it_ran_on(task: dict[str, Any]) -> None:
+def test_it_reports_what_it_ran_on(task: dict[str, Any]) -> None:
     run_task(**task, generation_config=SAMPLED)
     assert get_execution_dtype() == "float32"
     assert get_executed_gpu_count() == int(torch.cuda.is_available())
 
 
-def test_the_engine_behind_it_is_the_same() -> None:
+def test_the_engine_of_the_facade_is_the_same() -> None:
     task: dict[str, Any] = {
         "model": DEMO,
         "messages": [{"role": "user", "content": "Count from 3 to 9."}],

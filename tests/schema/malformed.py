@@ -46,7 +46,7 @@ class Malformed:
     beyond_schema: str | None = None
 
 
-# What must never be taken for a model's name: whatever could name a file or hide something.
+# Never valid as a model's name: what could name a file or hide something.
 NO_MODEL_IDS = (
     "../demo",
     "demo/../../etc",

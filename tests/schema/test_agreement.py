@@ -1,4 +1,4 @@
-"""For whatever is posted: models and JSON Schema agree, and only `TaskArgsInvalid` is raised."""
+"""For any body: models and JSON Schema agree, and only `TaskArgsInvalid` is raised."""
 
 import copy
 import json

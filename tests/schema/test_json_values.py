@@ -54,8 +54,8 @@ def test_what_json_can_carry_is_fine(value: dict[str, Any]) -> None:
         ({"a": {"b": "\udc00"}}, ("a", "b"), "must be Unicode text"),
         ({"a": {"\udc00": 1}}, ("a",), "must be an object whose keys are Unicode strings"),
         ({"a": {2: 1}}, ("a",), "must be an object whose keys are Unicode strings"),
-        ({"a": b"bytes"}, ("a",), "must be a JSON value, and bytes is none"),
-        ({"a": OrderedDict(b=(1,))}, ("a", "b"), "must be a JSON value, and tuple is none"),
+        ({"a": b"bytes"}, ("a",), "must be a JSON value, and bytes is not one"),
+        ({"a": OrderedDict(b=(1,))}, ("a", "b"), "must be a JSON value, and tuple is not one"),
         ({"a": float("nan"), "b": b""}, ("a",), "must be a finite number"),
     ],
 )

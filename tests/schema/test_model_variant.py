@@ -1,4 +1,4 @@
-"""A model in one form has one label and one deployment, wherever they are told."""
+"""A model in one form has one label and one deployment everywhere."""
 
 import pickle
 
@@ -9,7 +9,7 @@ from schema.model_variant import ModelVariant
 
 
 @pytest.mark.parametrize(
-    ("variant", "told", "metric", "deployment"),
+    ("variant", "text", "metric", "deployment"),
     [
         (ModelVariant("demo"), "demo (auto)", "auto", "Model:demo"),
         (
@@ -32,8 +32,8 @@ from schema.model_variant import ModelVariant
         ),
     ],
 )
-def test_names(variant: ModelVariant, told: str, metric: str, deployment: str) -> None:
-    assert str(variant) == told
+def test_names(variant: ModelVariant, text: str, metric: str, deployment: str) -> None:
+    assert str(variant) == text
     assert variant.metric_label == metric
     assert variant.deployment == deployment
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from engine.text.cursor import Reading, TextCursor
 from engine.text.events import CallLayout, CallReader, Out, ToolFormat
-from engine.text.tool_calls.json_object import calls_behind, json_call
+from engine.text.tool_calls.json_object import calls_after, json_call
 from schema.tool_choice import Functions
 
 
@@ -36,7 +36,7 @@ def _reader(begin: tuple[str, ...], end: str) -> CallReader:
         # A model may end its answer instead.
         return (yield from source.accept(end))
 
-    return calls_behind(begin[0], read_call)
+    return calls_after(begin[0], read_call)
 
 
 HERMES = ToolFormat(

@@ -1,9 +1,9 @@
 """Calls that are a JSON object: ``{"name": "f", "arguments": {...}}``.
 
-Most formats are made of it. It is read as it arrives. A call is certain once its name is complete,
-is that of a function of the task, and its arguments have begun with a brace: then it is told, and
-the arguments follow as the model writes them, even if they turn out to be cut or no JSON. What is
-no call up to there is content, to the letter.
+Most formats are made of such objects. They are read as they arrive. A call is certain once its name
+is complete and is the name of a function of the task, and its arguments have begun with a brace.
+Then the call is emitted, and the arguments follow as the model writes them, even if they turn out
+to be cut off or not to be JSON. Text that is not a call up to that point is content, unchanged.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SCALAR = re.compile(r"[0-9A-Za-z.+-]*")
 def json_call(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     """Read one call, from its opening brace to its closing one.
 
-    The caller has told the source to hold. Where this is False, what it holds then is content.
+    The caller has called `hold` on the source. If this returns False, what it holds is content.
     """
     if not (yield from source.accept("{")):
         return False
     name: str | None = None
     early: list[str] | None = None  # arguments that stand before the name
-    told = False
+    started = False
     while True:
         yield from source.space()
         key = yield from _string(source)
@@ -46,7 +46,7 @@ def json_call(source: TextCursor, out: Out, functions: Functions) -> Reading[boo
             name = yield from _string(source)
             if name is None or name not in functions:
                 return False
-        elif key in _ARGUMENTS and early is None and not told:
+        elif key in _ARGUMENTS and early is None and not started:
             if (yield from source.peek()) != "{":
                 return False
             if name is None:
@@ -54,30 +54,30 @@ def json_call(source: TextCursor, out: Out, functions: Functions) -> Reading[boo
                 if not (yield from json_value(source, early.append)):
                     return False
             else:
-                told = True
+                started = True
                 if not (yield from call_with(source, out, name)):
                     return False
         elif key not in _IGNORED or not (yield from json_value(source, _nothing)):
             return False
-        if name is not None and early is not None and not told:
-            told = True
-            _tell(source, out, name, "".join(early))
+        if name is not None and early is not None and not started:
+            started = True
+            _emit(source, out, name, "".join(early))
         yield from source.space()
         if (yield from source.accept(",")):
             continue
         if not (yield from source.accept("}")):
             return False
-        if not told:
+        if not started:
             if name is None:
                 return False
-            _tell(source, out, name, "{}")
+            _emit(source, out, name, "{}")
         source.release()
         return True
 
 
 def call_with(source: TextCursor, out: Out, name: str) -> Reading[bool]:
-    """Tell a call whose arguments come next, and read them; whether they are complete."""
-    _tell(source, out, name, "")
+    """Emit a call and read its arguments, which come next; returns whether they are complete."""
+    _emit(source, out, name, "")
     source.release()
     complete = yield from json_value(source, out.arguments)
     source.hold()
@@ -85,7 +85,7 @@ def call_with(source: TextCursor, out: Out, name: str) -> Reading[bool]:
 
 
 def after_call(source: TextCursor, out: Out) -> Reading[str | None]:
-    """What follows a call, or what was none: what the source holds is content.
+    """Read on after a call, or after text that was not one: what the source holds is content.
 
     White space around calls is part of their layout. It is returned, since it is content if text
     follows it; None where the answer ends with a call.
@@ -98,12 +98,12 @@ def after_call(source: TextCursor, out: Out) -> Reading[str | None]:
     return rest[len(solid) :]
 
 
-def calls_behind(
+def calls_after(
     begin: str, read_call: Callable[[TextCursor, Out, Functions], Reading[bool]]
 ) -> CallReader:
-    """The reader of calls that stand behind the marker ``begin``, anywhere in the text.
+    """The reader of calls that stand after the marker ``begin``, anywhere in the text.
 
-    ``read_call`` reads what follows the marker; whether it was a whole call.
+    ``read_call`` reads what follows the marker, and returns whether it was a whole call.
     """
 
     def read(source: TextCursor, out: Out, functions: Functions) -> Reading[None]:
@@ -121,7 +121,7 @@ def calls_behind(
 
 
 def json_value(source: TextCursor, give: Give) -> Reading[bool]:
-    """Read one JSON value as it is; whether it has ended.
+    """Read one JSON value as it is; returns whether it is complete.
 
     Only what is needed to find its end is checked.
     """
@@ -155,12 +155,12 @@ def _raw_string(source: TextCursor, give: Give) -> Reading[bool]:
         give(source.take(1))
         if character == '"':
             return True
-        if (yield from source.peek()):  # behind a backslash
+        if (yield from source.peek()):  # after a backslash
             give(source.take(1))
 
 
 def _string(source: TextCursor) -> Reading[str | None]:
-    """Read a string; None if there is none, or none that is valid."""
+    """Read a string; None if there is none, or if it is not valid."""
     pieces: list[str] = []
     if not (yield from _raw_string(source, pieces.append)):
         return None
@@ -172,11 +172,11 @@ def _string(source: TextCursor) -> Reading[str | None]:
     return text
 
 
-def _tell(source: TextCursor, out: Out, name: str, arguments: str) -> None:
-    source.hold()  # what has been read so far is told
+def _emit(source: TextCursor, out: Out, name: str, arguments: str) -> None:
+    source.hold()  # what has been read so far is emitted here
     out.call(name)
     out.arguments(arguments)
 
 
 def _nothing(text: str) -> None:
-    """Takes what has no place in a call as we tell it."""
+    """Drops what is not emitted as part of a call."""

@@ -4,8 +4,8 @@ https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/ ::
 
     {"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}
 
-They may also follow ``<|python_tag|>``, anywhere. What else follows it, such as calls of the
-built-in tools in Python, is content.
+They may also follow ``<|python_tag|>``, anywhere. Anything else after that tag, such as calls of
+the built-in tools in Python, is content.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _read(source: TextCursor, out: Out, functions: Functions) -> Reading[None]:
 
 
 def _calls(source: TextCursor, out: Out, functions: Functions, before: str) -> Reading[str | None]:
-    """Read the calls that follow right here; returns what `after_call` does."""
+    """Read the calls that come next; returns what `after_call` returns."""
     source.hold(before)
     yield from source.space()
     if not before:

@@ -1,4 +1,4 @@
-"""Calls of Mistral's models, in both of their forms.
+"""Calls of Mistral's models, in both forms.
 
 https://github.com/mistralai/mistral-common: tokenizers up to version 7 write a list, later ones a
 marker before each call::
@@ -13,7 +13,7 @@ import re
 
 from engine.text.cursor import Reading, TextCursor
 from engine.text.events import CallLayout, Out, ToolFormat
-from engine.text.tool_calls.json_object import call_with, calls_behind, json_call
+from engine.text.tool_calls.json_object import call_with, calls_after, json_call
 from schema.tool_choice import Functions
 
 _BEGIN, _ARGS, _ID = _MARKERS = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
@@ -58,7 +58,7 @@ def _named(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
     return (yield from call_with(source, out, name))
 
 
-_READ = calls_behind(_BEGIN, _calls)
+_READ = calls_after(_BEGIN, _calls)
 
 MISTRAL = ToolFormat(
     "mistral",

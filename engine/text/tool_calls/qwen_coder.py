@@ -10,8 +10,8 @@ https://huggingface.co/Qwen/Qwen3-Coder-30B-A3B-Instruct ::
     </function>
     </tool_call>
 
-What type a value has is for the function's own JSON Schema to say. A value that it calls a string,
-or that is no JSON, is a string.
+The function's own JSON Schema says which type a value has. A value is a string if the schema says
+so, or if it is not JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from engine.text.cursor import WHITE, Reading, TextCursor
 from engine.text.events import Out, ToolFormat
-from engine.text.tool_calls.json_object import calls_behind
+from engine.text.tool_calls.json_object import calls_after
 from schema.errors import TaskArgsInvalid
 from schema.json_values import parse_json
 from schema.tool_choice import Functions
@@ -33,7 +33,7 @@ _TAG_NAME = re.compile(r"[^>\s]*")
 
 
 def _call(source: TextCursor, out: Out, functions: Functions) -> Reading[bool]:
-    """Read a function and its parameters; they are told as one JSON object."""
+    """Read a function and its parameters, which are emitted as one JSON object."""
     yield from source.space()
     name = yield from _tag(source, "<function=")
     if name is None or name not in functions:
@@ -71,9 +71,9 @@ def _tag(source: TextCursor, begin: str) -> Reading[str | None]:
 
 
 def _value(source: TextCursor, out: Out, is_string: bool) -> Reading[bool]:
-    """Read a parameter's value, less the line breaks that surround it; whether it is complete.
+    """Read a parameter's value, without the line breaks around it; returns whether it is complete.
 
-    A string is told as it arrives; anything else when it is known to be JSON.
+    A string is emitted as it arrives; anything else once it is known to be JSON.
     """
     yield from source.accept("\n")
     if is_string:
@@ -111,4 +111,4 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-QWEN_CODER = ToolFormat("qwen_coder", (_BEGIN, _END), calls_behind(_BEGIN, _call), None)
+QWEN_CODER = ToolFormat("qwen_coder", (_BEGIN, _END), calls_after(_BEGIN, _call), None)

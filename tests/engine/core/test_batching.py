@@ -1,4 +1,4 @@
-"""The answer is a function of the task alone: in any company, in any order, streamed or not."""
+"""The answer is a function of the task alone: in any batch, in any order, streamed or not."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def at_once(engine: Engine, wanted: list[Task]) -> list[TaskResponse]:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "internvl"])
-async def test_alone_and_in_a_crowd(kind: Kind, options: str, tiny_engine: TinyEngine) -> None:
+async def test_alone_and_under_load(kind: Kind, options: str, tiny_engine: TinyEngine) -> None:
     engine = tiny_engine(kind, **OPTIONS[options])
     bits = engine.config.quantize_bits
     wanted = tasks(16, images=kind == "internvl", bits=bits)
@@ -101,9 +101,9 @@ async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> 
     for seed, served_by in ((0, engine), (1, restarted)):
         order = list(range(len(wanted)))
         random.Random(seed).shuffle(order)
-        leavers = [leave_after(served_by, wanted[i], chunks=i % 5) for i in order[:40]]
+        disconnects = [leave_after(served_by, wanted[i], chunks=i % 5) for i in order[:40]]
         together, *_ = await asyncio.gather(
-            at_once(served_by, [wanted[i] for i in order]), *leavers
+            at_once(served_by, [wanted[i] for i in order]), *disconnects
         )
         assert together == [alone[i] for i in order]
     restarted.close()
@@ -140,12 +140,12 @@ async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
     tight = Engine(roomy.config.replace(max_sequences=4, kv_cache_tokens=512))
     together = await at_once(tight, wanted)
     assert [response["choices"] for response in together] == alone
-    tight.close()  # the last answer is told a moment before its pages are freed
+    tight.close()  # the last answer is reported a moment before its pages are freed
     stats = tight.stats()
     assert stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]
 
 
-async def test_a_chunk_tells_what_is_new(tiny_engine: TinyEngine) -> None:
+async def test_a_chunk_contains_what_is_new(tiny_engine: TinyEngine) -> None:
     """Every choice streams; usage only grows; finish_reason comes once, last."""
     engine = tiny_engine("qwen2")
     task = Task.from_fields(

@@ -1,4 +1,4 @@
-"""Tasks end: answered, refused, cancelled or failed. They give everything back and harm nobody."""
+"""Tasks end: answered, refused, cancelled or failed; they release everything that they held."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ async def test_a_cancelled_stream_frees_its_pages_and_changes_no_other(
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2, "do_sample": False}])
 async def test_leaving_a_stream_early(make_engine: MakeEngine, settings: dict[str, Any]) -> None:
     engine = make_engine()
-    if settings:  # beams tell nothing before the end: leave while they are searched
+    if settings:  # beams report nothing before the end: disconnect while they are searched
         searching = await started(engine, task(max_new_tokens=5000, **settings))
         searching.cancel()
     else:

@@ -103,7 +103,7 @@ async def test_a_lost_device_ends_everything_and_is_reported(
     monkeypatch.setattr(engine._loop.assembly.batching.runner, "step", lost)
     results = await asyncio.gather(*(outcome(engine, task(str(n))) for n in range(3)))
     assert [type(result) for result in results] == [EngineStopped] * 3  # run again elsewhere
-    engine._loop.thread.join(timeout=10)  # tasks are told first
+    engine._loop.thread.join(timeout=10)  # tasks get their error first
     with pytest.raises(EngineStopped, match="illegal memory access"):
         engine.check_health()
     engine.close()

@@ -162,7 +162,7 @@ def test_stop_strings_end_beams(tmp_path: Path) -> None:
 
 
 def test_what_runs_alone_is_bounded(tmp_path: Path, tiny_engine: TinyEngine) -> None:
-    """Everybody waits while it runs; what runs in the batch is bounded by the cache alone."""
+    """All other tasks wait while it runs; batched tasks are limited by the cache only."""
     save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     wide = {"num_beams": 4, "max_new_tokens": 26}
     with closing(fallback_engine(tmp_path, max_exclusive_tokens=100)) as engine:

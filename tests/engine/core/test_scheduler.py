@@ -40,14 +40,14 @@ class Job:
     sequences: int
     fallback: bool
     cancel_after: int | None  # steps
-    news: list[RequestOutput] = field(default_factory=list)
+    outputs: list[RequestOutput] = field(default_factory=list)
 
     def request(self) -> Request:
         hf = GenerationConfig(num_beams=1)
         rules = SamplingParams(hf, self.max_new, self.sequences, frozenset(), (), not self.fallback)
         texts = [cast(Any, _Text()) for _ in range(self.sequences)]
         answers = [SequenceState(index, text) for index, text in enumerate(texts)]
-        return Request(Prompt(tuple(self.prompt)), rules, 0, answers, self.news.append)
+        return Request(Prompt(tuple(self.prompt)), rules, 0, answers, self.outputs.append)
 
 
 jobs = st.lists(
@@ -93,7 +93,7 @@ class FakeLoop:
                 for answer in request.sequences:
                     for _ in range(request.settings.max_new_tokens):
                         request.accept(answer, 7)
-                request.tell([])
+                request.emit([])
         batched = [request for request in scheduler.running if request.settings.batched]
         assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
         beside = len(scheduler.decoding())
@@ -108,7 +108,7 @@ class FakeLoop:
         for request in {id(token.owner): token.owner for token in scheduler.decoding()}.values():
             for answer in request.running:
                 self._decode(request, answer)
-            request.tell([])
+            request.emit([])
         scheduler.drop_finished()
         scheduler.check_integrity()
 
@@ -121,7 +121,7 @@ class FakeLoop:
 
     def _prefill(self, chunk: Any) -> None:
         request = chunk.request
-        assert chunk.start % CHUNK == 0  # cut at the same places whoever else is there
+        assert chunk.start % CHUNK == 0  # always cut at the same places
         assert chunk.stop == request.prompt_tokens or chunk.stop % CHUNK == 0
         pages = request.sequences[0].pages
         for position in range(chunk.start, chunk.stop):
@@ -135,7 +135,7 @@ class FakeLoop:
                 self.cache.copy(pages, answer.pages, 0, request.prompt_tokens)
             request.accept(answer, 100 * request.id + answer.index)
         request.status = Status.DECODE
-        request.tell([])
+        request.emit([])
 
     def _decode(self, request: Request, answer: SequenceState) -> None:
         """Write the last token and check that everything before it is this sequence's own."""
@@ -171,13 +171,13 @@ def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_page
         if not loop.scheduler.running and not loop.scheduler.waiting:
             break
 
-    # Every task ended, and told so exactly once, last.
+    # Every task ended, and its last output says so, once.
     for job, _ in accepted:
-        ends = [news.done or news.error is not None for news in job.news]
+        ends = [output.done or output.error is not None for output in job.outputs]
         assert ends.count(True) == 1
         assert ends[-1]
         if job.cancel_after is None:
-            assert job.news[-1].completion_tokens == job.sequences * job.max_new
+            assert job.outputs[-1].completion_tokens == job.sequences * job.max_new
     # First come, first served.
     order = [request.id for request in loop.admitted]
     assert order == sorted(order)

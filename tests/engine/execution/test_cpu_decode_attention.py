@@ -1,4 +1,4 @@
-"""The compiled attention of single tokens: what it computes, and that nobody else shows in it."""
+"""The compiled attention of single tokens: its results do not depend on other sequences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Shape:
 
 
 class Layer:
-    """A cache of one layer, filled with what strangers left there, and rows to attend from."""
+    """A cache of one layer, filled by other requests, and rows to attend from."""
 
     def __init__(
         self, shape: Shape, contexts: Sequence[int], dtype: torch.dtype, seed: int
@@ -101,7 +101,7 @@ def test_it_is_attention(dtype: torch.dtype, shape: Shape, window: int | None) -
 
 
 @DTYPES
-def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
     layer = Layer(Shape(), [7, 64, 3, 40, 12, 31, 5], dtype, seed=1)
     together = layer.attend()
     for row in range(7):

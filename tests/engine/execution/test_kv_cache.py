@@ -126,7 +126,7 @@ def test_attention_has_the_same_bits_wherever_the_pages_lie(
     outputs = []
     for pages in (list(range(3, 9)), shuffled[:6]):
         made = cache(12)
-        fill(made, seed)  # what strangers left there
+        fill(made, seed)  # left there by other requests
         slots = made.slots(pages, 0, context)
         made.layers[0].keys[slots] = past[0]
         made.layers[0].values[slots] = past[1]

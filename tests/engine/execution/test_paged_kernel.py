@@ -113,7 +113,7 @@ KINDS: list[Kind] = ["qwen2", "llama", "gpt2", "gemma3"]
 
 
 @pytest.mark.parametrize(("paged", "kind"), [(k, k) for k in KINDS], indirect=["paged"])
-async def test_a_crowd_writes_what_generate_writes(
+async def test_under_load_it_writes_what_generate_writes(
     paged: Engine, kind: Kind, tiny_model: TinyModel
 ) -> None:
     """All settings and texts at once, twice: the second time prompts begin in the prefix cache."""
@@ -179,9 +179,9 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
 
     def watched(execution: Execution) -> list[InFlight]:
         with NoWaiting():  # type: ignore[no-untyped-call]
-            picked = launch(execution)
-        launches.append(len(picked))
-        return picked
+            launched = launch(execution)
+        launches.append(len(launched))
+        return launched
 
     def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
         with _disable_current_modes():
@@ -202,7 +202,7 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("paged", ["qwen2"], indirect=True)
 async def test_log_probabilities_with_a_step_in_flight(paged: Engine) -> None:
-    """They are of the token that they stand beside, and the same in a crowd."""
+    """They belong to the token beside them, and are the same under load."""
     several = {"do_sample": True, "num_return_sequences": 3, "logprobs": 2, "presence_penalty": 1}
     wanted = [
         task([{"role": "user", "content": text}], settings)
@@ -241,7 +241,7 @@ async def test_cancelled_while_a_step_is_in_flight(
         await stream.aclose()
 
     async def cancelled_search(before: int) -> None:
-        """Nothing is told of a search: leave it after a number of its steps."""
+        """A search reports nothing before its end: cancel it after some steps."""
         steps = itertools.count(1)
         reached = threading.Event()
         advance = Execution._advance_beams

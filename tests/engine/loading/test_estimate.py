@@ -110,7 +110,7 @@ def test_the_limit_of_the_cache_is_kept(tiny_model: TinyModel) -> None:
     engine = Engine(config)
     memory = engine.card()["memory"]
     engine.close()
-    page = 16 * 512  # tokens of a page, bytes of a token; one page is nobody's
+    page = 16 * 512  # tokens of a page, bytes of a token; one page has no owner
     assert 500_000 - page < memory["kv_cache_bytes"] < 500_000 + 3 * page
     assert estimate_bytes(config) == pytest.approx(sum(memory.values()), rel=0.05)
 

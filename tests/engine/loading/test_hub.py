@@ -110,7 +110,7 @@ def test_it_downloads_once_and_then_works_offline(
     assert hub.downloads["pytorch_model.bin"] == 0
     load_model(_config())
     assert hub.downloads["model.safetensors"] == 1
-    _point_to("http://127.0.0.1:9", monkeypatch)  # nobody answers
+    _point_to("http://127.0.0.1:9", monkeypatch)  # no server answers
     again = load_model(_config(revision=COMMIT))
     assert again.revision == COMMIT
     offline = load_model(_config(local_files_only=True))
@@ -172,7 +172,7 @@ def test_offline_and_never_downloaded(
     assert not hub.downloads
 
 
-def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     _point_to("http://127.0.0.1:9", monkeypatch)
     _refused(ModelDownloadError, "cannot be reached")
 
@@ -251,7 +251,7 @@ def test_bars_on_a_terminal(tiny_model: TinyModel) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs)
     os.close(theirs)
     shown = b""
-    # A terminal that nobody writes to any more gives an error in the place of an end.
+    # A terminal whose other side is closed gives an error instead of an end of file.
     with suppress(OSError):
         while piece := os.read(ours, 4096):
             shown += piece

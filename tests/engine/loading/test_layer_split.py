@@ -108,7 +108,7 @@ def test_planned_as_loaded(kind: Kind | VisionKind, bits: Any, tiny_model: TinyM
     assert [stage.start for stage in spread.stages] == cuts[:-1]
 
 
-async def test_a_crowd_writes_what_generate_writes(
+async def test_under_load_it_writes_what_generate_writes(
     tiny_engine: TinyEngine, tiny_model: TinyModel
 ) -> None:
     """All settings at once, twice: the second time prompts begin in the prefix cache."""
@@ -182,7 +182,7 @@ def test_quantized(bits: Any, tiny_model: TinyModel) -> None:
 
 
 class TwoMemories(TorchDispatchMode):
-    """Keeps cpu:0 and cpu:1 apart as GPUs are; torch itself does not tell them from each other.
+    """Keeps cpu:0 and cpu:1 apart as GPUs are; torch itself does not distinguish them.
 
     What is made with such a device, or sent to it, is there, and so is what is computed of it. An
     operation on tensors of both is refused as CUDA refuses it; only copies may have two.
@@ -248,7 +248,7 @@ def test_nothing_lies_on_two_devices(
 
     want, answer = bits(plain), generated()
     with memories, pytest.raises(AssertionError, match="on two devices"):
-        bits(loaded)  # layers that nobody has connected
+        bits(loaded)  # layers that are not connected
     connect(loaded.model, spread, config)
     with memories:
         got = bits(loaded)

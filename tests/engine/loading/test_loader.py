@@ -40,7 +40,7 @@ Damage = Callable[[Path], None]
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The port of `discard`: nobody answers, at once. Read at import, so set where it is kept.
+    # The port of `discard`: it refuses at once. Read at import, so set where it is kept.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -81,7 +81,7 @@ def test_offline() -> None:
 def test_a_hub_id_can_be_kept_from_meaning_a_directory(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever names a model in a task must not reach into the server's directory."""
+    """A model name in a task must not lead into the server's directory."""
     directory = tiny_model("qwen2")
     monkeypatch.chdir(directory.parent.parent)
     name = f"{directory.parent.name}/{directory.name}"
@@ -133,8 +133,8 @@ def _pickle_instead(directory: Path) -> None:
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
 DAMAGES: dict[str, tuple[Damage, type[TaskError]]] = {
-    "config is no JSON": (_write("config.json", "{oops"), ModelCorrupt),
-    "config is no object": (_write("config.json", "[]"), ModelCorrupt),
+    "config is not JSON": (_write("config.json", "{oops"), ModelCorrupt),
+    "config is not an object": (_write("config.json", "[]"), ModelCorrupt),
     "config is empty": (_write("config.json", "{}"), ModelInvalid),
     "config of unknown type": (_change(model_type="frobnicate"), ModelInvalid),
     "config of wrong types": (_change(hidden_size="many"), ModelInvalid),
@@ -156,7 +156,7 @@ DAMAGES: dict[str, tuple[Damage, type[TaskError]]] = {
     "weights are a pickle": (_pickle_instead, ModelUnsafe),
     "no weights": (_without("model.safetensors"), ModelInvalid),
     "a shard is missing": (_shards_missing, ModelIncomplete),
-    "tokenizer is no JSON": (_write("tokenizer.json", "{"), ModelCorrupt),
+    "tokenizer is not JSON": (_write("tokenizer.json", "{"), ModelCorrupt),
     "no tokenizer": (_without("tokenizer.json"), ModelInvalid),
     "no config": (_without("config.json"), ModelInvalid),
 }

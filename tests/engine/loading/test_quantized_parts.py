@@ -71,7 +71,7 @@ def test_estimated_as_loaded_from_an_original_repository(language: Any, tmp_path
 
 @pytest.mark.parametrize("kind", ["internvl", *VISION_KINDS])
 def test_every_family_has_a_record(kind: Kind | VisionKind, tiny_model: TinyModel) -> None:
-    """Its towers are modules of the model, and all that is no part of the language model."""
+    """Its towers are modules of the model, and all that is not part of the language model."""
     config = EngineConfig(model=str(tiny_model(kind)), device="cpu", local_files_only=True)
     hf_config = read_config(config)
     family = family_of(hf_config.model_type)

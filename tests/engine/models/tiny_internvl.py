@@ -112,7 +112,7 @@ def native_model(language: Language, tower: Tower, *, seed: int = 0) -> Any:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
-        if language in ("internlm3", "internlm2"):  # answer in words: random bytes are no text
+        if language in ("internlm3", "internlm2"):  # answer in words: random bytes are not text
             model.lm_head.weight[:BYTES_END] = 0
             model.lm_head.weight[first_added(language) :] = 0
     return model.eval()

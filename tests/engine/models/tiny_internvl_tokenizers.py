@@ -55,7 +55,7 @@ def _pieces() -> list[tuple[str, int]]:
 
 
 def sentencepiece_model(**normalizer: Any) -> Any:
-    """The SentencePiece model behind `_pieces`, as a protocol buffer."""
+    """The SentencePiece model of `_pieces`, as a protocol buffer."""
     model = import_protobuf().ModelProto()
     for number, (piece, kind) in enumerate(_pieces()):
         model.pieces.add(piece=piece, score=-float(number), type=kind)

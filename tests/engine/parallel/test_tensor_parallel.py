@@ -1,4 +1,4 @@
-"""A model over two processes: the answers of the whole model, the same bytes in any company."""
+"""A model over two processes: the answers of the whole model, the same bytes in any batch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_tokens_are_those_of_the_whole_model(
     )
 
 
-async def test_alone_and_in_a_crowd(engine: Engine, tiny_engine: TinyEngine) -> None:
+async def test_alone_and_under_load(engine: Engine, tiny_engine: TinyEngine) -> None:
     """Of all kinds: sampled, several answers, beams, images, with prefixes that are known."""
     wanted = tasks(12, images=True)
     alone = [engine.run_blocking(task) for task in wanted]

@@ -85,7 +85,7 @@ async def stops(engine: Engine, lose: Callable[[], object], *, because: str) -> 
     lasting = hello(max_new_tokens=400, num_return_sequences=2)
     running = [asyncio.create_task(engine.run(lasting)) for _ in range(2)]
     async with asyncio.timeout(60):
-        while engine.stats()["running"] < len(running):  # noqa: ASYNC110 - nothing tells
+        while engine.stats()["running"] < len(running):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.001)
         lose()
         for ended in await asyncio.gather(*running, return_exceptions=True):

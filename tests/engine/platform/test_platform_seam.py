@@ -75,7 +75,7 @@ def test_names_ask_nothing() -> None:
     assert not list(questions("Device = Literal['auto', 'cpu', 'cuda']\ntorch.device('cpu')"))
 
 
-def test_nobody_else_asks_what_a_device_is() -> None:
+def test_no_other_module_asks_what_a_device_is() -> None:
     found = [
         f"{path.relative_to(ENGINE)}:{line}"
         for path in sorted(ENGINE.rglob("*.py"))

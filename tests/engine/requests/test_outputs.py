@@ -11,7 +11,7 @@ from engine.requests.outputs import ChoiceDelta, RequestOutput
 LONG = 60.0
 
 
-def news(text: str, *, done: bool = False) -> RequestOutput:
+def output(text: str, *, done: bool = False) -> RequestOutput:
     return RequestOutput((ChoiceDelta(0, text, "stop" if done else None),), len(text), done)
 
 
@@ -19,17 +19,17 @@ def text_of(progress: RequestOutput) -> str:
     return "".join(delta.text for delta in progress.deltas)
 
 
-async def test_the_end_is_told_at_once_with_what_was_held_back() -> None:
+async def test_the_end_is_reported_at_once_with_what_was_held_back() -> None:
     mailbox = RequestOutputCollector()
-    mailbox.put(news("a"))
+    mailbox.put(output("a"))
     assert text_of(await mailbox.get()) == "a"
-    mailbox.put(news("b"))  # has woken the consumer already when it asks for silence
+    mailbox.put(output("b"))  # wakes the consumer before it asks to hold outputs back
     held = asyncio.create_task(mailbox.get(None, LONG))
     await asyncio.sleep(0.01)
-    mailbox.put(news("c"))
+    mailbox.put(output("c"))
     await asyncio.sleep(0.01)
     assert not held.done()
-    mailbox.put(news("d", done=True))
+    mailbox.put(output("d", done=True))
     async with asyncio.timeout(LONG / 2):
         last = await held
     assert (text_of(last), last.done) == ("bcd", True)
@@ -37,15 +37,15 @@ async def test_the_end_is_told_at_once_with_what_was_held_back() -> None:
 
 async def test_an_end_that_is_there_is_not_held_back() -> None:
     mailbox = RequestOutputCollector()
-    mailbox.put(news("a", done=True))
+    mailbox.put(output("a", done=True))
     async with asyncio.timeout(LONG / 2):
         assert (await mailbox.get(LONG, LONG)).done
 
 
-async def test_without_news_there_is_an_end_of_patience() -> None:
+async def test_without_output_the_wait_ends() -> None:
     mailbox = RequestOutputCollector()
     assert await mailbox.get(0.01, 0.01) == RequestOutput()
-    mailbox.put(news("a"))
+    mailbox.put(output("a"))
     assert text_of(await mailbox.get(LONG, 0.01)) == "a"
 
 
@@ -55,30 +55,30 @@ async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
 
     def put() -> None:
         for number, piece in enumerate(pieces):
-            mailbox.put(news(piece, done=number == len(pieces) - 1))
+            mailbox.put(output(piece, done=number == len(pieces) - 1))
             if number % 50 == 0:
                 time.sleep(0.001)
 
     thread = threading.Thread(target=put)
     thread.start()
-    told: list[RequestOutput] = []
-    while not told or not told[-1].done:
-        told.append(await mailbox.get(0.001, 0.002 * (len(told) % 3)))
+    received: list[RequestOutput] = []
+    while not received or not received[-1].done:
+        received.append(await mailbox.get(0.001, 0.002 * (len(received) % 3)))
     thread.join()
-    assert "".join(map(text_of, told)) == "".join(pieces)
+    assert "".join(map(text_of, received)) == "".join(pieces)
 
 
 async def test_held_back_to_the_end_there_are_only_signs_that_the_task_goes_on() -> None:
     outputs = RequestOutputCollector()
     for text in ("a", "b"):
-        outputs.put(news(text))
+        outputs.put(output(text))
         assert await outputs.get(0.01, math.inf) == RequestOutput()
     last = asyncio.create_task(outputs.get(LONG, math.inf))
     await asyncio.sleep(0.01)
-    outputs.put(news("c"))
+    outputs.put(output("c"))
     await asyncio.sleep(0.01)
     assert not last.done()
-    outputs.put(news("d", done=True))
+    outputs.put(output("d", done=True))
     async with asyncio.timeout(LONG / 2):
         assert (text_of(await last), (await last).done) == ("abcd", True)
 
@@ -89,15 +89,15 @@ async def test_a_thread_that_puts_while_only_the_end_is_wanted_loses_nothing() -
 
     def put() -> None:
         for number, piece in enumerate(pieces):
-            outputs.put(news(piece, done=number == len(pieces) - 1))
+            outputs.put(output(piece, done=number == len(pieces) - 1))
             if number % 50 == 0:
                 time.sleep(0.001)
 
     thread = threading.Thread(target=put)
     thread.start()
-    told: list[RequestOutput] = []
-    while not told or not told[-1].done:
-        told.append(await outputs.get(0.001, math.inf))
+    received: list[RequestOutput] = []
+    while not received or not received[-1].done:
+        received.append(await outputs.get(0.001, math.inf))
     thread.join()
-    assert text_of(told[-1]) == "".join(pieces)
-    assert not any(map(text_of, told[:-1]))
+    assert text_of(received[-1]) == "".join(pieces)
+    assert not any(map(text_of, received[:-1]))

@@ -212,7 +212,7 @@ def test_whatever_a_template_raises_is_the_tasks_error(template: str) -> None:
     assert error.param == "messages"
 
 
-def test_a_templates_own_complaint_is_told() -> None:
+def test_a_templates_own_error_is_reported() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     error = refused(lambda: renderer(template).render(task(user("Hi"))))
     assert "roles must alternate" in str(error)

@@ -68,27 +68,27 @@ async def test_many_at_once(tiny_engine: TinyEngine) -> None:
 async def test_what_was_cancelled_counts_as_far_as_it_came(tiny_engine: TinyEngine) -> None:
     engine = tiny_engine("qwen2")
     before, _ = counts(engine), engine.take_times()
-    told = 0
+    reported = 0
     wanted = task(max_new_tokens=500, temperature=100.0, top_k=0)
     async with aclosing(engine.stream(wanted)) as chunks:
         async for chunk in chunks:
-            told = chunk["usage"]["completion_tokens"]
+            reported = chunk["usage"]["completion_tokens"]
             break
     async with asyncio.timeout(60):
-        while engine.stats()["running"]:  # noqa: ASYNC110 - nothing tells when it is dropped
+        while engine.stats()["running"]:  # noqa: ASYNC110 - no event says when it is dropped
             await asyncio.sleep(0.01)
-    assert told <= counts(engine)[1] - before[1] < 500
+    assert reported <= counts(engine)[1] - before[1] < 500
     assert engine.take_times() == []
 
 
-def test_what_is_told_at_once_has_no_pace() -> None:
+def test_output_in_one_piece_has_no_pace() -> None:
     meter, heard = Meter(), list[RequestOutput]()
     arrived = time.monotonic()
     sink = meter.watch(heard.append, prompt_tokens=5, num_answers=2, arrived=arrived)
-    news = [RequestOutput(), RequestOutput(completion_tokens=8, done=True)]
-    for one in news:
+    outputs = [RequestOutput(), RequestOutput(completion_tokens=8, done=True)]
+    for one in outputs:
         sink(one)
-    assert heard == news
+    assert heard == outputs
     ((first, pace, total),) = meter.take_times()
     assert (pace, first) == (None, total)
     failed = meter.watch(heard.append, prompt_tokens=5, num_answers=1, arrived=arrived)

@@ -1,6 +1,6 @@
-"""Beam search in the batch: the answers of `generate`, in any company, and pages kept apart.
+"""Beam search in the batch: the answers of `generate`, in any batch, and pages kept apart.
 
-What a task can set is in `test_generate_oracle.SETTINGS`, with all kinds of models, in a crowd and
+What a task can set is in `test_generate_oracle.SETTINGS`, with all kinds of models, under load and
 on the paged kernel. Here are the model's own settings, and what happens on the way.
 """
 

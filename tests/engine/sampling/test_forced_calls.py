@@ -1,4 +1,4 @@
-"""Calls that have to be made, in every format, and grammars that begin behind the reasoning."""
+"""Forced calls in every format, and grammars that begin after the reasoning."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
     assert names(choice["message"]) == ["now"]
 
 
-async def test_alone_in_a_crowd_and_streamed(engine: MakeEngine) -> None:
+async def test_alone_under_load_and_streamed(engine: MakeEngine) -> None:
     settings = {"max_new_tokens": 30, "num_return_sequences": 2, "logprobs": 1, **HOT}
     tasks = [
         task(choice, seed=seed, generation_config=settings)

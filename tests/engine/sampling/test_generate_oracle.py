@@ -174,7 +174,7 @@ def test_text(kind: Kind, name: str, tiny_model: TinyModel, tiny_engine: TinyEng
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-async def test_in_a_crowd(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
+async def test_under_load(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
     """All settings and texts at once."""
     directory = tiny_model(kind)
     tokenizer = AutoTokenizer.from_pretrained(directory)

@@ -68,7 +68,7 @@ class ByTries:
 def generated(
     directory: Path, texts: Sequence[str], seed: int, settings: dict[str, Any]
 ) -> list[str]:
-    """What plain transformers writes, told by `prefix_allowed_tokens_fn` what it may."""
+    """What plain transformers writes, constrained by `prefix_allowed_tokens_fn`."""
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     ids = tokenizer("Hi", return_tensors="pt")["input_ids"]
@@ -132,7 +132,7 @@ def test_the_fallback(tmp_path: Path) -> None:
                 assert answers == [(text, "stop") for text in expected], name
 
 
-def crowd() -> list[Task]:
+def batch() -> list[Task]:
     """Tasks with and without a form, some of several choices."""
     forms = [None, *map(under, list(SCHEMAS.values())[:5]), LANGUAGES["regex"][0]]
     return [
@@ -149,12 +149,12 @@ def crowd() -> list[Task]:
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
-async def test_alone_in_a_crowd_and_streamed(lookahead: bool, tiny_engine: TinyEngine) -> None:
-    alone = [tiny_engine("llama").run_blocking(one) for one in crowd()]
+async def test_alone_under_load_and_streamed(lookahead: bool, tiny_engine: TinyEngine) -> None:
+    alone = [tiny_engine("llama").run_blocking(one) for one in batch()]
     engine = tiny_engine("llama", lookahead=lookahead)
-    together = await asyncio.gather(*(engine.run(one) for one in crowd()))
+    together = await asyncio.gather(*(engine.run(one) for one in batch()))
     assert together == alone
-    for one, answer in zip(crowd(), alone, strict=True):
+    for one, answer in zip(batch(), alone, strict=True):
         chunks: list[Any] = []
         assert engine.run_blocking(one, chunks.append) == answer
 

@@ -120,7 +120,7 @@ HEAVY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_heavy_grammars_end_and_hurt_nobody(name: str, tiny_engine: TinyEngine) -> None:
+def test_heavy_grammars_end_and_do_not_affect_others(name: str, tiny_engine: TinyEngine) -> None:
     """One after the other on the same engine, which serves on; each twice with the same end."""
     engine = tiny_engine("llama")
     one = task(HEAVY[name], max_new_tokens=16, **HOT)

@@ -1,4 +1,4 @@
-"""Log probabilities: the model's own, in any company, and equal streamed and whole."""
+"""Log probabilities: the model's own, in any batch, and equal streamed and whole."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_they_are_of_the_models_own_logits(
         assert [token] == [{**best, "top_logprobs": [best]} for best in token["top_logprobs"]]
 
 
-async def test_alone_and_in_a_crowd_streamed_and_whole(tiny_engine: TinyEngine) -> None:
+async def test_alone_and_under_load_streamed_and_whole(tiny_engine: TinyEngine) -> None:
     engine = tiny_engine("qwen2", dtype="bfloat16")
     settings: list[dict[str, Any]] = [SEVERAL, {"logprobs": 0}, {"logprobs": 20}, {"num_beams": 2}]
     settings += [{"do_sample": True, "stop_strings": ["a", "e", "\n"], "logprobs": 2}]
@@ -98,8 +98,8 @@ async def test_alone_and_in_a_crowd_streamed_and_whole(tiny_engine: TinyEngine) 
     async def streamed(one: Task) -> TaskResponse:
         return collect([chunk async for chunk in engine.stream(one)])
 
-    crowd = await asyncio.gather(*map(streamed, wanted[::-1]), *map(engine.run, wanted))
-    assert crowd == [*alone[::-1], *alone]
+    together = await asyncio.gather(*map(streamed, wanted[::-1]), *map(engine.run, wanted))
+    assert together == [*alone[::-1], *alone]
     for one, response in zip(wanted, alone, strict=True):
         asked = one.generation_config.logprobs
         for choice in response["choices"]:

@@ -1,4 +1,4 @@
-"""Picks of a whole batch: the ones that torch makes row by row, whoever else is in it."""
+"""Sampling for a whole batch gives the tokens that torch samples row by row."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Asker:
         return scores.masked_fill(forbidden, -INF)
 
     def candidates(self, scores: torch.Tensor) -> Candidates:
-        """What is given to `pick`: a race with exponential noise."""
+        """The input of `sample`: a race with exponential noise."""
         if self.greedy:
             return Candidates(scores, None)
         return Candidates(scores, torch.empty(self.shape).exponential_(1, generator=self.ours))
 
     def expected(self, scores: torch.Tensor) -> list[int]:
-        """What torch picks."""
+        """What torch samples."""
         if self.greedy:
             return [int(row.argmax()) for row in scores]
         probabilities = scores.softmax(dim=-1)
@@ -59,7 +59,7 @@ def test_picks_are_those_of_torch(number: int, vocab: int) -> None:
         batch = askers(number, vocab, seed)
         for _ in range(4):
             scores = [asker.scores() for asker in batch]
-            picked = sample(
+            sampled = sample(
                 [asker.candidates(own) for asker, own in zip(batch, scores, strict=True)]
             )
             expected = [
@@ -67,8 +67,8 @@ def test_picks_are_those_of_torch(number: int, vocab: int) -> None:
                 for asker, own in zip(batch, scores, strict=True)
                 for token in asker.expected(own)
             ]
-            assert picked.dtype == torch.int64
-            assert picked.tolist() == expected
+            assert sampled.dtype == torch.int64
+            assert sampled.tolist() == expected
 
 
 def test_both_kinds_were_mixed() -> None:
@@ -95,7 +95,9 @@ SOUND = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("greedy", [True, False])
-def test_what_is_not_a_number_has_no_pick_and_leaves_others_alone(name: str, greedy: bool) -> None:
+def test_what_is_not_a_number_is_not_sampled_and_leaves_others_alone(
+    name: str, greedy: bool
+) -> None:
     broken = torch.tensor([BROKEN[name]])
     sound = torch.tensor(list(SOUND.values()))
     batch = [Asker(1, 4, 1, greedy=False), Asker(1, 4, 2, greedy=True)]
@@ -104,8 +106,8 @@ def test_what_is_not_a_number_has_no_pick_and_leaves_others_alone(name: str, gre
     # One of several sequences of a task may be broken, too.
     mixed = torch.cat([sound[:1], broken, sound[1:2]])
     scores = [sound[:1], sound[1:2], sound, broken, mixed]
-    picked = sample([asker.candidates(own) for asker, own in zip(batch, scores, strict=True)])
-    first, second, *rest = picked.tolist()
+    sampled = sample([asker.candidates(own) for asker, own in zip(batch, scores, strict=True)])
+    first, second, *rest = sampled.tolist()
     assert [first] == batch[0].expected(sound[:1])
     assert [second] == batch[1].expected(sound[1:2])
     assert rest[:4] == batch[2].expected(sound)

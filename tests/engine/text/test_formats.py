@@ -53,10 +53,10 @@ def read(
         "call{}".format,
         is_open=is_open,
     )
-    told = [reader.push(piece, None) for piece in pieces]
-    assert all(end is None for _, end in told)
-    told.append(reader.push("", reason))
-    return joined(delta for delta, _ in told), told[-1][1]
+    results = [reader.push(piece, None) for piece in pieces]
+    assert all(end is None for _, end in results)
+    results.append(reader.push("", reason))
+    return joined(delta for delta, _ in results), results[-1][1]
 
 
 def calls(message: ResponseMessage) -> list[tuple[str, str]]:
@@ -148,7 +148,7 @@ def test_what_models_write(
         json.loads(arguments)
 
 
-# Format, text, content, calls: what is no call, or not a whole one.
+# Format, text, content, calls: text that is not a call, or not a whole one.
 BROKEN: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
     (HERMES, '<tool_call>{"name": "rain", "arguments": {}}</tool_call>', None, []),
     (HERMES, '\n<tool_call>{"name": "weather", "arguments": [1]}</tool_call> ', None, []),
@@ -235,7 +235,7 @@ def test_reasoning(
         assert (message["content"], reason) == (content, "stop")
 
 
-def test_calls_are_read_behind_the_reasoning_and_not_in_it() -> None:
+def test_calls_are_read_after_the_reasoning_and_not_in_it() -> None:
     call = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
     message, reason = read([f"<think>\n{call}\n</think>\n\n{call}"], HERMES, THINK)
     assert message == {
@@ -263,7 +263,7 @@ def test_a_stop_string_ends_the_message_before_it_is_read() -> None:
     assert reason == "tool_calls"
 
 
-def test_a_call_is_told_before_its_arguments_are_complete() -> None:
+def test_a_call_is_emitted_before_its_arguments_are_complete() -> None:
     reader = MessageParser(
         MessageFormats(HERMES, None, {}), functions_of(TOOLS), (), "call{}".format
     )

@@ -60,7 +60,7 @@ def test_alone(
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-async def test_in_a_crowd(kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
+async def test_under_load(kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
     """Everything at once, with chunks of another size; each as alone."""
     engine = tiny_engine(kind)
     own = oracle(tiny_model(kind))
@@ -71,7 +71,7 @@ async def test_in_a_crowd(kind: VisionKind, tiny_model: TinyModel, tiny_engine: 
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-async def test_bfloat16_gives_the_same_bytes_alone_and_in_a_crowd(
+async def test_bfloat16_gives_the_same_bytes_alone_and_under_load(
     kind: VisionKind, tiny_engine: TinyEngine
 ) -> None:
     """Where ties and roundings are frequent, images are new or known, prefixes too."""

@@ -1,4 +1,4 @@
-"""Images as their format means them; whatever is no image is refused with its place."""
+"""Images as their format defines them; data that is not an image is refused with its place."""
 
 from __future__ import annotations
 
