@@ -14,8 +14,8 @@ from engine.loading.loaded_model import LoadedModel
 from engine.loading.loader import load_model
 from engine.loading.sharding.tensor_plan import refuse_without_batching
 from engine.parallel.coordinator import Coordinator
-from engine.parallel.executor import SplitExecutor
 from engine.parallel.launcher import Launcher
+from engine.parallel.split_executor import SplitExecutor
 from engine.platform.determinism import make_deterministic
 from engine.requests.prompt import PromptRenderer
 from engine.text.detect import MessageFormats, detect

@@ -1,6 +1,6 @@
 """Measures a model and builds its runner, in the process that has all of it.
 
-`engine.parallel.executor` does the same for a model that is split tensor by tensor.
+`engine.parallel.split_executor` does the same for a model that is split tensor by tensor.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from engine.config import EngineConfig
 from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
 from engine.loading.families.family import in_head, in_tower
-from engine.loading.quantization import takes
+from engine.loading.quantized_modules import takes
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
 from engine.quantization.registry import quantization

@@ -32,7 +32,7 @@ from engine.loading.model_files import (
     source_arguments,
 )
 from engine.loading.progress import loading_bars
-from engine.loading.quantization import quantization_config
+from engine.loading.quantized_modules import quantization_config
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
