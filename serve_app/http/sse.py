@@ -141,8 +141,8 @@ class Events:
 class EventStream(StreamingResponse):
     """A response whose body is the events of an answer.
 
-    It owns the chunks and closes them however the response ends, so that a client that has gone
-    cancels its task at once and not when the garbage collector runs.
+    It owns the chunks and always closes them when the response ends, so that a disconnect cancels
+    the task at once and not when the garbage collector runs.
     """
 
     def __init__(self, events: Events, headers: Mapping[str, str] | None = None) -> None:

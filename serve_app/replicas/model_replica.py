@@ -55,7 +55,7 @@ class ModelReplica:
     larger (``max_ongoing_requests``).
 
     A model that is always on and cannot be loaded fails its deployment, for the operator to see.
-    One that is started by a task has a client waiting, who would wait for as long as Ray tries
+    One that is started by a task has a client waiting, which would wait for as long as Ray tries
     again: it starts without an engine, answers every task with the reason, and ends when it has
     been idle.
     """

@@ -46,7 +46,7 @@ class RequestLog:
         self._refusals = RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, and log it however it ends (refusals: `refusal_log`)."""
+        """Answer one request, and log its end in all cases (refusals: `refusal_log`)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
