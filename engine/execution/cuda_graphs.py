@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: the few thousand kernels of a step are launched as one.
 
 A graph replays what was captured with the addresses that were captured, so each batch size has
-buffers of its own that a step's numbers are copied into. Where the platform has no graphs, the same
-code runs the forward itself: that is how it is tested.
+its own buffers, into which a step's numbers are copied. Where the platform has no graphs, the same
+code runs the forward directly; tests on CPU use this.
 """
 
 from __future__ import annotations
