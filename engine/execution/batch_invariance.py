@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 _CONTEXT = 7  # tokens before the compared row; any number that is not special
 # Distinct sequences that must agree. In bfloat16 two orders of summation round to the same bits in
-# most rows (four of five, at 4864 terms): few sequences would miss that they differ.
+# most rows (four of five, at 4864 terms): with few sequences a difference could be missed.
 _SEQUENCES = 16
 _PROMPT_TOKENS = 24  # of the comparison with the model's own forward
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing; no more begin after so many seconds:
-_TIMED_S = 1.0
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
+_TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
 

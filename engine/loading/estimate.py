@@ -56,11 +56,11 @@ class MemoryEstimate:
 
     Attributes:
         weights: of the whole model.
-        decode_weights: of them, what decoding a token reads: without the vision tower and its
+        decode_weights: the part that decoding a token reads: without the vision tower and its
             projector, and without an embedding of tokens that is not the head as well.
         kv_per_token: of the KV cache.
         context_length: of the configuration or the model, in tokens; None where neither says it.
-        kv_cache: what the configuration allows, or less where the model can use less.
+        kv_cache: the size that the configuration allows, or less if the model can use less.
         layers: of the weights, those of each decoder layer.
         head: of the weights, the language model head's if it is a tensor of its own.
         kv_heads: key/value heads of a layer; 0 where the configuration does not say.

@@ -1,4 +1,4 @@
-"""What a model's directory holds beside weights: configuration, tokenizer, templates, processor.
+"""The files of a model beside weights: configuration, tokenizer, templates, processor.
 
 All functions raise `ModelInvalid` for files that are missing or contradict each other.
 """

@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from engine.config import EngineConfig
 
-_SHARE = 0.5  # of the machine's memory: more would push out what has been read before
+_SHARE = 0.5  # of the machine's memory: more would evict pages that were read first
 
 
 def read_ahead(config: EngineConfig) -> int:

@@ -71,7 +71,7 @@ def is_directory(config: EngineConfig) -> bool:
 
 
 def locate(config: EngineConfig) -> Snapshot:
-    """Find the files of a model but for its weights, and check them; download what is missing.
+    """Find and check the files of a model except its weights; download those that are missing.
 
     A name that is a directory here means that directory, unless ``from_hub`` is set.
 

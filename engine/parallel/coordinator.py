@@ -152,7 +152,7 @@ class Coordinator:
                 self.check()
 
     def take_replies(self, timeout_s: float = _REPLY_TIMEOUT_S) -> list[Any]:
-        """Wait for what the last message returned on each worker. Raises `RanksLostError`."""
+        """Wait for each worker's reply to the last message. Raises `RanksLostError`."""
         values = []
         for rank, replies in enumerate(self._replies, start=1):
             with suppress(queue.Empty):
@@ -166,7 +166,7 @@ class Coordinator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """The body runs on this rank what the workers were just told to run.
+        """The body runs on this rank the operation that was just sent to the workers.
 
         An error in it leaves the ranks out of step, except for unsupported attention, which all of
         them refuse at the same place.

@@ -20,7 +20,7 @@ from engine.execution.executor import RunnerPlan
 
 @dataclass(frozen=True)
 class WorkerInit:
-    """What a worker needs to know to become a rank.
+    """The data with which a worker becomes a rank.
 
     Attributes:
         config: of its engine; the model is a directory, where the weights are already.

@@ -1,4 +1,4 @@
-"""The vision-language families: a record for each of what the engine knows beforehand.
+"""The vision-language families: a record for each, of facts that the engine knows beforehand.
 
 What can be read from a loaded model is in `engine.loading.families.traits` instead.
 """

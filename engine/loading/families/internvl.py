@@ -104,7 +104,7 @@ _CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorParts:
-    """What a processor for an original repository is made of."""
+    """The parts of a processor for an original repository."""
 
     image_processor: GotOcr2ImageProcessorPil
     tokenizer: PreTrainedTokenizerBase
@@ -223,7 +223,7 @@ def _text_config(original: dict[str, Any], name: str) -> PreTrainedConfig:
 
 
 def _system_message(settings: dict[str, Any], text: PreTrainedConfig) -> str:
-    """The configuration's own; where it has none, what the repositories' templates write.
+    """The configuration's own; if it has none, the one that the repositories' templates write.
 
     Those of InternVL 2.5 and 3 put the sentence in front, those of 3.5 (Qwen3) put nothing.
     """

@@ -20,7 +20,7 @@ from schema.errors import ModelInvalid
 
 _OUTPUTS = ("colwise",)  # a rank computes a part of the outputs, and keeps it
 _INPUTS = ("rowwise",)  # a rank has a part of the inputs
-# The styles of transformers that the engine knows to keep its promise, and what it makes of them.
+# The styles of transformers with which the promise holds, and the styles that replace them.
 _STYLES = {
     "colwise": "colwise",
     "colwise_gather_output": WHOLE_OUTPUT,
