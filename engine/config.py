@@ -23,11 +23,11 @@ class EngineOptions(Strict):
     )
     cache_dir: str | None = Field(
         default=None,
-        description="Where files of the hub are kept; None takes huggingface_hub's own place.",
+        description="Where files of the hub are kept; None: huggingface_hub's own directory.",
     )
     context_length: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="Longest prompt plus answer, in tokens; None takes the model's own limit.",
+        description="Longest prompt plus answer, in tokens; None: the model's own limit.",
     )
     cut_to_context: bool = Field(
         default=False,
@@ -45,13 +45,13 @@ class EngineOptions(Strict):
     )
     prefill_chunk: PositiveInt | None = Field(
         default=None,
-        description="Prompts are prefilled in chunks of this many tokens; None takes what suits "
-        "the device. It is part of the arithmetic: another chunk size may give other bits.",
+        description="Prompts are prefilled in chunks of this many tokens; None: the device's "
+        "default. It is part of the arithmetic: another chunk size may give other bits.",
     )
     page_size: PositiveInt | None = Field(
         default=None,
-        description="Tokens in a page of the KV cache; None takes what suits the device. On CUDA "
-        "the paged attention kernel needs a multiple of 256.",
+        description="Tokens in a page of the KV cache; None: the device's default. On CUDA the "
+        "paged attention kernel needs a multiple of 256.",
     )
     max_exclusive_tokens: PositiveInt = Field(
         default=8192,
@@ -65,9 +65,9 @@ class EngineOptions(Strict):
     )
     image_cache_bytes: NonNegativeInt = Field(
         default=256 * 2**20,
-        description="What is kept of images, so that one that comes again is neither prepared nor "
-        "encoded again: so many bytes of pixels where images are prepared, and so many of features "
-        "on the model's device. 0 keeps nothing. It changes no bits.",
+        description="Size of each cache of images, so that a repeated image is neither prepared "
+        "nor encoded again: one of pixels where images are prepared, and one of features on the "
+        "model's device. 0 keeps nothing. It changes no bits.",
     )
     max_kv_cache_bytes: PositiveInt | None = Field(
         default=None,
@@ -80,8 +80,8 @@ class EngineOptions(Strict):
     )
     lookahead: bool | None = Field(
         default=None,
-        description="Launch a step before the last one's tokens have been processed; None does so "
-        "on CUDA. It changes no bits.",
+        description="Launch a step before the last one's tokens have been processed; None: on CUDA "
+        "only. It changes no bits.",
     )
     threads: PositiveInt | None = Field(
         default=None,
@@ -123,9 +123,9 @@ class EngineConfig(StrictCall, EngineOptions):
     device: Device = Field(default="auto", description="auto takes CUDA where there is a GPU.")
     split: SplitSetting = Field(
         default="auto",
-        description="How a model lies on several devices. tensor: each has a part of every layer, "
-        "and a process (engine.parallel). layers: each has some of the layers. auto: tensor, or "
-        "what the quantization allows. The layout is part of the arithmetic.",
+        description="How a model is split over several devices. tensor: each has a part of every "
+        "layer, and a process (engine.parallel). layers: each has some of the layers. auto: "
+        "tensor, or what the quantization allows. The layout is part of the arithmetic.",
     )
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class EngineConfig(StrictCall, EngineOptions):
 
     @property
     def layout(self) -> str | None:
-        """How the model lies on its devices, such as "tensor:2"; None on a single one."""
+        """How the model is split over devices, such as "tensor:2"; None on a single one."""
         if self.num_devices == 1:
             return None
         split: str = self.split

@@ -148,7 +148,7 @@ class Engine:
         return dict(self._card)
 
     def stats(self) -> dict[str, int]:
-        """What it does now, and what it has done since it was loaded; for tokens see `Meter`.
+        """Its current state, and totals since it was loaded; for tokens see `Meter`.
 
         Read from any thread; the numbers may be a step old.
         """

@@ -95,7 +95,7 @@ class EngineLoop:
             self._submissions.put(request)
 
     def stats(self) -> dict[str, int]:
-        """What the loop is doing now; the numbers may be a step old."""
+        """The current numbers of the loop; they may be a step old."""
         running = list(self.scheduler.running)
         vision = self.assembly.batching.runner.vision
         return {

@@ -1,4 +1,4 @@
-"""What a loaded model is, for people and for comparison between machines."""
+"""The description of a loaded model, for people and for comparison between machines."""
 
 from __future__ import annotations
 

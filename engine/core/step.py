@@ -234,7 +234,7 @@ class Execution:
                 launched.append(self._advance(to_sample, tokens))
         except torch.AcceleratorError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+        except Exception as error:  # noqa: BLE001 - any error: one member may be its cause
             logger.warning("sampling for %d failed, each follows alone: %r", len(to_sample), error)
             for one in to_sample:
                 with fail_on_error([one.request]):
@@ -277,7 +277,7 @@ class Execution:
         except torch.AcceleratorError:
             with fail_on_error([part[0].owner for part in parts]):
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it has one cause or many
+        except Exception as error:  # noqa: BLE001 - any error: one member may be its cause
             logger.warning("a batch of %d failed, its members follow alone: %r", len(parts), error)
             for part in parts:
                 request = part[0].owner

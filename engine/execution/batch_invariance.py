@@ -1,9 +1,9 @@
-"""Measures, at load, what the rest of the engine relies on instead of assuming it.
+"""The batch invariance check: measures at load what the rest of the engine relies on.
 
-Two questions are asked of the real model with its real dtype, quantization, device and threads:
+It answers two questions for the real model with its real dtype, quantization, device and threads:
 
-* `find_batch_sizes`: at which numbers of rows does a forward give a row the same bits? Kernels pick
-  their order of summation by the shape of their input, so this is a fact of the machine, not of the
+* `find_batch_sizes`: at which batch sizes does a forward give a row the same bits? Kernels choose
+  their order of summation by the shape of their input, so this depends on the machine, not on the
   model.
 * `packed_forward_problem`: does the packed, paged forward compute what the model's own does?
 """
@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 _CONTEXT = 7  # tokens before the compared row; any number that is not special
 # Distinct sequences that must agree. In bfloat16 two orders of summation round to the same bits in
-# most rows (four of five, at 4864 terms): few sequences would miss that they differ.
+# most rows (four of five, at 4864 terms): with few sequences a difference could be missed.
 _SEQUENCES = 16
 _PROMPT_TOKENS = 24  # of the comparison with the model's own forward
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing; no more begin after so many seconds:
-_TIMED_S = 1.0
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
+_TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
 
-# Largest difference between packed and plain logits, relative to the largest logit. Loose: it tells
-# a wrong mask, position or layer state, which changes logits by their own size, from rounding.
+# Largest difference between packed and plain logits, relative to the largest logit. Loose: a wrong
+# mask, position or layer state changes logits by their own size, much more than rounding does.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 class BatchInvarianceError(RuntimeError):
-    """No batch size serves: batched, the model cannot keep the promise."""
+    """There is no usable batch size: in a batch the model cannot keep the promise."""
 
 
 def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
 
 
 def any_batch_sizes(runner: ModelRunner, *, max_sequences: int, prefill_chunk: int) -> BatchSizes:
-    """Every batch size, agreeing or not: no padding and no promise."""
+    """All batch sizes, whether they agree or not: no padding and no promise."""
     return BatchSizes(
         decode=tuple(range(1, max_sequences + 1)),
         prefill=tuple(range(1, 2 * prefill_chunk + 1)),
@@ -98,8 +98,8 @@ def find_batch_sizes(
 def _agreeing(check: _InvarianceCheck, candidates: Sequence[int]) -> list[list[int]]:
     """The batch sizes in groups whose results agree, ascending in each group.
 
-    Each size is checked with places and neighbours of its own, so sizes that agree have shown that
-    these do not matter either; one that agrees with no other is checked with others of both.
+    Each size is checked with other places and neighbours, so sizes that agree show that these do
+    not matter either. A size that does not agree with any other is checked with two sets of them.
     """
     groups: dict[bytes, list[int]] = {}
     for num_rows in candidates:
@@ -114,8 +114,8 @@ def _agreeing(check: _InvarianceCheck, candidates: Sequence[int]) -> list[list[i
 def _timed(check: _InvarianceCheck, sizes: Sequence[int]) -> dict[int, float]:
     """Seconds of a forward at each batch size: the best of a few rounds over all of them.
 
-    In rounds, so that a machine that is busy for a moment is so for all. Slow forwards are timed
-    less often: a moment is a small part of one, and loading waits for them.
+    In rounds, so that a machine that is busy for a moment is busy for all sizes. Slow forwards are
+    timed less often: a short disturbance matters less for them, and loading waits for them.
     """
     until = time.perf_counter() + _TIMED_S
     rounds: list[dict[int, float]] = []
@@ -129,8 +129,8 @@ def _timed(check: _InvarianceCheck, sizes: Sequence[int]) -> dict[int, float]:
 def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
     """For each batch size that a larger one clearly beats, the fastest of these.
 
-    Kernels are tuned for some shapes: 4 rows can take three quarters of the time of 2. A much
-    larger size only seems to win, on a busy machine.
+    Kernels are tuned for some shapes: 4 rows can take three quarters of the time of 2. If a much
+    larger size seems faster, the machine was only busy.
     """
     best: dict[int, int] = {}
     for rows, time_taken in seconds.items():
@@ -170,7 +170,7 @@ class _InvarianceCheck:
     def bits(self, num_rows: int, *, seed: int) -> bytes:
         """All bits that the sequences get in forwards of ``num_rows`` rows.
 
-        ``seed`` shuffles their places and the content of the other rows: none of it may show.
+        ``seed`` shuffles their places and the content of the other rows, which must not matter.
         """
         shuffle = torch.Generator().manual_seed(seed)
         seen: list[bytes] = []

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Numbers of rows at which a forward may run, ascending. `batch_invariance` finds them.
+    """Batch sizes at which a forward may run, ascending. `batch_invariance` finds them.
 
     Within each tuple all batch sizes give the same bits. With ``can_mix_prefill_and_decode`` the
     bits are the same in both tuples: decoded tokens may then share a forward with chunks of
-    prompts. ``faster`` names, for a decode size, a larger one that takes less time; it decides
-    nothing but speed.
+    prompts. ``faster`` names, for a decode size, a larger one that takes less time; it affects
+    speed only.
     """
 
     decode: tuple[int, ...]

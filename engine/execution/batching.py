@@ -34,14 +34,14 @@ from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# Rotary embeddings that scale with the longest position in the batch, a stranger's maybe.
+# Rotary embeddings that scale with the longest position in the batch, maybe of another request.
 _BATCH_ROPE_TYPES = ("dynamic", "longrope")
-_NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it does not attend
+_NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it computes no attention
 
 
 @dataclass(frozen=True)
 class ContinuousBatching:
-    """What the loop runs with; with an empty cache and the ``problem`` if it cannot batch."""
+    """The setup that the loop uses; an empty cache and the ``problem`` if it cannot batch."""
 
     runner: ModelRunner
     batch_sizes: BatchSizes | None
@@ -65,7 +65,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
 
     Raises:
         ModelInvalid: not even the model's own forward runs.
-        OutOfMemoryError, AcceleratorError: of torch; they say nothing about the model.
+        OutOfMemoryError, AcceleratorError: of torch; they are not faults of the model.
     """
     loaded = executor.loaded
     sizes = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size)
@@ -75,7 +75,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         shapes = executor.measure()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
-        # Packed weights would lose the parts' own way of being put together again.
+        # Packed weights would lose the code that joins the parts of split layers.
         packs = platform_of(loaded.device).packs_weights(loaded.model.dtype)
         can = packs and not config.tensor_parallel
         prepacked = can and prepack(loaded.model, trial=executor.measure)
@@ -84,7 +84,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         batch_sizes = _batch_sizes(runner, loaded, config, sizes)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, the packed forward does not work
+    except Exception as error:  # noqa: BLE001 - with any error the packed forward does not work
         problem = str(error)
     else:
         return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked)
@@ -109,7 +109,7 @@ def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:
 def _batch_sizes(
     runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> BatchSizes:
-    # An image that is prefilled whole may be longer than a chunk.
+    # An image that is prefilled in one piece may be longer than a chunk.
     prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
     if not config.deterministic:
         return any_batch_sizes(
@@ -147,7 +147,7 @@ def _working_runner(
 
 
 def _try_runner(executor: Executor, plan: RunnerPlan) -> ModelRunner | str:
-    """A runner that works; or why it does not, and its cache has made room for the next one's."""
+    """A runner that works; or why it does not, with its cache freed for the next one."""
     try:
         runner = executor.build(plan)
         problem = packed_forward_problem(runner, vocab_size=_vocab_size(executor.loaded))
@@ -164,7 +164,7 @@ def _vocab_size(loaded: LoadedModel) -> int:
 
 
 def _refuse_mixing_rows(loaded: LoadedModel) -> None:
-    """Refuse what mixes rows only sometimes, so that a measurement may miss it."""
+    """Refuse models that mix rows only sometimes, which a measurement may miss."""
     rope: Any = getattr(loaded.model.config.get_text_config(), "rope_parameters", None) or {}
     # Either the parameters themselves or those of each type of layer.
     for parameters in (rope, *rope.values()):

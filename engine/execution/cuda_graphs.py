@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: the few thousand kernels of a step are launched as one.
 
 A graph replays what was captured with the addresses that were captured, so each batch size has
-buffers of its own that a step's numbers are copied into. Where the platform has no graphs, the same
-code runs the forward itself: that is how it is tested.
+its own buffers, into which a step's numbers are copied. Where the platform has no graphs, the same
+code runs the forward directly; tests on CPU use this.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Step:
         self._token_ids[: len(token_ids)] = token_ids
 
     def capture(self, forward: Forward, record: Callable[[Replay], Replay]) -> None:
-        """Capture the forward on what is loaded; if that fails, it just runs."""
+        """Capture the forward on the loaded numbers; if that fails, it runs without a graph."""
 
         def run() -> torch.Tensor:
             write_slot, context, row = self._numbers[:, :3].unbind(1)
@@ -145,6 +145,6 @@ class _Step:
             logger.warning("decode runs without a CUDA graph at %d rows: %s", self._num_rows, error)
 
     def run(self) -> torch.Tensor:
-        """The step on what is loaded."""
+        """The step on the loaded numbers."""
         assert self._replay is not None
         return self._replay()

@@ -20,7 +20,7 @@ from engine.platform.platforms import platform_of
 
 @dataclass(frozen=True)
 class RunnerPlan:
-    """What a runner is built by, the same on all ranks.
+    """The plan that a runner is built by, the same on all ranks.
 
     Attributes:
         attention: name of the backend.
@@ -81,7 +81,7 @@ class Executor(OneRank):
         )
 
     def check_health(self) -> None:
-        """Raise if forwards can run no more; on any thread."""
+        """Raise if forwards cannot run any more; on any thread."""
 
     def close(self) -> None:
-        """End what runs forwards beside this process. Idempotent."""
+        """End other processes that run forwards. Idempotent."""

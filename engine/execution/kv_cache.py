@@ -1,4 +1,4 @@
-"""The paged KV cache: who owns which page, and where the keys and values of each layer lie.
+"""The paged KV cache: the owners of pages, and the storage of each layer's keys and values.
 
 A page holds the keys and values of ``page_size`` consecutive tokens of one sequence in every layer.
 Token ``i`` of a sequence lies in slot ``pages[i // page_size] * page_size + i % page_size``.
@@ -34,7 +34,7 @@ class KVShape:
 
 
 Slots = slice | torch.Tensor
-"""Where a sequence's tokens lie: a slice where they are contiguous, else [tokens] indices."""
+"""The slots of a sequence's tokens: a slice if they are contiguous, else [tokens] indices."""
 
 
 class LayerKV:
@@ -90,7 +90,7 @@ def bits_of(tensor: torch.Tensor) -> bytes:
 class KVCache:
     """A fixed pool of pages. Not thread safe: the engine's thread owns it.
 
-    After them lies a page without an owner, ``scratch_page``, for rows that are padding.
+    After the pages comes one without an owner, ``scratch_page``, for rows that are padding.
     """
 
     def __init__(

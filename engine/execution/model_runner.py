@@ -157,7 +157,7 @@ class ModelRunner:
         token_ids = [upload(prompts, self.device)] if prompts else []
         if decoding:
             sampled = [tokens.sequence.last_token for tokens in decoding if tokens.sequence]
-            # What is not a token (`engine.sampling.sampler`) ends its task, but later.
+            # An id that is not a token (`engine.sampling.sampler`) ends its task, but later.
             token_ids.append(torch.stack([t for t in sampled if t is not None]).clamp_(min=0))
         # The head runs at a decode size in all kinds of forward, so that the first token's logits
         # come from the same kernels as all others.
@@ -262,7 +262,7 @@ class ModelRunner:
         return self._float_logits(output.logits[0])
 
     def _placed(self, batch: Batch) -> Attend:
-        """The batch for all layers; what a device needs of it goes there once."""
+        """The batch for all layers; each device gets its part once."""
         spread = self._loaded.spread
         if spread is None:
             return batch

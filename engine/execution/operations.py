@@ -1,4 +1,4 @@
-"""What the ranks of a split model all do: an operation, and who runs it."""
+"""Operations that all ranks of a split model run, and the protocol that runs them."""
 
 from __future__ import annotations
 

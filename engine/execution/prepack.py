@@ -4,8 +4,8 @@ A linear layer with packed weights is 1.1 to 2.3 times as fast in bfloat16 and 1
 float32 at the batch sizes of decoding, and a row's bits agree at all sizes from 2 up, where the
 plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
 same input, one after the other, become one product: queries, keys and values; gate and up. The
-packed copy replaces the weight; a weight that something else uses too (a head tied to the
-embedding) is kept beside it.
+packed copy replaces the weight; a weight with another use (a head tied to the embedding) is kept
+beside it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Product:
         return [self._packed] if self._bias is None else [self._packed, self._bias]
 
     def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """The output of one of the layers; all are computed when the first one asks."""
+        """The output of one of the layers; the first call computes all of them."""
         if x is not self._input or self._outputs[index] is None:
             output = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
             self._input, self._outputs = x, list(output.split_with_sizes(self.sizes, dim=-1))
@@ -44,7 +44,7 @@ class _Product:
         assert mine is not None
         self._outputs[index] = None
         if not any(output is not None for output in self._outputs):
-            self._input = None  # every layer has its part
+            self._input = None  # every layer has its output
         return mine
 
 

@@ -1,7 +1,7 @@
 """A model that is described and not loaded: its tensors, its layers, what can be split of it.
 
 transformers builds the modules that ``config.json`` describes on torch's meta device, where they
-take no memory. That is done once for a model, here, for all who want to know something of it.
+take no memory. This is done once for each model, here, for all uses of the description.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ModelDescription:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """All tensors that a checkpoint would have, by their names in the model; tied ones once."""
+        """All tensors of a checkpoint, by their names in the model; tied ones once."""
         names: dict[int, str] = {}
         return {
             name: TensorInfo(tuple(tensor.shape), tensor.dtype)

@@ -1,4 +1,4 @@
-"""What loading a model can raise, told apart: the libraries raise most of it as `OSError`."""
+"""Errors of loading, by their cause: the libraries raise most of them as `OSError`."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def load_errors(config: EngineConfig) -> Iterator[None]:
-    """Turn whatever loading raises into a `TaskError` that says what to do."""
+    """Turn any error of loading into a `TaskError` that says what to do."""
     try:
         yield
     except TaskError:
         raise
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except Exception as error:  # damaged files make the libraries raise many types
         raise _explained(config, error) from error
 
 
@@ -89,7 +89,7 @@ def _explained(config: EngineConfig, error: Exception) -> TaskError:
 
 
 def _of_the_hub(config: EngineConfig, caused_by: _CausedBy) -> TaskError | None:
-    """What the hub, or the cache in its place, has said plainly."""
+    """The error if the hub, or the cache in its place, says what is wrong; else None."""
     name, revision = config.name, config.revision or "main"
     if caused_by(GatedRepoError):  # before the class that it derives from
         return ModelGated(

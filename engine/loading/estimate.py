@@ -1,7 +1,7 @@
 """How much memory a model will take; a loaded one is counted by `engine.core.model_info`.
 
-What is counted is what grows with the model, its weights and its KV cache. Python, libraries and
-activations come on top and are about the same for every model.
+It counts what grows with the model: its weights and its KV cache. Python, libraries and activations
+come on top and are about the same for every model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.quantization.registry import quantization
 _DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 _SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
-# A decoder layer, by the names of what it has.
+# A decoder layer, by the names of its tensors.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # The embedding of tokens, as most architectures call it.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
@@ -56,11 +56,11 @@ class MemoryEstimate:
 
     Attributes:
         weights: of the whole model.
-        decode_weights: of them, what decoding a token reads: without the vision tower and its
+        decode_weights: the part that decoding a token reads: without the vision tower and its
             projector, and without an embedding of tokens that is not the head as well.
         kv_per_token: of the KV cache.
         context_length: of the configuration or the model, in tokens; None where neither says it.
-        kv_cache: what the configuration allows, or less where the model can use less.
+        kv_cache: the size that the configuration allows, or less if the model can use less.
         layers: of the weights, those of each decoder layer.
         head: of the weights, the language model head's if it is a tensor of its own.
         kv_heads: key/value heads of a layer; 0 where the configuration does not say.
@@ -135,7 +135,7 @@ def _not_decoded(sizes: dict[str, float]) -> float:
 
 
 def _tied_head(sizes: dict[str, float]) -> float:
-    """A head that is the embedding: a CPU packs it for itself and keeps the embedding."""
+    """Bytes of a head that is tied to the embedding: a CPU packs a copy and keeps the embedding."""
     if any(map(in_head, sizes)):
         return 0
     return max((size for name, size in sizes.items() if name.endswith(_EMBEDDINGS)), default=0)
@@ -151,7 +151,7 @@ def _stored(config: EngineConfig, source: Snapshot) -> Tensors:
 
 def _described(config: EngineConfig) -> Tensors:
     """The tensors that the model would have, shared ones once, by making it without memory."""
-    # An estimate runs no code of a repository, whatever the engine that loads it may do.
+    # An estimate never runs code of a repository, even if the engine that loads it may.
     described = describe_model(config.replace(trust_remote_code=False))
     return {
         name: (tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
@@ -163,7 +163,7 @@ def _headers(config: EngineConfig, source: Snapshot) -> SafetensorsRepoMetadata:
     """The headers of all files of weights; from the hub where the files are not here yet."""
     names = weight_files(config, source)
     if all((source.directory / name).is_file() for name in names) or config.local_files_only:
-        with_weights(config, source)  # says what is wrong with them, if anything is
+        with_weights(config, source)  # raises if something is wrong with them
         return get_local_safetensors_metadata(source.directory)
     return HfApi().get_safetensors_metadata(config.model, revision=source.commit)
 

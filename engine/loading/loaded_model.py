@@ -1,4 +1,4 @@
-"""A loaded model, and what its prompts need: what the loader makes and all stages read."""
+"""A loaded model, and what its prompts need: made by the loader, read by all stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LoadedModel:
     revision: str | None
     spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
     whole_image_tokens: int = 0  # see `engine.loading.families.traits`
-    tool_template: str | None = None  # for tasks with tools, where that is another one
+    tool_template: str | None = None  # for tasks with tools, if it differs
     image_tag: str | None = (
         None  # what texts say where an image belongs (`engine.vision.image_tags`)
     )

@@ -144,16 +144,16 @@ def _read_weights(
 
 
 def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> None:
-    """transformers makes up what a checkpoint lacks; the answers would be noise."""
+    """transformers initializes missing tensors randomly; the answers would be noise."""
     if missing:
         raise ModelInvalid(
-            f"model {config.name!r} is no complete text generation model: its weights lack "
+            f"model {config.name!r} is not a complete text generation model: its weights lack "
             f"{len(missing)} tensors, such as {min(missing)}"
         )
 
 
 def _refuse_other_weights(config: EngineConfig, unexpected: Collection[str]) -> None:
-    """An original InternVL with more parts than transformers' would run without them."""
+    """Refuse an original InternVL with parts that transformers' InternVL would leave out."""
     if unexpected:
         raise ModelInvalid(
             f"model {config.name!r} is an InternVL with parts that this engine does not have: "

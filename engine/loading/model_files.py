@@ -1,6 +1,6 @@
-"""What a model's directory holds beside weights: configuration, tokenizer, templates, processor.
+"""The files of a model beside weights: configuration, tokenizer, templates, processor.
 
-All functions raise `ModelInvalid` for files that are not there or that contradict each other.
+All functions raise `ModelInvalid` for files that are missing or contradict each other.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> ImagePr
             processor(Image.new("RGB", _TRIAL_SIZE), among_others=among_others)
     except (TaskError, OSError):
         raise
-    except Exception as error:  # whatever a faulty preprocessor_config.json leads to
+    except Exception as error:  # faulty configurations raise many types
         raise ModelInvalid(
             f"model {config.name!r} has an image processor that does not work "
             f"({type(error).__name__}: {error}): see its preprocessor_config.json"
@@ -128,7 +128,7 @@ def read_chat_template(
         )
     if template is not None and not isinstance(template, str):
         raise ModelInvalid(
-            f"model {config.name!r} has a chat_template that is no text but a "
+            f"model {config.name!r} has a chat_template that is not text but a "
             f"{type(template).__name__}"
         )
     return template

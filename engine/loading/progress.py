@@ -34,7 +34,7 @@ class LogBar(tqdm):
         super().__init__(*args, **kwargs, delay=LOG_INTERVAL_S)  # type: ignore[no-untyped-call]
 
     def refresh(self, *args: Any, **kwargs: Any) -> None:
-        """Log if an interval is over; anybody may ask."""
+        """Log if an interval is over; may be called at any time."""
         now = time.monotonic()
         if now - self._logged >= LOG_INTERVAL_S:
             self._logged = now
@@ -55,7 +55,7 @@ class LogBar(tqdm):
 
 
 def on_terminal() -> bool:
-    """Whether a bar would be seen, and not fill a log file."""
+    """Whether standard error is a terminal; in a log file bars would fill the file."""
     return sys.stderr.isatty()
 
 

@@ -1,4 +1,4 @@
-"""Which weights of a model a quantization takes, and how transformers is told so."""
+"""Which weights of a model are quantized, and the settings of transformers for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine.quantization.base import Quantization
 from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
 
-# Parts of names of embeddings, which are no matrix products and so are never quantized. Only their
-# names tell them from others where no more than a checkpoint's header is known.
+# Parts of names of embeddings, which are not matrix products and so are never quantized. In a
+# checkpoint's header only their names distinguish them from other tensors.
 _EMBEDDINGS = ("embed", "wte", "wpe")
 
 

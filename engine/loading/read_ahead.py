@@ -9,17 +9,17 @@ from huggingface_hub import try_to_load_from_cache
 
 from engine.config import EngineConfig
 
-_SHARE = 0.5  # of the machine's memory: more would push out what has been read before
+_SHARE = 0.5  # of the machine's memory: more would evict pages that were read first
 
 
 def read_ahead(config: EngineConfig) -> int:
-    """Ask the kernel for a model's files of weights, and wait for nothing.
+    """Ask the kernel to read a model's files of weights; does not wait.
 
-    It finds them as loading will: in a directory, or in the cache of the hub, which is not asked.
-    What is not there yet, or is too much for this machine's memory, is left to loading.
+    It finds them as loading does: in a directory, or in the local cache; it never asks the hub.
+    Files that are missing, or too large for this machine's memory, are left to loading.
 
     Returns:
-        The bytes that were asked for.
+        The bytes that the kernel was asked to read.
     """
     directory = _directory(config)
     files = sorted(directory.glob("*.safetensors")) if directory else []

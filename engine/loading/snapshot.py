@@ -1,8 +1,8 @@
 """From a model's name to a directory that holds all of it, checked before anything reads it.
 
 A repository of the hub is brought into the local cache first, at one commit, and is loaded from
-there. So whatever can be wrong with it (gated, missing, half downloaded, damaged, a pickle) is
-found here, in one place, and not by whichever library stumbles over it.
+there. So all problems with it (gated, missing, half downloaded, damaged, a pickle) are found here,
+in one place, and not later in some library.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Snapshot:
     weights: tuple[str, ...] = ()
 
     def config(self, config: EngineConfig) -> EngineConfig:
-        """``config`` for whatever loads from the directory, without asking the hub again."""
+        """``config`` for loading from the directory, without asking the hub again."""
         return config.replace(
             model=str(self.directory),
             from_hub=False,
@@ -71,7 +71,7 @@ def is_directory(config: EngineConfig) -> bool:
 
 
 def locate(config: EngineConfig) -> Snapshot:
-    """Find the files of a model but for its weights, and check them; download what is missing.
+    """Find and check the files of a model except its weights; download those that are missing.
 
     A name that is a directory here means that directory, unless ``from_hub`` is set.
 
@@ -105,7 +105,7 @@ def weight_files(config: EngineConfig, source: Snapshot) -> list[str]:
     Raises:
         ModelUnsafe: it has pickles only.
         ModelInvalid: it has no weights at all.
-        ModelCorrupt: its index is none.
+        ModelCorrupt: its index is not a valid one.
     """
     directory = source.directory
     if (directory / SINGLE).is_file():
@@ -131,7 +131,7 @@ def weight_files(config: EngineConfig, source: Snapshot) -> list[str]:
         raise ModelInvalid(
             f"model {config.name!r} has no weights: neither {SINGLE} nor {INDEX} is in {directory}"
         )
-    return [SINGLE]  # not reachable now and not in the cache: what is missing is this
+    return [SINGLE]  # the hub is not reachable and the cache has none: this file is missing
 
 
 def read_json(config: EngineConfig, path: Path) -> dict[str, Any]:
@@ -191,10 +191,10 @@ def _refuse_pickles(config: EngineConfig, names: list[str]) -> None:
 def _check_json(config: EngineConfig, directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise ModelInvalid(
-            f"model {config.name!r} is no model that transformers can load: it has no config.json"
+            f"model {config.name!r} cannot be loaded by transformers: it has no config.json"
         )
     for path in sorted(directory.glob("*.json")):
-        # Vocabularies are objects too, but a list may lie here that nobody reads.
+        # Vocabularies are objects too, but there may be a list that is not used.
         if path.name.endswith(("config.json", "tokenizer.json", ".index.json")):
             read_json(config, path)
 
@@ -234,7 +234,7 @@ def _refuse_lfs_pointer(config: EngineConfig, path: Path, start: bytes) -> None:
 
 
 def _again(config: EngineConfig) -> str:
-    """The way out of a damaged or incomplete copy."""
+    """What to do about a damaged or incomplete copy."""
     if is_directory(config):
         return "copy the model again"
     revision = f" --revision {config.revision}" if config.revision else ""

@@ -1,9 +1,8 @@
-"""Rank 0's side: starts the other ranks, tells them what to run, notices when one is gone.
+"""Rank 0's side: starts the other ranks, sends them operations, notices when one has ended.
 
-Ranks talk over Unix sockets in a directory that only this user can enter: messages one way, a few
-replies the other (`engine.parallel.messages`). Tensors go through the process group instead. A
-socket that closes is how both sides learn, at once, that the other one has ended, whatever it was
-doing.
+Ranks communicate over Unix sockets in a directory that only this user can enter: messages one way,
+a few replies the other (`engine.parallel.messages`). Tensors go through the process group instead.
+When a rank ends, its socket closes, so that the other side notices it at once.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _REPORT_TIMEOUT_S = 1.0
 
 
 class RanksLostError(torch.AcceleratorError):
-    """The ranks are not in step any more: as with a lost device, the engine has to be replaced."""
+    """The ranks are out of step: as with a lost device, the engine has to be replaced."""
 
 
 class Coordinator:
@@ -113,7 +112,7 @@ class Coordinator:
         self._connections.append(Connection(accepted.detach()))
 
     def wait_until_loaded(self) -> None:
-        """Until all ranks have their weights: from then on they are in step.
+        """Wait until all ranks have their weights; from then on they are in step.
 
         Raises:
             RanksLostError: one could not load them.
@@ -143,7 +142,7 @@ class Coordinator:
     # --- Messages --------------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Have all workers do something. Raises `RanksLostError`."""
+        """Send a message to all workers. Raises `RanksLostError`."""
         self.check()
         for rank, connection in enumerate(self._connections, start=1):
             try:
@@ -153,7 +152,7 @@ class Coordinator:
                 self.check()
 
     def take_replies(self, timeout_s: float = _REPLY_TIMEOUT_S) -> list[Any]:
-        """Wait for what the last message returned on each worker. Raises `RanksLostError`."""
+        """Wait for each worker's reply to the last message. Raises `RanksLostError`."""
         values = []
         for rank, replies in enumerate(self._replies, start=1):
             with suppress(queue.Empty):
@@ -167,10 +166,10 @@ class Coordinator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """The body is what the workers have just been told to run as well.
+        """The body runs on this rank the operation that was just sent to the workers.
 
-        Whatever fails in it leaves the ranks out of step, but for attention that is not computed:
-        all of them refuse it at the same place.
+        An error in it leaves the ranks out of step, except for unsupported attention, which all of
+        them refuse at the same place.
 
         Raises:
             RanksLostError: it failed, here or elsewhere.
@@ -190,13 +189,13 @@ class Coordinator:
             raise RanksLostError(self.failure)
 
     def _wait_for_report(self) -> None:
-        """A rank that has failed has broken an exchange for this one: its reason is the reason."""
+        """If another rank has failed and broken an exchange, wait for its report of the cause."""
         deadline = time.monotonic() + _REPORT_TIMEOUT_S
         while self._replies and self.failure is None and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def load_error(self) -> TaskError | None:
-        """Why a model could not be loaded, if that is another rank's fault; waits for its word."""
+        """Why a model could not be loaded, if another rank failed; waits for its report."""
         self._wait_for_report()
         if self.failure is None:
             return None

@@ -15,9 +15,9 @@ from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# How long a rank waits for the others where all are in step. That one has ended is noticed at once,
-# by other means (`engine.parallel.coordinator`); this is for one that hangs. While they load, which
-# some may do slower, torch's own limit holds, of 10 minutes and more.
+# How long a rank waits for the others while all are in step. A rank that has ended is noticed at
+# once (`engine.parallel.coordinator`); this limit is for one that hangs. While the ranks load, some
+# slower than others, torch's own limit of 10 minutes or more holds.
 EXCHANGE_TIMEOUT = timedelta(minutes=2)
 
 
@@ -33,7 +33,7 @@ def check_can_join(device: torch.device) -> None:
 
 
 def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> None:
-    """Form the group of this process with the others, which are about to do so too.
+    """Form the group of this process with the others, which call this too.
 
     Args:
         store: a file's path, the same for all.
@@ -51,20 +51,20 @@ def join_group(store: str, rank: int, num_ranks: int, device: torch.device) -> N
 
 
 def expect_step(model: Any) -> None:
-    """From now on the ranks are in step: wait for none longer than `EXCHANGE_TIMEOUT`."""
+    """From now on the ranks are in step: wait at most `EXCHANGE_TIMEOUT` for each."""
     group = model._mesh_manager.get_mesh("tp").get_group()
     dist.distributed_c10d._set_pg_timeout(EXCHANGE_TIMEOUT, group)
 
 
 def leave_group() -> None:
-    """Leave it; does not wait for the others. Idempotent."""
+    """Leave the group without waiting for the others. Idempotent."""
     if dist.is_initialized():
-        with suppress(RuntimeError):  # what a rank that is gone already leads to
+        with suppress(RuntimeError):  # raised if another rank has ended already
             dist.destroy_process_group()
 
 
 def abort_group() -> None:
-    """End the exchanges that wait for a rank that is gone; called by any thread.
+    """End the exchanges that wait for a rank that has ended; called by any thread.
 
     gloo ends them by itself, as soon as the connection breaks.
     """

@@ -1,4 +1,4 @@
-"""Who starts the processes of the other ranks: the engine itself here, Ray in `serve_app`."""
+"""Starts the processes of the other ranks: as children here, by Ray in `serve_app`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WorkerProcess(Protocol):
     """A process that runs `engine.parallel.worker.follow`."""
 
     def ended(self) -> str | None:
-        """How it has ended; None while it runs."""
+        """Why it has ended; None while it runs."""
         ...
 
     def stop(self) -> None:

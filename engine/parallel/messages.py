@@ -1,7 +1,7 @@
-"""What ranks say to each other: rank 0 has the others set up, or run an operation.
+"""Messages between ranks: rank 0 makes the others set up, or run an operation.
 
-Tensors of an operation do not travel in its message: the process group sends them from device to
-device, in the order in which the message has their places.
+Tensors of an operation are not in its message: the process group sends them from device to device,
+in the order of their places in the message.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from engine.execution.executor import RunnerPlan
 
 @dataclass(frozen=True)
 class WorkerInit:
-    """What a worker needs to know to become a rank.
+    """The data with which a worker becomes a rank.
 
     Attributes:
         config: of its engine; the model is a directory, where the weights are already.
-        store: where the ranks of the process group meet.
+        store: the file through which the ranks form the process group.
     """
 
     config: EngineConfig
@@ -67,7 +67,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failed:
-    """The last words of a worker."""
+    """The error with which a worker ends."""
 
     why: str
     out_of_memory: bool
@@ -96,7 +96,7 @@ class _Unpacker(pickle.Unpickler):
 
 
 def packed(operation: object) -> tuple[bytes, list[torch.Tensor]]:
-    """An operation without its tensors, and these."""
+    """An operation without its tensors, and the tensors."""
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(operation)

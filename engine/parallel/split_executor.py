@@ -1,7 +1,7 @@
-"""Rank 0 of a split model: what its runner and its KV cache do, the other ranks do as well.
+"""Rank 0 of a split model: the other ranks run the same operations of runner and KV cache.
 
-This is the whole of what ranks share: the engine's loop, its scheduler and its sampler know nothing
-of them. Images are encoded on rank 0, and their features sent.
+The engine's loop, its scheduler and its sampler do not know of the ranks. Images are encoded on
+rank 0, and their features are sent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SplitExecutor(Executor):
         return shapes
 
     def kv_room(self, device: torch.device) -> int | None:
-        """The least that there is on any rank's device."""
+        """The smallest room on any rank's device."""
         rooms = [super().kv_room(device), *self._rooms]
         return min((room for room in rooms if room is not None), default=None)
 
@@ -66,7 +66,7 @@ class SplitExecutor(Executor):
         return [operation.run(target), *self._coordinator.take_replies()]
 
     def _send(self, operation: Operation[T, R], target: T, *, reply: bool) -> list[torch.Tensor]:
-        """Have the other ranks run an operation; returns the tensors that they wait for."""
+        """Send an operation to the other ranks; returns the tensors that they wait for."""
         bare, tensors = packed(operation)
         shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         self._coordinator.send(Run(bare, shapes, isinstance(target, KVCache), reply))

@@ -1,7 +1,7 @@
-"""The other ranks: a process that holds its part of the model and runs what rank 0 tells it.
+"""The other ranks: a process that holds its part of the model and runs what rank 0 sends.
 
 It has no loop, no scheduler and no sampler: it runs the same forwards as rank 0, on its parts of
-the weights and of the KV cache, and forgets the logits.
+the weights and of the KV cache, and drops the logits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Worker:
         self._runner: ModelRunner | None = None
 
     def handle(self, message: Message) -> Reply | None:
-        """Do what a message says; returns what rank 0 waits for, if it does."""
+        """Do what a message says; returns the reply if rank 0 waits for one."""
         if isinstance(message, Run):
             return self._run(message)
         if message.plan is None:
@@ -67,8 +67,8 @@ class Worker:
 def follow(address: str, rank: int) -> None:
     """Be a rank of the engine that listens at ``address``, until it closes.
 
-    Ends the whole process when rank 0 is gone, or when a message fails: what the ranks exchange
-    cannot be completed then, and this thread may wait in it for ever.
+    Ends the whole process when rank 0 has ended, or when a message fails: the exchange between the
+    ranks cannot be completed then, and this thread may wait in it for ever.
     """
     connection = _connect(address)
     try:
@@ -80,7 +80,7 @@ def follow(address: str, rank: int) -> None:
         worker = Worker(_load(init, rank, connection))
         connection.send(Reply())  # it has its weights
         while (message := messages.get()) is not None:
-            with suppress(UnsupportedAttentionError):  # rank 0 gets it too, and goes on
+            with suppress(UnsupportedAttentionError):  # rank 0 gets it too, and continues
                 if (reply := worker.handle(message)) is not None:
                     connection.send(reply)
         leave_group()

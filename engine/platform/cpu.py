@@ -1,4 +1,4 @@
-"""The CPU: it has the host's memory, runs nothing by itself, and reads packed weights faster."""
+"""The CPU: uses the host's memory, runs synchronously, and reads packed weights faster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CpuPlatform(Platform):
     """All cores of the host as one device."""
 
     name = "cpu"
-    # A chunk keeps the streams of others waiting for a fraction of a second.
+    # While a chunk runs, the streams of other requests wait for a fraction of a second.
     default_sizes = Sizes(prefill_chunk=128, page_size=16)
     attention_backends = ("per sequence",)
     kv_layout: ClassVar[KVLayout] = "heads first"  # attention reads it twice as fast
@@ -86,7 +86,7 @@ class CpuPlatform(Platform):
         return tensor, _nothing
 
     def make_deterministic(self) -> None:
-        """Nothing beside what holds for all devices (`engine.platform.determinism`)."""
+        """Nothing besides the settings for all devices (`engine.platform.determinism`)."""
 
     def random_state_kept(self, device: torch.device) -> AbstractContextManager[None]:
         """Of the host's generator alone."""

@@ -14,7 +14,7 @@ from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 from schema.errors import ModelInvalid
 
 FREE_SHARE = 0.85
-"""Of what the weights leave, a KV cache takes so much; the rest is for activations and towers."""
+"""The KV cache's share of the memory after the weights; activations and towers get the rest."""
 
 _WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
 
@@ -103,9 +103,9 @@ class CudaPlatform(Platform):
 
     def make_deterministic(self) -> None:
         """Pin the workspace of cuBLAS, the algorithms of cuDNN, and the precision of float32."""
-        # cuBLAS picks its workspace per stream; with this it always has the same.
+        # cuBLAS chooses its workspace per stream; with this it is always the same.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # cuDNN's autotuner times kernels and so picks differently from run to run.
+        # cuDNN's autotuner times kernels, so its choice differs from run to run.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         # fp32 means fp32: TF32 would round inputs on cards that have it.
@@ -164,8 +164,8 @@ def _float_copy(logits: torch.Tensor) -> torch.Tensor:
 def _unsorted_writes() -> Iterator[None]:
     """Let writes to indices run in any order.
 
-    Deterministic mode sorts the indices first, in case one comes twice. Here none does, but for
-    those in the scratch page, whose content is never read.
+    Deterministic mode sorts the indices first, in case one comes twice. Here only those in the
+    scratch page do, whose content is never read.
     """
     torch.use_deterministic_algorithms(False)
     try:

@@ -2,7 +2,7 @@
 
 A wheel of torch holds kernels for some architectures only. On a card that is newer (or older) than
 all of them everything works until the first kernel, which fails with "no kernel image is
-available", minutes into loading. `check_device` says it first, with the way out.
+available", minutes into loading. `check_device` reports it first, with what to do.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 KVLayout = Literal["heads first", "tokens first"]
-"""What lies together in a KV cache: all tokens of a head, or all heads of a token."""
+"""What is contiguous in a KV cache: all tokens of a head, or all heads of a token."""
 
 Replay = Callable[[], torch.Tensor]
 """Runs a forward on inputs that stay where they are."""
@@ -26,11 +26,11 @@ class Sizes:
 
 
 class Platform(ABC):
-    """One kind of device. It has no state: what belongs to one model is handed out.
+    """One kind of device. It has no state: its methods return what belongs to one model.
 
     Attributes:
         name: torch's name for the type of device.
-        default_sizes: what suits the device, where the configuration does not say.
+        default_sizes: sizes for this device, if the configuration has none.
         attention_backends: names of the backends to try, in order (`engine.execution.attention`).
         kv_layout: the order of a KV cache, where the attention backend takes either.
         default_kv_bytes: the largest KV cache where the configuration does not say; None takes
@@ -98,13 +98,13 @@ class Platform(ABC):
 
     @abstractmethod
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Zeros for a large tensor that is filled bit by bit."""
+        """Zeros for a large tensor that is filled gradually."""
 
     @abstractmethod
     def write_rows(self, rows: torch.Tensor, *writes: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Write each pair's second tensor to the ``rows`` of its first; no row comes twice.
+        """Write each pair's second tensor to the ``rows`` of its first.
 
-        But for rows whose content is never read.
+        No row comes twice, except for rows whose content is never read.
         """
 
     @abstractmethod
@@ -158,7 +158,7 @@ class Platform(ABC):
     # --- The same for all ------------------------------------------------------------------------
 
     def sizes(self, prefill_chunk: int | None, page_size: int | None) -> Sizes:
-        """The sizes of a configuration, with the defaults for what it leaves open."""
+        """The sizes of a configuration, with the defaults where it has none."""
         return Sizes(
             prefill_chunk=prefill_chunk or self.default_sizes.prefill_chunk,
             page_size=page_size or self.default_sizes.page_size,

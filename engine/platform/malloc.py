@@ -1,4 +1,4 @@
-"""glibc's allocator, told not to keep what loading a model has used for a moment.
+"""Makes glibc's allocator give back memory that loading a model used for a moment.
 
 Quantizing a weight makes copies of it that are ten times its final size. glibc raises its own
 threshold (``M_MMAP_THRESHOLD``, mallopt(3)) when such blocks are freed, and from then on takes them
@@ -18,8 +18,8 @@ _WHILE_LOADING = 1 << 20
 # The highest that glibc itself would raise it to. Activations come from heaps again, because pages
 # that are given back have to be cleared by the kernel when they are asked for again.
 _AFTERWARDS = 32 << 20
-# What stays at the end of a heap. glibc would raise this with the other threshold, but not once
-# that has been set by hand: a forward of 256 rows then had 15,000 pages cleared, and has none now.
+# Memory kept at the end of a heap. glibc raises this with the other threshold, but not if that was
+# set explicitly: a forward of 256 rows then had 15,000 pages cleared, and has none now.
 _KEPT = 256 << 20
 
 

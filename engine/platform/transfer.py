@@ -1,4 +1,4 @@
-"""Numbers on their way between the host and a device."""
+"""Copies of tensors between the host and a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class AsyncCopy:
-    """A tensor on its way to the host."""
+    """A tensor that is being copied to the host."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor, self._synchronize = platform_of(tensor.device).to_host(tensor)

@@ -1,4 +1,4 @@
-"""What the rest of the engine knows of a quantization."""
+"""The description of a quantization that the rest of the engine uses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Quantization:
     Attributes:
         bits: the number by which tasks and configurations ask for it.
         name: of the number format.
-        bytes_per_weight: what a quantized weight takes, large scales included.
+        bytes_per_weight: size of a quantized weight, large scales included.
         full_precision: modules that keep their dtype, beside the vision tower and its projector
             (`engine.loading.families`): those whose name is one of these, or ends with it.
-        splits: how a model in it may be divided over devices; the first where nothing is said.
-        transformers_config: makes what ``from_pretrained`` takes as ``quantization_config``, of
-            the dtype of the arithmetic and the names of the modules that keep theirs.
+        splits: how a model in it may be divided over devices; the first is the default.
+        transformers_config: makes the ``quantization_config`` of ``from_pretrained`` from the dtype
+            of the arithmetic and the names of the modules that keep theirs.
     """
 
     bits: QuantizeBits
@@ -36,5 +36,5 @@ class Quantization:
 
     @property
     def label(self) -> str:
-        """What people call it, such as INT4."""
+        """Its usual name, such as INT4."""
         return str(quantization_label(self.bits))

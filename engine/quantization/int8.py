@@ -11,7 +11,7 @@ from engine.quantization.base import Quantization
 def _transformers_config(_: Any, full_precision: Sequence[str]) -> Any:
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - see the package
 
-    # Threshold 0 turns the outlier columns off: LLM.int8 picks them over the whole batch, so that
+    # Threshold 0 turns the outlier columns off: LLM.int8 chooses them over the whole batch, so that
     # one task would change another's bits.
     return BitsAndBytesConfig(
         load_in_8bit=True,

@@ -44,7 +44,7 @@ class InputProcessor:
         check_fits: Callable[[Request], None],
         meter: Meter,
     ) -> None:
-        """Keep what is known of the model.
+        """Keep the parts of the model that tasks need.
 
         Args:
             config: of the engine.

@@ -289,5 +289,5 @@ class Request:
 
 
 def log_ids(requests: Sequence[Request]) -> str:
-    """What a log line calls some requests."""
+    """The names of some requests in log lines."""
     return ", ".join(request.log_id for request in requests)

@@ -1,4 +1,4 @@
-"""What the engine has measured, as plain numbers: tokens since the start, times of ended tasks.
+"""Measurements of the engine as plain numbers: tokens since the start, times of ended tasks.
 
 These numbers do not change what is computed. They are taken from the outputs of tasks, so a token
 counts when its text is reported, and the first token of a beam search comes with its end.

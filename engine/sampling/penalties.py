@@ -21,7 +21,7 @@ from schema.generation import GenerationConfig
 
 @dataclass(frozen=True)
 class Penalties:
-    """What is added to a task's scores, and taken from them.
+    """Numbers that are added to a task's scores, and subtracted from them.
 
     Attributes:
         frequency: taken from a token's score for each time that its answer has it already.

@@ -111,7 +111,7 @@ def sample(batch: Sequence[Candidates]) -> torch.Tensor:
         int64 [rows of all], in order; `INVALID_LOGITS` where a row has no largest score: NaN,
         overflow, or everything forbidden.
     """
-    picked: dict[int, torch.Tensor] = {}
+    sampled: dict[int, torch.Tensor] = {}
     for to_sample in (False, True):
         members = [i for i, one in enumerate(batch) if (one.noise is not None) == to_sample]
         if not members:
@@ -123,10 +123,10 @@ def sample(batch: Sequence[Candidates]) -> torch.Tensor:
             )
         else:
             tokens = _largest(scores)
-        picked.update(
+        sampled.update(
             zip(members, tokens.split([len(batch[i].scores) for i in members]), strict=True)
         )
-    return _rows([picked[i] for i in range(len(batch))])
+    return _rows([sampled[i] for i in range(len(batch))])
 
 
 def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a model that reads images needs beyond a text model's forward.
+"""Encodes images for a model, and puts their features into its forwards.
 
 The families differ in few ways, found out from the model itself (`engine.loading.families.traits`):
 
@@ -177,7 +177,7 @@ class Vision:
         return Features(tokens, tuple(_flat(layer) for layer in layers), layout)
 
     def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
-        """What a forward on token ids [1, T] takes, with the features in their places.
+        """The inputs of a forward on token ids [1, T], with the features in their places.
 
         All places are before ``stop``. After it are generated tokens, and an image token among
         them is not an image.
@@ -196,7 +196,7 @@ class Vision:
     def generate_inputs(
         self, token_ids: Sequence[int], images: ImageInputs, features: Features | None
     ) -> dict[str, Any]:
-        """What `generate` takes beside the token ids of a prompt with these images."""
+        """The inputs of `generate` beside the token ids of a prompt with these images."""
         if features is None:
             return {}
         types = self._token_types(token_ids)

@@ -89,7 +89,7 @@ def explain(
 
 
 def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect) -> tuple[str, str]:
-    """The dotted path of the field, and what is wrong with it."""
+    """The dotted path of the field, and the problem."""
     kind, loc, value = detail["type"], detail["loc"], detail["input"]
     context = detail.get("ctx", {})
     unknown = kind == "extra_forbidden"

@@ -2,7 +2,7 @@
 
 Called for each sequence by itself, `scaled_dot_product_attention` took longer to be called than to
 compute, and a sequence whose pages are scattered had to be copied first: at 64 sequences attention
-was half of a step. This kernel reads the pages where they lie. What it computes for a sequence
+was half of a step. This kernel reads the pages in place. What it computes for a sequence
 is a function of that sequence alone: nothing in it depends on how many others there are.
 
 Numba compiles it for this CPU at its first use, and keeps the machine code beside this file, or in
@@ -49,7 +49,7 @@ _UNBOUNDED = 2**62
 
 
 def has_kernel(cache: KVCache) -> bool:
-    """Whether a cache lies where the kernel reads it, in an order and dtypes that it knows."""
+    """Whether the kernel can read a cache: its device, its layout and its dtypes."""
     readable = platform_of(cache.device).shares_host_memory and cache.layout == "heads first"
     return readable and all(layer.keys.dtype in _ELEMENTS for layer in cache.layers.values())
 
@@ -60,7 +60,7 @@ class DecodeTokens:
 
     Attributes:
         rows: int64 [N]: their rows in the batch.
-        slots: int32 [sum of all L]: where the tokens of each context, itself included, lie; one
+        slots: int32 [sum of all L]: the slots of each context's tokens, with the token itself; one
             context after the other.
         ends: int64 [N]: where each context ends in ``slots``.
     """
@@ -170,7 +170,7 @@ def _narrow_float(_context: Any, value: Any, like: Any) -> Any:
         odd = builder.and_(upper, ir.Constant(word, 1))
         rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
         rounded = builder.lshr(rounded, ir.Constant(word, 16))
-        not_a_number = builder.fcmp_unordered("uno", number, number)  # adding would make it another
+        not_a_number = builder.fcmp_unordered("uno", number, number)  # NaN must stay NaN
         quiet = ir.Constant(word, 0x7FC0)
         return builder.trunc(builder.select(not_a_number, quiet, rounded), short)
 
@@ -178,7 +178,7 @@ def _narrow_float(_context: Any, value: Any, like: Any) -> Any:
 
 
 def _power_of_two(_context: Any, exponent: Any) -> Any:
-    """2 to a whole number between -126 and 127, by writing it where a float32 has its exponent."""
+    """2 to a whole number between -126 and 127, by writing the exponent bits of a float32."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -195,12 +195,12 @@ _f32 = np.float32
 
 
 def _exp_below_zero(x: Any) -> Any:
-    """e to the ``x``, for x of at most 0, in operations that run on all lanes of a vector.
+    """e to the ``x``, for x of at most 0, in operations that vectorize.
 
     Range reduction and polynomial are those of Cephes' ``expf``
     (https://www.netlib.org/cephes/, single/expf.c): within two units in the last place.
     """
-    if x < _f32(-87.0):  # where float32 has no normal numbers left; false for what is no number
+    if x < _f32(-87.0):  # where float32 has no normal numbers left; false for NaN
         x = _f32(-87.0)
     whole = np.floor(x * _f32(1.44269504088896341) + _f32(0.5))
     rest = x - whole * _f32(0.693359375) + whole * _f32(2.12194440e-4)
@@ -246,7 +246,7 @@ def _attend(
     num_tokens, kv_heads = len(rows), len(keys)
     group = len(query) // kv_heads
     key_dim, value_dim = keys.shape[2], values.shape[2]
-    # All tokens of one head, then of the next: threads that take a share each have as much to do.
+    # All tokens of one head, then of the next, so that threads get equal shares of the work.
     for unit in prange(num_tokens * kv_heads):
         kv_head, n = unit // num_tokens, unit % num_tokens
         row, stop = rows[n], ends[n]

@@ -1,4 +1,4 @@
-"""What computes attention: the function given to transformers, and the backends behind it.
+"""The attention function that is given to transformers, and the backends that it calls.
 
 transformers' modules call the function registered under `PACKED` with the projected queries, keys
 and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
@@ -27,7 +27,7 @@ PACKED = "paged_per_sequence"
 """The name under which transformers knows `packed_attention`."""
 
 # Arguments that change the result and that this function does not implement. A model that passes
-# one is refused here, and then every task of it runs through `generate`.
+# one is refused here, and then all its tasks run through `generate`.
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias", "attention_bias")
 
 
@@ -68,7 +68,7 @@ class AttentionNeeds:
         shapes: of the keys and values of each layer.
         page_size: tokens of a page of the KV cache.
         device: where the numbers of a batch are.
-        bidirectional_spans: whether some tokens see later tokens, as parts of one image.
+        bidirectional_spans: whether some tokens attend to later ones, as parts of one image.
     """
 
     shapes: Mapping[int, KVShape]
@@ -99,13 +99,13 @@ class AttentionBackend(ABC):
     @classmethod
     @abstractmethod
     def problem(cls, needs: AttentionNeeds) -> str | None:
-        """Why this backend does not take a model; None where it does, as far as is known."""
+        """Why this backend does not support a model; None if it does, as far as is known."""
 
     @abstractmethod
     def batch(
         self, cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
     ) -> Batch:
-        """What computes attention for a forward.
+        """The object that computes attention for a forward.
 
         Args:
             cache: where keys and values are.
@@ -117,7 +117,7 @@ class AttentionBackend(ABC):
     def decode_batch(self, cache: KVCache, rows: PagedRows) -> Batch:
         """The same for a decode step whose numbers are on the device already.
 
-        It waits for none of them: they may change before a captured graph runs again.
+        It does not read them on the host: they may change before a captured graph runs again.
         """
         raise NotImplementedError(f"{self.name} does not capture decode steps")
 

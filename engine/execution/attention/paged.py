@@ -1,7 +1,7 @@
 """Attention over the paged KV cache, computed sequence by sequence.
 
-Because every sequence attends in a call of its own, the shape of that call, and so its bits, depend
-on this sequence alone. On a CPU one compiled call does so for all rows that are single tokens
+Because each sequence has its own call, the shape of that call, and so its bits, depend on this
+sequence alone. On a CPU one compiled call does this for all rows that are single tokens
 (`cpu_decode`).
 
 Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size, L tokens of
@@ -27,7 +27,7 @@ from engine.requests.request import ScheduledTokens
 class PerSequenceAttention(AttentionBackend):
     """torch's own attention, for each sequence; the compiled kernel for decode on a CPU.
 
-    It takes every model that calls the attention interface, on every device.
+    It supports every model that calls the attention interface, on every device.
     """
 
     name = "per sequence"
@@ -36,7 +36,7 @@ class PerSequenceAttention(AttentionBackend):
 
     @classmethod
     def problem(cls, needs: AttentionNeeds) -> str | None:
-        """None is known beforehand."""
+        """None: no problem is known beforehand."""
         return None
 
     def batch(
@@ -53,7 +53,7 @@ class SequenceRows:
     Attributes:
         first_row: of them, in the batch.
         tokens: that the rows hold.
-        slots: where the sequence's tokens, from its first to the last of these, lie in the cache.
+        slots: of the sequence's tokens in the cache, from its first to the last of these.
     """
 
     first_row: int
@@ -66,7 +66,7 @@ class SequenceRows:
         return slice(self.first_row, self.first_row + self.tokens.num_tokens)
 
     def is_causal(self, sliding_window: int | None) -> bool:
-        """Whether a row sees the rows before it, itself, and nothing else: no mask is needed."""
+        """Whether each row attends to all rows up to itself only: then no mask is needed."""
         tokens = self.tokens
         within = sliding_window is None or tokens.stop <= sliding_window
         first_or_single = tokens.start == 0 or tokens.num_tokens == 1
@@ -75,7 +75,7 @@ class SequenceRows:
     def mask(
         self, sliding_window: int | None, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor | None:
-        """[rows, L], 0 where a row may look and -inf elsewhere; None if `is_causal`."""
+        """[rows, L], 0 where a row may attend and -inf elsewhere; None if `is_causal`."""
         if self.is_causal(sliding_window):
             return None
         first, end = self.tokens.start, self.tokens.stop

@@ -1,8 +1,8 @@
 """Attention of a packed batch in one call of a paged kernel: the CUDA counterpart of `paged`.
 
 `torch.nn.attention.varlen.varlen_attn` reads keys and values through a table of pages, one row of
-it for each sequence. With ``num_splits=1`` it does not split a long context by what else is in the
-batch, and is documented to give a sequence the same bits whatever the others are.
+it for each sequence. With ``num_splits=1`` it does not split a long context depending on the batch,
+and is documented to give a sequence the same bits in any batch.
 
 Shapes: T rows in the packed batch.
 """
@@ -36,10 +36,10 @@ class VarlenAttention(AttentionBackend):
 
     @classmethod
     def problem(cls, needs: AttentionNeeds) -> str | None:
-        """Why the kernel does not take a model: its device, page size, dtype, heads or masks."""
+        """Why the kernel does not support a model: device, page size, dtype, heads or masks."""
         problem = varlen_problem(needs.shapes.values(), needs.page_size, needs.device)
         if problem is None and needs.bidirectional_spans:
-            return "the tokens of an image see each other"
+            return "the tokens of an image attend to each other"
         return problem
 
     def batch(
@@ -55,7 +55,7 @@ class VarlenAttention(AttentionBackend):
 
 
 def varlen_problem(shapes: Collection[KVShape], page_size: int, device: torch.device) -> str | None:
-    """Why the kernel does not take a cache of these shapes; None where it does."""
+    """Why the kernel does not support a cache of these shapes; None if it does."""
     if device.type != "cuda":
         return "it is a CUDA kernel"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < _CAPABILITY:

@@ -1,1 +1,1 @@
-"""What is special about families of models and their repositories."""
+"""Special features of model families and their repositories."""

@@ -1,6 +1,6 @@
-"""The vision-language families: a record for each of what the engine knows beforehand.
+"""The vision-language families: a record for each, of facts that the engine knows beforehand.
 
-What can be found out from a loaded model is not here but in `engine.loading.families.traits`.
+What can be read from a loaded model is in `engine.loading.families.traits` instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 @dataclass(frozen=True)
 class Family:
-    """Vision-language models of one architecture, or of several that differ in no way told here.
+    """Vision-language models of one architecture, or of several with the same record.
 
     Attributes:
         model_types: ``model_type`` in their ``config.json``. The answers of each are tested

@@ -36,7 +36,7 @@ _LANGUAGE_MODELS = {
     "InternLM2ForCausalLM": "llama",
     "LlamaForCausalLM": "llama",
 }
-# What the original code assumes where a configuration is silent.
+# Defaults of the original code.
 _DEFAULTS: dict[str, Any] = {
     "downsample_ratio": 0.5,
     "dynamic_image_size": False,
@@ -104,7 +104,7 @@ _CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorParts:
-    """What a processor for an original repository is made of."""
+    """The parts of a processor for an original repository."""
 
     image_processor: GotOcr2ImageProcessorPil
     tokenizer: PreTrainedTokenizerBase
@@ -119,7 +119,7 @@ def is_original(config: dict[str, Any]) -> bool:
 def native_config(original: dict[str, Any], name: str) -> InternVLConfig:
     """transformers' configuration of the same model; ``name`` is for error messages.
 
-    ``image_token_id`` is the tokenizer's business: `adopt_tokens` sets it.
+    ``image_token_id`` depends on the tokenizer: `adopt_tokens` sets it.
 
     Raises:
         ModelInvalid: a setting that transformers' InternVL does not have.
@@ -138,7 +138,7 @@ def native_config(original: dict[str, Any], name: str) -> InternVLConfig:
         tie_word_embeddings=text.tie_word_embeddings,
         dtype=settings.get("dtype") or settings.get("torch_dtype"),
     )
-    # Whatever else the processor needs; a plain dictionary, so that the config can be written.
+    # Other settings of the processor; a plain dictionary, so that the config can be written.
     native.original_layout = {
         "size": vision["image_size"],
         "min_patches": settings["min_dynamic_patch"],
@@ -170,13 +170,13 @@ def _refuse_unknown(settings: dict[str, Any], name: str) -> None:
     for part in (settings, settings.get("llm_config") or {}):
         if part.get("quantization_config"):
             raise ModelInvalid(
-                f"model {name!r} is quantized already, in InternVL's original layout: take the "
+                f"model {name!r} is quantized already, in InternVL's original layout: use the "
                 "repository that is not, and set quantize_bits"
             )
 
 
 def _refuse_tiles(settings: dict[str, Any], name: str) -> None:
-    """Grids of tiles are tried one by one for every image, so that their number matters."""
+    """Limit the tiles: every image tries all grids of tiles one by one."""
     least, most = settings["min_dynamic_patch"], settings["max_dynamic_patch"]
     if type(least) is not int or type(most) is not int or not 1 <= least <= most <= _MAX_TILES:
         raise ModelInvalid(
@@ -223,7 +223,7 @@ def _text_config(original: dict[str, Any], name: str) -> PreTrainedConfig:
 
 
 def _system_message(settings: dict[str, Any], text: PreTrainedConfig) -> str:
-    """The configuration's own; where it has none, what the repositories' templates write.
+    """The configuration's own; if it has none, the one that the repositories' templates write.
 
     Those of InternVL 2.5 and 3 put the sentence in front, those of 3.5 (Qwen3) put nothing.
     """
@@ -280,9 +280,9 @@ def _name_image_tokens(tokenizer: Any, model: str) -> None:
 
 
 def adopt_tokens(model: Any, tokenizer: Any) -> None:
-    """Tell a model what only its tokenizer knows: what stands for an image, and what ends a turn.
+    """Set a model's ids of the image token and of the end of a turn, which its tokenizer knows.
 
-    The original ``chat`` ends at the end of a turn, whatever ``generation_config.json`` says.
+    The original ``chat`` always stops at the end of a turn; ``generation_config.json`` may not.
     """
     model.config.image_token_id = tokenizer.context_image_token_id
     end = tokenizer.convert_tokens_to_ids(_END_OF_TURN)

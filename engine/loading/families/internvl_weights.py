@@ -1,7 +1,7 @@
 """The weights of an original InternVL under transformers' names, translated while they are loaded.
 
 transformers' own mechanism does it, so that sharding, placement, dtype and quantization on load
-work as for every checkpoint. The patterns match no name of transformers' layout.
+work as for every checkpoint. The patterns do not match names of transformers' layout.
 """
 
 from __future__ import annotations

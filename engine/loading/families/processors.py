@@ -21,7 +21,7 @@ _PARTS = ("image_processor", "tokenizer", "video_processor")
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """What a processor makes of an image.
+    """An image as a processor prepares it.
 
     Attributes:
         arrays: keyword arguments of ``get_image_features``.
@@ -55,7 +55,7 @@ class ImageProcessor:
 
     @property
     def depends_on_image_count(self) -> bool:
-        """Whether an image among others is prepared otherwise than one alone.
+        """Whether an image among others is prepared in another way than a single one.
 
         LLaVA-OneVision cuts an image into tiles only when it is the only one.
         """
@@ -77,10 +77,10 @@ class ImageProcessor:
         return pixels
 
     def __call__(self, image: Image.Image, *, among_others: bool) -> ProcessedImage:
-        """Prepare one image (RGB) by itself, whatever the others are.
+        """Prepare one image (RGB) by itself, independently of the others.
 
         Raises:
-            ValueError: the processor refuses it, for its shape maybe.
+            ValueError: the processor refuses it, perhaps for its shape.
         """
         several = among_others and self.depends_on_image_count
         count = 2 if several else 1

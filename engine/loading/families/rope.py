@@ -8,10 +8,10 @@ from typing import Any
 def drop_idle_scaling(text_config: Any) -> None:
     """Replace dynamic scaling, which the engine never reaches, by none.
 
-    It begins behind ``max_position_embeddings``, where every context of this engine ends; up to
+    It begins after ``max_position_embeddings``, where every context of this engine ends; up to
     there it multiplies by 1, so that no bit changes. Without it no row depends on the longest
-    position in the batch, and the model can be batched: all of InternVL 2.5 and 3 are configured
-    so.
+    position in the batch, and the model can be batched. All InternVL 2.5 and 3 models are
+    configured in this way.
     """
     rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "dynamic":

@@ -1,8 +1,8 @@
 """A tokenizer from a SentencePiece ``tokenizer.model``, without the sentencepiece library.
 
-transformers can build one, but asks for that library only to read the file, which is a protocol
-buffer. What is here reads it with transformers' own definition, and refuses what it would not
-honour.
+transformers can build one, but needs that library only to read the file, which is a protocol
+buffer. This module reads it with transformers' own definition, and refuses settings that it would
+not honour.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class SentencePieceTokenizer(LlamaTokenizer):
     """A byte-fallback BPE tokenizer made from ``tokenizer.model``.
 
     Text between special tokens is encoded on its own, as a tokenizer around the sentencepiece
-    library does it; whether such a text begins with a space is for the file to say. If it does, the
-    file's user-defined symbols are ordinary text here, unless ``tokenizer_config.json`` lists them.
+    library does it; the file says whether such a text begins with a space. If it does, the file's
+    user-defined symbols are ordinary text here, unless ``tokenizer_config.json`` lists them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class SentencePieceTokenizer(LlamaTokenizer):
         """Replace the file by its vocabulary and merges.
 
         Raises:
-            ModelInvalid: the file is damaged, or no byte-fallback BPE without normalization.
+            ModelInvalid: the file is damaged, or is not a byte-fallback BPE without normalization.
         """
         model = _read(Path(kwargs.pop("vocab_file")))
         # A configuration may rename a piece that was reserved for such a use.
@@ -76,7 +76,7 @@ def _read(path: Path) -> Any:
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's own DecodeError, and what lies below it
-        raise ModelInvalid(f"{path.name} is no SentencePiece model: {error}") from error
+        raise ModelInvalid(f"{path.name} is not a SentencePiece model: {error}") from error
     normalizer, trainer = model.normalizer_spec, model.trainer_spec
     wanted = {
         "is byte-pair encoding": trainer.model_type == _BPE,
@@ -95,7 +95,7 @@ def _read(path: Path) -> Any:
 
 
 def _check_ids(model: str, tokenizer: SentencePieceTokenizer) -> None:
-    """tokenizers numbers what it adds one after the other, whatever the configuration says."""
+    """Check ids: tokenizers numbers added tokens in order and ignores the configuration's ids."""
     added: dict[Any, Any] = tokenizer.init_kwargs.get("added_tokens_decoder") or {}
     for number, token in added.items():
         if tokenizer.convert_tokens_to_ids(str(token)) != int(number):

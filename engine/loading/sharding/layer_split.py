@@ -1,14 +1,14 @@
 """One model over several devices, in one process: consecutive decoder layers on each.
 
-The first device also has all that is no decoder layer: embeddings, vision tower, last norm, head.
-So tokens come from where they are needed, tied embeddings stay one tensor, and what is handed from
-device to device are hidden states: to the next device in front of its first layer, and back to the
-first one behind the last layer. Devices take turns; what more of them bring is memory.
+The first device also has everything except decoder layers: embeddings, vision tower, last norm,
+head. So tokens are sampled where they are needed, tied embeddings stay one tensor, and only hidden
+states go from device to device: to the next device before its first layer, and back to the first
+one after the last layer. Devices take turns; more devices add memory, not speed.
 
-transformers loads weights to where a device map says. The hooks that accelerate then puts around
-every module are taken off again: they look at each argument of each of some hundred modules, and
-copy what all layers share, such as rotary embeddings, anew for every layer. Here it is copied once
-a device and forward (`connect`).
+transformers loads weights by a device map. The hooks that accelerate then puts around every module
+are removed again: they inspect each argument of hundreds of modules, and copy values that all
+layers share, such as rotary embeddings, again for every layer. Here they are copied once for each
+device and forward (`connect`).
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def plan_spread(
     cuts = balanced(sum(sizes.values()) - sum(each), each, len(devices))
     stages = zip(devices, pairwise(cuts), strict=True)
     spread = LayerPlacement(tuple(Stage(device, start, stop) for device, (start, stop) in stages))
-    # Nothing is left to a default: transformers' is the CPU, and accelerate would load the whole
-    # model to the default device first.
+    # The map covers everything: transformers' default is the CPU, and accelerate would load the
+    # whole model to the default device first.
     rest = dict.fromkeys(described.beside_layers, devices[0])
     own = {f"{prefix}.{index}": device for index, device in spread.layer_devices.items()}
     return spread, own | rest
@@ -164,14 +164,14 @@ def connect(model: Any, spread: LayerPlacement, config: EngineConfig) -> None:
 
 
 class _Arrivals:
-    """What has come to a device in the current forward, so that nothing comes twice."""
+    """Tensors copied to a device in the current forward, so that none is copied twice."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._arrived: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def of(self, value: Any) -> Any:
-        """The value with its tensors on the device; objects that are no containers stay."""
+        """The value with its tensors on the device; objects that are not containers stay."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if type(value) in (tuple, list):
@@ -196,7 +196,7 @@ class _Arrivals:
 
 @dataclass(frozen=True, eq=False)
 class _Handover:
-    """In front of a layer: bring its arguments to its device."""
+    """Before a layer: bring its arguments to its device."""
 
     arrivals: _Arrivals
     is_first: bool

@@ -1,4 +1,4 @@
-"""What of a model is split over the ranks: transformers' tensor parallel plan, or why it is not.
+"""Which parts of a model are split over the ranks: transformers' tensor parallel plan.
 
 The plan of a model names a style for each of its layers. Most styles are replaced by our own
 (`engine.loading.sharding.tensor_styles`), and what lies outside the language model is left whole.
@@ -20,7 +20,7 @@ from schema.errors import ModelInvalid
 
 _OUTPUTS = ("colwise",)  # a rank computes a part of the outputs, and keeps it
 _INPUTS = ("rowwise",)  # a rank has a part of the inputs
-# The styles of transformers that the engine knows to keep its promise, and what it makes of them.
+# The styles of transformers with which the promise holds, and the styles that replace them.
 _STYLES = {
     "colwise": "colwise",
     "colwise_gather_output": WHOLE_OUTPUT,
@@ -61,7 +61,7 @@ def tensor_plan(config: EngineConfig, hf_config: PreTrainedConfig) -> Distribute
 
 
 def _check_sizes(config: EngineConfig, text: Any, described: ModelDescription) -> None:
-    """Refuse what would leave the ranks parts of different sizes, or parts of a head."""
+    """Refuse sizes that would give the ranks parts of different sizes, or parts of a head."""
     plan, ranks = described.tensor_parallel_plan, config.num_devices
     sizes: dict[str, int] = {}
     if any(name.endswith(".k_proj") and style in _OUTPUTS for name, style in plan.items()):

@@ -1,7 +1,7 @@
-"""How split layers are put together again, where transformers' own way would break the promise.
+"""How the parts of split layers are joined, where transformers' own way would break the promise.
 
-A sum over three or more ranks by all-reduce depends on where a number lies in the tensor: rings
-begin to add at another rank for each part of it. A row would get other bits at another place in
+A sum over three or more ranks by all-reduce depends on the place of a number in the tensor: rings
+start to add at another rank for each part of it. A row would get other bits at another place in
 the batch. Here the ranks' parts are gathered and added in the order of the ranks, in float32.
 
 All styles work on plain tensors, without DTensor's dispatch, whose masks wait for the device.
