@@ -32,7 +32,8 @@ demo                       > .training .data
 demo.training              > .data
 demo.data                  >
 
-gpt_task.inference         > gpt_task .cache .models engine schema schema.validation
+gpt_task.inference         > gpt_task .cache .models engine engine.platform schema
+                             schema.validation
 gpt_task                   > schema
 gpt_task.cache             >
 gpt_task.models            > schema

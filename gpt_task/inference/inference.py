@@ -6,8 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
+from engine.platform.platforms import best_platform
 from gpt_task.cache import ModelCache
 from gpt_task.config import Config, get_config
 from gpt_task.inference import execution
@@ -70,7 +69,7 @@ def run_task(
     }
     if config is None:
         config = get_config()
-    execution.begin(gpu_count=int(torch.cuda.is_available()))
+    execution.begin(gpu_count=0 if best_platform().num_devices() is None else 1)
     with translated_errors():
         args = GPTTaskArgs.model_validate(fields) if args is None else _alone(args, fields)
         return _run(args, stream_callback, config, model_cache)

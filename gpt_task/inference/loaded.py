@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 
-import torch
-
 from engine import Engine, EngineConfig
+from engine.platform.platforms import best_platform
 
 
 class LoadedModel:
@@ -31,5 +30,4 @@ class LoadedModel:
 def _close(held: list[Engine]) -> None:
     held.pop().close()
     gc.collect()  # an engine's parts refer to each other
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    best_platform().empty_cache()

@@ -1,6 +1,8 @@
 """What a device is, is asked in `engine.platform` and in attention backends alone.
 
-So a new accelerator is one class: the last test runs an engine on one that is made up here.
+So a new accelerator is one class: the last test runs an engine on one that is made up here. Where
+serve_app and cluster compare a device, it is the one that the configuration names, or the doctor
+describes CUDA's own driver and cards.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from engine.platform.interface import Replay, Sizes
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.sampling.test_generate_oracle import TEXTS, task
 
-ENGINE = Path(__file__).parents[3] / "engine"
+REPOSITORY = Path(__file__).parents[3]
+ENGINE = REPOSITORY / "engine"
 ALLOWED = (ENGINE / "platform", ENGINE / "execution" / "attention")
 DEVICE_TYPES = {"cpu", "cuda", "mps", "xpu", "hpu", "npu"}
 MODULES_OF_TORCH = DEVICE_TYPES - {"cpu"} | {"accelerator"}
@@ -77,8 +80,9 @@ def test_names_ask_nothing() -> None:
 
 def test_no_other_module_asks_what_a_device_is() -> None:
     found = [
-        f"{path.relative_to(ENGINE)}:{line}"
-        for path in sorted(ENGINE.rglob("*.py"))
+        f"{path.relative_to(REPOSITORY)}:{line}"
+        for package in (ENGINE, REPOSITORY / "gpt_task")
+        for path in sorted(package.rglob("*.py"))
         if not any(path.is_relative_to(allowed) for allowed in ALLOWED)
         for line in questions(path.read_text())
     ]
