@@ -26,7 +26,7 @@ def test_nodes() -> None:
         ("99*9999xH100", "1 to 10000"),
     ],
 )
-def test_what_is_no_node(text: str, says: str) -> None:
+def test_invalid_nodes(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_nodes(text)
 

@@ -108,7 +108,7 @@ async def test_one_to_four_a_lost_node_and_none(server: Simulated, answers: dict
     await server.wait_for("none", lambda: not server.replicas("scaled"))
 
 
-async def test_a_node_goes_that_prepares_images(server: Simulated) -> None:
+async def test_a_node_that_prepares_images_is_lost(server: Simulated) -> None:
     """With it go the preprocessor and the pixels that have not been fetched yet."""
     about, description = image_task(1, generation_config={"max_new_tokens": 60})
     about["model"] = "scaled"

@@ -135,7 +135,7 @@ async def test_images(paged: Engine, kind: VisionKind, tiny_model: TinyModel) ->
     assert [texts(response) for response in responses] == [own.answers(*pair) for pair in pairs]
 
 
-async def test_images_whose_tokens_see_each_other(
+async def test_images_whose_tokens_attend_to_each_other(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has no mask for them: such a model does without it, and the card says so."""

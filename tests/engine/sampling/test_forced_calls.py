@@ -234,7 +234,7 @@ async def test_alone_under_load_and_streamed(engine: MakeEngine) -> None:
         assert engine("hermes").run_blocking(one, lambda _: None) == answer
 
 
-def test_text_is_what_the_message_is_read_from(engine: MakeEngine) -> None:
+def test_the_message_is_read_from_the_text(engine: MakeEngine) -> None:
     choice = {"function": "weather"}
     (text,) = engine("hermes").run_blocking(task(choice, answer_format="text", **SHORT))["choices"]
     (message,) = engine("hermes").run_blocking(task(choice, **SHORT))["choices"]
@@ -257,7 +257,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("more", "param", "said"), REFUSED)
-def test_what_cannot_be_called_is_named(
+def test_errors_name_functions_that_cannot_be_called(
     more: Any, param: str, said: str, engine: MakeEngine
 ) -> None:
     with pytest.raises(TaskArgsInvalid, match=said) as caught:
@@ -277,7 +277,7 @@ def test_a_name_that_a_format_cannot_write() -> None:
     assert task_grammar(asked, MessageFormats(HERMES, None, {}), "") is not None
 
 
-def test_hermes_stands_in_for_what_has_no_layout() -> None:
+def test_hermes_replaces_formats_without_a_layout() -> None:
     added = {"<tool_call>": 1}
     for unknown in (None, QWEN_CODER):
         formats = MessageFormats(unknown, THINK, {}, added)

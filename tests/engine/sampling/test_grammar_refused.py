@@ -147,7 +147,7 @@ async def test_a_fault_in_a_grammar_ends_only_its_task(tiny_engine: TinyEngine) 
     assert [first, second] == alone
 
 
-def test_a_grammar_that_is_none(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_grammar(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = Grammar.lark("start: nowhere", "tool_choice")
     monkeypatch.setattr("engine.engine.task_grammar", lambda *_: grammar)
     with pytest.raises(TaskArgsInvalid, match="nowhere") as caught:

@@ -199,7 +199,7 @@ BROKEN: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("form", "text", "content", "expected"), BROKEN)
-def test_what_is_no_whole_call_is_not_lost(
+def test_an_incomplete_call_is_not_lost(
     form: ToolFormat, text: str, content: str | None, expected: list[tuple[str, str]]
 ) -> None:
     """None: all of it is content."""

@@ -87,7 +87,7 @@ async def test_bfloat16_gives_the_same_bytes_alone_and_under_load(
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+def test_an_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
     """And one whose tokens lie in a known beginning is not even looked up."""
     config = small_chunks(kind, tiny_engine).config
     messages = CONVERSATIONS["one image"]
@@ -207,7 +207,7 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "number"), [("llava_onevision", 2), ("llava", 1)])
-def test_a_image_that_its_processor_would_blow_up(
+def test_an_image_that_its_processor_would_blow_up(
     kind: VisionKind, number: int, tiny_model: TinyModel
 ) -> None:
     """A few hundred bytes; padded to a square, or with its shorter side scaled up, gigabytes."""
