@@ -1,4 +1,4 @@
-"""Types of GPUs, and nodes as people write them."""
+"""Types of GPUs, and nodes in the notation of ``--nodes``."""
 
 from __future__ import annotations
 

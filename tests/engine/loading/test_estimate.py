@@ -1,4 +1,4 @@
-"""What a model takes: counted as it is stored, and estimated before it is loaded."""
+"""The memory of a model: counted as it is stored, and estimated before it is loaded."""
 
 from __future__ import annotations
 

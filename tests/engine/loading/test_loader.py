@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused with the error class that says whose move it is."""
+"""Models that cannot be loaded are refused with the class of error that says who can fix it."""
 
 from __future__ import annotations
 

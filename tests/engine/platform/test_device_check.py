@@ -1,4 +1,4 @@
-"""A build of torch that cannot compute on a GPU is one clear line."""
+"""If a build of torch cannot compute on a GPU, the error is one clear line."""
 
 from __future__ import annotations
 

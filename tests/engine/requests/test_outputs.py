@@ -1,4 +1,4 @@
-"""From the engine's thread to a coroutine: nothing is lost, and the end never waits."""
+"""From the engine's thread to a coroutine: no output is lost, and the end is never delayed."""
 
 import asyncio
 import math

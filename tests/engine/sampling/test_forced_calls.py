@@ -78,7 +78,7 @@ def form(**properties: Any) -> dict[str, Any]:
 
 
 def names(message: ResponseMessage) -> list[str]:
-    """The functions that are called, whose arguments are valid; there is nothing else."""
+    """The functions that are called; their arguments are valid, and there is no other text."""
     assert message["content"] == ""
     calls = [call["function"] for call in message["tool_calls"]]
     for call in calls:
@@ -214,7 +214,7 @@ def engine(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
-    """Where no layout of the model's is known, it is Hermes'."""
+    """If the layout of the model's calls is not known, Hermes' layout is used."""
     card = engine(name).card()
     assert card["tool_format"] == (None if name == "none" else name)
     (choice,) = engine(name).run_blocking(task({"function": "now"}, **SHORT))["choices"]
@@ -315,7 +315,7 @@ SCRIPTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str, dict[str, A
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_model_reasons_first(name: str, tmp_path: Path) -> None:
-    """What it would write is allowed, all of it; an answer that is text has to begin at once."""
+    """All that it would write is allowed; an answer that is text has to begin at once."""
     words, plain, special, script, fields = SCRIPTS[name]
     template = f"{{# {words} #}}{words[words.index('assistant') :]}"
     prompt_tokens = len(byte_tokenizer()(template.partition("#}")[2])["input_ids"])

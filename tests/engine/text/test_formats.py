@@ -360,7 +360,7 @@ def test_any_pieces_give_the_same_message(
 
 @given(text=TEXTS, form=st.sampled_from(FORMATS))
 def test_no_text_is_lost(text: str, form: ToolFormat) -> None:
-    """Without a call the content is the text. With one, it holds what stands in no call."""
+    """Without a call the content is the text. With one, it is the text outside of calls."""
     message, _ = read([text], form)
     if not calls(message):
         assert message["content"] == text
