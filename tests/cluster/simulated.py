@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose GPUs are pretended.
+"""A Ray cluster of several nodes on this machine, whose GPUs are simulated.
 
 Ray places by what nodes declare and never looks for the card. The graph is the real one, with
 replicas on GPUs (``device: cuda``); only the engines in them compute on the CPU.
@@ -71,14 +71,14 @@ class Simulated:
         return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     async def wait_for(self, what: str, reached: Callable[[], bool]) -> None:
-        """Until something is so."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + WAIT_S
         while not await asyncio.to_thread(reached):
             assert time.monotonic() < deadline, f"in {WAIT_S:g} s it did not come to {what}"
             await asyncio.sleep(0.5)
 
     def lose(self, name: str) -> None:
-        """A node goes, as when its power fails."""
+        """Stop a node, as when its power fails."""
         self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
 
 
@@ -143,7 +143,7 @@ async def stream(http: httpx.AsyncClient, task: Mapping[str, Any]) -> str:
 
 @asynccontextmanager
 async def load(address: str, task: Mapping[str, Any], clients: int) -> AsyncIterator[Load]:
-    """This many clients stream the task while the body runs; their last answers are waited for."""
+    """Clients that stream the task while the body runs; waits for their last answers."""
     found, stopping = Load(), asyncio.Event()
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=address, timeout=WAIT_S, limits=limits) as http:

@@ -1,4 +1,4 @@
-"""Grafana's dashboard: it shows every metric that there is, and none that there is not."""
+"""Grafana's dashboard: it shows every metric, and no others."""
 
 import json
 import re

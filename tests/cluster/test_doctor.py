@@ -27,7 +27,7 @@ EQUAL_BYTES = EqualBytesResult(None, "paged kernel", "fp_0123456789ab")
 
 
 def machine(*gpus: GpuFacts, **fields: Any) -> MachineFacts:
-    """A machine on which everything is right, but for ``fields``."""
+    """A machine on which everything is right except ``fields``."""
     settings: dict[str, Any] = {
         "python": "3.12.3",
         "installed": {**VERSIONS, "torch": "2.13.0+cu130"},
@@ -121,7 +121,7 @@ def test_a_fault_is_one_line_with_its_way_out(
     facts: MachineFacts, name: str, says: tuple[str, ...]
 ) -> None:
     found = failed(judge(facts))
-    assert set(found) <= {name, "Ray"}  # a card that torch does not see is Ray's matter as well
+    assert set(found) <= {name, "Ray"}  # Ray reports a GPU that torch does not see, too
     assert all(part in found[name] for part in says), found[name]
 
 
@@ -166,7 +166,7 @@ def test_pins(tmp_path: Path) -> None:
 
 
 def test_the_paged_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the kernel's contract in plain operations; then with a kernel that sees too much."""
+    """With the kernel's contract in plain operations; then with a kernel that attends too far."""
     cpu = torch.device("cpu")
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
     check = lambda device: paged_attention_problem(device, PAGE)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Types of GPUs, and nodes as people write them."""
+"""Types of GPUs, and nodes in the notation of ``--nodes``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_nodes() -> None:
         ("99*9999xH100", "1 to 10000"),
     ],
 )
-def test_what_is_no_node(text: str, says: str) -> None:
+def test_invalid_nodes(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_nodes(text)
 

@@ -1,4 +1,4 @@
-"""Dockerfile, Kubernetes, Ray's cluster launcher, systemd: right, and agreeing with each other.
+"""Dockerfile, Kubernetes, Ray's cluster launcher, systemd: valid, and consistent with each other.
 
 No container engine is at hand, so the image is linted and never built; the other files are read by
 the tools that will read them, as far as they run here.

@@ -59,7 +59,7 @@ def test_a_large_model_takes_the_large_gpu() -> None:
     packing = pack(parse_nodes("2xRTX4090,H100"), [need("small", 15), need("large", 60)])
     assert where(packing) == {"node 1.0": ["small"], "node 1.1": [], "node 2.0": ["large"]}
     assert list(packing.missing()) == []
-    # Ray knows nothing of memory, so it may choose otherwise; the plan says so.
+    # Ray does not know memory, so it may choose another GPU; the plan says so.
     assert [gpu.name for gpu in misplaceable(packing, packing.needs[1])] == ["RTX4090"]
     assert misplaceable(packing, packing.needs[0]) == []
 
@@ -230,10 +230,10 @@ def divided(name: str, split: str | None, gpus: float, **fields: Any) -> Need:
 
 
 def test_layers_over_the_gpus_of_one_node() -> None:
-    """First embedding and head, then as many layers as make the parts equal: 36 and 44."""
+    """The first has embedding and head, and as many layers as make the parts equal: 36 and 44."""
     model = divided("70b", "layers", 2.0)
     packing = pack(parse_nodes("2xRTX4090,RTX4090,2xRTX5090"), [model, need("small", 10)])
-    # One GPU of each of two nodes would hold it as well, and may not.
+    # One GPU of each of two nodes would hold it too, but that is not allowed.
     assert where(packing) == {
         "node 1.0": ["70b"],
         "node 1.1": ["70b"],
@@ -245,7 +245,7 @@ def test_layers_over_the_gpus_of_one_node() -> None:
     each, outer = int(0.45 * GIB), int(1.96 * GIB)
     assert (first.weights, second.weights) == (36 * each + 2 * outer, 44 * each)
     assert first.weights + second.weights == model.weights
-    # The tighter of the two says how many tokens both hold.
+    # The GPU with less room decides how many tokens both hold.
     rooms = [24 * GIB - PROCESS_BYTES - part.weights for part in (first, second)]
     per_token = [KV_70B * 36 // 80, KV_70B * 44 // 80]
     tokens = min(int(0.85 * r) // p for r, p in zip(rooms, per_token, strict=True))
@@ -286,7 +286,7 @@ def test_why_a_divided_model_does_not_fit(nodes: str, model: Need, says: str) ->
 
 
 def test_divided_models_take_whole_gpus() -> None:
-    """Beside others, and no GPU holds more than its memory."""
+    """They share GPUs with others, and no GPU holds more than its memory."""
     shares = [need(f"m{i}", 2, gpus=0.25, max_replicas=4, kv_tokens=4096) for i in range(3)]
     needs = [divided("two", "layers", 2.0, max_replicas=3), *shares]
     packing = pack(parse_nodes("3xRTX5090,2xRTX4090"), needs)
@@ -299,7 +299,7 @@ def test_divided_models_take_whole_gpus() -> None:
 
 
 def test_tokens_per_second_of_divided_models() -> None:
-    """Layers take turns and gain nothing; tensors are read at once, but for what each GPU has."""
+    """Layers take turns and gain nothing; tensors are read at once, except those on every GPU."""
     (node,) = parse_nodes("8xH100")
     assert node.gpu is not None
     layers = divided("l", "layers", 2.0)
@@ -311,7 +311,7 @@ def test_tokens_per_second_of_divided_models() -> None:
 
 
 def test_a_model_of_a_configuration_is_divided_as_the_engine_does() -> None:
-    """From the headers of its files: by tensors, or where it is quantized by layers."""
+    """From the headers of its files: by tensors, or by layers if it is quantized."""
     demo: dict[str, Any] = {"id": "demo", "source": "./demo/model", "device": "cuda"}
     for bits, split in ((None, "tensor"), (4, "layers")):
         model = ModelArgs.model_validate({**demo, "quantize_bits": bits})

@@ -1,4 +1,4 @@
-"""Autoscaling, placement, lost nodes and updates, on a cluster with pretended GPUs.
+"""Autoscaling, placement, lost nodes and updates, on a cluster with simulated GPUs.
 
 ``make test-cluster``: too long for every run of the tests.
 """
@@ -69,7 +69,7 @@ def server() -> Iterator[Simulated]:
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, str]:
-    """The quiet answer, once it is known: every model is the same one, so there is one."""
+    """The answer without load, kept once known: all models are the same, so there is one."""
     return {}
 
 
@@ -108,8 +108,8 @@ async def test_one_to_four_a_lost_node_and_none(server: Simulated, answers: dict
     await server.wait_for("none", lambda: not server.replicas("scaled"))
 
 
-async def test_a_node_goes_that_prepares_images(server: Simulated) -> None:
-    """With it go the preprocessor and the pixels that have not been fetched yet."""
+async def test_a_node_that_prepares_images_is_lost(server: Simulated) -> None:
+    """The preprocessor and the pixels that have not been fetched yet are lost with it."""
     about, description = image_task(1, generation_config={"max_new_tokens": 60})
     about["model"] = "scaled"
     async with load(server.address, about, clients=8) as found:

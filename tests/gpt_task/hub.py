@@ -12,7 +12,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves a directory as a repository of the hub, and remembers what it was asked."""
+    """Serves a directory as a repository of the hub, and records the requests."""
 
     def __init__(self, repository: str, directory: Path) -> None:
         self.files = {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "one task"}]
 
 
 class OwnCache(ModelCache[Any]):
-    """A cache as a user writes it: no more than the protocol asks for."""
+    """A cache as a user may write it: only what the protocol requires."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`gpt_task.config.Config`: its sources, and that what it says is done."""
+"""`gpt_task.config.Config`: its sources, and its effects."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_an_invalid_task_names_its_field(fields: dict[str, Any], param: str, say
     assert says in str(caught.value)
 
 
-def test_args_that_are_none() -> None:
+def test_invalid_args() -> None:
     with pytest.raises(TaskArgsInvalid, match="GPTTaskArgs"):
         run_task({"model": "m", "messages": MESSAGES})  # type: ignore[arg-type]
 

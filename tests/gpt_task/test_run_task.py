@@ -86,7 +86,7 @@ def test_the_answer_is_that_of_transformers(task: dict[str, Any], seed: int) -> 
     assert run_task(**task, generation_config=SAMPLED, seed=seed) == response
 
 
-def test_an_answer_has_256_tokens_whatever_the_model_would_like(tmp_path: Path) -> None:
+def test_an_answer_has_256_tokens_even_if_the_model_has_another_limit(tmp_path: Path) -> None:
     save_tiny_model("qwen2", tmp_path)
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     settings |= {"max_new_tokens": 5, "eos_token_id": None}
@@ -193,7 +193,7 @@ def test_args_keywords_and_json_are_the_same_task(
     assert "overrides seed" in caplog.text
 
 
-def test_it_takes_what_gpt_task_takes(
+def test_it_accepts_what_gpt_task_accepts(
     task: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = run_task(**task, generation_config=SAMPLED | {"temperature": 2.0}, seed=5)

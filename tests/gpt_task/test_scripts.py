@@ -1,4 +1,4 @@
-"""Scripts written for gpt-task, as they stand, but for the model's id."""
+"""Scripts written for gpt-task, unchanged except for the model's id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Good tasks: the documentation's examples, and what lies just inside the limits."""
+"""Valid tasks: the documentation's examples, and tasks just within the limits."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Malformed tasks: what is posted, and the `param` of the error that must come back.
+"""Malformed tasks, and the `param` of the error that each must give.
 
 The tests of the schema and those of the live server use the same corpus. `beyond_schema` says why
 JSON Schema does not refuse the task too, where it cannot.

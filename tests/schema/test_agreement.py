@@ -115,7 +115,7 @@ def generation_configs(draw: st.DrawFn) -> Any:
     return task
 
 
-# What the models refuse and JSON Schema cannot say: all of it, and why is in `malformed`.
+# Tasks that the models refuse and JSON Schema cannot: `malformed` lists all, with the reasons.
 def beyond_schema(error: Mapping[str, Any]) -> bool:
     kind, value = error["type"], error["input"]
     if kind == "int_type":

@@ -40,7 +40,7 @@ def nested(levels: int) -> dict[str, Any]:
         {"a": OrderedDict(b=[1])},
     ],
 )
-def test_what_json_can_carry_is_fine(value: dict[str, Any]) -> None:
+def test_valid_json_is_accepted(value: dict[str, Any]) -> None:
     assert check_json(value) is value
 
 

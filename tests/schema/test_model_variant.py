@@ -1,4 +1,4 @@
-"""A model in one form has one label and one deployment everywhere."""
+"""A model variant has one label and one deployment everywhere."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's clients: what they mean as tasks, and what is refused."""
+"""Requests of OpenAI's clients: the tasks that they become, and errors."""
 
 import json
 from typing import Any

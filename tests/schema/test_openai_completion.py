@@ -1,4 +1,4 @@
-"""Completions of OpenAI's clients: what they mean as tasks, and what is refused."""
+"""Completions of OpenAI's clients: the tasks that they become, and errors."""
 
 import json
 from typing import Any

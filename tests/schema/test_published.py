@@ -16,7 +16,7 @@ from tests.schema.malformed import MALFORMED, NOT_JSON, Malformed
 NAMES = tuple(schemas())
 TASK = Draft202012Validator(schemas()["task"])
 
-# Malformed, and yet JSON: what a validator may be shown.
+# Malformed tasks that are JSON, so that a validator can read them.
 AS_JSON = [case for case in MALFORMED if case.beyond_schema != NOT_JSON]
 
 
@@ -100,7 +100,7 @@ ADAPTERS: dict[str, TypeAdapter[Any]] = {
 
 
 def takes(name: str, value: Any) -> bool:
-    """Whether definition and schema, which must agree, take `value`."""
+    """Whether definition and schema, which must agree, accept `value`."""
     valid = Draft202012Validator(schemas()[name]).is_valid(value)
     try:
         ADAPTERS[name].validate_python(value)

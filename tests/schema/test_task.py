@@ -1,4 +1,4 @@
-"""What `Task` takes and refuses, and how it says so."""
+"""What `Task` accepts and refuses, and its error messages."""
 
 import json
 import pickle

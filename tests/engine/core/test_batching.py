@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def tasks(number: int, *, images: bool, bits: int | None = None) -> list[Task]:
-    """Tasks of all lengths and settings; a fresh but fixed selection."""
+    """Tasks of all lengths and settings; a fixed selection."""
     rng = random.Random(number)
     made = []
     for index in range(number):
@@ -80,7 +80,7 @@ async def test_alone_and_under_load(kind: Kind, options: str, tiny_engine: TinyE
 
 
 async def leave_after(engine: Engine, task: Task, chunks: int) -> None:
-    """A client that goes away in the middle of its answer."""
+    """A client that disconnects in the middle of its answer."""
     async with aclosing(engine.stream(task)) as stream:
         async for _ in stream:
             chunks -= 1
@@ -88,12 +88,12 @@ async def leave_after(engine: Engine, task: Task, chunks: int) -> None:
                 return
 
 
-# bitsandbytes' layers are slow on a CPU; what they are asked is the same.
+# bitsandbytes' layers are slow on a CPU; the tasks are the same.
 @pytest.mark.parametrize(
     ("options", "count"), [("fp32", 200), ("bf16", 200), ("int8", 100), ("nf4", 50)]
 )
 async def test_many_tasks(options: str, count: int, tiny_engine: TinyEngine) -> None:
-    """One at a time; all at once in other orders, with clients that leave; after a restart."""
+    """One at a time; all at once in other orders, with clients that disconnect; after a restart."""
     engine = tiny_engine("internvl", **OPTIONS[options])
     wanted = tasks(count, images=True, bits=engine.config.quantize_bits)
     alone = [engine.run_blocking(task) for task in wanted]
@@ -133,7 +133,7 @@ async def test_an_image_token_in_an_answer_is_no_image(
 
 
 async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
-    """Waiting for a place, and for pages, changes nothing either."""
+    """Waiting for a place or for pages does not change answers."""
     roomy = tiny_engine("qwen2")
     wanted = tasks(24, images=False)
     alone = [roomy.run_blocking(task)["choices"] for task in wanted]

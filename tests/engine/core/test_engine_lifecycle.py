@@ -27,7 +27,7 @@ MakeEngine = Callable[..., Engine]
 
 @pytest.fixture(scope="session")
 def endless_model(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that never ends an answer by itself, and that has all the context it wants."""
+    """A tiny model that never ends an answer by itself, and has a long context."""
     directory = tmp_path_factory.mktemp("endless") / "model"
     shutil.copytree(tiny_model("qwen2"), directory)
     for name in ("config.json", "generation_config.json"):
@@ -76,7 +76,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def idle(engine: Engine) -> None:
-    """Wait until nothing runs; everything must have been given back then."""
+    """Wait until nothing runs; then everything must have been released."""
 
     def nothing_runs() -> bool:
         stats = engine.stats()
@@ -131,7 +131,7 @@ def test_an_answer_longer_than_the_context(make_engine: MakeEngine) -> None:
     with pytest.raises(TaskArgsInvalid) as caught:
         engine.run_blocking(task("x" * 100, max_new_tokens=1))
     assert caught.value.param == "messages"
-    # Exactly full is not too full, and without a wish the answer is what fits.
+    # Exactly full is allowed, and without max_new_tokens the answer takes what fits.
     asked = Task.from_fields(model="tiny", messages=[{"role": "user", "content": "x" * 80}])
     assert engine.run_blocking(asked)["usage"]["completion_tokens"] == 20
     assert engine.run_blocking(task("Hi", max_new_tokens=98))["usage"]["total_tokens"] == 100
@@ -263,7 +263,7 @@ def test_logits_that_are_not_numbers(
 async def test_a_task_that_breaks_fails_alone(
     make_engine: MakeEngine, endless_model: Path, tmp_path: Path
 ) -> None:
-    """One word makes the model overflow. Who shares its forwards must not notice."""
+    """One word makes the model overflow. Tasks that share its forwards must not be affected."""
     row = 57  # "Z" in the byte level alphabet
     broken = with_nan(endless_model, tmp_path / "model", "model.embed_tokens.weight", row)
     engine = make_engine(model=str(broken))
@@ -278,7 +278,7 @@ async def test_a_task_that_breaks_fails_alone(
     assert [type(error) for error in failed] == [TaskExecutionError] * 3
     assert [content(r) for r in results if not isinstance(r, BaseException)] == expected
     await idle(engine)
-    # Its pages hold NaN now; the next owner never reads what it has not written.
+    # Its pages hold NaN now; the next owner reads only what it has written.
     for _ in range(3):
         assert [content(engine.run_blocking(one)) for one in good] == expected
 

@@ -59,7 +59,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The forward of any batch with the guilty task fails; its batch mates run without it."""
+    """The forward of any batch with the faulty task fails; the others run without it."""
     innocent = [task(f"innocent {n}", seed=n, num_beams=1 + n % 3) for n in range(7)]
     shared = tiny_engine("qwen2")
     alone = [shared.run_blocking(one) for one in innocent]
@@ -90,7 +90,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
 async def test_a_lost_device_ends_everything_and_is_reported(
     tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After it the process is of no use: health checks must say so."""
+    """After it the process cannot be used: health checks must say so."""
     engine = Engine(tiny_engine("qwen2").config)
 
     step = engine._loop.assembly.batching.runner.step

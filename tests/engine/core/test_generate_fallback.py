@@ -1,4 +1,4 @@
-"""The generate fallback: what cannot be batched comes out as `generate` writes it."""
+"""The generate fallback: tasks that cannot be batched get the answers of `generate`."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_models_that_the_batch_loop_runs(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_stop_strings_in_the_fallback(number: int, tmp_path: Path) -> None:
-    """Each answer ends where its own text first has the stop string; the others go on."""
+    """Each answer ends where its own text first has the stop string; the others continue."""
     save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     settings = {"max_new_tokens": 60, "do_sample": True, "num_return_sequences": number}
     whole = generated(tmp_path, TEXT, settings)

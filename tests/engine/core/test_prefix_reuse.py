@@ -81,7 +81,7 @@ def test_pages_under_an_image_are_keyed_by_its_content(tiny_engine: TinyEngine) 
 
 
 async def test_kept_pages_make_room(tiny_engine: TinyEngine) -> None:
-    """What is kept never keeps a task out, and the least recently used goes first."""
+    """Kept chunks never block a task, and the least recently used is evicted first."""
     wanted = [task(f"{number} " * 20, seed=number) for number in range(30)]
     roomy = answers(tiny_engine("qwen2"), wanted)
     config = replace(tiny_engine("qwen2").config, kv_cache_tokens=640, max_sequences=2)

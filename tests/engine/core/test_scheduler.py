@@ -100,7 +100,7 @@ class FakeLoop:
         chunks = scheduler.prefill_chunks(beside=beside)
         if chunks:
             assert beside + sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
-        else:  # they run apart from the others, so that prompts always get on
+        else:  # they run apart from the others, so that prompts always advance
             chunks = scheduler.prefill_chunks()
         assert sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
         for chunk in chunks:
@@ -181,7 +181,7 @@ def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_page
     # First come, first served.
     order = [request.id for request in loop.admitted]
     assert order == sorted(order)
-    # All pages are free, or kept as known beginnings.
+    # All pages are free, or kept as known prefixes.
     kept = loop.scheduler.prefixes.kept_pages
     assert loop.cache.num_free_pages + len(kept) == num_pages
     assert len(set(kept)) == len(kept)

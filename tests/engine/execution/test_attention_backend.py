@@ -24,7 +24,7 @@ NAME = "plain operations"
 
 @dataclass(frozen=True)
 class PlainBatch:
-    """What computes attention for one forward."""
+    """Computes attention for one forward."""
 
     cache: KVCache
     rows: PagedRows
@@ -67,7 +67,7 @@ class PlainBatch:
 
 
 class PlainAttention(AttentionBackend):
-    """The kernel's class; what it takes, and what it computes a forward with."""
+    """The kernel's class: the models that it supports, and its batch for a forward."""
 
     name = NAME
     decodes_apart = True
@@ -90,7 +90,7 @@ class PlainAttention(AttentionBackend):
 
 
 class WrongAttention(PlainAttention):
-    """Computes something else."""
+    """Computes wrong results."""
 
     wrong = True
 

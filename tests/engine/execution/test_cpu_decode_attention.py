@@ -113,7 +113,7 @@ def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_numbers_that_are_none_stay_with_their_sequence(dtype: torch.dtype, broken: float) -> None:
+def test_nan_stays_with_its_sequence(dtype: torch.dtype, broken: float) -> None:
     layer = Layer(Shape(), [9, 9, 9], dtype, seed=2)
     good = layer.attend()
     layer.query[:, 1] = broken

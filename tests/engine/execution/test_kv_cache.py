@@ -1,4 +1,4 @@
-"""Pages are owned once, and where they lie changes no value."""
+"""Pages are owned once, and their place does not change any value."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slot_list(made: KVCache, pages: list[int], start: int, stop: int) -> list[in
 @few
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=40))
 def test_every_page_is_free_or_owned_once(steps: list[tuple[bool, int]]) -> None:
-    """Any order of taking and giving back, against a plain set of pages."""
+    """Any order of allocation and release, compared with a plain set of pages."""
     made = cache(16)
     owned: list[list[int]] = []
     free = set(range(16))

@@ -54,7 +54,7 @@ def plain_varlen_attn(
     assert key.shape[1] == PAGE
     for numbers in (cu_seq_q, seqused_k, block_table):
         assert numbers.dtype == torch.int32
-    output = torch.full_like(query, float("nan"))  # what is not written shows
+    output = torch.full_like(query, float("nan"))  # rows that are not written show
     group = query.shape[1] // key.shape[2]
     assert enable_gqa == (group > 1)
     for n in range(len(seqused_k)):
@@ -81,7 +81,7 @@ def plain_varlen_attn(
 
 
 def try_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have engines on a CPU try the kernel first, as they do on CUDA."""
+    """Make engines on a CPU try the kernel first, as they do on CUDA."""
     monkeypatch.setattr(CpuPlatform, "attention_backends", CudaPlatform.attention_backends)
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_problem", lambda *_: None)
 
@@ -90,7 +90,7 @@ def try_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def paged(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Engine]:
-    """An engine that believes in the kernel, with the loop as on CUDA."""
+    """An engine that uses the kernel, with the loop as on CUDA."""
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
     try_kernel(monkeypatch)
     config = EngineConfig(
@@ -135,10 +135,10 @@ async def test_images(paged: Engine, kind: VisionKind, tiny_model: TinyModel) ->
     assert [texts(response) for response in responses] == [own.answers(*pair) for pair in pairs]
 
 
-async def test_images_whose_tokens_see_each_other(
+async def test_images_whose_tokens_attend_to_each_other(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel has no mask for them: such a model does without it, and the card says so."""
+    """The kernel has no mask for them: such a model runs without it, and the card says so."""
     try_kernel(monkeypatch)
     directory = tiny_model("gemma3_vision")
     config = EngineConfig(model=str(directory), dtype="float32", threads=1, page_size=PAGE)
@@ -153,7 +153,7 @@ async def test_images_whose_tokens_see_each_other(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what would make the host wait for numbers of the device, were it one."""
+    """Refuses operations that would make the host wait for the device on CUDA."""
 
     WAITING = (
         torch.ops.aten._local_scalar_dense,  # int(), bool(), item(), tolist(), `if tensor`
@@ -173,7 +173,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("paged", ["qwen2"], indirect=True)
 async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every setting that is sampled with."""
+    """With every setting that samples."""
     launch = Execution.launch
     launches: list[int] = []
 
@@ -225,7 +225,7 @@ async def test_log_probabilities_with_a_step_in_flight(paged: Engine) -> None:
 async def test_cancelled_while_a_step_is_in_flight(
     paged: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pages go to others, whose answers are the ones they have alone."""
+    """Its pages go to other tasks, whose answers are the same as alone."""
     long = task([{"role": "user", "content": TEXTS[1]}], {"max_new_tokens": 100})
     long_search = task([{"role": "user", "content": "Hi"}], {"max_new_tokens": 100, "num_beams": 3})
     others = [

@@ -1,4 +1,4 @@
-"""A hub on this machine: what `huggingface_hub` asks of the real one, over real HTTP."""
+"""A hub on this machine that answers `huggingface_hub` over real HTTP."""
 
 from __future__ import annotations
 

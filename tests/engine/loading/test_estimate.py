@@ -1,4 +1,4 @@
-"""What a model takes: counted as it is stored, and estimated before it is loaded."""
+"""The memory of a model: counted as it is stored, and estimated before it is loaded."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_description_is_enough(
     assert described == estimate_memory(EngineConfig(model=str(tiny_model(kind)), **options))
 
 
-def test_what_decoding_reads(tiny_model: TinyModel) -> None:
+def test_weights_that_decoding_reads(tiny_model: TinyModel) -> None:
     """Neither the vision tower nor a table of embeddings, of which it needs a row."""
     config = EngineConfig(model=str(tiny_model("internvl")), dtype="float32", device="cpu")
     model = load_model(config).model

@@ -1,4 +1,4 @@
-"""Loading from a hub: each way in which it can fail has its own error and its own way out."""
+"""Loading from a hub: each failure has its own error, which says what to do."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_download_breaks_off_and_is_taken_up_again(hub: Hub, repository: Path)
     first, second = _shard(repository)
     hub.gone.add(second)
     _refused(ModelDownloadError, "try again later")
-    # What is there now is half a model, and offline that is said.
+    # Now the cache has half a model, and offline the error says so.
     _refused(ModelIncomplete, "half downloaded", f"hf download {MODEL}", local_files_only=True)
     hub.gone.clear()
     load_model(_config())

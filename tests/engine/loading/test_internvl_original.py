@@ -107,7 +107,7 @@ def prepared(directory: Path, task: Task) -> ImageInputs:
 def test_logits_are_those_of_the_native_naming(
     language: Language, tower: Tower, original: Original
 ) -> None:
-    """Bit for bit, of text and of images; the checkpoint is sharded and carries remote code."""
+    """Bit for bit, for text and images; the checkpoint is sharded and has remote code."""
     directory, native = original(language, tower)
     loaded = load(directory)
     assert type(loaded.model.get_decoder()) is type(native.get_decoder())

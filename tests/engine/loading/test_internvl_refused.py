@@ -1,4 +1,4 @@
-"""Original InternVL repositories that cannot be run as they mean it are refused, and say why."""
+"""Original InternVL repositories that cannot be run as intended are refused with the reason."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_the_index_of_a_published_checkpoint() -> None:
 
 
 def test_dynamic_rope_scaling_that_is_never_reached_changes_no_frequency() -> None:
-    """What `rope` takes away multiplies by 1 as long as nothing is longer than the model."""
+    """The scaling that `rope` removes multiplies by 1 up to the end of the model's context."""
     text: Any = native_config(SIZES["InternVL3-1B"][0], "1B").get_text_config()
     assert text.rope_parameters["rope_type"] == "dynamic"
     scaled, _ = ROPE_INIT_FUNCTIONS["dynamic"](text, torch.device("cpu"), seq_len=32768)

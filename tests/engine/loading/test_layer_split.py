@@ -1,4 +1,4 @@
-"""Layers over several devices: the same bits as on one, and nothing that lies on two at once.
+"""Layers over several devices: the same bits as on one, and no operation on tensors of two devices.
 
 A machine without GPUs has one device. So stages are the CPU twice, which still goes through every
 boundary; and `TwoMemories` watches that no operation takes tensors of two stages.
@@ -55,7 +55,7 @@ def configured(directory: Path, **options: Any) -> EngineConfig:
 
 
 def test_stages_are_balanced() -> None:
-    """The best of all cuts, and of equal ones the first."""
+    """The best of all cuts, and the first of equal ones."""
     draw = random.Random(0)
     for _ in range(200):
         layers = [draw.randrange(1, 9) for _ in range(draw.randrange(2, 9))]

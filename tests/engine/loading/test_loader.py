@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused with the error class that says whose move it is."""
+"""Models that cannot be loaded are refused with the class of error that says who can fix it."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_a_context_that_the_model_does_not_have(tiny_model: TinyModel) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_where_there_is_none(tiny_model: TinyModel) -> None:
+def test_cuda_without_a_gpu(tiny_model: TinyModel) -> None:
     with pytest.raises(ModelInvalid, match=r"device is .cuda.*use .auto. or .cpu."):
         load_model(EngineConfig(model=str(tiny_model("qwen2")), device="cuda"))
 

@@ -1,4 +1,4 @@
-"""What quantization takes of a model: the loader, the estimate and the planner agree on it."""
+"""Which parts are quantized: the loader, the estimate and the planner agree on it."""
 
 from __future__ import annotations
 

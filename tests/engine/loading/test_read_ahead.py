@@ -1,4 +1,4 @@
-"""Which files the kernel is asked to read; that it reads them is its own business."""
+"""Which files the kernel is asked to read; whether it reads them is not tested."""
 
 from __future__ import annotations
 

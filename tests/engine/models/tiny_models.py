@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, saved as a hub repository would be: the real loading code reads them."""
+"""Tiny random checkpoints, saved like a hub repository, for the real loading code."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ async def test_alone_and_under_load(engine: Engine, tiny_engine: TinyEngine) -> 
     alone = [engine.run_blocking(task) for task in wanted]
     assert await at_once(engine, wanted) == alone
     assert engine.stats()["prefix_tokens_reused"] > 0
-    # And what the whole model writes, but for the fingerprint.
+    # The same as the whole model's, except the fingerprint.
     whole = tiny_engine("internvl", max_sequences=8)
     assert [r["choices"] for r in await at_once(whole, wanted)] == [r["choices"] for r in alone]
     assert engine.card()["system_fingerprint"] != whole.card()["system_fingerprint"]

@@ -1,4 +1,4 @@
-"""A build of torch that cannot compute on a GPU is one clear line."""
+"""If a build of torch cannot compute on a GPU, the error is one clear line."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_cpu_always_passes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_an_engine_on_cuda_says_why_there_is_none(tiny_model: TinyModel) -> None:
+def test_an_engine_on_cuda_says_why_there_is_no_gpu(tiny_model: TinyModel) -> None:
     with pytest.raises(ModelInvalid, match=r"device is 'cuda', but torch .*or use 'auto' or 'cpu'"):
         load_model(EngineConfig(model=str(tiny_model("qwen2")), device="cuda"))
 

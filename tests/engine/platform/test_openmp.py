@@ -10,7 +10,7 @@ from engine.platform.openmp import prepare
 
 
 def display(module: str, **environment: str) -> str:
-    """What libgomp says of its settings in a process that imports a module."""
+    """The settings that libgomp prints in a process that imports a module."""
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}"],

@@ -1,4 +1,4 @@
-"""What a device is, is asked in `engine.platform` and in attention backends alone.
+"""Only `engine.platform` and attention backends ask which kind of device they run on.
 
 So a new accelerator is one class: the last test runs an engine on one that is made up here. Where
 serve_app and cluster compare a device, it is the one that the configuration names, or the doctor
@@ -90,7 +90,7 @@ def test_no_other_module_asks_what_a_device_is() -> None:
 
 
 class Accelerator(CpuPlatform):
-    """Computes on the CPU, but is another kind of device in all that the engine sees."""
+    """Computes on the CPU, but appears to the engine as another kind of device."""
 
     default_sizes = Sizes(prefill_chunk=32, page_size=8)
     kv_layout = "tokens first"

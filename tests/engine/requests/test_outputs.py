@@ -1,4 +1,4 @@
-"""From the engine's thread to a coroutine: nothing is lost, and the end never waits."""
+"""From the engine's thread to a coroutine: no output is lost, and the end is never delayed."""
 
 import asyncio
 import math
@@ -68,7 +68,7 @@ async def test_whatever_a_thread_puts_arrives_once_and_in_order() -> None:
     assert "".join(map(text_of, received)) == "".join(pieces)
 
 
-async def test_held_back_to_the_end_there_are_only_signs_that_the_task_goes_on() -> None:
+async def test_until_the_end_there_are_only_heartbeats() -> None:
     outputs = RequestOutputCollector()
     for text in ("a", "b"):
         outputs.put(output(text))

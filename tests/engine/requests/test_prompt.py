@@ -1,4 +1,4 @@
-"""What the model is asked: the chat template's text, tokenized once, and nothing slips in."""
+"""Prompts: the chat template's text, tokenized once, without injected tokens."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_template_switches_are_booleans(value: Any) -> None:
 
 
 def test_a_placeholder_in_the_text_is_no_image() -> None:
-    """Neither with nor without images may the text claim to be one."""
+    """A text must not contain the image placeholder, with or without images."""
     render = renderer(CHAT_TEMPLATE, images=True).render
     inputs = (PreparedImage({}, f"<img>{IMAGE * 2}</img>", b"", 2),)
     image = {"type": "image", "base64": PNG}

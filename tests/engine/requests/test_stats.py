@@ -1,4 +1,4 @@
-"""What the engine has measured: tokens are those of usage, times are possible ones."""
+"""Measurements of the engine: tokens match the usage, times are plausible."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def choices(engine: Engine, one: Task) -> list[tuple[str, str]]:
 
 
 def refusal(engine: Engine, form: dict[str, Any]) -> TaskArgsInvalid | None:
-    """The error of a form; None where it is taken."""
+    """The error of a form; None if it is accepted."""
     try:
         engine.run_blocking(task(form, max_new_tokens=8))
     except TaskArgsInvalid as error:

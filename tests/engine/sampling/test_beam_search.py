@@ -115,7 +115,7 @@ def outcome(response: Any) -> tuple[list[str], int]:
 
 @pytest.fixture
 def seen_moves(monkeypatch: pytest.MonkeyPatch) -> list[Moves]:
-    """Where the beams of the test went."""
+    """The moves of the test's beams."""
     seen: list[Moves] = []
 
     def watched(before: Sequence[Beam], parents: Sequence[int]) -> Moves:

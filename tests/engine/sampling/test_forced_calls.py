@@ -78,7 +78,7 @@ def form(**properties: Any) -> dict[str, Any]:
 
 
 def names(message: ResponseMessage) -> list[str]:
-    """The functions that are called, whose arguments are valid; there is nothing else."""
+    """The functions that are called; their arguments are valid, and there is no other text."""
     assert message["content"] == ""
     calls = [call["function"] for call in message["tool_calls"]]
     for call in calls:
@@ -214,7 +214,7 @@ def engine(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
-    """Where no layout of the model's is known, it is Hermes'."""
+    """If the layout of the model's calls is not known, Hermes' layout is used."""
     card = engine(name).card()
     assert card["tool_format"] == (None if name == "none" else name)
     (choice,) = engine(name).run_blocking(task({"function": "now"}, **SHORT))["choices"]
@@ -234,7 +234,7 @@ async def test_alone_under_load_and_streamed(engine: MakeEngine) -> None:
         assert engine("hermes").run_blocking(one, lambda _: None) == answer
 
 
-def test_text_is_what_the_message_is_read_from(engine: MakeEngine) -> None:
+def test_the_message_is_read_from_the_text(engine: MakeEngine) -> None:
     choice = {"function": "weather"}
     (text,) = engine("hermes").run_blocking(task(choice, answer_format="text", **SHORT))["choices"]
     (message,) = engine("hermes").run_blocking(task(choice, **SHORT))["choices"]
@@ -257,7 +257,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("more", "param", "said"), REFUSED)
-def test_what_cannot_be_called_is_named(
+def test_errors_name_functions_that_cannot_be_called(
     more: Any, param: str, said: str, engine: MakeEngine
 ) -> None:
     with pytest.raises(TaskArgsInvalid, match=said) as caught:
@@ -277,7 +277,7 @@ def test_a_name_that_a_format_cannot_write() -> None:
     assert task_grammar(asked, MessageFormats(HERMES, None, {}), "") is not None
 
 
-def test_hermes_stands_in_for_what_has_no_layout() -> None:
+def test_hermes_replaces_formats_without_a_layout() -> None:
     added = {"<tool_call>": 1}
     for unknown in (None, QWEN_CODER):
         formats = MessageFormats(unknown, THINK, {}, added)
@@ -315,7 +315,7 @@ SCRIPTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str, dict[str, A
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_model_reasons_first(name: str, tmp_path: Path) -> None:
-    """What it would write is allowed, all of it; an answer that is text has to begin at once."""
+    """All that it would write is allowed; an answer that is text has to begin at once."""
     words, plain, special, script, fields = SCRIPTS[name]
     template = f"{{# {words} #}}{words[words.index('assistant') :]}"
     prompt_tokens = len(byte_tokenizer()(template.partition("#}")[2])["input_ids"])

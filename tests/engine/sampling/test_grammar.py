@@ -172,7 +172,7 @@ def test_limits_and_stop_strings(tiny_engine: TinyEngine) -> None:
 
 
 def test_any_token_that_ends_answers(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Of several, only the last is this tokenizer's own; another stands for "!"."""
+    """Of several, only the last is this tokenizer's own; another is used as "!"."""
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llama"), directory)
     end = AutoTokenizer.from_pretrained(directory)("!")["input_ids"][0]

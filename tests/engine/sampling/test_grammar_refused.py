@@ -88,7 +88,7 @@ def test_what_is_refused(name: str, tiny_engine: TinyEngine) -> None:
 
 HOT: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "top_k": 0}
 
-# Those that llguidance gives up on in the middle end their own task; all end soon.
+# If llguidance gives up in the middle, only that task ends; all end soon.
 HEAVY: dict[str, dict[str, Any]] = {
     "deep": under(nested(14)),
     "anyOf of anyOf": under(bomb("anyOf", 20, 4)),
@@ -121,7 +121,7 @@ HEAVY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_heavy_grammars_end_and_do_not_affect_others(name: str, tiny_engine: TinyEngine) -> None:
-    """One after the other on the same engine, which serves on; each twice with the same end."""
+    """One after the other on the same engine, which keeps serving; each twice, with equal ends."""
     engine = tiny_engine("llama")
     one = task(HEAVY[name], max_new_tokens=16, **HOT)
     ends: list[Any] = []
@@ -147,7 +147,7 @@ async def test_a_fault_in_a_grammar_ends_only_its_task(tiny_engine: TinyEngine) 
     assert [first, second] == alone
 
 
-def test_a_grammar_that_is_none(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_grammar(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = Grammar.lark("start: nowhere", "tool_choice")
     monkeypatch.setattr("engine.requests.input_processor.task_grammar", lambda *_: grammar)
     with pytest.raises(TaskArgsInvalid, match="nowhere") as caught:

@@ -109,7 +109,7 @@ async def test_alone_and_under_load_streamed_and_whole(tiny_engine: TinyEngine) 
 
 @pytest.mark.parametrize("own", [{}, {"guidance_scale": 1.5}], ids=["bloom", "guided"])
 def test_in_the_fallback(own: dict[str, Any], tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Guidance runs a second forward, whose logits are not the ones."""
+    """Guidance runs a second forward, whose logits are not reported."""
     directory = tmp_path / "model"
     if own:
         shutil.copytree(tiny_model("qwen2"), directory)

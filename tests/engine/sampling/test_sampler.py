@@ -72,7 +72,7 @@ def test_picks_are_those_of_torch(number: int, vocab: int) -> None:
 
 
 def test_both_kinds_were_mixed() -> None:
-    """Or the test above would not have compared what it says."""
+    """Else the test above would not compare what it claims."""
     kinds = [{asker.greedy for asker in askers(9, 2, seed)} for seed in range(5)]
     assert {True, False} in kinds
 

@@ -1,4 +1,4 @@
-"""The model's own generation settings mean what they mean to `generate`; the task's go before."""
+"""The model's own generation settings mean what they mean to `generate`; a task's override them."""
 
 from __future__ import annotations
 

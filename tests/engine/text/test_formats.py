@@ -199,7 +199,7 @@ BROKEN: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("form", "text", "content", "expected"), BROKEN)
-def test_what_is_no_whole_call_is_not_lost(
+def test_an_incomplete_call_is_not_lost(
     form: ToolFormat, text: str, content: str | None, expected: list[tuple[str, str]]
 ) -> None:
     """None: all of it is content."""
@@ -360,7 +360,7 @@ def test_any_pieces_give_the_same_message(
 
 @given(text=TEXTS, form=st.sampled_from(FORMATS))
 def test_no_text_is_lost(text: str, form: ToolFormat) -> None:
-    """Without a call the content is the text. With one, it holds what stands in no call."""
+    """Without a call the content is the text. With one, it is the text outside of calls."""
     message, _ = read([text], form)
     if not calls(message):
         assert message["content"] == text

@@ -61,7 +61,7 @@ def test_alone(
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
 async def test_under_load(kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
-    """Everything at once, with chunks of another size; each as alone."""
+    """All tasks at once, with chunks of another size; each answer as alone."""
     engine = tiny_engine(kind)
     own = oracle(tiny_model(kind))
     pairs = [(m, s) for m in CONVERSATIONS.values() for s in SETTINGS.values()]
@@ -87,8 +87,8 @@ async def test_bfloat16_gives_the_same_bytes_alone_and_under_load(
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
-    """And one whose tokens lie in a known beginning is not even looked up."""
+def test_an_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> None:
+    """An image whose tokens are in a known prefix is not even looked up."""
     config = small_chunks(kind, tiny_engine).config
     messages = CONVERSATIONS["one image"]
     longer = [*messages, {"role": "assistant", "content": "Hm."}, user(text("A longer question?"))]
@@ -100,7 +100,7 @@ def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> N
         ]
         counts = engine.stats()
         assert counts["images_encoded"] == 1
-        # A model that prefills images whole keeps no beginning that goes beyond one.
+        # A model that prefills images in one piece keeps no prefix beyond an image.
         whole = kind == "gemma3_vision"
         assert counts["images_reused"] == (2 if whole else 1)
         assert plain.stats()["images_encoded"] == (3 if whole else 2)
@@ -114,7 +114,7 @@ def test_a_image_is_encoded_once(kind: VisionKind, tiny_engine: TinyEngine) -> N
 def test_the_same_tokens_under_another_image(
     kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
 ) -> None:
-    """The prompts differ in nothing but the pixels."""
+    """The prompts differ in the pixels only."""
     engine = small_chunks(kind, tiny_engine)
     answers = []
     for seed in (50, 51, 50):
@@ -207,7 +207,7 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "number"), [("llava_onevision", 2), ("llava", 1)])
-def test_a_image_that_its_processor_would_blow_up(
+def test_an_image_that_its_processor_would_blow_up(
     kind: VisionKind, number: int, tiny_model: TinyModel
 ) -> None:
     """A few hundred bytes; padded to a square, or with its shorter side scaled up, gigabytes."""

@@ -1,4 +1,4 @@
-"""Images stand where the text says, for the models whose prompts are written so."""
+"""Images stand where the text says, for models whose prompts are written in this way."""
 
 from __future__ import annotations
 

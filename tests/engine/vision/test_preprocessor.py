@@ -101,7 +101,7 @@ def on_white(image: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_is_white(mode: str, kind: str) -> None:
+def test_transparency_becomes_white(mode: str, kind: str) -> None:
     original = pixels("RGBA").convert(mode)
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     got = decode_image(encoded(original, kind, **options), PARAM)
@@ -173,7 +173,7 @@ def test_what_is_not_base64(data: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"hello, I am a text", b"\0" * 100, b"<svg></svg>", b"%PDF-1.4", b"\x89PNG"]
 )
-def test_what_is_not_a_image(content: bytes) -> None:
+def test_data_that_is_not_an_image(content: bytes) -> None:
     refused(base64.b64encode(content).decode())
 
 
@@ -279,7 +279,7 @@ def test_odd_shapes_are_prepared(size: tuple[int, int], tiny_model: TinyModel) -
     assert inputs[0].placeholder.count("<IMG_CONTEXT>") == 4 * len(tiles)
 
 
-def test_a_image_that_comes_again_is_not_prepared_again(tiny_model: TinyModel) -> None:
+def test_a_repeated_image_is_not_prepared_again(tiny_model: TinyModel) -> None:
     config = EngineConfig(model=str(tiny_model("internvl")))
     drawing = pixels(size=(40, 30))
     first, second = encoded(drawing, "PNG"), encoded(ImageOps.mirror(drawing), "PNG")
