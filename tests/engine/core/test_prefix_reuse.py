@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 from engine import Engine
@@ -84,7 +83,7 @@ async def test_kept_pages_make_room(tiny_engine: TinyEngine) -> None:
     """Kept chunks never block a task, and the least recently used is evicted first."""
     wanted = [task(f"{number} " * 20, seed=number) for number in range(30)]
     roomy = answers(tiny_engine("qwen2"), wanted)
-    config = replace(tiny_engine("qwen2").config, kv_cache_tokens=640, max_sequences=2)
+    config = tiny_engine("qwen2").config.replace(kv_cache_tokens=640, max_sequences=2)
     engine = Engine(config)
     together = await asyncio.gather(*(engine.run(one) for one in wanted))
     assert [r["choices"] for r in together] == [r["choices"] for r in roomy]

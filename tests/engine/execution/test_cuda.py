@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +80,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 @two_gpus
 def test_layers_over_two_gpus(config: EngineConfig) -> None:
     """The same bytes in any batch, and as on one GPU: every operation is the same one."""
-    spread = replace(config, num_devices=2, split="layers")
+    spread = config.replace(num_devices=2, split="layers")
     alone = answers(spread, at_once=False)
     assert answers(spread, at_once=True) == alone
     assert answers(spread, at_once=True) == alone
