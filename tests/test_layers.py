@@ -245,9 +245,7 @@ def test_folders_are_small() -> None:
         if folder.is_dir() and folder.name != "__pycache__"
     ]
     entries = {
-        str(folder.relative_to(REPOSITORY)): {
-            path.name for path in folder.iterdir() if _is_kept(path)
-        }
+        str(folder.relative_to(REPOSITORY)): {each.name for each in folder.iterdir() if _kept(each)}
         - NO_ENTRIES
         for folder in folders
     }
