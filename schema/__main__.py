@@ -1,4 +1,4 @@
-"""`python -m schema` writes the JSON Schemas beside this file; `--check` says if they are stale."""
+"""`python -m schema` writes the JSON Schemas to `schema/published/`; `--check` says if they are stale."""
 
 import argparse
 import json
