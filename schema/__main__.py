@@ -1,4 +1,4 @@
-"""`python -m schema` writes the JSON Schemas to `schema/published/`; `--check` says if they are stale."""
+"""`python -m schema` writes the JSON Schemas of `schema/published/`; `--check` finds stale ones."""
 
 import argparse
 import json

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,6 +62,9 @@ class Executor(OneRank):
     def build(self, plan: RunnerPlan) -> ModelRunner:
         """A runner with a KV cache of its own; those built before must not be used again."""
         loaded = self.loaded
+        # A runner's parts refer to each other, so only the collector frees the one before, whose
+        # KV cache may have most of the device's memory.
+        gc.collect()
         backend = BACKENDS[plan.attention](plan.max_rows)
         cache = KVCache(
             self._shapes if plan.num_pages else {},

@@ -88,12 +88,16 @@ class Dispatcher:
     async def run(self, task: Task, num_bytes: int) -> TaskResponse:
         """The whole answer. Arguments and errors are those of `stream`."""
         async with aclosing(self.stream(task, num_bytes, streamed=False)) as chunks:
-            answer = [chunk async for chunk in chunks]
-        if not answer:
-            raise TaskExecutionError("the engine ended the task without an answer")
-        response = collect(answer)
-        entry().usage = response["usage"]
-        return response
+            async for chunk in chunks:  # the whole answer: what comes after it cannot undo it
+                try:
+                    response = collect([chunk])
+                except ValueError as error:
+                    raise TaskExecutionError(
+                        f"the engine's answer is not whole: {error}"
+                    ) from error
+                entry().usage = response["usage"]
+                return response
+        raise TaskExecutionError("the engine ended the task without an answer")
 
     async def stream(
         self, task: Task, num_bytes: int, *, streamed: bool = True

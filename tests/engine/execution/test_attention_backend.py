@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +140,25 @@ def test_a_kernel_that_is_wrong_is_not_used(
         assert card["system_fingerprint"] == tiny_engine("qwen2").card()["system_fingerprint"]
     finally:
         engine.close()
+
+
+def test_a_refused_kernel_leaves_its_cache_to_the_next_one(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two together may not fit: each takes most of the device's memory."""
+    caches: list[weakref.ref[KVCache]] = []
+    alive: list[int] = []
+
+    class Watched(KVCache):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            alive.append(sum(cache() is not None for cache in caches))
+            super().__init__(*args, **options)
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr("engine.execution.executor.KVCache", Watched)
+    gc.disable()
+    try:
+        engine_with(WrongAttention, tiny_model, monkeypatch).close()
+    finally:
+        gc.enable()
+    assert alive == [0, 0]
