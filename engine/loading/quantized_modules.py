@@ -48,7 +48,7 @@ def quantization_config(config: EngineConfig, hf_config: PreTrainedConfig) -> An
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ModelInvalid(f"model {config.name!r} is quantized already: leave quantize_bits out")
     # These two warn at import about an optional kernel package, and at every single call about
-    # arithmetic in float16, which is what INT8 means here (docs/architecture.md).
+    # arithmetic in float16, which is what INT8 means here (docs/engine.md).
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
     own = hf_config.get_text_config().dtype or torch.bfloat16
