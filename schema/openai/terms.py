@@ -1,7 +1,7 @@
-"""Errors of a task, in the words of the OpenAI request that the client sent."""
+"""Errors of a task, in the words of the request that the client sent."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -21,13 +21,19 @@ _ELSEWHERE = {
     "template_args": "chat_template_kwargs",
     "structured_output": "response_format",
 }
-_PATHS = (
-    (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
-    (re.compile(r"\bgeneration_config\.num_return_sequences\b"), "n"),
-    (re.compile(r"\bgeneration_config\.stop_strings\b"), "stop"),
+Renames = Sequence[tuple[re.Pattern[str], str]]
+"""Patterns of a task's names, and what stands for them in a request; used in this order."""
+
+SETTINGS: Renames = (
     (re.compile(r"\bgeneration_config\.(?=\w)"), ""),
     (re.compile(r"^generation_config: "), ""),
     (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
+)
+_PATHS: Renames = (
+    (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
+    (re.compile(r"\bgeneration_config\.num_return_sequences\b"), "n"),
+    (re.compile(r"\bgeneration_config\.stop_strings\b"), "stop"),
+    *SETTINGS,
     (re.compile(r"^tool_choice\.function\b"), "tool_choice.function.name"),
     (re.compile(r"\bstructured_output\.schema\b"), "response_format.json_schema.schema"),
     (re.compile(r"\bstructured_output\b"), "response_format"),
@@ -36,12 +42,25 @@ _MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
 _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
-def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
-    """The words that `problems` uses for a ``root``; ``inner`` has the models of objects in it."""
-    fields = {**ChatMessage.model_fields, **root.model_fields}
+def dialect(
+    root: type[BaseModel],
+    inner: Mapping[str | int, type[BaseModel]],
+    elsewhere: Mapping[str, str],
+    message: type[BaseModel] | None,
+) -> Dialect:
+    """The words that `problems` uses for a request.
+
+    Args:
+        root: the request's model.
+        inner: the models of the objects in it, by their field or tag.
+        elsewhere: names that other APIs have for its fields, beside those that all requests know.
+        message: the model of its messages; None: those of chat completions.
+    """
+    message = message or ChatMessage
+    fields = {**message.model_fields, **root.model_fields}
     return Dialect(
         noun="request",
-        elsewhere=_ELSEWHERE,
+        elsewhere={**_ELSEWHERE, **elsewhere},
         advice={
             "do_sample": "is not a field of this request; temperature 0 is greedy, any other "
             "samples",
@@ -53,7 +72,7 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
             "image_url": ImageUrl,
             **inner,
         },
-        message=ChatMessage,
+        message=message,
         never=frozenset(
             name
             for name, field in fields.items()
@@ -62,25 +81,23 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
     )
 
 
-def in_terms(error: TaskError, limit: str, messages: str) -> TaskError:
-    """The same error in the request's terms.
-
-    ``limit`` and ``messages`` are the request's names for ``max_new_tokens`` and ``messages``.
-    """
+def in_terms(error: TaskError, renamed: Callable[[str], str]) -> TaskError:
+    """The same error in the request's terms; ``renamed`` translates its message and its path."""
     message, param = error.message, error.param
     if param == "generation_config":
         param = None  # transformers has refused a combination; there is no such field here
-    return type(error)(
-        _renamed(message, limit, messages),
-        param and _renamed(param, limit, messages),
-        error.retry_after_s,
-    )
+    return type(error)(renamed(message), param and renamed(param), error.retry_after_s)
 
 
-def _renamed(text: str, limit: str, messages: str) -> str:
+def renamed(text: str, limit: str, messages: str, paths: Renames = _PATHS) -> str:
+    """A text with a request's names in the place of a task's.
+
+    ``limit`` and ``messages`` are the request's names for ``max_new_tokens`` and ``messages``;
+    ``paths`` has the others.
+    """
     text = _LIMIT.sub(limit, text)
     if messages != "messages":
         text = _MESSAGES.sub(messages, text)
-    for pattern, name in _PATHS:
+    for pattern, name in paths:
         text = pattern.sub(name, text)
     return text

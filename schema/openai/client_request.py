@@ -1,0 +1,152 @@
+"""What the requests of all APIs for clients have in common: settings, parsing, errors."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from schema.errors import TaskError
+from schema.generation import (
+    NOT_TOO_COLD,
+    CountPenalty,
+    LogitBias,
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    TypicalP,
+)
+from schema.json_values import parse_json
+from schema.model_variant import MODEL_ID_PATTERN, ModelName
+from schema.openai.fields import Strict
+from schema.openai.terms import dialect, in_terms
+from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
+from schema.validation.bulk import refuse_bulk
+from schema.validation.problems import explain
+
+
+class ClientRequest(Strict):
+    """Fields of all requests. Absent and null are the same.
+
+    Settings that an API does not have come from the model's own settings where they are absent, as
+    in a task; ``temperature`` and ``top_p`` are 1 there, as these APIs have it. So requests of two
+    APIs that say the same mean the same task.
+
+    Attributes:
+        inner: the models of the objects in the request, by their field or tag.
+        elsewhere: names that other APIs have for fields of this one.
+        message: the model of a message.
+        free_form: the fields that may hold any JSON.
+        conversation: the field that has the conversation.
+    """
+
+    inner: ClassVar[dict[str | int, type[BaseModel]]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    message: ClassVar[type[BaseModel] | None] = None
+    free_form: ClassVar[tuple[str, ...]] = ()
+    conversation: ClassVar[str] = "messages"
+
+    model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        default=None,
+        description="Where random numbers start. If absent, it is drawn, and the answer has it.",
+    )
+    temperature: Temperature | None = Field(
+        default=None, description="1 where absent; 0 is greedy.", json_schema_extra=NOT_TOO_COLD
+    )
+    top_p: TopP | None = Field(default=None, description="1 where absent.")
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    typical_p: TypicalP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    frequency_penalty: CountPenalty | None = None
+    presence_penalty: CountPenalty | None = None
+    logit_bias: LogitBias | None = None
+    stream: bool | None = None
+    dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
+    quantize_bits: QuantizeBits | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_bulk(cls, fields: Any) -> Any:
+        refuse_bulk(fields, *cls.free_form, conversation=cls.conversation)
+        return fields
+
+    @classmethod
+    def parse(cls, body: bytes | str, image_schemes: Collection[str] = ()) -> Self:
+        """The request in ``body``, which is JSON. Raises `TaskArgsInvalid`, and nothing else.
+
+        ``image_schemes`` are those of the addresses that images may have, beside ``data``.
+        """
+        try:
+            return cls.model_validate(parse_json(body), context=image_schemes)
+        except ValidationError as error:
+            words = dialect(cls, cls.inner, cls.elsewhere, cls.message)
+            raise explain(error, cls, words) from None
+
+    @abstractmethod
+    def task(self, seed: int) -> Task:
+        """The task that this request means, with the seed that was given or drawn.
+
+        Raises:
+            TaskArgsInvalid: in the request's own terms.
+        """
+
+    @property
+    @abstractmethod
+    def limit(self) -> tuple[str, int | None]:
+        """The name of the field that limits the tokens to generate, and its value."""
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with each token; None to report no log probabilities."""
+        return None
+
+    @abstractmethod
+    def renamed(self, text: str) -> str:
+        """A message or a path of a task's error, with the names of this request's fields."""
+
+    @contextmanager
+    def own_terms(self) -> Iterator[None]:
+        """In the body, errors of the task are raised with the names of this request's fields."""
+        try:
+            yield
+        except TaskError as error:
+            raise self.in_own_terms(error) from error
+
+    def in_own_terms(self, error: TaskError) -> TaskError:
+        """An error of the task, with the names of this request's fields."""
+        return in_terms(error, self.renamed)
+
+    def _generation_config(self) -> dict[str, Any]:
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return {
+            "max_new_tokens": self.limit[1],
+            "do_sample": temperature > 0,
+            "temperature": temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": self.logit_bias or None,
+            "logprobs": self.num_logprobs,
+            "num_return_sequences": 1,
+        }
+
+    def _task(self, seed: int, **fields: Any) -> Task:
+        with self.own_terms():
+            return Task.from_fields(
+                model=self.model,
+                seed=seed,
+                dtype=self.dtype or "auto",
+                quantize_bits=self.quantize_bits,
+                generation_config=self._generation_config(),
+                answer_format="message",
+                **fields,
+            )
