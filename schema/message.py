@@ -31,7 +31,7 @@ MAX_URL_CHARS = 8192
 
 # Pydantic puts these into the paths of errors; `problems` takes them out again. No field has such a
 # name.
-TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG = TAGS = (
+TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG = (
     "<text>",
     "<blocks>",
     "<text block>",
@@ -67,6 +67,17 @@ def _check_base64(text: str) -> str:
     return text
 
 
+Base64 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="An image file, such as PNG or JPEG, in standard base64 with padding.",
+        json_schema_extra={"pattern": _BASE64_PATTERN, "contentEncoding": "base64"},
+    ),
+    AfterValidator(_check_base64),
+]
+
+
 def _require_type(schema: dict[str, Any]) -> None:
     # `type` has a default for callers in Python. In JSON it says which block this is.
     schema["required"] = ["type", *schema["required"]]
@@ -92,10 +103,7 @@ class ImageBlock(_Part):
     model_config = ConfigDict(json_schema_extra=_require_type)
 
     type: Literal["image"] = "image"
-    base64: Annotated[str, Field(min_length=1), AfterValidator(_check_base64)] = Field(
-        description="An image file, such as PNG or JPEG, in standard base64 with padding.",
-        json_schema_extra={"pattern": _BASE64_PATTERN, "contentEncoding": "base64"},
-    )
+    base64: Base64
 
     @classmethod
     def at(cls, url: str) -> Self:

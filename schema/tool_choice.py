@@ -16,7 +16,7 @@ MAX_FUNCTION_NAME_CHARS = 256
 """Of the function that a task names."""
 
 # Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
-MODE_TAG, FUNCTION_TAG = CHOICE_TAGS = ("<tool choice>", "<function choice>")
+MODE_TAG, FUNCTION_TAG = ("<tool choice>", "<function choice>")
 
 Functions = Mapping[str, Any]
 """The functions that a task's tools offer: the JSON Schema of its parameters under each name."""

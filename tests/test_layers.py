@@ -44,9 +44,12 @@ serve_app.models           > .status schema
 serve_app.status           > .ready schema
 serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
-serve_app.http             > .http.openai .http.description .http.middleware .graph .observability
-                             .config .protocol schema schema.published
-serve_app.http.openai      > .http .graph .observability schema schema.openai
+serve_app.http             > .http.openai .http.responses .http.anthropic .http.description
+                             .http.middleware .graph .observability .config .protocol schema
+                             schema.openai schema.published
+serve_app.http.openai      > .http .graph schema schema.openai
+serve_app.http.responses   > .http .graph schema schema.openai.responses
+serve_app.http.anthropic   > .http .graph .observability schema schema.anthropic
 serve_app.http.description > .http schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema
@@ -79,7 +82,9 @@ engine.config              > .quantization schema schema.validation
 engine.quantization        > schema
 
 schema                     > .published .validation
-schema.published           > .openai schema
+schema.published           > .anthropic .openai .openai.responses schema
+schema.anthropic           > .openai schema
+schema.openai.responses    > .openai schema
 schema.openai              > schema .validation
 schema.validation          > schema
 """

@@ -40,14 +40,14 @@ class ClientRequest(Strict):
         elsewhere: names that other APIs have for fields of this one.
         message: the model of a message.
         free_form: the fields that may hold any JSON.
-        conversation: the field that has the conversation.
+        messages_field: the field that has the conversation.
     """
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
     message: ClassVar[type[BaseModel] | None] = None
     free_form: ClassVar[tuple[str, ...]] = ()
-    conversation: ClassVar[str] = "messages"
+    messages_field: ClassVar[str] = "messages"
 
     model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
@@ -72,7 +72,7 @@ class ClientRequest(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse_bulk(cls, fields: Any) -> Any:
-        refuse_bulk(fields, *cls.free_form, conversation=cls.conversation)
+        refuse_bulk(fields, *cls.free_form, conversation=cls.messages_field)
         return fields
 
     @classmethod

@@ -26,7 +26,12 @@ from schema.openai.fields import Hint, Only, Strict, not_yet
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
-def _check_address(url: str, info: ValidationInfo) -> str:
+ADDRESS_PATTERN = "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
+"""As much of `check_address` as JSON Schema can say on every server."""
+
+
+def check_address(url: str, info: ValidationInfo) -> str:
+    """Pydantic validator of an image's address: a data URL, or one that the operator allows."""
     # What follows the comma is checked when the task is made.
     if _DATA_URL.match(url):
         return url
@@ -69,12 +74,10 @@ class TextPart(Strict):
 class ImageUrl(Strict):
     """Where an image is: in the URL itself, or at an address that the operator has allowed."""
 
-    url: Annotated[str, AfterValidator(_check_address)] = Field(
+    url: Annotated[str, AfterValidator(check_address)] = Field(
         description='The image as a data URL: "data:image/png;base64,...". Addresses (https:, '
         "http:, file:) are refused unless the server's configuration opens them.",
-        json_schema_extra={
-            "pattern": "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
-        },
+        json_schema_extra={"pattern": ADDRESS_PATTERN},
     )
     detail: Annotated[Any, Hint("Images are prepared as their model does it.")] = None
 
@@ -166,7 +169,11 @@ def _without_notes(call: dict[str, Any]) -> dict[str, Any]:
 def _block(part: TextPart | ImagePart) -> dict[str, str] | ImageBlock:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
-    url = part.image_url.url
+    return image_block(part.image_url.url)
+
+
+def image_block(url: str) -> dict[str, str] | ImageBlock:
+    """The image at an address that `check_address` has checked, as a task has it."""
     if not _DATA_URL.match(url):
         return ImageBlock.at(url)
     return {"type": "image", "base64": url.partition(",")[2]}

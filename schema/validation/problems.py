@@ -12,11 +12,12 @@ from pydantic import BaseModel, ValidationError
 from schema.errors import TaskArgsInvalid
 from schema.generation import GenerationConfig
 from schema.json_values import clipped, quoted
-from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
-from schema.structured import FORM_TAGS, FORMS
-from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
+from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
+from schema.structured import FORMS
+from schema.tool_choice import FUNCTION_TAG, NamedFunction
 
-_TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
+_DECIDES = {"block_type": "type", "message_role": "role"}
+"""The field that decides of which kind an object is, by the error for an unknown one."""
 MAX_PROBLEMS = 5
 """How many problems a message lists; the others are only counted."""
 
@@ -94,13 +95,13 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
     context = detail.get("ctx", {})
     unknown = kind == "extra_forbidden"
     # An unknown field may have any name, even that of a tag.
-    path = tuple(part for part in loc[:-1] if part not in _TAGS)
-    if loc and (unknown or loc[-1] not in _TAGS):
+    path = tuple(part for part in loc[:-1] if not _is_tag(part))
+    if loc and (unknown or not _is_tag(loc[-1])):
         path += (loc[-1],)
     path += tuple(context.get("path", ()))
-    if kind == "block_type" and isinstance(value, Mapping):
-        path += ("type",)
-        value = value.get("type")
+    if (key := _DECIDES.get(kind)) is not None and isinstance(value, Mapping):
+        path += (key,)
+        value = value.get(key)
     name = ".".join(clipped(str(part)) for part in path)
     if unknown:
         return name, _unknown_field(loc, root, dialect)
@@ -110,6 +111,11 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
         return name, "is required"
     text = requirement(kind, context) or clipped(detail["msg"], 200)
     return name, f"{text}, not {describe(value)}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of pydantic's path is the tag of a union's member, and no field's name."""
+    return isinstance(part, str) and part[:1] == "<" and part[-1:] == ">"
 
 
 def _must_be(what: str) -> Callable[[Mapping[str, Any]], str]:
@@ -174,11 +180,17 @@ def describe(value: Any) -> str:
     return f"a Python {clipped(type(value).__name__)}"
 
 
+def _model_at(loc: Sequence[str | int], dialect: Dialect) -> type[BaseModel]:
+    """The model of the object at a place: by its field or tag, or by that of its list."""
+    named = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    return dialect.inner.get(named, dialect.message)
+
+
 def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dialect) -> str:
     name, top = str(loc[-1]), len(loc) == 1
     if top and name in dialect.advice:
         return dialect.advice[name]
-    model = root if top else dialect.inner.get(loc[-2], dialect.message)
+    model = root if top else _model_at(loc[:-1], dialect)
     fields = (info.alias or name for name, info in model.model_fields.items())
     here = [field for field in fields if field not in dialect.never]
     wanted = dialect.elsewhere.get(name)

@@ -40,7 +40,8 @@ def _running(name: str, **load: int) -> dict[str, Any]:
 
 def _sample(at: float, *models: dict[str, Any], **ingress: Any) -> Sample:
     counted = {"replica": "i-1", "requests": {}, "replays": {}} | ingress
-    return Sample({"object": "list", "data": list(models), "ingress": counted}, at)
+    data = [{"id": model["id"], "variants": [model]} for model in models]
+    return Sample({"object": "list", "data": data, "ingress": counted}, at)
 
 
 def _cells(said: str, row: int) -> dict[str, str]:
@@ -120,7 +121,7 @@ def test_a_real_server(
     assert re.search(r" \d+\.\d ", said)  # tokens a second, the second time
     assert main(["--address", address, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["data"][0]["deployment"] == "Model:demo:float32"
+    assert listed["data"][0]["variants"][0]["deployment"] == "Model:demo:float32"
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ async def test_a_body_that_is_too_large(app: Callable[..., ASGIApp]) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/none", 404, "not_found"),
         ("POST", "/v1/task", 404, "not_found"),
         ("GET", "/v1/tasks", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),

@@ -268,9 +268,10 @@ def test_an_unknown_model_is_not_found(api: OpenAI) -> None:
 
 def test_models(api: OpenAI) -> None:
     listed = list(api.models.list())
-    assert "demo" in [model.id for model in listed]
-    model = api.models.retrieve("demo")
+    assert [model.id for model in listed] == ["demo"]
+    model: Any = api.models.retrieve("demo")
     assert (model.id, model.object) == ("demo", "model")
+    assert [variant["quantize_bits"] for variant in model.variants] == [None, 8, 4]
     assert model.owned_by == listed[0].owned_by
 
 
