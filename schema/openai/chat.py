@@ -1,8 +1,8 @@
 """``POST /v1/chat/completions``: the request.
 
 The fields are those of OpenAI's API reference (https://platform.openai.com/docs/api-reference/chat)
-and, beside them, settings that other servers take in the same place. Each is honoured or refused by
-name.
+and, beside them, settings that other servers take in the same place. Each is
+honoured, a hint, or refused by name.
 """
 
 from typing import Annotated, Any, ClassVar, Self
@@ -13,9 +13,9 @@ from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
 from schema.openai import response_format as formats
 from schema.openai import tool_choice as choices
-from schema.openai.fields import Only, not_yet
+from schema.openai.fields import Hint, Only, not_yet
 from schema.openai.messages import ChatMessage, Function
-from schema.openai.request import MAX_USER_CHARS, OpenAIRequest
+from schema.openai.request import OpenAIRequest
 from schema.openai.response_format import ResponseFormat, structured_output
 from schema.openai.tool_choice import ToolChoice, task_choice
 from schema.task import MAX_MESSAGES, MAX_TOOLS, Task
@@ -41,6 +41,9 @@ _EXAMPLES: list[Any] = [
         "chat_template_kwargs": {"enable_thinking": False},
     },
 ]
+
+
+_CACHE = "Beginnings of prompts are kept for all, and a kept one does not change the answer."
 
 
 class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
@@ -72,9 +75,6 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     chat_template_kwargs: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
     )
-    safety_identifier: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
-        default=None, description="OpenAI's newer name for user."
-    )
     logprobs: bool | None = Field(
         default=None, description="Report the log probability of every token."
     )
@@ -89,25 +89,26 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
         default=None,
         description='false: tool_choice "required" means one call. Not with "auto".',
     )
-    modalities: Annotated[Any, Only('must be ["text"]', (["text"],))] = None
-    store: Annotated[Any, Only("is not supported: nothing is stored", (False,))] = None
-    metadata: Annotated[Any, Only("is not supported: nothing is stored", ({},))] = None
-    service_tier: Annotated[
-        Any, Only("is not supported; there is one tier", ("auto", "default"))
-    ] = None
-    functions: Annotated[Any, Only("is not supported; use tools")] = None
-    function_call: Annotated[Any, Only("is not supported; use tool_choice")] = None
-    reasoning_effort: Annotated[
-        Any, not_yet("is not supported; use chat_template_kwargs where the model's template can")
-    ] = None
+    modalities: Annotated[Any, Only('must be ["text"]: there is no audio', (["text"],))] = None
+    functions: Annotated[Any, Only("is not supported; use tools", ([],))] = None
+    function_call: Annotated[Any, Only("is not supported; use tool_choice", ("none", "auto"))] = (
+        None
+    )
     audio: Annotated[Any, not_yet()] = None
     moderation: Annotated[Any, not_yet()] = None
-    prediction: Annotated[Any, not_yet()] = None
-    prompt_cache_key: Annotated[Any, not_yet()] = None
-    prompt_cache_options: Annotated[Any, not_yet()] = None
-    prompt_cache_retention: Annotated[Any, not_yet()] = None
-    verbosity: Annotated[Any, not_yet()] = None
     web_search_options: Annotated[Any, not_yet()] = None
+    reasoning_effort: Annotated[
+        Any, Hint("chat_template_kwargs has the switches of a model's template.")
+    ] = None
+    verbosity: Annotated[Any, Hint("Say in the messages how long the answer should be.")] = None
+    prediction: Annotated[Any, Hint("It could only make the same answer faster.")] = None
+    store: Annotated[Any, Hint("Nothing is stored.")] = None
+    metadata: Annotated[Any, Hint("Nothing is stored.")] = None
+    service_tier: Annotated[Any, Hint("There is one tier.")] = None
+    safety_identifier: Annotated[Any, Hint("OpenAI's newer name for user.")] = None
+    prompt_cache_key: Annotated[Any, Hint(_CACHE)] = None
+    prompt_cache_options: Annotated[Any, Hint(_CACHE)] = None
+    prompt_cache_retention: Annotated[Any, Hint(_CACHE)] = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:

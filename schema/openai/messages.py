@@ -21,7 +21,7 @@ from schema.message import (
     JsonObject,
     rule,
 )
-from schema.openai.fields import Only, Strict, not_yet
+from schema.openai.fields import Hint, Only, Strict, not_yet
 
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)
 
@@ -76,10 +76,7 @@ class ImageUrl(Strict):
             "pattern": "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
         },
     )
-    detail: Annotated[
-        Any,
-        Only("is not supported: images are prepared as their model does it", ("auto",)),
-    ] = None
+    detail: Annotated[Any, Hint("Images are prepared as their model does it.")] = None
 
 
 class ImagePart(Strict):

@@ -35,13 +35,11 @@ from schema.generation import (
 from schema.json_values import parse_json
 from schema.message import rule
 from schema.model_variant import MODEL_ID_PATTERN, ModelName
-from schema.openai.fields import Only, Strict
+from schema.openai.fields import Hint, Strict
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
-
-MAX_USER_CHARS = 512
 
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
 _STOP = {
@@ -60,7 +58,9 @@ class StreamOptions(Strict):
     include_usage: bool | None = Field(
         default=None, description="true: a last chunk without choices has the usage."
     )
-    include_obfuscation: Annotated[Any, Only("is not supported; leave it out", (False,))] = None
+    include_obfuscation: Annotated[
+        Any, Hint("Chunks are not padded; their sizes show those of the texts.")
+    ] = None
 
 
 def _list_of_one(value: Any) -> Any:
@@ -105,9 +105,7 @@ class OpenAIRequest(Strict):
     num_beams: NumBeams | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
-        default=None, description="An end user; does not change the answer and is not kept."
-    )
+    user: Annotated[Any, Hint("An end user; nothing of it is kept.")] = None
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from schema.errors import TaskError
 from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
-from schema.openai.fields import Only
+from schema.openai.fields import Hint, Only
 from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
 from schema.validation.problems import Dialect
 
@@ -42,7 +42,7 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
     return Dialect(
         noun="request",
         elsewhere=_ELSEWHERE,
-        hints={
+        advice={
             "do_sample": "is not a field of this request; temperature 0 is greedy, any other "
             "samples",
             "generation_config": "is not a field of this request; its settings are fields here",
@@ -57,7 +57,7 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
         never=frozenset(
             name
             for name, field in fields.items()
-            if any(isinstance(mark, Only) and not mark.values for mark in field.metadata)
+            if any(isinstance(mark, Hint | Only) for mark in field.metadata)
         ),
     )
 

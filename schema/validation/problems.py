@@ -28,15 +28,15 @@ class Dialect:
     Attributes:
         noun: the request itself.
         elsewhere: names in other interfaces, with ours.
-        hints: messages for certain unknown fields of the request itself.
+        advice: messages for certain unknown fields of the request itself.
         inner: the model of an object, by its field or tag; those of messages have none.
         message: the model of a message.
-        never: fields that exist only to be refused, and so are never suggested.
+        never: fields that have no effect or exist only to be refused, and so are never suggested.
     """
 
     noun: str
     elsewhere: Mapping[str, str]
-    hints: Mapping[str, str]
+    advice: Mapping[str, str]
     inner: Mapping[str | int, type[BaseModel]]
     message: type[BaseModel]
     never: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ _TASK = Dialect(
     noun="task",
     elsewhere=_ELSEWHERE
     | {name: f"generation_config.{name}" for name in GenerationConfig.model_fields},
-    hints={"stream": "is not a field of a task; ask for a stream in the address: ?stream=true"},
+    advice={"stream": "is not a field of a task; ask for a stream in the address: ?stream=true"},
     inner={
         "generation_config": GenerationConfig,
         TEXT_BLOCK_TAG: TextBlock,
@@ -176,8 +176,8 @@ def describe(value: Any) -> str:
 
 def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dialect) -> str:
     name, top = str(loc[-1]), len(loc) == 1
-    if top and name in dialect.hints:
-        return dialect.hints[name]
+    if top and name in dialect.advice:
+        return dialect.advice[name]
     model = root if top else dialect.inner.get(loc[-2], dialect.message)
     fields = (info.alias or name for name, info in model.model_fields.items())
     here = [field for field in fields if field not in dialect.never]

@@ -12,6 +12,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
 from schema.message import MAX_BLOCKS_OF_TASK
 from schema.openai import ChatCompletionRequest, CompletionRequest
+from schema.openai.fields import hints_of
 from schema.openai.messages import ChatMessage
 from tests.schema.malformed import PNG, TOOL
 
@@ -276,9 +277,6 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"store": True}, "store"),
-        ({"metadata": {"a": "b"}}, "metadata"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
         ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
@@ -320,10 +318,6 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"messages": _image(url="data:text/plain;base64,AAAA")}, ADDRESS),
         ({"messages": _image(url="data:image/png;base64,A")}, ADDRESS),
         ({"messages": _image(url="data:image/png;base64,")}, ADDRESS),
-        (
-            {"messages": _image(url=URL, detail="low")},
-            "messages.0.content.0.image_url.detail",
-        ),
         ({"messages": _image(url=URL, size=3)}, "messages.0.content.0.image_url.size"),
     ],
 )
@@ -386,3 +380,23 @@ def test_later_errors_name_the_fields_of_the_request(
     assert caught.value.retry_after_s == 3.0
     assert (renamed or "too much") in caught.value.message
     assert "generation_config" not in caught.value.message
+
+
+ANY_VALUES: list[Any] = [None, True, 0, -1.5, "x" * 600, [], ["a"], {}, {"a": [{"b": None}]}]
+
+
+@pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: json.dumps(value)[:16])
+def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
+    hints = dict.fromkeys(hints_of(ChatCompletionRequest), value)
+    assert {"user", "metadata", "store", "service_tier", "prompt_cache_key"} <= set(hints)
+    part = {"type": "image_url", "image_url": {"url": URL, "detail": value}}
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": [part]}],
+        "stream": True,
+        "stream_options": {"include_obfuscation": value},
+        **hints,
+    }
+    CHAT.validate({"model": "m"} | fields)
+    request = chat(**fields)
+    assert request == chat(messages=_image(url=URL), stream=True, stream_options={})
+    assert "x" * 600 not in repr(request)
