@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from schema.message import rule
+from schema.validation.problems import UNSUPPORTED
 
 
 class Strict(BaseModel):
@@ -43,7 +43,7 @@ class Only:
         for allowed in (None, *self.values):
             if isinstance(value, bool) == isinstance(allowed, bool) and value == allowed:
                 return value
-        raise rule(self.problem)
+        raise PydanticCustomError(UNSUPPORTED, "{problem}", {"problem": self.problem})
 
 
 @dataclass(frozen=True, eq=False)
