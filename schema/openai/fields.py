@@ -1,5 +1,6 @@
 """Kinds of fields that several requests have."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,10 @@ class Only:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Called by pydantic."""
-        return {"enum": [None, *self.values]}
+        return {
+            "description": f"Any other value {self.problem}.",
+            "enum": [None, *self.values],
+        }
 
     def _check(self, value: Any) -> Any:
         # In Python True is 1 and False is 0; in JSON they are not.
@@ -73,13 +77,31 @@ class Hint:
         return {"description": f"A hint, accepted with any value and without effect. {self.why}"}
 
 
-def hints_of(model: type[BaseModel]) -> list[str]:
-    """The names of the fields of ``model`` that are hints."""
+def marked(model: type[BaseModel], *marks: type[Hint] | type[Only]) -> list[str]:
+    """The names of the fields of ``model`` that have one of the ``marks``."""
     return [
         field.alias or name
         for name, field in model.model_fields.items()
-        if any(isinstance(mark, Hint) for mark in field.metadata)
+        if any(isinstance(mark, marks) for mark in field.metadata)
     ]
+
+
+def published(
+    examples: Sequence[Any], rules: Sequence[Any] = ()
+) -> Callable[[dict[str, Any], type[BaseModel]], None]:
+    """Pydantic's ``json_schema_extra`` of a request.
+
+    It adds examples and the ``rules`` between fields, and puts the fields without effect last.
+    """
+
+    def extra(schema: dict[str, Any], model: type[BaseModel]) -> None:
+        schema["examples"] = list(examples)
+        if rules:
+            schema["allOf"] = list(rules)
+        fields, last = schema["properties"], set(marked(model, Hint, Only))
+        schema["properties"] = dict(sorted(fields.items(), key=lambda item: item[0] in last))
+
+    return extra
 
 
 def not_yet(what: str = "is not supported yet; leave it out") -> Only:

@@ -18,7 +18,9 @@ from schema.errors import TaskError
 from schema.generation import (
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
-    NOT_TOO_COLD,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    MIN_TEMPERATURE,
     CountPenalty,
     LogitBias,
     MaxNewTokens,
@@ -26,22 +28,20 @@ from schema.generation import (
     NumBeams,
     NumReturnSequences,
     RepetitionPenalty,
-    StopString,
-    Temperature,
-    TopK,
     TopP,
     TypicalP,
 )
-from schema.json_values import parse_json
+from schema.json_values import WHOLE, parse_json
 from schema.message import rule
 from schema.model_variant import MODEL_ID_PATTERN, ModelName
-from schema.openai.fields import Hint, Strict
+from schema.openai.fields import Hint, Only, Strict
+from schema.openai.other_servers import SettingsOfOtherServers
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
 
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
+_STOP_STRING = {"type": "string", "maxLength": MAX_STOP_STRING_CHARS}
 _STOP = {
     "anyOf": [
         _STOP_STRING,
@@ -61,13 +61,22 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[
         Any, Hint("Chunks are not padded; their sizes show those of the texts.")
     ] = None
+    continuous_usage_stats: Annotated[
+        Any, Only("is not supported; include_usage reports it at the end", (False,))
+    ] = None
 
 
 def _list_of_one(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class OpenAIRequest(Strict):
+# Texts, temperatures and numbers of tokens that other servers read as "off".
+_StopString = Annotated[str, Field(max_length=MAX_STOP_STRING_CHARS)]
+_Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+_TopK = Annotated[int, Field(ge=-1, le=MAX_TOP_K), WHOLE]
+
+
+class OpenAIRequest(SettingsOfOtherServers):
     """Fields of all requests. Absent and null are the same.
 
     Settings that OpenAI does not have, such as ``top_k``, come from the model's own settings where
@@ -80,22 +89,25 @@ class OpenAIRequest(Strict):
 
     model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
     n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = Field(
         default=None,
         description="Where random numbers start. If absent, it is drawn, and the answer has it.",
     )
     stop: Annotated[
-        list[StopString] | None,
+        list[_StopString] | None,
         Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
         BeforeValidator(_list_of_one),
         WithJsonSchema(_STOP),
-    ] = Field(default=None, description="Texts that end a choice; they are not part of it.")
+    ] = Field(
+        default=None,
+        description="Texts that end a choice; they are not part of it. An empty one has no effect.",
+    )
     max_tokens: MaxNewTokens | None = None
-    temperature: Temperature | None = Field(
-        default=None, description="1 where absent; 0 is greedy.", json_schema_extra=NOT_TOO_COLD
+    temperature: _Temperature | None = Field(
+        default=None, description=f"1 where absent; below {MIN_TEMPERATURE} is greedy."
     )
     top_p: TopP | None = Field(default=None, description="1 where absent.")
-    top_k: TopK | None = None
+    top_k: _TopK | None = Field(default=None, description="0 and -1 are off.")
     min_p: MinP | None = None
     typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
@@ -104,7 +116,9 @@ class OpenAIRequest(Strict):
     logit_bias: LogitBias | None = None
     num_beams: NumBeams | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(
+        default=None, description="Without stream: true it has no effect."
+    )
     user: Annotated[Any, Hint("An end user; nothing of it is kept.")] = None
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
@@ -117,17 +131,9 @@ class OpenAIRequest(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise rule("has a meaning only with stream: true; leave it out", "stream_options")
         choices, beams = self.n or 1, self.num_beams or 1
         if beams > 1 and choices > beams:
             raise rule(f"must be at most num_beams, {beams}, and is {choices}", "n")
-        if beams == 1 and choices > 1 and self.temperature == 0:
-            raise rule(
-                f"is {choices}, but with temperature 0 there is only one answer; raise temperature "
-                "above 0, or num_beams to as many",
-                "n",
-            )
         return self
 
     @classmethod
@@ -162,7 +168,8 @@ class OpenAIRequest(Strict):
     @property
     def wants_usage(self) -> bool:
         """Whether the end of a stream reports the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        options = self.stream_options
+        return bool(self.stream and options is not None and options.include_usage)
 
     @contextmanager
     def own_terms(self) -> Iterator[None]:
@@ -178,13 +185,15 @@ class OpenAIRequest(Strict):
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature
+        if temperature < MIN_TEMPERATURE:
+            temperature = 0.0
         return {
             "max_new_tokens": self.limit[1],
-            "stop_strings": self.stop or None,
+            "stop_strings": [text for text in self.stop or () if text] or None,
             "do_sample": temperature > 0,
             "temperature": temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
             "min_p": self.min_p,
             "typical_p": self.typical_p,
             "repetition_penalty": self.repetition_penalty,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from schema.errors import TaskError
-from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
-from schema.openai.fields import Hint, Only
-from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
+from schema.message import IMAGE_BLOCK_TAG, REFUSAL_TAG, TEXT_BLOCK_TAG
+from schema.openai.fields import Hint, Only, marked
+from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, RefusalPart, TextPart
 from schema.validation.problems import Dialect
 
 # Names of the same things in a task, and on other servers.
@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "best_of": "n",
     "template_args": "chat_template_kwargs",
     "structured_output": "response_format",
+    "random_seed": "seed",
 }
 _PATHS = (
     (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
@@ -38,7 +39,6 @@ _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -> Dialect:
     """The words that `problems` uses for a ``root``; ``inner`` has the models of objects in it."""
-    fields = {**ChatMessage.model_fields, **root.model_fields}
     return Dialect(
         noun="request",
         elsewhere=_ELSEWHERE,
@@ -46,18 +46,18 @@ def dialect(root: type[BaseModel], inner: Mapping[str | int, type[BaseModel]]) -
             "do_sample": "is not a field of this request; temperature 0 is greedy, any other "
             "samples",
             "generation_config": "is not a field of this request; its settings are fields here",
+            "extra_body": "is not a field of this request; what is in it belongs beside the others",
         },
         inner={
             TEXT_BLOCK_TAG: TextPart,
             IMAGE_BLOCK_TAG: ImagePart,
+            REFUSAL_TAG: RefusalPart,
             "image_url": ImageUrl,
             **inner,
         },
         message=ChatMessage,
         never=frozenset(
-            name
-            for name, field in fields.items()
-            if any(isinstance(mark, Hint | Only) for mark in field.metadata)
+            name for model in (ChatMessage, root) for name in marked(model, Hint, Only)
         ),
     )
 

@@ -53,9 +53,7 @@ async def test_an_error_before_the_first_chunk_is_an_http_error(
     assert response.headers.get("retry-after") == ("3" if act == "overload" else None)
 
 
-@pytest.mark.parametrize(
-    ("act", "code"), [("fail", "server_error"), ("bug", "server_error")]
-)
+@pytest.mark.parametrize(("act", "code"), [("fail", "server_error"), ("bug", "server_error")])
 async def test_an_error_after_the_first_chunk_is_the_last_event(
     app: Callable[..., ASGIApp], act: str, code: str
 ) -> None:
