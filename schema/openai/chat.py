@@ -13,12 +13,13 @@ from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
 from schema.openai import response_format as formats
 from schema.openai import tool_choice as choices
-from schema.openai.fields import Hint, Only, not_yet
+from schema.openai.fields import Hint, Only, not_yet, published
 from schema.openai.messages import ChatMessage, Function
+from schema.openai.other_servers import ChatSettingsOfOtherServers
 from schema.openai.request import OpenAIRequest
 from schema.openai.response_format import ResponseFormat, structured_output
 from schema.openai.tool_choice import ToolChoice, task_choice
-from schema.task import MAX_MESSAGES, MAX_TOOLS, Task
+from schema.task import MAX_EFFORT_CHARS, MAX_MESSAGES, MAX_TOOLS, Task
 
 _EXAMPLES: list[Any] = [
     {
@@ -43,10 +44,51 @@ _EXAMPLES: list[Any] = [
 ]
 
 
+# The rules between fields, as far as JSON Schema can express them.
+_BEAMS: dict[str, Any] = {
+    "properties": {"num_beams": {"type": "integer", "minimum": 2}},
+    "required": ["num_beams"],
+}
+_FORM: dict[str, Any] = {
+    "properties": {
+        "response_format": {"properties": {"type": {"not": {"const": "text"}}}, "type": "object"}
+    },
+    "required": ["response_format"],
+}
+_RULES: list[dict[str, Any]] = [
+    {
+        "$comment": "Forced calls need tools, and cannot be combined with another form.",
+        "if": {
+            "properties": {"tool_choice": {"not": {"enum": ["none", "auto", None]}}},
+            "required": ["tool_choice"],
+        },
+        "then": {
+            "properties": {"tools": {"type": "array", "minItems": 1}},
+            "required": ["tools"],
+            "not": {"anyOf": [_BEAMS, _FORM]},
+        },
+    },
+    {
+        "$comment": "A beam search follows no form, and its tokens have no log probabilities.",
+        "if": _BEAMS,
+        "then": {"properties": {"logprobs": {"enum": [False, None]}}, "not": _FORM},
+    },
+    {
+        "$comment": "Alternatives are reported beside log probabilities.",
+        "if": {
+            "properties": {"top_logprobs": {"type": "integer", "minimum": 1}},
+            "required": ["top_logprobs"],
+        },
+        "then": {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+    },
+]
+
 _CACHE = "Beginnings of prompts are kept for all, and a kept one does not change the answer."
 
 
-class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
+class ChatCompletionRequest(
+    ChatSettingsOfOtherServers, OpenAIRequest, json_schema_extra=published(_EXAMPLES, _RULES)
+):
     """A conversation to continue, as OpenAI's clients send it."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {
@@ -72,6 +114,11 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
         description="none: the model does not get the tools. required, or a function: every choice "
         "is calls, or one call of it, and the arguments are valid under its parameters.",
     )
+    reasoning_effort: Annotated[str, Field(max_length=MAX_EFFORT_CHARS)] | None = Field(
+        default=None,
+        description="For templates that read reasoning_effort, or enable_thinking, which is false "
+        "for none; others do not change.",
+    )
     chat_template_kwargs: JsonObject | None = Field(
         default=None, description="Further variables for the chat template."
     )
@@ -80,16 +127,17 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     )
     top_logprobs: NumLogprobs | None = Field(
         default=None,
-        description="With logprobs: true, report this many of the most probable tokens too.",
+        description="With logprobs: true, report this many of the most probable tokens too; "
+        "without it 0.",
     )
     response_format: ResponseFormat | None = Field(
         default=None, description="The form that every choice has to have."
     )
     parallel_tool_calls: bool | None = Field(
         default=None,
-        description='false: tool_choice "required" means one call. Not with "auto".',
+        description="false: at most one call; further ones are not told.",
     )
-    modalities: Annotated[Any, Only('must be ["text"]: there is no audio', (["text"],))] = None
+    modalities: Annotated[Any, Only("is not supported; there is text only", (["text"],))] = None
     functions: Annotated[Any, Only("is not supported; use tools", ([],))] = None
     function_call: Annotated[Any, Only("is not supported; use tool_choice", ("none", "auto"))] = (
         None
@@ -97,9 +145,6 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
     audio: Annotated[Any, not_yet()] = None
     moderation: Annotated[Any, not_yet()] = None
     web_search_options: Annotated[Any, not_yet()] = None
-    reasoning_effort: Annotated[
-        Any, Hint("chat_template_kwargs has the switches of a model's template.")
-    ] = None
     verbosity: Annotated[Any, Hint("Say in the messages how long the answer should be.")] = None
     prediction: Annotated[Any, Hint("It could only make the same answer faster.")] = None
     store: Annotated[Any, Hint("Nothing is stored.")] = None
@@ -112,23 +157,19 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise rule("means the same as max_completion_tokens; leave it out", "max_tokens")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise rule(
+                f"is {self.max_tokens}, and max_completion_tokens, which means the same, is "
+                f"{self.max_completion_tokens}; leave one of them out",
+                "max_tokens",
+            )
         return self
 
     @model_validator(mode="after")
     def _logprobs_that_are_wanted(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise rule("has a meaning only with logprobs: true; leave it out", "top_logprobs")
-        return self
-
-    @model_validator(mode="after")
-    def _strict_where_calls_are_forced(self) -> Self:
-        if self.tool_choice in (None, "auto"):
-            for index, tool in enumerate(self.tools or ()):
-                if tool["function"].get("strict"):
-                    problem = 'needs tool_choice "required" or a function; leave it out'
-                    raise rule(problem, "tools", str(index), "function", "strict")
         return self
 
     @property
@@ -151,6 +192,7 @@ class ChatCompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMP
             tools=None if self.tool_choice == "none" else self.tools or None,
             tool_choice=task_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            reasoning_effort=self.reasoning_effort,
             template_args=self.chat_template_kwargs,
             structured_output=structured_output(self.response_format),
         )

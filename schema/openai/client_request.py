@@ -9,23 +9,27 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from schema.errors import TaskError
 from schema.generation import (
-    NOT_TOO_COLD,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    MIN_TEMPERATURE,
     CountPenalty,
     LogitBias,
     MinP,
     RepetitionPenalty,
-    Temperature,
-    TopK,
     TopP,
     TypicalP,
 )
-from schema.json_values import parse_json
+from schema.json_values import WHOLE, parse_json
 from schema.model_variant import MODEL_ID_PATTERN, ModelName
 from schema.openai.fields import Strict
 from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
+
+# Temperatures and numbers of tokens that other servers read as "off".
+_Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+_TopK = Annotated[int, Field(ge=-1, le=MAX_TOP_K), WHOLE]
 
 
 class ClientRequest(Strict):
@@ -50,15 +54,15 @@ class ClientRequest(Strict):
     messages_field: ClassVar[str] = "messages"
 
     model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = Field(
         default=None,
         description="Where random numbers start. If absent, it is drawn, and the answer has it.",
     )
-    temperature: Temperature | None = Field(
-        default=None, description="1 where absent; 0 is greedy.", json_schema_extra=NOT_TOO_COLD
+    temperature: _Temperature | None = Field(
+        default=None, description=f"1 where absent; below {MIN_TEMPERATURE} is greedy."
     )
     top_p: TopP | None = Field(default=None, description="1 where absent.")
-    top_k: TopK | None = None
+    top_k: _TopK | None = Field(default=None, description="0 and -1 are off.")
     min_p: MinP | None = None
     typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
@@ -123,12 +127,14 @@ class ClientRequest(Strict):
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature
+        if temperature < MIN_TEMPERATURE:
+            temperature = 0.0
         return {
             "max_new_tokens": self.limit[1],
             "do_sample": temperature > 0,
             "temperature": temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
             "min_p": self.min_p,
             "typical_p": self.typical_p,
             "repetition_penalty": self.repetition_penalty,

@@ -1,12 +1,13 @@
 """Kinds of fields that several requests have."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from schema.message import rule
+from schema.validation.problems import UNSUPPORTED
 
 
 class Strict(BaseModel):
@@ -36,14 +37,71 @@ class Only:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Called by pydantic."""
-        return {"enum": [None, *self.values]}
+        return {
+            "description": f"Any other value {self.problem}.",
+            "enum": [None, *self.values],
+        }
 
     def _check(self, value: Any) -> Any:
         # In Python True is 1 and False is 0; in JSON they are not.
         for allowed in (None, *self.values):
             if isinstance(value, bool) == isinstance(allowed, bool) and value == allowed:
                 return value
-        raise rule(self.problem)
+        raise PydanticCustomError(UNSUPPORTED, "{problem}", {"problem": self.problem})
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """Marks a field that is accepted with any value and has no effect.
+
+    This is for settings whose weaker reading is harmless: an answer that does not follow them still
+    is what the client asked for. The value is dropped when the request is parsed, so that nothing
+    can depend on it and nothing of it is kept. ``docs/api.md`` lists the fields.
+
+    Attributes:
+        why: a sentence for the published schema that says why there is no effect.
+    """
+
+    why: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Called by pydantic."""
+        return core_schema.no_info_plain_validator_function(lambda _: None)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Called by pydantic."""
+        return {"description": f"A hint, accepted with any value and without effect. {self.why}"}
+
+
+def marked(model: type[BaseModel], *marks: type[Hint] | type[Only]) -> list[str]:
+    """The names of the fields of ``model`` that have one of the ``marks``."""
+    return [
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if any(isinstance(mark, marks) for mark in field.metadata)
+    ]
+
+
+def published(
+    examples: Sequence[Any], rules: Sequence[Any] = ()
+) -> Callable[[dict[str, Any], type[BaseModel]], None]:
+    """Pydantic's ``json_schema_extra`` of a request.
+
+    It adds examples and the ``rules`` between fields, and puts the fields without effect last.
+    """
+
+    def extra(schema: dict[str, Any], model: type[BaseModel]) -> None:
+        schema["examples"] = list(examples)
+        if rules:
+            schema["allOf"] = list(rules)
+        fields, last = schema["properties"], set(marked(model, Hint, Only))
+        schema["properties"] = dict(sorted(fields.items(), key=lambda item: item[0] in last))
+
+    return extra
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,18 +3,31 @@
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
 
 from schema.message import (
     BLOCKS_TAG,
     CONTENT_KIND,
     IMAGE_BLOCK_TAG,
     MAX_BLOCKS,
+    MAX_IMAGES,
+    MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
     MAX_TOOL_CALLS,
     MAX_URL_CHARS,
+    REFUSAL_TAG,
+    ROLE_RULES,
     TEXT_BLOCK_TAG,
     TEXT_TAG,
     ImageBlock,
@@ -23,10 +36,15 @@ from schema.message import (
 )
 from schema.openai.fields import Hint, Only, Strict, not_yet
 
-_DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)
+_CONTINUE = "is not supported; put continue_final_message: true into chat_template_kwargs"
 
+# Whatever type and parameters it names: the bytes say what kind of image it is.
+_DATA_URL = re.compile(r"data:[^,]*;[ ]*base64[ ]*,", re.IGNORECASE)
+ADDRESS_PATTERN = (
+    r"^(?:[Hh][Tt][Tt][Pp][Ss]?:|[Ff][Ii][Ll][Ee]:"
+    r"|[Dd][Aa][Tt][Aa]:[^,]*;[ ]*[Bb][Aa][Ss][Ee]64[ ]*,)"
+)
 
-ADDRESS_PATTERN = "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]?|[Ff][Ii][Ll][Ee]):"
 """As much of `check_address` as JSON Schema can say on every server."""
 
 
@@ -45,6 +63,8 @@ def check_address(url: str, info: ValidationInfo) -> str:
         if len(url) > MAX_URL_CHARS:
             raise rule(f"must have at most {MAX_URL_CHARS} characters, and has {len(url)}")
         return url  # where it leads is checked when it is fetched
+    if scheme == "data":
+        raise rule('must have ";base64," before its data: "data:image/png;base64,..."')
     raise rule('must be an image as a data URL: "data:image/png;base64,..."')
 
 
@@ -60,15 +80,48 @@ def check_function(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Function = Annotated[JsonObject, AfterValidator(check_function)]
+Function = Annotated[
+    JsonObject,
+    Field(
+        json_schema_extra={
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"type": "string"}},
+                },
+            },
+        }
+    ),
+    AfterValidator(check_function),
+]
 """A tool or a call of one; the chat template reads it as it is, so that its order is kept."""
 
 
-class TextPart(Strict):
-    """A piece of a message's text."""
+_MARK = "A mark for other servers' caches."
+
+
+class _Part(Strict):
+    cache_control: Annotated[Any, Hint(_MARK)] = None
+    prompt_cache_breakpoint: Annotated[Any, Hint(_MARK)] = None
+
+
+class TextPart(_Part):
+    """A piece of a message's text. Fields that clients have added have no effect."""
+
+    model_config = ConfigDict(extra="ignore")
 
     type: Literal["text"]
-    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+
+
+class RefusalPart(_Part):
+    """A piece of an earlier answer's text, in which OpenAI's model refuses something."""
+
+    type: Literal["refusal"]
+    refusal: Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 
 
 class ImageUrl(Strict):
@@ -80,9 +133,10 @@ class ImageUrl(Strict):
         json_schema_extra={"pattern": ADDRESS_PATTERN},
     )
     detail: Annotated[Any, Hint("Images are prepared as their model does it.")] = None
+    format: Annotated[Any, Hint("The bytes say what kind of image it is.")] = None
 
 
-class ImagePart(Strict):
+class ImagePart(_Part):
     """An image in the place where it stands in the message."""
 
     type: Literal["image_url"]
@@ -93,11 +147,15 @@ def _part_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
     if kind == "text":
         return TEXT_BLOCK_TAG
+    if kind == "refusal":
+        return REFUSAL_TAG
     return IMAGE_BLOCK_TAG if kind == "image_url" else None
 
 
-_Part = Annotated[
-    Annotated[TextPart, Tag(TEXT_BLOCK_TAG)] | Annotated[ImagePart, Tag(IMAGE_BLOCK_TAG)],
+_AnyPart = Annotated[
+    Annotated[TextPart, Tag(TEXT_BLOCK_TAG)]
+    | Annotated[ImagePart, Tag(IMAGE_BLOCK_TAG)]
+    | Annotated[RefusalPart, Tag(REFUSAL_TAG)],
     Discriminator(
         _part_tag,
         custom_error_type="block_type",
@@ -105,7 +163,18 @@ _Part = Annotated[
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}',
     ),
 ]
-_Parts = Annotated[list[_Part], Field(fail_fast=True, min_length=1, max_length=MAX_BLOCKS)]
+_Parts = Annotated[
+    list[_AnyPart],
+    Field(
+        fail_fast=True,
+        max_length=MAX_BLOCKS,
+        json_schema_extra={
+            "contains": {"properties": {"type": {"const": "image_url"}}, "required": ["type"]},
+            "minContains": 0,
+            "maxContains": MAX_IMAGES,
+        },
+    ),
+]
 Content = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT_CHARS), Tag(TEXT_TAG)]
     | Annotated[_Parts, Tag(BLOCKS_TAG)],
@@ -113,13 +182,33 @@ Content = Annotated[
 ]
 
 
+def _publish_rules(schema: dict[str, Any]) -> None:
+    """Add the rules of the roles; an assistant's message may have any further fields."""
+    names = list(schema["properties"])
+    del schema["additionalProperties"]
+    known = {
+        "if": {"not": {"properties": {"role": {"const": "assistant"}}}},
+        "then": {"propertyNames": {"enum": names}},
+    }
+    schema["allOf"] = [*ROLE_RULES, known]
+
+
 class ChatMessage(Strict):
-    """One message of the conversation. What belongs to which role is checked with the task."""
+    """One message of the conversation. What belongs to which role is checked with the task.
+
+    An assistant's message may have any further fields, which have no effect: it is an earlier
+    answer, perhaps of another server, and clients send it back with all that they have added.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_publish_rules)
 
     role: Literal["developer", "system", "user", "assistant", "tool"] = Field(
         description="developer is OpenAI's newer name for system, and the same here."
     )
     content: Content | None = None
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = Field(
+        default=None, description="For chat templates that read it."
+    )
     tool_call_id: Annotated[str, Field(max_length=MAX_TOOL_CALL_ID_CHARS)] | None = None
     tool_calls: (
         Annotated[list[Function], Field(max_length=MAX_TOOL_CALLS, fail_fast=True)] | None
@@ -128,17 +217,25 @@ class ChatMessage(Strict):
         default=None,
         description="Of an earlier answer of the model; for chat templates that read it.",
     )
-    # Answers come back as messages of the next request, with fields that clients have added.
-    parsed: Any = Field(
+    refusal: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
         default=None,
-        description="What OpenAI's client has parsed from an earlier answer; the model gets the "
-        "content.",
+        description="The text of an earlier answer of OpenAI's that has no content.",
     )
-    name: Annotated[Any, not_yet("is not supported: chat templates do not read it")] = None
-    refusal: Annotated[Any, not_yet()] = None
-    annotations: Annotated[Any, Only("is not supported yet; leave it out", ([],))] = None
     audio: Annotated[Any, not_yet()] = None
     function_call: Annotated[Any, Only("is not supported; use tool_calls")] = None
+    prefix: Annotated[Any, Only(_CONTINUE, (False,))] = None
+    partial: Annotated[Any, Only(_CONTINUE, (False,))] = None
+    parsed: Annotated[Any, Hint("What OpenAI's client has read in the content.")] = None
+    annotations: Annotated[Any, Hint("The model gets the content.")] = None
+    cache_control: Annotated[Any, Hint(_MARK)] = None
+    id: Annotated[Any, Hint("The model gets the content.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_additions(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("role") == "assistant":
+            return {name: value for name, value in fields.items() if name in cls.model_fields}
+        return fields
 
     def task_fields(self) -> dict[str, Any]:
         """This message in a task; its parts keep their places."""
@@ -147,10 +244,11 @@ class ChatMessage(Strict):
             content = [_block(part) for part in content]
         fields = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": content,
+            "content": content or self.refusal or content,
+            "name": self.name,
             "tool_call_id": self.tool_call_id,
-            "tool_calls": self.tool_calls and [_without_notes(call) for call in self.tool_calls],
-            "reasoning_content": self.reasoning_content,
+            "tool_calls": [_without_notes(call) for call in self.tool_calls or ()] or None,
+            "reasoning_content": self.reasoning_content or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -166,9 +264,11 @@ def _without_notes(call: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _block(part: TextPart | ImagePart) -> dict[str, str] | ImageBlock:
+def _block(part: TextPart | RefusalPart | ImagePart) -> dict[str, str] | ImageBlock:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
+    if isinstance(part, RefusalPart):
+        return {"type": "text", "text": part.refusal}
     return image_block(part.image_url.url)
 
 
@@ -176,4 +276,5 @@ def image_block(url: str) -> dict[str, str] | ImageBlock:
     """The image at an address that `check_address` has checked, as a task has it."""
     if not _DATA_URL.match(url):
         return ImageBlock.at(url)
-    return {"type": "image", "base64": url.partition(",")[2]}
+    data = url.partition(",")[2]
+    return {"type": "image", "base64": unquote(data) if "%" in data else data}

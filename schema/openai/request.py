@@ -10,14 +10,14 @@ from schema.generation import (
     MaxNewTokens,
     NumBeams,
     NumReturnSequences,
-    StopString,
 )
 from schema.message import rule
 from schema.openai.client_request import ClientRequest
-from schema.openai.fields import Hint, Strict
+from schema.openai.fields import Hint, Only, Strict
+from schema.openai.other_servers import SettingsOfOtherServers
 from schema.openai.terms import renamed
 
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
+_STOP_STRING = {"type": "string", "maxLength": MAX_STOP_STRING_CHARS}
 _STOP = {
     "anyOf": [
         _STOP_STRING,
@@ -37,13 +37,20 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[
         Any, Hint("Chunks are not padded; their sizes show those of the texts.")
     ] = None
+    continuous_usage_stats: Annotated[
+        Any, Only("is not supported; include_usage reports it at the end", (False,))
+    ] = None
 
 
 def _list_of_one(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class OpenAIRequest(ClientRequest):
+# Other servers read an empty text as "off".
+_StopString = Annotated[str, Field(max_length=MAX_STOP_STRING_CHARS)]
+
+
+class OpenAIRequest(SettingsOfOtherServers, ClientRequest):
     """Fields of both requests."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {"stream_options": StreamOptions}
@@ -51,29 +58,26 @@ class OpenAIRequest(ClientRequest):
 
     n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
     stop: Annotated[
-        list[StopString] | None,
+        list[_StopString] | None,
         Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
         BeforeValidator(_list_of_one),
         WithJsonSchema(_STOP),
-    ] = Field(default=None, description="Texts that end a choice; they are not part of it.")
+    ] = Field(
+        default=None,
+        description="Texts that end a choice; they are not part of it. An empty one has no effect.",
+    )
     max_tokens: MaxNewTokens | None = None
     num_beams: NumBeams | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(
+        default=None, description="Without stream: true it has no effect."
+    )
     user: Annotated[Any, Hint("An end user; nothing of it is kept.")] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise rule("has a meaning only with stream: true; leave it out", "stream_options")
         choices, beams = self.n or 1, self.num_beams or 1
         if beams > 1 and choices > beams:
             raise rule(f"must be at most num_beams, {beams}, and is {choices}", "n")
-        if beams == 1 and choices > 1 and self.temperature == 0:
-            raise rule(
-                f"is {choices}, but with temperature 0 there is only one answer; raise temperature "
-                "above 0, or num_beams to as many",
-                "n",
-            )
         return self
 
     @property
@@ -84,7 +88,8 @@ class OpenAIRequest(ClientRequest):
     @property
     def wants_usage(self) -> bool:
         """Whether the end of a stream reports the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        options = self.stream_options
+        return bool(self.stream and options is not None and options.include_usage)
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
@@ -92,7 +97,7 @@ class OpenAIRequest(ClientRequest):
 
     def _generation_config(self) -> dict[str, Any]:
         return super()._generation_config() | {
-            "stop_strings": self.stop or None,
+            "stop_strings": [text for text in self.stop or () if text] or None,
             "num_beams": self.num_beams,
             "num_return_sequences": self.n or 1,
         }

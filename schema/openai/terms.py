@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pydantic import BaseModel
 
 from schema.errors import TaskError
-from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
-from schema.openai.fields import Hint, Only
-from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, TextPart
+from schema.message import IMAGE_BLOCK_TAG, REFUSAL_TAG, TEXT_BLOCK_TAG
+from schema.openai.fields import Hint, Only, marked
+from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, RefusalPart, TextPart
 from schema.validation.problems import Dialect
 
 # Names of the same things in a task, and on other servers.
@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "best_of": "n",
     "template_args": "chat_template_kwargs",
     "structured_output": "response_format",
+    "random_seed": "seed",
 }
 Renames = Sequence[tuple[re.Pattern[str], str]]
 """Patterns of a task's names, and what stands for them in a request; used in this order."""
@@ -57,7 +58,6 @@ def dialect(
         message: the model of its messages; None: those of chat completions.
     """
     message = message or ChatMessage
-    fields = {**message.model_fields, **root.model_fields}
     return Dialect(
         noun="request",
         elsewhere={**_ELSEWHERE, **elsewhere},
@@ -65,19 +65,17 @@ def dialect(
             "do_sample": "is not a field of this request; temperature 0 is greedy, any other "
             "samples",
             "generation_config": "is not a field of this request; its settings are fields here",
+            "extra_body": "is not a field of this request; what is in it belongs beside the others",
         },
         inner={
             TEXT_BLOCK_TAG: TextPart,
             IMAGE_BLOCK_TAG: ImagePart,
+            REFUSAL_TAG: RefusalPart,
             "image_url": ImageUrl,
             **inner,
         },
         message=message,
-        never=frozenset(
-            name
-            for name, field in fields.items()
-            if any(isinstance(mark, Hint | Only) for mark in field.metadata)
-        ),
+        never=frozenset(name for model in (message, root) for name in marked(model, Hint, Only)),
     )
 
 

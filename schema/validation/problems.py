@@ -9,7 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from schema.errors import TaskArgsInvalid
+from schema.errors import (
+    InvalidType,
+    MissingParameter,
+    TaskArgsInvalid,
+    UnknownParameter,
+    UnsupportedParameter,
+)
 from schema.generation import GenerationConfig
 from schema.json_values import clipped, quoted
 from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
@@ -20,6 +26,8 @@ _DECIDES = {"block_type": "type", "message_role": "role"}
 """The field that decides of which kind an object is, by the error for an unknown one."""
 MAX_PROBLEMS = 5
 """How many problems a message lists; the others are only counted."""
+UNSUPPORTED = "unsupported"
+"""The type of the errors of fields that exist only to be refused."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,18 @@ def explain(
         rest = f"; and {more} more" if more else ""
         noun, count = dialect.noun, len(details)
         message = f"The {noun} has {count} problems: {'; '.join(lines)}{rest}."
-    return TaskArgsInvalid(message, param=problems[0][0] or None)
+    kind: str = details[0]["type"]
+    other = InvalidType if kind.endswith("_type") else TaskArgsInvalid
+    return _CLASSES.get(kind, other)(message, param=problems[0][0] or None)
+
+
+_CLASSES: dict[str, type[TaskArgsInvalid]] = {
+    "extra_forbidden": UnknownParameter,
+    "missing": MissingParameter,
+    UNSUPPORTED: UnsupportedParameter,
+    "block_type": TaskArgsInvalid,  # its field `type` has an unknown value
+}
+"""The error to raise, by pydantic's type of the first problem, where it has one of its own."""
 
 
 def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect) -> tuple[str, str]:
@@ -105,7 +124,7 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
     name = ".".join(clipped(str(part)) for part in path)
     if unknown:
         return name, _unknown_field(loc, root, dialect)
-    if kind in ("task_rule", "json_value"):
+    if kind in ("task_rule", "json_value", UNSUPPORTED):
         return name, context["problem"]
     if kind == "missing":
         return name, "is required"

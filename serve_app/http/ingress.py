@@ -183,12 +183,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path (404), no such method (405)."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    not_found = status is HTTPStatus.NOT_FOUND
     code = entry().error = status.name.lower()
     body: ErrorResponse = {
         "error": {
             "message": f"{error.detail}: {request.method} {clipped(request.url.path)}",
-            "type": "not_found_error" if not_found else "invalid_request_error",
+            "type": "invalid_request_error",
             "param": None,
             "code": code,
         }

@@ -113,7 +113,7 @@ def test_a_malformed_task_is_refused_and_the_next_one_works(
     client: httpx.Client, case: Malformed
 ) -> None:
     said = error(client.post("/v1/tasks", content=case.body), 400)
-    assert (said["code"], said["param"]) == ("task_args_invalid", case.param)
+    assert (said["code"], said["param"]) == ("invalid_value", case.param)
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 

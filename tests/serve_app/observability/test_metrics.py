@@ -36,12 +36,12 @@ async def test_requests_are_counted_by_code(app: Callable[..., ASGIApp]) -> None
         counted = (await http.get("/v1/models")).json()["ingress"]
     assert counted["requests"] == {
         # No label is a name that a client has invented.
-        "": {"model_not_found": 1, "not_found": 1, "task_args_invalid": 1},
+        "": {"model_not_found": 1, "not_found": 1, "invalid_value": 1},
         "Model:demo": {
             "ok": 1,
-            "overloaded": 1,
-            "task_args_invalid": 1,
-            "task_execution_failed": 1,
+            "server_is_overloaded": 1,
+            "invalid_value": 1,
+            "server_error": 1,
         },
     }
     assert counted["replays"] == {}

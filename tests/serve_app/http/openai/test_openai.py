@@ -230,7 +230,7 @@ def test_a_bad_request_names_the_field(
     assert (error.param, error.type, error.code) == (
         param,
         "invalid_request_error",
-        "task_args_invalid",
+        "invalid_value",
     )
     assert param in error.message
     assert "generation_config" not in error.message
