@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from schema.anthropic import MessagesRequest
+from schema.clients.anthropic import MessagesRequest
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
+from schema.clients.responses import ResponsesRequest
 from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
-from schema.openai import ChatCompletionRequest, CompletionRequest
-from schema.openai.responses import ResponsesRequest
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 

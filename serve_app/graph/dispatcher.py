@@ -21,7 +21,6 @@ from serve_app.graph.model_routes import Route, Routes, peek_variant
 from serve_app.graph.prefix_key import prefix_key
 from serve_app.graph.replay import Delivered
 from serve_app.graph.retry import RetryPolicy, Transport
-from serve_app.graph.web_chat import WebChat
 from serve_app.observability.identity import actor_name
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import entry
@@ -37,7 +36,6 @@ class Dispatcher:
     Attributes:
         metrics: what this ingress counts of requests.
         deployments: which models run.
-        chat: where the web chat is.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class Dispatcher:
     ) -> None:
         self._args = args
         self.metrics = RequestMetrics()
-        self.chat = WebChat()
         self._routes = Routes(args.models, args.pool)
         self._load_shedder = LoadShedder()
         self._actor_name = actor_name()

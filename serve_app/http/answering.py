@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.openai.client_request import ClientRequest
+from schema.clients.request import ClientRequest
 from schema.response import TaskResponse
 from schema.task import MAX_SEED
 from serve_app.graph.dispatcher import Dispatcher

@@ -82,7 +82,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
         kind(dispatcher, max_body, opened_schemes(args.image_urls))
         for kind in (OpenAIRoutes, ResponsesRoutes, AnthropicRoutes)
     ]
-    pages = [DocsRoutes(with_keys=args.auth is not None), FrontPage(dispatcher.chat.prefix)]
+    pages = [DocsRoutes(with_keys=args.auth is not None), FrontPage()]
     app = Starlette(
         routes=[*asgi_routes(routes, *of_clients, *pages), static_files()],
         exception_handlers={

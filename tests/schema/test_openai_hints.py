@@ -9,10 +9,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from schema import Task, schemas
-from schema.openai import ChatCompletionRequest, CompletionRequest
-from schema.openai.fields import Hint, marked
-from schema.openai.messages import ChatMessage, ImageUrl, TextPart
-from schema.openai.request import StreamOptions
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
+from schema.clients.fields import Hint, marked
+from schema.clients.openai.messages import ChatMessage, ImageUrl, TextPart
+from schema.clients.openai.request import StreamOptions
 from tests.schema.malformed import PNG, TOOL
 from tests.schema.test_openai import ASK, CHAT, STRICT, URL, _image, chat
 

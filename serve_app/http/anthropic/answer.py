@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from schema.anthropic import MessagesRequest
+from schema.clients.anthropic import MessagesRequest
 from schema.errors import TaskError
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from serve_app.http.errors import ErrorForm, told

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.anthropic import MessagesRequest
+from schema.clients.anthropic import MessagesRequest
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.answering import answer, asked_body
 from serve_app.http.anthropic.answer import MessagesAnswer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from html import escape
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+
+from serve_app.http.description.web_chat import WebChat
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -31,15 +32,14 @@ _LINKS = (
 class FrontPage:
     """The handler. The page says nothing that the server keeps behind a key."""
 
-    def __init__(self, chat: Callable[[], Awaitable[str | None]]) -> None:
-        """``chat`` says at which path the web chat is; None if there is none."""
-        self._chat = chat
+    def __init__(self) -> None:
+        self._chat = WebChat()
 
     async def front_page(self, request: Request) -> Response:
         """``GET /``."""
         root = request.scope.get("root_path", "")
         links = [(f"{root}{path}", what) for path, what in _LINKS]
-        if (chat := await self._chat()) is not None:
+        if (chat := await self._chat.prefix()) is not None:
             links.insert(0, (chat, "the web chat"))
         listed = "\n".join(
             f'<li><a href="{escape(path)}">{escape(path)}</a>: {what}' for path, what in links

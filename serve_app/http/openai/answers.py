@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from schema.clients.openai import ChatCompletionRequest, OpenAIRequest
 from schema.errors import TaskError
-from schema.openai import ChatCompletionRequest, OpenAIRequest
 from schema.response import (
     Choice,
     Delta,

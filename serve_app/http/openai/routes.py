@@ -7,9 +7,9 @@ from collections.abc import Collection
 from starlette.requests import Request
 from starlette.responses import Response
 
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.errors import ModelInvalid
 from schema.json_values import clipped
-from schema.openai import ChatCompletionRequest, CompletionRequest
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.answering import answer, asked_body
 from serve_app.http.bodies import json_response, refuse_query

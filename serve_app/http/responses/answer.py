@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from schema.clients.responses import ResponsesRequest
 from schema.errors import RateLimited, TaskArgsInvalid, TaskError
-from schema.openai.responses import ResponsesRequest
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from serve_app.http.parts import Part, Parts, parts_of
 from serve_app.http.responses.items import Items

@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
-from schema.anthropic import content, messages, tools
-from schema.anthropic.content import CACHE, System
-from schema.anthropic.messages import AssistantMessage, Messages, UserMessage, shown
-from schema.anthropic.tools import (
+from schema.clients.anthropic import content, messages, tools
+from schema.clients.anthropic.content import CACHE, System
+from schema.clients.anthropic.messages import AssistantMessage, Messages, UserMessage, shown
+from schema.clients.anthropic.tools import (
     NoChoice,
     OutputConfig,
     OwnTool,
@@ -22,12 +22,12 @@ from schema.anthropic.tools import (
     one_call,
     task_choice,
 )
+from schema.clients.conversation import Conversation
+from schema.clients.fields import Hint, Only
+from schema.clients.request import ClientRequest
+from schema.clients.terms import SETTINGS, Renames, renamed
 from schema.generation import MAX_STOP_STRINGS, MaxNewTokens, StopString
 from schema.message import JsonObject
-from schema.openai.client_request import ClientRequest
-from schema.openai.conversation import Conversation
-from schema.openai.fields import Hint, Only
-from schema.openai.terms import SETTINGS, Renames, renamed
 from schema.task import MAX_TOOLS, Task
 
 _EXAMPLES: list[Any] = [
@@ -82,7 +82,7 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
         "structured_output": "output_config",
         "parameters": "input_schema",
     }
-    message: ClassVar[type[BaseModel] | None] = UserMessage
+    message: ClassVar[type[BaseModel]] = UserMessage
     free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs", "output_config")
 
     max_tokens: MaxNewTokens
@@ -123,7 +123,7 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
-        return renamed(self._told.renamed(text), self.limit[0], "messages", _PATHS)
+        return renamed(self._told.renamed(text), self.limit[0], _PATHS)
 
     def task(self, seed: int) -> Task:
         """The task that this request means."""

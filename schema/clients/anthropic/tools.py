@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
+from schema.clients.fields import Hint, Strict
 from schema.json_values import quoted
 from schema.message import MAX_TEXT_CHARS, JsonObject, rule
-from schema.openai.fields import Hint, Strict
 from schema.structured import AnswerSchema
 from schema.tool_choice import FUNCTION_TAG, MAX_FUNCTION_NAME_CHARS
 
@@ -130,7 +130,7 @@ INNER: dict[str | int, type[BaseModel]] = {
     "output_config": OutputConfig,
     "format": JsonFormat,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def task_choice(choice: Any) -> Any:

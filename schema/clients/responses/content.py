@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from schema.clients.conversation import Block
+from schema.clients.fields import Hint, Only, Strict
+from schema.clients.images import ADDRESS_PATTERN, check_address, image_block
 from schema.message import (
     BLOCKS_TAG,
     CONTENT_KIND,
@@ -12,9 +15,6 @@ from schema.message import (
     MAX_TEXT_CHARS,
     TEXT_TAG,
 )
-from schema.openai.conversation import Block
-from schema.openai.fields import Hint, Only, Strict
-from schema.openai.messages import ADDRESS_PATTERN, check_address, image_block
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 NO_CACHE_POINTS = "The server decides itself which beginnings of prompts it keeps."

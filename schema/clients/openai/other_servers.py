@@ -2,12 +2,12 @@
 
 What only says how a server should work is a hint. What changes the answer has to have the value
 that means no change. Settings that this server has too, such as ``top_k``, are in
-`schema.openai.request`.
+`schema.clients.openai.request`.
 """
 
 from typing import Annotated, Any
 
-from schema.openai.fields import Hint, Only, Strict
+from schema.clients.fields import Hint, Only, Strict
 
 _ALL = "Tasks are served in the order in which they come."
 _ONE = "One server answers, and it reports its usage always."

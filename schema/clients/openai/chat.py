@@ -9,16 +9,16 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from schema.clients.fields import Hint, Only, not_yet, published
+from schema.clients.openai import response_format as formats
+from schema.clients.openai import tool_choice as choices
+from schema.clients.openai.messages import ChatMessage, Function
+from schema.clients.openai.other_servers import ChatSettingsOfOtherServers
+from schema.clients.openai.request import OpenAIRequest
+from schema.clients.openai.response_format import ResponseFormat, structured_output
+from schema.clients.openai.tool_choice import ToolChoice, task_choice
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import JsonObject, rule
-from schema.openai import response_format as formats
-from schema.openai import tool_choice as choices
-from schema.openai.fields import Hint, Only, not_yet, published
-from schema.openai.messages import ChatMessage, Function
-from schema.openai.other_servers import ChatSettingsOfOtherServers
-from schema.openai.request import OpenAIRequest
-from schema.openai.response_format import ResponseFormat, structured_output
-from schema.openai.tool_choice import ToolChoice, task_choice
 from schema.task import MAX_EFFORT_CHARS, MAX_MESSAGES, MAX_TOOLS, Task
 
 _EXAMPLES: list[Any] = [

@@ -5,23 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel
 
+from schema.clients.fields import Hint, Only, marked
 from schema.errors import TaskError
-from schema.message import IMAGE_BLOCK_TAG, REFUSAL_TAG, TEXT_BLOCK_TAG
-from schema.openai.fields import Hint, Only, marked
-from schema.openai.messages import ChatMessage, ImagePart, ImageUrl, RefusalPart, TextPart
 from schema.validation.problems import Dialect
 
-# Names of the same things in a task, and on other servers.
-_ELSEWHERE = {
-    "max_new_tokens": "max_tokens",
-    "max_length": "max_tokens",
-    "stop_strings": "stop",
-    "num_return_sequences": "n",
-    "best_of": "n",
-    "template_args": "chat_template_kwargs",
-    "structured_output": "response_format",
-    "random_seed": "seed",
-}
 Renames = Sequence[tuple[re.Pattern[str], str]]
 """Patterns of a task's names, and what stands for them in a request; used in this order."""
 
@@ -30,16 +17,7 @@ SETTINGS: Renames = (
     (re.compile(r"^generation_config: "), ""),
     (re.compile(r"\btemplate_args\b"), "chat_template_kwargs"),
 )
-_PATHS: Renames = (
-    (re.compile(r"\b(messages\.\d+\.content\.\d+)\.base64\b"), r"\1.image_url.url"),
-    (re.compile(r"\bgeneration_config\.num_return_sequences\b"), "n"),
-    (re.compile(r"\bgeneration_config\.stop_strings\b"), "stop"),
-    *SETTINGS,
-    (re.compile(r"^tool_choice\.function\b"), "tool_choice.function.name"),
-    (re.compile(r"\bstructured_output\.schema\b"), "response_format.json_schema.schema"),
-    (re.compile(r"\bstructured_output\b"), "response_format"),
-)
-_MESSAGES = re.compile(r"\bmessages(?:\.0\.content)?\b")
+_ELSEWHERE = {"template_args": "chat_template_kwargs", "random_seed": "seed"}
 _LIMIT = re.compile(r"\b(?:generation_config\.)?max_new_tokens\b")
 
 
@@ -47,7 +25,7 @@ def dialect(
     root: type[BaseModel],
     inner: Mapping[str | int, type[BaseModel]],
     elsewhere: Mapping[str, str],
-    message: type[BaseModel] | None,
+    message: type[BaseModel],
 ) -> Dialect:
     """The words that `problems` uses for a request.
 
@@ -55,9 +33,8 @@ def dialect(
         root: the request's model.
         inner: the models of the objects in it, by their field or tag.
         elsewhere: names that other APIs have for its fields, beside those that all requests know.
-        message: the model of its messages; None: those of chat completions.
+        message: the model of its messages.
     """
-    message = message or ChatMessage
     return Dialect(
         noun="request",
         elsewhere={**_ELSEWHERE, **elsewhere},
@@ -67,13 +44,7 @@ def dialect(
             "generation_config": "is not a field of this request; its settings are fields here",
             "extra_body": "is not a field of this request; what is in it belongs beside the others",
         },
-        inner={
-            TEXT_BLOCK_TAG: TextPart,
-            IMAGE_BLOCK_TAG: ImagePart,
-            REFUSAL_TAG: RefusalPart,
-            "image_url": ImageUrl,
-            **inner,
-        },
+        inner=inner,
         message=message,
         never=frozenset(name for model in (message, root) for name in marked(model, Hint, Only)),
     )
@@ -87,15 +58,12 @@ def in_terms(error: TaskError, renamed: Callable[[str], str]) -> TaskError:
     return type(error)(renamed(message), param and renamed(param), error.retry_after_s)
 
 
-def renamed(text: str, limit: str, messages: str, paths: Renames = _PATHS) -> str:
+def renamed(text: str, limit: str, paths: Renames) -> str:
     """A text with a request's names in the place of a task's.
 
-    ``limit`` and ``messages`` are the request's names for ``max_new_tokens`` and ``messages``;
-    ``paths`` has the others.
+    ``limit`` is the request's name for ``max_new_tokens``; ``paths`` has the others.
     """
     text = _LIMIT.sub(limit, text)
-    if messages != "messages":
-        text = _MESSAGES.sub(messages, text)
     for pattern, name in paths:
         text = pattern.sub(name, text)
     return text

@@ -1,5 +1,5 @@
 """Requests of Anthropic's Messages API, and the tasks that they mean."""
 
-from schema.anthropic.request import MessagesRequest
+from schema.clients.anthropic.request import MessagesRequest
 
 __all__ = ["MessagesRequest"]

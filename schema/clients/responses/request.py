@@ -11,17 +11,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from schema.clients.conversation import Conversation
+from schema.clients.fields import Hint, Only, Strict, not_yet
+from schema.clients.request import ClientRequest
+from schema.clients.responses import items, tools
+from schema.clients.responses import text as forms
+from schema.clients.responses.items import Items, MessageItem
+from schema.clients.responses.text import TextConfig, structured_output
+from schema.clients.responses.tools import FlatTool, ToolChoice, task_choice, task_tool
+from schema.clients.terms import SETTINGS, Renames, renamed
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import BLOCKS_TAG, MAX_TEXT_CHARS, TEXT_TAG, JsonObject
-from schema.openai.client_request import ClientRequest
-from schema.openai.conversation import Conversation
-from schema.openai.fields import Hint, Only, Strict, not_yet
-from schema.openai.responses import items, tools
-from schema.openai.responses import text as forms
-from schema.openai.responses.items import Items, MessageItem
-from schema.openai.responses.text import TextConfig, structured_output
-from schema.openai.responses.tools import FlatTool, ToolChoice, task_choice, task_tool
-from schema.openai.terms import SETTINGS, Renames, renamed
 from schema.task import MAX_TOOLS, Task
 
 MAX_METADATA = 16
@@ -119,7 +119,7 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
         "reasoning_effort": "reasoning",
         "logprobs": "include",
     }
-    message: ClassVar[type[BaseModel] | None] = MessageItem
+    message: ClassVar[type[BaseModel]] = MessageItem
     free_form: ClassVar[tuple[str, ...]] = ("tools", "chat_template_kwargs", "text")
     messages_field: ClassVar[str] = "input"
 
@@ -210,7 +210,7 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
-        return renamed(self._told.renamed(text), self.limit[0], "messages", _PATHS)
+        return renamed(self._told.renamed(text), self.limit[0], _PATHS)
 
     def task(self, seed: int) -> Task:
         """The task that this request means."""

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from schema.clients.fields import Only, published
+from schema.clients.openai.request import OpenAIRequest
 from schema.generation import NumLogprobs
 from schema.json_values import WHOLE
 from schema.message import MAX_TEXT_CHARS, rule
-from schema.openai.fields import Only, published
-from schema.openai.request import OpenAIRequest
 from schema.task import Task
 
 DEFAULT_MAX_TOKENS = 16

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from schema.anthropic.content import (
+from schema.clients.anthropic.content import (
     AssistantContent,
     Base64Source,
     ImageBlock,
@@ -17,9 +17,9 @@ from schema.anthropic.content import (
     ToolUseBlock,
     UserContent,
 )
-from schema.openai.conversation import Block, Conversation
-from schema.openai.fields import Strict
-from schema.openai.messages import image_block
+from schema.clients.conversation import Block, Conversation
+from schema.clients.fields import Strict
+from schema.clients.images import image_block
 from schema.task import MAX_MESSAGES
 
 USER_TAG, ASSISTANT_TAG, SYSTEM_TAG = ("<user>", "<assistant>", "<system>")
@@ -122,7 +122,7 @@ INNER: dict[str | int, type[BaseModel]] = {
     ASSISTANT_TAG: AssistantMessage,
     SYSTEM_TAG: SystemMessage,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def shown(content: str | Sequence[Any] | None, path: str) -> str | list[Block]:

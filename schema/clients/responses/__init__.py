@@ -1,5 +1,5 @@
 """Requests of OpenAI's Responses API, and the tasks that they mean."""
 
-from schema.openai.responses.request import ResponsesRequest
+from schema.clients.responses.request import ResponsesRequest
 
 __all__ = ["ResponsesRequest"]

@@ -1,9 +1,7 @@
 """The messages of a chat completion, and what they are in a task."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -11,10 +9,11 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
     model_validator,
 )
 
+from schema.clients.fields import Hint, Only, Strict, not_yet
+from schema.clients.images import ADDRESS_PATTERN, check_address, image_block
 from schema.message import (
     BLOCKS_TAG,
     CONTENT_KIND,
@@ -25,7 +24,6 @@ from schema.message import (
     MAX_TEXT_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
     MAX_TOOL_CALLS,
-    MAX_URL_CHARS,
     REFUSAL_TAG,
     ROLE_RULES,
     TEXT_BLOCK_TAG,
@@ -34,38 +32,8 @@ from schema.message import (
     JsonObject,
     rule,
 )
-from schema.openai.fields import Hint, Only, Strict, not_yet
 
 _CONTINUE = "is not supported; put continue_final_message: true into chat_template_kwargs"
-
-# Whatever type and parameters it names: the bytes say what kind of image it is.
-_DATA_URL = re.compile(r"data:[^,]*;[ ]*base64[ ]*,", re.IGNORECASE)
-ADDRESS_PATTERN = (
-    r"^(?:[Hh][Tt][Tt][Pp][Ss]?:|[Ff][Ii][Ll][Ee]:"
-    r"|[Dd][Aa][Tt][Aa]:[^,]*;[ ]*[Bb][Aa][Ss][Ee]64[ ]*,)"
-)
-
-"""As much of `check_address` as JSON Schema can say on every server."""
-
-
-def check_address(url: str, info: ValidationInfo) -> str:
-    """Pydantic validator of an image's address: a data URL, or one that the operator allows."""
-    # What follows the comma is checked when the task is made.
-    if _DATA_URL.match(url):
-        return url
-    scheme = url.partition(":")[0].lower()
-    if scheme in ("http", "https", "file"):
-        if scheme not in (info.context or ()):  # see `OpenAIRequest.parse`
-            raise rule(
-                f"{scheme}: addresses are not opened by configuration; send the image itself: "
-                '"data:image/png;base64,..."'
-            )
-        if len(url) > MAX_URL_CHARS:
-            raise rule(f"must have at most {MAX_URL_CHARS} characters, and has {len(url)}")
-        return url  # where it leads is checked when it is fetched
-    if scheme == "data":
-        raise rule('must have ";base64," before its data: "data:image/png;base64,..."')
-    raise rule('must be an image as a data URL: "data:image/png;base64,..."')
 
 
 def check_function(value: dict[str, Any]) -> dict[str, Any]:
@@ -270,11 +238,3 @@ def _block(part: TextPart | RefusalPart | ImagePart) -> dict[str, str] | ImageBl
     if isinstance(part, RefusalPart):
         return {"type": "text", "text": part.refusal}
     return image_block(part.image_url.url)
-
-
-def image_block(url: str) -> dict[str, str] | ImageBlock:
-    """The image at an address that `check_address` has checked, as a task has it."""
-    if not _DATA_URL.match(url):
-        return ImageBlock.at(url)
-    data = url.partition(",")[2]
-    return {"type": "image", "base64": unquote(data) if "%" in data else data}

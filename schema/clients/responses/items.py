@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from schema.message import MAX_BLOCKS, MAX_TOOL_CALL_ID_CHARS
-from schema.openai.conversation import Conversation
-from schema.openai.fields import Hint, Only, Strict
-from schema.openai.responses.content import (
+from schema.clients.conversation import Conversation
+from schema.clients.fields import Hint, Only, Strict
+from schema.clients.responses.content import (
     INPUT_IMAGE_TAG,
     INPUT_TEXT_TAG,
     OUTPUT_TEXT_TAG,
@@ -26,6 +25,7 @@ from schema.openai.responses.content import (
     blocks,
     written,
 )
+from schema.message import MAX_BLOCKS, MAX_TOOL_CALL_ID_CHARS
 from schema.task import MAX_MESSAGES
 from schema.tool_choice import MAX_FUNCTION_NAME_CHARS
 
@@ -175,4 +175,4 @@ INNER: dict[str | int, type[BaseModel]] = {
     OUTPUT_TEXT_TAG: OutputText,
     REFUSAL_TAG: Refusal,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""

@@ -1,9 +1,16 @@
 """What chat completions and completions have in common."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from schema.clients.fields import Hint, Only, Strict
+from schema.clients.openai.messages import ChatMessage
+from schema.clients.openai.other_servers import SettingsOfOtherServers
+from schema.clients.openai.terms import ELSEWHERE, INNER, PATHS, in_field
+from schema.clients.request import ClientRequest
+from schema.clients.terms import renamed
 from schema.generation import (
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
@@ -12,10 +19,6 @@ from schema.generation import (
     NumReturnSequences,
 )
 from schema.message import rule
-from schema.openai.client_request import ClientRequest
-from schema.openai.fields import Hint, Only, Strict
-from schema.openai.other_servers import SettingsOfOtherServers
-from schema.openai.terms import renamed
 
 _STOP_STRING = {"type": "string", "maxLength": MAX_STOP_STRING_CHARS}
 _STOP = {
@@ -53,7 +56,12 @@ _StopString = Annotated[str, Field(max_length=MAX_STOP_STRING_CHARS)]
 class OpenAIRequest(SettingsOfOtherServers, ClientRequest):
     """Fields of both requests."""
 
-    inner: ClassVar[dict[str | int, type[BaseModel]]] = {"stream_options": StreamOptions}
+    inner: ClassVar[dict[str | int, type[BaseModel]]] = {
+        **INNER,
+        "stream_options": StreamOptions,
+    }
+    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
+    message: ClassVar[type[BaseModel]] = ChatMessage
     text_field: ClassVar[str] = "messages"
 
     n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
@@ -93,7 +101,7 @@ class OpenAIRequest(SettingsOfOtherServers, ClientRequest):
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
-        return renamed(text, self.limit[0], self.text_field)
+        return renamed(in_field(text, self.text_field), self.limit[0], PATHS)
 
     def _generation_config(self) -> dict[str, Any]:
         return super()._generation_config() | {

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from schema.message import TEXT_TAG
-from schema.openai.fields import Hint, Strict
-from schema.openai.response_format import (
+from schema.clients.fields import Hint, Strict
+from schema.clients.openai.response_format import (
     JsonObjectFormat,
     NamedSchema,
     TextFormat,
 )
+from schema.message import TEXT_TAG
 from schema.structured import JSON_OBJECT_TAG, JSON_SCHEMA_TAG
 
 
@@ -53,7 +53,7 @@ INNER: dict[str | int, type[BaseModel]] = {
     JSON_OBJECT_TAG: JsonObjectFormat,
     JSON_SCHEMA_TAG: JsonSchemaFormat,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def structured_output(text: TextConfig | None) -> dict[str, Any] | None:

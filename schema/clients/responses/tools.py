@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, WithJsonSchema
 
+from schema.clients.fields import Strict
 from schema.json_values import check_json, quoted
 from schema.message import rule
-from schema.openai.fields import Strict
 from schema.tool_choice import FUNCTION_TAG, MAX_FUNCTION_NAME_CHARS, MODE_TAG
 
 _HINTS = ("allowed_callers", "async", "defer_loading", "output_schema")
@@ -84,7 +84,7 @@ ToolChoice = Annotated[
 ]
 
 INNER: dict[str | int, type[BaseModel]] = {FUNCTION_TAG: FunctionChoice}
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def task_choice(choice: str | FunctionChoice | None) -> Any:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 
+from schema.clients.fields import Hint, Only, Strict
+from schema.clients.images import ADDRESS_PATTERN, check_address
 from schema.message import (
     BLOCKS_TAG,
     CONTENT_KIND,
@@ -20,8 +22,6 @@ from schema.message import (
     Base64,
     JsonObject,
 )
-from schema.openai.fields import Hint, Only, Strict
-from schema.openai.messages import ADDRESS_PATTERN, check_address
 from schema.tool_choice import MAX_FUNCTION_NAME_CHARS
 
 TOOL_USE_TAG, TOOL_RESULT_TAG, THINKING_TAG, REDACTED_TAG, BASE64_TAG, URL_TAG = (
@@ -216,4 +216,4 @@ INNER: dict[str | int, type[BaseModel]] = {
     URL_TAG: UrlSource,
     BLOCKS_TAG: TextBlock,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from schema.clients.fields import Strict
+from schema.clients.terms import dialect, in_terms
 from schema.errors import TaskError
 from schema.generation import (
     MAX_TEMPERATURE,
@@ -21,8 +23,6 @@ from schema.generation import (
 )
 from schema.json_values import WHOLE, parse_json
 from schema.model_variant import MODEL_ID_PATTERN, ModelName
-from schema.openai.fields import Strict
-from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
@@ -49,7 +49,7 @@ class ClientRequest(Strict):
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {}
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    message: ClassVar[type[BaseModel] | None] = None
+    message: ClassVar[type[BaseModel]]
     free_form: ClassVar[tuple[str, ...]] = ()
     messages_field: ClassVar[str] = "messages"
 
