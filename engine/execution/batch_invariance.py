@@ -1,11 +1,8 @@
-"""The batch invariance check: measures at load what the rest of the engine relies on.
+"""The batch invariance check: at which batch sizes does a forward give a row the same bits?
 
-It answers two questions for the real model with its real dtype, quantization, device and threads:
-
-* `find_batch_sizes`: at which batch sizes does a forward give a row the same bits? Kernels choose
-  their order of summation by the shape of their input, so this depends on the machine, not on the
-  model.
-* `packed_forward_problem`: does the packed, paged forward compute what the model's own does?
+It is measured at load, with the real model, dtype, quantization, device and threads. Kernels choose
+their order of summation by the shape of their input, so this depends on the machine, not on the
+model. That the forward computes the right thing is the question of `forward_check`.
 """
 
 from __future__ import annotations
@@ -28,15 +25,10 @@ _CONTEXT = 7  # tokens before the compared row; any number that is not special
 # Distinct sequences that must agree. In bfloat16 two orders of summation round to the same bits in
 # most rows (four of five, at 4864 terms): with few sequences a difference could be missed.
 _SEQUENCES = 16
-_PROMPT_TOKENS = 24  # of the comparison with the model's own forward
 _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
 _TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
-
-# Largest difference between packed and plain logits, relative to the largest logit. Loose: a wrong
-# mask, position or layer state changes logits by their own size, much more than rounding does.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 class BatchInvarianceError(RuntimeError):
@@ -211,40 +203,5 @@ class _InvarianceCheck:
 
 
 def tokens_needed(page_size: int) -> int:
-    """Tokens that a cache must hold for the measurements of this module, in whole pages."""
-    in_sequence = -(-(_CONTEXT + 1) // page_size)
-    in_prompt = -(-(_PROMPT_TOKENS + 1) // page_size)
-    return ((_SEQUENCES + 1) * in_sequence + in_prompt) * page_size
-
-
-def packed_forward_problem(runner: ModelRunner, *, vocab_size: int) -> str | None:
-    """Compare the packed forward with the model's own on a random prompt; None when they agree.
-
-    The prompt is prefilled in two chunks and extended by one decode step, so that state other than
-    keys and values (recurrent layers), and positions that the packed forward gets wrong, show.
-    """
-    length = _PROMPT_TOKENS
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab_size, (length + 1,), generator=generator).tolist()
-    pages = list(range(runner.cache.pages_for(length + 1)))
-    middle = length // 2 + 1
-    parts = [(0, middle), (middle, length), (length, length + 1)]
-    packed = [
-        runner.forward(
-            torch.tensor(tokens[start:stop], device=runner.device),
-            [ScheduledTokens(start, stop - start, pages)],
-            num_rows=stop - start,
-            keep=[stop - start - 1],
-            num_keep=1,
-            decode=start == length,
-        )[0].clone()
-        for start, stop in parts
-    ]
-    plain = runner.plain_logits(tokens)
-    tolerance = _TOLERANCE[next(iter(runner.cache.layers.values())).keys.dtype]
-    for (_, stop), ours in zip(parts, packed, strict=True):
-        theirs = plain[stop - 1]
-        error = float((ours - theirs).abs().max() / theirs.abs().max())
-        if not error <= tolerance:
-            return f"packed logits differ from the model's own by {error:.1e} of their size"
-    return None
+    """Tokens that a cache must hold for this check, in whole pages."""
+    return (_SEQUENCES + 1) * -(-(_CONTEXT + 1) // page_size) * page_size

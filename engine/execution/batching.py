@@ -19,11 +19,11 @@ from engine.execution.attention.interface import AttentionNeeds, UnsupportedAtte
 from engine.execution.batch_invariance import (
     any_batch_sizes,
     find_batch_sizes,
-    packed_forward_problem,
     tokens_needed,
 )
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
+from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import ModelRunner
 from engine.execution.prepack import prepack
@@ -150,7 +150,7 @@ def _try_runner(executor: Executor, plan: RunnerPlan) -> ModelRunner | str:
     """A runner that works; or why it does not, with its cache freed for the next one."""
     try:
         runner = executor.build(plan)
-        problem = packed_forward_problem(runner, vocab_size=_vocab_size(executor.loaded))
+        problem = forward_problem(runner, vocab_size=_vocab_size(executor.loaded))
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:  # the kernel refuses something that is not known here
@@ -191,7 +191,7 @@ def _plan(
         room = _tokens_with_room(executor, per_token, config)
         tokens = min(room, config.max_sequences * loaded.context_length)
     page_size = sizes.page_size
-    num_pages = -(-max(tokens, tokens_needed(page_size)) // page_size)
+    num_pages = -(-max(tokens, tokens_needed(page_size), CHECKED_TOKENS) // page_size)
     logger.info(
         "KV cache: %d tokens, %.0f MiB",
         num_pages * page_size,

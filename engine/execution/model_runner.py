@@ -7,7 +7,7 @@ A forward has T rows, one token each, of any number of sequences: ``input_ids`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -51,9 +51,9 @@ def kv_shapes(loaded: LoadedModel) -> dict[int, KVShape]:
 
 
 @contextmanager
-def plain_attention(loaded: LoadedModel) -> Iterator[None]:
-    """The model's own attention, for `generate` and as a reference."""
-    _set_attention(loaded, loaded.own_attention)
+def plain_attention(loaded: LoadedModel, implementation: str | None = None) -> Iterator[None]:
+    """The model's own attention, for `generate` and as a reference; or another of transformers'."""
+    _set_attention(loaded, implementation or loaded.own_attention)
     try:
         yield
     finally:
@@ -123,8 +123,8 @@ class ModelRunner:
         self.cache = cache
         self.device = loaded.device
         self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
-        self._loaded = loaded
-        self._ranks = ranks
+        self.loaded = loaded
+        self.ranks = ranks
         self._float_logits = platform_of(loaded.device).float_copier()
         self._graphs: DecodeGraphs | None = None
         # A graph has the kernels of one device, and the model's forward cannot be cut where the
@@ -134,6 +134,11 @@ class ModelRunner:
             self._graphs = DecodeGraphs(
                 self._decode_logits, backend, cache, max_pages=max_pages, axes=self.vision.axes
             )
+
+    @property
+    def replays_decode(self) -> bool:
+        """Whether decode steps are replayed from graphs."""
+        return self._graphs is not None
 
     # --- On all ranks ----------------------------------------------------------------------------
 
@@ -196,21 +201,28 @@ class ModelRunner:
             float32 logits [len(keep), vocab]; the next forward may overwrite them.
         """
         forward = Forward(token_ids, scheduled, num_rows, list(keep), num_keep, decode)
-        return self._ranks.run(forward, self)
+        return self.ranks.run(forward, self)
 
     def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's own forward on a whole prompt, float32 [tokens, vocab]; a reference."""
-        return self._ranks.run(PlainForward(list(token_ids)), self)
+        return self.ranks.run(PlainForward(list(token_ids)), self)
 
     # --- On this rank ----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def logits(self, forward: Forward) -> torch.Tensor:
-        """See `forward`."""
+    def logits(
+        self, forward: Forward, watched: Callable[[Attend], Attend] | None = None
+    ) -> torch.Tensor:
+        """See `forward`.
+
+        Args:
+            forward: its arguments.
+            watched: puts something around what computes attention. Then no graph is replayed.
+        """
         scheduled, num_rows = forward.scheduled, forward.num_rows
         num_wanted = len(forward.keep)
         keep = [*forward.keep, *[0] * (forward.num_keep - num_wanted)]
-        if self._graphs is not None and forward.decode:
+        if self._graphs is not None and forward.decode and watched is None:
             return self._graphs.logits(forward.token_ids, scheduled, num_rows, keep)[:num_wanted]
         ids = pad(forward.token_ids, (0, num_rows - len(forward.token_ids)))
         features: list[Features] = []
@@ -220,13 +232,14 @@ class ModelRunner:
             if tokens.features is not None:
                 features.append(tokens.features)
                 stop = row
+        batch = self._placed(
+            self.backend.batch(self.cache, scheduled, num_rows, decode=forward.decode)
+        )
         logits = self._model_logits(
             self.vision.inputs(ids[None], joined(features) if features else None, stop),
             upload(positions(scheduled, num_rows, self.vision.axes), self.device),
             upload(keep, self.device),
-            self._placed(
-                self.backend.batch(self.cache, scheduled, num_rows, decode=forward.decode)
-            ),
+            watched(batch) if watched else batch,
         )
         return logits[:num_wanted]
 
@@ -234,8 +247,8 @@ class ModelRunner:
     def own_logits(self, forward: PlainForward) -> torch.Tensor:
         """See `plain_logits`."""
         ids = torch.tensor([list(forward.token_ids)], device=self.device)
-        with plain_attention(self._loaded):
-            logits: torch.Tensor = self._loaded.model(input_ids=ids, use_cache=False).logits
+        with plain_attention(self.loaded):
+            logits: torch.Tensor = self.loaded.model(input_ids=ids, use_cache=False).logits
         return logits[0].float()
 
     def _decode_logits(
@@ -252,7 +265,7 @@ class ModelRunner:
         batch: Attend,
     ) -> torch.Tensor:
         """float32 logits [len(keep), vocab]."""
-        output = self._loaded.model(
+        output = self.loaded.model(
             **inputs,
             position_ids=positions if len(positions) == 1 else positions[:, None],
             logits_to_keep=keep,
@@ -263,7 +276,7 @@ class ModelRunner:
 
     def _placed(self, batch: Batch) -> Attend:
         """The batch for all layers; each device gets its part once."""
-        spread = self._loaded.spread
+        spread = self.loaded.spread
         if spread is None:
             return batch
         first, *others = spread.stages
@@ -275,7 +288,7 @@ class ModelRunner:
         request = chunk.owner
         if request.features is None:
             return chunk
-        ids, image_token = request.prompt.token_ids, self._loaded.image_token_id
+        ids, image_token = request.prompt.token_ids, self.loaded.image_token_id
         before = ids[: chunk.start].count(image_token) - request.features_skipped
         within = ids[chunk.start : chunk.stop].count(image_token)
         if not within:

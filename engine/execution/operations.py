@@ -30,7 +30,7 @@ class Ranks(Protocol):
         ...
 
     def gather(self, operation: Operation[T, R], target: T) -> list[R]:
-        """Do it on all ranks, which exchange nothing in it; returns the results of all."""
+        """Do it on all ranks, which may exchange tensors in it; returns the results of all."""
         ...
 
 

@@ -61,9 +61,11 @@ class SplitExecutor(Executor):
             return operation.run(target)
 
     def gather(self, operation: Operation[T, R], target: T) -> list[R]:
-        """On all ranks; the operation has no tensors."""
+        """On all ranks; the operation has no tensors of its own."""
         self._send(operation, target, reply=True)
-        return [operation.run(target), *self._coordinator.take_replies()]
+        with self._coordinator.together():
+            own = operation.run(target)
+        return [own, *self._coordinator.take_replies()]
 
     def _send(self, operation: Operation[T, R], target: T, *, reply: bool) -> list[torch.Tensor]:
         """Send an operation to the other ranks; returns the tensors that they wait for."""
