@@ -189,7 +189,7 @@ class Task(BaseModel):
         default="text",
         description="text: the answer is the text that the model writes. message: its reasoning "
         "and its calls of the tools are taken out of that text, where the model's form is known, "
-        "and a stop string is not part of it.",
+        "and a stop string, which is looked for in the rest, is not part of it.",
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] = Field(
         default=0, description="Where the task's random numbers start."

@@ -69,11 +69,10 @@ class _Watch(StoppingCriteria):
         return reports
 
     def _beams_stopped(self, beams: list[list[int]]) -> list[bool]:
-        stop_strings = self._request.settings.stop_strings
-        if not stop_strings:
+        if not self._request.settings.stop_strings:
             return [False] * len(beams)
-        texts = map(self._request.sequences[0].detokenizer.decode, beams)
-        return [any(stop in text for stop in stop_strings) for text in texts]
+        fresh = self._request.sequences[0].detokenizer
+        return [fresh.stops_in(beam) for beam in beams]
 
 
 class _NumbersOnly(LogitsProcessor):

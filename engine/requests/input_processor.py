@@ -22,7 +22,7 @@ from engine.sampling.settings import SamplingParams, resolve_settings
 from engine.sampling.task_grammar import task_grammar
 from engine.text.detect import MessageFormats
 from engine.text.detokenizer import Detokenizer
-from engine.text.message import MessageParser, message_parsers
+from engine.text.message import MessageParser, message_parsers, stop_watch
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.task import Task
@@ -111,8 +111,9 @@ class InputProcessor:
             )
             if task.use_chat_template:
                 hidden = formats.hidden_tokens(with_tools=bool(task.tools))
+        watch = stop_watch(formats, task, prompt.text_end, settings.stop_strings)
         answers = [
-            SequenceState(index, Detokenizer(self._loaded.tokenizer, settings.stop_strings, hidden))
+            SequenceState(index, Detokenizer(self._loaded.tokenizer, watch.fork(), hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         sink = self._meter.watch(

@@ -7,13 +7,15 @@ from copy import copy
 
 from transformers import PreTrainedTokenizerBase
 
+from engine.text.stop_strings import StopWatch, TextWatch
+
 _INCOMPLETE = "�"  # what a decoder writes for bytes that are not (yet) valid UTF-8
 _CHARACTER_TOKENS = 4  # tokens that one character may be spread over, one a byte
 _LONG_RUN = 16  # tokens
 
 
 class Detokenizer:
-    """Turns one sequence's tokens into text deltas and watches for stop strings.
+    """Turns one sequence's tokens into text deltas, which a `StopWatch` sees too.
 
     A token's text depends on the tokens before it (byte pieces, leading spaces), so a delta is the
     difference of two decodings that begin at the same earlier token. Text is held back while it
@@ -23,29 +25,35 @@ class Detokenizer:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        stop_strings: Sequence[str],
+        stop: Sequence[str] | StopWatch,
         hidden: frozenset[int] | None = None,
     ) -> None:
-        """``hidden`` are tokens that are not part of the text; None for all special tokens."""
+        """Begin a sequence.
+
+        Args:
+            tokenizer: of the model.
+            stop: the stop strings to look for in the text, or what watches the text for them.
+            hidden: tokens that are not part of the text; None for all special tokens.
+        """
         self._tokenizer = tokenizer
         self._hidden = hidden
-        self._stop_strings = tuple(stop_strings)
-        self._tail_length = max((len(s) for s in stop_strings), default=1) - 1
+        self._watch = TextWatch(stop) if isinstance(stop, Sequence) else stop
         self._ids: list[int] = []
         self._context_start = 0  # first token of both decodings
         self._emitted = 0  # tokens whose text has been given out
-        self._tail = ""  # end of the emitted text that a stop string may begin in
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has come to a stop string."""
+        return self._watch.found
 
     def push(self, *token_ids: int) -> str:
-        """Add a token, or several at once; returns the new text, which may be empty. Sets
-        ``stopped`` at a stop string.
-        """
+        """Add a token, or several at once; returns the new text, which may be empty."""
         self._ids.extend(token_ids)
         text = self._pending_text()
         if text.endswith(_INCOMPLETE):
             # A stop string before the incomplete character ends the answer all the same.
-            self._watch(text)
+            self._watch.peek(text)
             return self._settled()
         if not text:
             return ""
@@ -70,9 +78,16 @@ class Detokenizer:
     def fork(self) -> Detokenizer:
         """A copy that has seen the same tokens."""
         twin = copy(self)
+        twin._watch = self._watch.fork()
         twin._ids = self._ids[self._context_start :]
         twin._context_start, twin._emitted = 0, self._emitted - self._context_start
         return twin
+
+    def stops_in(self, token_ids: Sequence[int]) -> bool:
+        """Whether a sequence that goes on with these tokens comes to a stop string."""
+        twin = self.fork()
+        twin.push(*token_ids)
+        return twin.stopped
 
     def flush(self) -> str:
         """The text still held back: call once, after the last token."""
@@ -85,14 +100,8 @@ class Detokenizer:
 
     def _emit(self, text: str, stop: int) -> str:
         self._context_start, self._emitted = self._emitted, stop
-        self._watch(text)
-        window = self._tail + text
-        self._tail = window[-self._tail_length :] if self._tail_length else ""
+        self._watch.push(text)
         return text
-
-    def _watch(self, text: str) -> None:
-        window = self._tail + text
-        self.stopped = self.stopped or any(stop in window for stop in self._stop_strings)
 
     def decode(self, ids: list[int]) -> str:
         """The text of tokens, as answers have it: without hidden tokens and without clean-up.

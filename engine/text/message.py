@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
+from typing import Self
 
 from engine.text.cursor import Reading, TextCursor
 from engine.text.detect import MessageFormats
 from engine.text.events import Out
 from engine.text.reasoning import Stage
-from engine.text.stop_strings import StopStringTrimmer
+from engine.text.stop_strings import StopStringTrimmer, StopWatch, TextWatch
 from schema.response import Delta, FinishReason, ToolCallDelta
 from schema.task import Task
 from schema.tool_choice import Functions, functions_of
@@ -40,7 +42,7 @@ class MessageParser:
         Args:
             formats: of the model; None if the answer is plain text.
             functions: those that may be called.
-            stop_strings: the message ends before the first of them.
+            stop_strings: the message ends before the first of them in its content.
             call_id: the id of a call, from its number.
             is_open: whether the prompt has begun the reasoning.
         """
@@ -56,17 +58,20 @@ class MessageParser:
 
         Returns what that adds to the message, and why the message ends.
         """
-        text = self._cut.push(text)
-        if reason is not None:
-            text += self._cut.flush()
         if text:
             self._reading.send(text)
         if reason is not None:
             with suppress(StopIteration):
                 self._reading.send(None)
-            if reason == "stop" and self._out.num_calls:
+        delta = self._delta()
+        if reason is not None:
+            delta["content"] += self._cut.flush()
+            # Text whose meaning only the end has settled may hold a stop string.
+            if self._cut.found:
+                reason = "stop"
+            if reason == "stop" and self._num_told:
                 reason = "tool_calls"
-        return self._delta(), reason
+        return delta, reason
 
     @property
     def stop_string(self) -> str | None:
@@ -79,8 +84,10 @@ class MessageParser:
         calls: list[ToolCallDelta] = []
         arguments: list[list[str]] = []
         for kind, text in self._out.taken():
+            if self._cut.found:
+                break  # the message has ended
             if kind == "content":
-                content.append(text)
+                content.append(self._cut.push(text))
             elif kind == "reasoning":
                 reasoning.append(text)
             elif kind == "call":
@@ -109,6 +116,69 @@ class MessageParser:
             "type": "function",
             "function": {"name": name, "arguments": ""},
         }
+
+
+class ContentWatch:
+    """Looks for stop strings in the content of a message, while its text arrives.
+
+    It reads the text as `MessageParser` does, so the two agree on what is content. What is found is
+    a function of the text alone. Where only later text tells whether some text is content, such as
+    white space before what may be a call, a stop string in it is found with that later text.
+    """
+
+    def __init__(self, begin: Callable[[Out], Reading[None]], stop_strings: Sequence[str]) -> None:
+        """``begin`` begins to read a text."""
+        self._begin = begin
+        self._stop_strings = stop_strings
+        self._text = ""
+        self._reading: Reading[None] | None = None  # None where the text is still to be read
+        self._out, self._cut = Out(), StopStringTrimmer(stop_strings)
+        self.found = False
+
+    def push(self, text: str) -> None:
+        """Add text."""
+        self._text += text
+        if self.found or not text:
+            return
+        if self._reading is None:
+            self._out, self._cut = Out(), StopStringTrimmer(self._stop_strings)
+            self._reading = self._begin(self._out)
+            next(self._reading)
+            text = self._text
+        self._reading.send(text)
+        for event in self._out.taken():
+            if event.kind == "content":
+                self._cut.push(event.text)
+        self.found = self._cut.found
+
+    def peek(self, text: str) -> None:
+        """Nothing: text that may still change is not read."""
+
+    def fork(self) -> Self:
+        """A copy that has seen the same text. It reads it anew, as coroutines cannot be copied."""
+        twin = copy(self)
+        twin._reading = None
+        return twin
+
+
+def stop_watch(
+    formats: MessageFormats, task: Task, text_end: str, stop_strings: Sequence[str]
+) -> StopWatch:
+    """What ends a task's choices at stop strings: those in the text, or in a message's content.
+
+    The arguments are those of `message_parsers`.
+    """
+    functions = functions_of(task.tools)
+    has_parts = formats.reasoning or (formats.tools and functions)
+    if (
+        task.answer_format == "text"
+        or not stop_strings
+        or not task.use_chat_template
+        or not has_parts
+    ):
+        return TextWatch(stop_strings)
+    is_open = reasoning_stage(formats, task, text_end) == "open"
+    return ContentWatch(lambda out: _read(formats, functions, out, is_open), stop_strings)
 
 
 def message_parsers(

@@ -1,15 +1,59 @@
-"""Stop strings as OpenAI's clients expect them: not part of the answer that they end."""
+"""Stop strings: the engine watches for them, and a message ends before the first of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Protocol, Self
+
+
+class StopWatch(Protocol):
+    """Says when one sequence's text has come to a stop string."""
+
+    @property
+    def found(self) -> bool:
+        """Whether there is one in the text so far. Once true, it stays true."""
+
+    def push(self, text: str) -> None:
+        """Add text."""
+
+    def peek(self, text: str) -> None:
+        """Look at text that may still change at its end, and is pushed later."""
+
+    def fork(self) -> Self:
+        """A copy that has seen the same text."""
+
+
+class TextWatch:
+    """Looks for stop strings in the text as it is."""
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self._stop_strings = tuple(stop_strings)
+        self._tail_length = max((len(s) for s in stop_strings), default=1) - 1
+        self._tail = ""  # end of the text that a stop string may begin in
+        self.found = False
+
+    def push(self, text: str) -> None:
+        """Add text."""
+        self.peek(text)
+        window = self._tail + text
+        self._tail = window[-self._tail_length :] if self._tail_length else ""
+
+    def peek(self, text: str) -> None:
+        """Look at text that may still change at its end, and is pushed later."""
+        window = self._tail + text
+        self.found = self.found or any(stop in window for stop in self._stop_strings)
+
+    def fork(self) -> Self:
+        """A copy that has seen the same text."""
+        return copy(self)
 
 
 class StopStringTrimmer:
-    """Cuts one choice's text before the stop string that is complete first.
+    """Cuts one choice's content before the stop string that is complete first.
 
-    The engine ends a choice with the token that completes a stop string, which is part of its text,
-    and by then has given out the string's beginning. So text in which a stop string may begin is
+    The engine ends a choice with a token that completes a stop string, or with a later one, and by
+    then has given out the string's beginning. So text in which a stop string may begin is
     held back here. What comes out, joined, is a function of the whole text alone, not of the pieces
     that it came in.
 

@@ -106,6 +106,31 @@ def test_reasoning_content_and_a_call(qwen: Ask, settings: dict[str, Any]) -> No
     assert text["usage"] == response["usage"]
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("stop", ["</tool_call>", "{", "<", "Hm", "Paris", "\n", "think"])
+def test_what_the_client_cannot_see_does_not_stop_an_answer(
+    qwen: Ask, stop: str, beams: int
+) -> None:
+    asked: dict[str, Any] = {"tools": [TOOL], "answer_format": "message"}
+    response, deltas = qwen(100, **asked, generation_config={"num_beams": beams})
+    settings = {"num_beams": beams, "stop_strings": [stop]}
+    stopped, pieces = qwen(100, **asked, generation_config=settings)
+    assert stopped == response
+    assert joined(pieces) == joined(deltas)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_stop_string_in_the_content_ends_generation(qwen: Ask, beams: int) -> None:
+    """Not at the "l" of its reasoning: the answer has the tokens up to the end of "I lo"."""
+    asked: dict[str, Any] = {"tools": [TOOL], "answer_format": "message"}
+    settings = {"num_beams": beams, "stop_strings": ["lo"]}
+    response, _ = qwen(100, **asked, generation_config=settings)
+    message = {"role": "assistant", "content": "I ", "reasoning_content": "Hm."}
+    assert _choice(response) == (message, "stop")
+    tokens = 2 + len("\nHm.\n\n\nI lo")  # two markers are tokens, all else is bytes
+    assert response["usage"]["completion_tokens"] == tokens
+
+
 def test_ids_are_those_of_the_task_and_the_place(qwen: Ask) -> None:
     def ids(**fields: Any) -> list[str]:
         settings = {"generation_config": {"num_beams": 2, "num_return_sequences": 2}}

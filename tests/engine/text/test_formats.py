@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from engine.text.detect import MessageFormats
 from engine.text.events import ToolFormat
-from engine.text.message import MessageParser
+from engine.text.message import MessageParser, stop_watch
 from engine.text.reasoning import MISTRAL_THINK, THINK, ReasoningFormat
 from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema.response import FinishReason, ResponseMessage, joined
+from schema.task import Task
 from schema.tool_choice import functions_of
+from tests.engine.text.test_stop_strings import expected as before_stop
 
 
 def _tool(name: str, **types: Any) -> dict[str, Any]:
@@ -255,12 +257,27 @@ def test_without_tools_nothing_is_read(form: ToolFormat) -> None:
         assert read([text], form, offered=[]) == ({"role": "assistant", "content": text}, "stop")
 
 
-def test_a_stop_string_ends_the_message_before_it_is_read() -> None:
-    text = '<think>Hm.</think>Yes.\n<tool_call>{"name": "time", "arguments": {"a": "END"}}'
-    message, reason = read(list(text), HERMES, THINK, stop=("END", 'END"'))
-    assert message["content"] == "Yes."
-    assert calls(message) == [("time", '{"a": "')]
-    assert reason == "tool_calls"
+@pytest.mark.parametrize(
+    "stop", ["END", "</tool_call>", "<tool_call>", "{", "Hm", "<think>", "</think>", "time", "\n"]
+)
+def test_a_stop_string_is_not_looked_for_in_markup_reasoning_and_calls(stop: str) -> None:
+    text = '<think>\nHm.\n</think>\nYes.\n<tool_call>{"name": "time", "arguments": {"a": "END"}}'
+    message, reason = read(list(text), HERMES, THINK, stop=(stop,))
+    assert (message, reason) == read([text], HERMES, THINK)
+    assert calls(message) == [("time", '{"a": "END"}')]
+
+
+def test_a_stop_string_ends_all_of_the_message() -> None:
+    text = '<think>Hm.</think>Yes. No.<tool_call>{"name": "time", "arguments": {}}</tool_call>'
+    message, reason = read(list(text), HERMES, THINK, stop=("s. N", ". N"))
+    assert message == {"role": "assistant", "content": "Ye", "reasoning_content": "Hm."}
+    assert reason == "stop"
+
+
+def test_a_stop_string_that_is_certain_at_the_end_only() -> None:
+    """Until then a call might follow, which makes the line break part of its layout."""
+    message, reason = read(["Yes.\n"], HERMES, stop=("\n",), reason="length")
+    assert (message["content"], reason) == ("Yes.", "stop")
 
 
 def test_a_call_is_emitted_before_its_arguments_are_complete() -> None:
@@ -356,6 +373,43 @@ def test_any_pieces_give_the_same_message(
     whole = read([text], form, marks, is_open=is_open, stop=("STOP",))
     assert read(pieces, form, marks, is_open=is_open, stop=("STOP",)) == whole
     assert read(list(text), form, marks, is_open=is_open, stop=("STOP",)) == whole
+
+
+@given(
+    text=st.sampled_from([text for _, text, *_ in (*ANSWERS, *BROKEN)]) | TEXTS,
+    form=st.sampled_from(FORMATS),
+    is_open=st.booleans(),
+    stops=st.lists(st.sampled_from(["STOP", "TO", "\n", "{", "</tool_call>", "weather", '"', " "])),
+    fork_at=st.integers(0, 200),
+)
+def test_the_engine_ends_a_choice_where_its_message_ends(
+    text: str, form: ToolFormat, is_open: bool, stops: list[str], fork_at: int
+) -> None:
+    """What is generated up to there gives the same message as all that could have followed."""
+    task = Task.from_fields(
+        model="m",
+        messages=[{"role": "user", "content": "Hi"}],
+        tools=TOOLS,
+        answer_format="message",
+    )
+    formats = MessageFormats(form, THINK, {})
+    watch = stop_watch(formats, task, "<think>" if is_open else "", stops)
+    generated = ""
+    for character in text:
+        if watch.found:
+            break
+        watch.peek(character + "{")  # text that may still change decides nothing
+        watch.push(character)
+        generated += character
+        if len(generated) == fork_at:
+            watch = watch.fork()
+    whole, _ = read([text], form, THINK, is_open=is_open)
+    message, reason = read([generated], form, THINK, is_open=is_open, stop=tuple(stops))
+    assert message["content"] == before_stop(whole["content"], stops)
+    assert message == read([text], form, THINK, is_open=is_open, stop=tuple(stops))[0]
+    if watch.found:
+        assert reason in ("stop", "tool_calls")
+        assert any(stop in whole["content"] for stop in stops)
 
 
 @given(text=TEXTS, form=st.sampled_from(FORMATS))
