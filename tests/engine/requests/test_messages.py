@@ -55,6 +55,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     directory = tmp_path_factory.mktemp("qwen")
     scripts = {
         100: f"<think>\nHm.\n</think>\n\nI look.\n{CALL}",
+        340: f"{CALL}\n{CALL}",
         260: "Hm.\n</think>\n\nIt rains. STOP",
         320: "<think>\nHm.",
     }
@@ -129,6 +130,16 @@ def test_a_stop_string_in_the_content_ends_generation(qwen: Ask, beams: int) -> 
     assert _choice(response) == (message, "stop")
     tokens = 2 + len("\nHm.\n\n\nI lo")  # two markers are tokens, all else is bytes
     assert response["usage"]["completion_tokens"] == tokens
+
+
+def test_one_call_at_most(qwen: Ask) -> None:
+    for parallel, number in ((True, 2), (False, 1)):
+        asked: dict[str, Any] = {"tools": [TOOL], "parallel_tool_calls": parallel}
+        response, deltas = qwen(340, answer_format="message", **asked)
+        message, reason = _choice(response)
+        assert (message["content"], len(message["tool_calls"])) == ("", number)
+        assert reason == "tool_calls"
+        assert joined(deltas) == message
 
 
 def test_ids_are_those_of_the_task_and_the_place(qwen: Ask) -> None:
