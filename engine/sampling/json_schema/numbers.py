@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 from engine.sampling.json_schema.document import Document
@@ -122,35 +123,57 @@ def _integers(
         least = int(math.nextafter(float(least), math.inf))
     while int(float(largest)) > largest:
         largest = int(math.nextafter(float(largest), -math.inf))
-    least, largest = int(float(least)), int(float(largest))
     return (least, largest) if least <= largest else None
 
 
 def _floats(
     low: float | int | None, high: float | int | None, most: int
-) -> tuple[float, float] | None:
-    least = float(-most) if low is None else max(float(low), float(-most))
-    largest = float(most) if high is None else min(float(high), float(most))
-    if low is not None and least < low:  # an integer that was rounded down
-        least = math.nextafter(least, math.inf)
-    if high is not None and largest > high:
-        largest = math.nextafter(largest, -math.inf)
-    if 0 < least < SMALLEST:
-        least = SMALLEST
-    if 0 > largest > -SMALLEST:
-        largest = -SMALLEST
-    if -SMALLEST < least < 0:
-        least = 0.0
-    if SMALLEST > largest > 0:
-        largest = 0.0
+) -> tuple[float | int, float | int] | None:
+    least = -most if low is None else max(low, -most)
+    largest = most if high is None else min(high, most)
+    if abs(least) < SMALLEST:
+        least = 0 if least <= 0 else SMALLEST
+    if abs(largest) < SMALLEST:
+        largest = 0 if largest >= 0 else -SMALLEST
+    least, largest = _readable(least, ROUND_CEILING), _readable(largest, ROUND_FLOOR)
     return (least, largest) if least <= largest else None
 
 
+def _readable(bound: float | int, rounding: str) -> float | int:
+    """The next bound in a direction that llguidance reads as it is."""
+    exact = Decimal(bound)
+    if exact == exact.to_integral_value() and int(float(exact)) == exact:
+        return int(exact)  # it reads an integer without loss
+    for digits in range(17, 0, -1):
+        rounded = float(Context(prec=digits, rounding=rounding).plus(exact))
+        inside = rounded >= bound if rounding == ROUND_CEILING else rounded <= bound
+        if inside and _as_read(rounded) == rounded:
+            return rounded
+    return bound
+
+
+def _as_read(value: float) -> float:
+    """What serde_json, which is not exact, reads of a number as Python writes it."""
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    assert isinstance(exponent, int)
+    read = float(int("".join(map(str, digits))))
+    if exponent < -308:
+        read, exponent = read / 1e308, exponent + 308
+    power = float(f"1e{abs(exponent)}")
+    read = read * power if exponent >= 0 else read / power
+    return -read if sign else read
+
+
 def _check_constant(value: float | int, document: Document) -> None:
-    if isinstance(value, int) and (int(float(value)) != value or abs(value) > LARGEST):
+    if isinstance(value, int):
+        exact = int(float(value)) == value and abs(value) <= LARGEST
+    else:  # llguidance writes all digits, and some readers compare those of integers
+        written = Decimal(repr(value))
+        exact = _as_read(value) == value and (abs(value) < _EXACT or written == Decimal(value))
+    if not exact:
         document.refuse(
-            f"the integer {value} of a const or an enum is not exact in a 64-bit float; write it "
-            "as a string"
+            f"the number {value} of a const or an enum has too many digits to be kept exactly; "
+            "write it as a string"
         )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 Schema = dict[str, Any]
 
 KEYS = st.sampled_from(["a", "b", "ab", "name", 'q"', "é", "\n", "", "__proto__"])
-VALUES = st.sampled_from([None, True, 0, -1, 7, 1.5, -0.25, 1e300, 2**53, "a", "é\n", "e9", '"\\'])
+VALUES = st.sampled_from([None, True, 0, -1, 7, 1.5, -0.25, 1e22, 2**53, "a", "é\n", "e9", '"\\'])
 
 
 def _described(schema: Schema) -> st.SearchStrategy[Schema]:
@@ -63,7 +63,7 @@ def strings(draw: st.DrawFn) -> Schema:
         {"minLength": 2, "maxLength": 5},
         {"format": draw(st.sampled_from(["date", "time", "date-time", "uuid", "ipv4", "email"]))},
         {"format": draw(st.sampled_from(["binary", "byte", "password", "int64", "path"]))},
-        {"pattern": "^[a-z\\\\\"]{1,4}$"},
+        {"pattern": '^[a-z\\\\"]{1,4}$'},
         {"format": "date", "pattern": "^2"},
         {"contentEncoding": "base64", "contentMediaType": "image/png"},
     ]
@@ -106,11 +106,14 @@ def objects(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
 def maps(values: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     """Objects without declared keys."""
     names = st.sampled_from(
-        [{}, {"propertyNames": {"type": "string"}}, {"propertyNames": {"pattern": "^[ab]+$"}}]
-        + [{"propertyNames": {"enum": ["a", 'b"']}}, {"propertyNames": {"maxLength": 2}}]
+        [{}, {"type": "string"}, {"pattern": "^[ab]+$"}, {"enum": ["a", 'b"']}, {"maxLength": 2}]
     )
     return st.tuples(values, names).map(
-        lambda both: {"type": "object", "additionalProperties": both[0]} | both[1]
+        lambda both: {
+            "type": "object",
+            "additionalProperties": both[0],
+            "propertyNames": both[1],
+        }
     )
 
 
@@ -140,6 +143,7 @@ def unions(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
 @st.composite
 def joined(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
     """Objects of several parts, none of which speaks of other keys."""
+
     def part(*names: str) -> Schema:
         own = {name: draw(values) for name in names}
         return {"type": "object", "properties": own, "required": list(names)[:1]}
