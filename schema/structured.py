@@ -52,6 +52,36 @@ AnswerSchema = Annotated[
 """A JSON Schema for answers. The engine decides which keywords are supported."""
 
 
+# Where a JSON Schema has schemas: under these keywords by name, in a list, or one.
+_BY_NAME = ("$defs", "definitions", "properties", "patternProperties")
+_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_SINGLE = ("items", "additionalItems", "additionalProperties")
+
+
+def closed_strictly(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have the keys that they declare only: OpenAI's ``strict: true``.
+
+    Where a schema says nothing of other keys, the engine closes its objects anyway. Maps, which
+    declare no keys by name, stay as they are: closed, they would always be empty.
+    """
+    made = dict(schema)
+    for keyword in _BY_NAME:
+        if isinstance(named := made.get(keyword), dict):
+            made[keyword] = {key: _closed(value) for key, value in named.items()}
+    for keyword in _IN_LISTS:
+        if isinstance(several := made.get(keyword), list):
+            made[keyword] = [_closed(value) for value in several]
+    for keyword in _SINGLE:
+        made |= {keyword: _closed(made[keyword])} if isinstance(made.get(keyword), dict) else {}
+    if made.get("properties") and made.get("additionalProperties") not in (None, False):
+        del made["additionalProperties"]  # the engine closes it, with what an allOf adds
+    return made
+
+
+def _closed(value: Any) -> Any:
+    return closed_strictly(value) if isinstance(value, dict) else value
+
+
 class _Form(BaseModel):
     model_config = ConfigDict(
         strict=True, extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True

@@ -70,7 +70,8 @@ engine.execution           > .execution.attention .requests .vision .loading .pl
 engine.execution.attention > .execution .requests .platform
 engine.requests            > .vision .sampling .loading .loading.families .text .config schema
 engine.vision              > .loading .loading.families .config schema
-engine.sampling            > .text .platform schema
+engine.sampling            > .sampling.json_schema .text .platform schema
+engine.sampling.json_schema > schema
 engine.loading             > .loading.families .loading.sharding .platform .config .quantization
                              schema
 engine.loading.families    > .config schema

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from engine.sampling.json_guard import JsonGuard, Prelude, TokenBytes
+from engine.sampling.json_schema.rewrite import AnswerSchema, rewritten
 from schema.errors import TaskArgsInvalid, TaskExecutionError
 from schema.json_values import clipped
 from schema.structured import ChoiceForm, JsonSchemaForm, RegexForm, StructuredOutput
@@ -31,6 +35,9 @@ _JSON_OPTIONS: Any = {
     "lenient": False,  # refuse keywords that constrain and are not supported
     "coerce_one_of": False,
 }
+# Without \uXXXX, so that each character of a key has one spelling, which a guard can compare.
+# Control characters without a short escape cannot be written then.
+_GUARDED_OPTIONS: Any = _JSON_OPTIONS | {"json_allowed_escapes": 'nrbtf\\"'}
 # llguidance's defaults, except for the states: a hostile pattern could make 250000 of them.
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
@@ -59,33 +66,44 @@ class Grammar:
         param: the field of the task that asks for it; errors name it.
         parts: grammars inside it that have fields of their own: if one of them is the reason why
             the whole cannot be used, the error names that field.
+        is_guarded: it has JSON that a grammar alone does not keep valid (`JsonGuard`).
+        is_marked_up: there is text around the JSON.
+        prelude: reasoning before the JSON.
     """
 
     text: str
     param: str
     parts: tuple[Grammar, ...] = ()
+    is_guarded: bool = False
+    is_marked_up: bool = False
+    prelude: Prelude | None = None
 
     @classmethod
     def of(cls, form: StructuredOutput) -> Grammar:
         """The grammar of a task's ``structured_output``."""
         if isinstance(form, JsonSchemaForm):
-            return cls.json(form.json_schema, "structured_output.schema")
+            param = "structured_output.schema"
+            return cls.json(rewritten(form.json_schema, param), param)
         if isinstance(form, RegexForm):
             text = LLMatcher.grammar_from_regex(form.pattern)
             return cls(text, "structured_output.pattern")
         if isinstance(form, ChoiceForm):
             choices = " | ".join(json.dumps(choice) for choice in form.choices)
             return cls.lark(f"start: {choices}", "structured_output.choices")
-        return cls.json({"type": "object"}, "structured_output")
+        return cls.json(rewritten({"type": "object"}, "structured_output"), "structured_output")
 
     @classmethod
-    def json(cls, schema: Mapping[str, Any], param: str) -> Grammar:
+    def json(cls, answer: AnswerSchema, param: str) -> Grammar:
         """JSON that is valid under a JSON Schema of at most `MAX_JSON_DEPTH` levels."""
-        text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
-        return cls(text, param)
+        text = LLMatcher.grammar_from_json_schema(
+            json.dumps(answer.schema), overrides=_json_options(answer)
+        )
+        return cls(text, param, is_guarded=answer.is_open)
 
     @classmethod
-    def lark(cls, text: str, param: str, parts: tuple[Grammar, ...] = ()) -> Grammar:
+    def lark(
+        cls, text: str, param: str, parts: tuple[Grammar, ...] = (), *, is_guarded: bool = False
+    ) -> Grammar:
         """A grammar in llguidance's Lark dialect, for our code that builds grammars.
 
         https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md has the syntax. The rule
@@ -106,22 +124,28 @@ class Grammar:
             text: the grammar.
             param: the field of the task that asks for it; errors name it.
             parts: see the attribute.
+            is_guarded: see the attribute.
         """
-        return cls(json.dumps({"grammars": [{"lark_grammar": text}]}), param, parts)
+        text = json.dumps({"grammars": [{"lark_grammar": text}]})
+        return cls(text, param, parts, is_guarded, is_marked_up=True)
 
-    def after(self, lark: str) -> Grammar:
-        """This grammar after something else.
+    def after(self, lark: str, prelude: Prelude) -> Grammar:
+        """This grammar after reasoning.
 
         ``lark`` is a grammar of what comes before; ``@answer`` in it stands for this one.
         """
         (answer,) = json.loads(self.text)["grammars"]
         both = [{"lark_grammar": lark}, {**answer, "name": "answer"}]
-        return replace(self, text=json.dumps({"grammars": both}))
+        return replace(self, text=json.dumps({"grammars": both}), prelude=prelude)
 
 
-def lark_json(schema: Mapping[str, Any]) -> str:
+def lark_json(answer: AnswerSchema) -> str:
     """JSON that is valid under a schema, as a term of a Lark grammar (`Grammar.lark`)."""
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+    return "%json " + json.dumps({**answer.schema, "x-guidance": _json_options(answer)})
+
+
+def _json_options(answer: AnswerSchema) -> Any:
+    return _GUARDED_OPTIONS if answer.is_open else _JSON_OPTIONS
 
 
 class GrammarCompiler:
@@ -152,6 +176,8 @@ class GrammarCompiler:
             raise
         except BaseException as error:  # a panic in Rust is not an Exception
             raise _unfit(clipped(str(error), _MAX_REASON_CHARS), param) from error
+        self._token_bytes: TokenBytes | None = None
+        self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer.
@@ -170,7 +196,22 @@ class GrammarCompiler:
             if reason == _NOTHING_FITS:
                 reason = "it allows no answer"
             raise TaskArgsInvalid(f"{grammar.param} cannot be used: {reason}", param=grammar.param)
-        return Matcher(inner, self._tokenizer.vocab_size, frozenset(self._eos), grammar.param)
+        guard = None
+        if grammar.is_guarded:
+            tokens = self._all_bytes()
+            guard = JsonGuard(tokens, grammar.prelude, is_marked_up=grammar.is_marked_up)
+        eos = frozenset(self._eos)
+        return Matcher(inner, self._tokenizer.vocab_size, eos, grammar.param, guard)
+
+    def _all_bytes(self) -> TokenBytes:
+        """The bytes of all tokens; read once, when the first grammar needs them."""
+        with self._lock:
+            if self._token_bytes is None:
+                read = self._tokenizer
+                self._token_bytes = TokenBytes(
+                    [read.decode_bytes([token]) for token in range(read.vocab_size)]
+                )
+            return self._token_bytes
 
 
 class Matcher:
@@ -180,7 +221,15 @@ class Matcher:
         done: the answer is complete, by a token that ends it or because nothing can follow.
     """
 
-    def __init__(self, inner: LLMatcher, vocab_size: int, eos: frozenset[int], param: str) -> None:
+    def __init__(
+        self,
+        inner: LLMatcher,
+        vocab_size: int,
+        eos: frozenset[int],
+        param: str,
+        guard: JsonGuard | None,
+    ) -> None:
+        self._guard = guard
         self._inner = inner
         self._vocab_size = vocab_size
         self._eos = eos
@@ -194,7 +243,8 @@ class Matcher:
 
     def fork(self) -> Matcher:
         """A copy at the same place in the grammar; what is costly to make is shared."""
-        return Matcher(self._inner.deep_copy(), self._vocab_size, self._eos, self._param)
+        guard = self._guard.fork() if self._guard is not None else None
+        return Matcher(self._inner.deep_copy(), self._vocab_size, self._eos, self._param, guard)
 
     def fill(self, row: torch.Tensor) -> None:
         """Write which tokens may come next, one bit for each, lowest first. Tokens that end the
@@ -208,6 +258,11 @@ class Matcher:
         """
         self._inner.unsafe_compute_mask_ptr(row.data_ptr(), row.nbytes)
         self._check()
+        if self._guard is not None:
+            bits = row.numpy().view(np.uint32)
+            self._guard.restrict(bits)
+            if not bits.any():
+                raise self._stuck(_NOTHING_FITS)
 
     def accept(self, token_id: int) -> None:
         """Advance by a token that was sampled.
@@ -220,13 +275,16 @@ class Matcher:
             return
         self._inner.consume_token(token_id)
         self._check()
+        if self._guard is not None:
+            self._guard.accept(token_id)
         self.done = self._inner.is_stopped()
 
     def _check(self) -> None:
         if self._inner.is_error():
-            raise TaskExecutionError(
-                f"{self._param}: the answer cannot go on: {_reason(self._inner)}", self._param
-            )
+            raise self._stuck(_reason(self._inner))
+
+    def _stuck(self, why: str) -> TaskExecutionError:
+        return TaskExecutionError(f"{self._param}: the answer cannot go on: {why}", self._param)
 
 
 def _reason(inner: LLMatcher) -> str:

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.sampling.grammar import Grammar, lark_json
+from engine.sampling.json_guard import Prelude
+from engine.sampling.json_schema.rewrite import rewritten
 from engine.text.detect import MessageFormats
 from engine.text.events import CallLayout
 from engine.text.message import reasoning_stage
 from engine.text.reasoning import ReasoningFormat
 from schema.errors import TaskArgsInvalid
 from schema.json_values import quoted
+from schema.structured import closed_strictly
 from schema.task import Task
 from schema.tool_choice import NamedFunction, callable_functions
 
@@ -54,7 +57,11 @@ def task_grammar(task: Task, formats: MessageFormats, text_end: str) -> Grammar 
     stage = reasoning_stage(formats, task, text_end)
     if task.answer_format == "text" or stage == "over" or formats.reasoning is None:
         return grammar
-    return grammar.after(_reasoning(formats.reasoning, formats.added, is_open=stage == "open"))
+    begin, end = formats.reasoning.begin.encode(), formats.reasoning.end.encode()
+    return grammar.after(
+        _reasoning(formats.reasoning, formats.added, is_open=stage == "open"),
+        Prelude(begin, end, is_open=stage == "open"),
+    )
 
 
 def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
@@ -65,11 +72,14 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
     for name, parameters in functions.items():
         param = f"tools.{_index(task, name)}.function.parameters"
         schema = _object_schema(parameters, param)
-        parts.append(Grammar.json(schema, param))
+        if _is_strict(task, name):
+            schema = closed_strictly(schema)
+        answer = rewritten(schema, param)
+        parts.append(Grammar.json(answer, param))
         head = [*_spelled(layout.before, added), json.dumps(_written(name, layout))]
         head += _spelled(layout.between, added)
         tail = _spelled(layout.after, added)
-        rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(schema), *tail])}")
+        rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(answer), *tail])}")
     one = isinstance(task.tool_choice, NamedFunction) or not task.parallel_tool_calls
     more = " ".join([*_spelled(layout.separator, added), "call"])
     answer = [
@@ -79,7 +89,8 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
     ]
     names = " | ".join(f"f{number}" for number in range(len(rules)))
     lark = "\n".join([f"start: {' '.join(answer)}", f"call: {names}", *rules])
-    return Grammar.lark(lark, "tool_choice", tuple(parts))
+    is_guarded = any(part.is_guarded for part in parts)
+    return Grammar.lark(lark, "tool_choice", tuple(parts), is_guarded=is_guarded)
 
 
 def _reasoning(form: ReasoningFormat, added: Mapping[str, int], *, is_open: bool) -> str:
@@ -137,6 +148,11 @@ def _object_schema(parameters: Any, param: str) -> dict[str, Any]:
             param=param,
         )
     return {**parameters, "type": "object"}
+
+
+def _is_strict(task: Task, name: str) -> bool:
+    tool = (task.tools or ())[_index(task, name)]
+    return tool.get("function", tool).get("strict") is True
 
 
 def _index(task: Task, name: str) -> int:

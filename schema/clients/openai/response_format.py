@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from schema.clients.fields import Strict
 from schema.message import TEXT_TAG
-from schema.structured import JSON_OBJECT_TAG, JSON_SCHEMA_TAG, AnswerSchema
+from schema.structured import JSON_OBJECT_TAG, JSON_SCHEMA_TAG, AnswerSchema, closed_strictly
 
 MAX_NAME_CHARS = 64
 MAX_DESCRIPTION_CHARS = 8_192
@@ -36,7 +36,9 @@ class NamedSchema(Strict):
     )
     json_schema: AnswerSchema = Field(alias="schema", description="As in a task.")
     strict: bool | None = Field(
-        default=None, description="Has no effect: the answer is always valid under the schema."
+        default=None,
+        description="true: objects have the keys that they declare only, whatever "
+        "additionalProperties says. The answer is valid under the schema in any case.",
     )
 
 
@@ -83,5 +85,8 @@ def structured_output(
 ) -> dict[str, Any] | None:
     """The same in a task."""
     if isinstance(form, JsonSchemaFormat):
-        return {"type": "json_schema", "schema": form.json_schema.json_schema}
+        schema = form.json_schema.json_schema
+        if form.json_schema.strict:
+            schema = closed_strictly(schema)
+        return {"type": "json_schema", "schema": schema}
     return {"type": "json_object"} if isinstance(form, JsonObjectFormat) else None

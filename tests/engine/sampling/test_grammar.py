@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
 from engine.sampling.grammar import Grammar, lark_json
+from engine.sampling.json_schema.rewrite import rewritten
 from schema import Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
@@ -210,7 +211,8 @@ def test_a_lark_grammar_of_our_own(
     """Markers, one a special token, around JSON: what a required call of a function needs."""
     schema = closed(name={"const": "clock"}, arguments=closed(zone={"enum": ["UTC", "a</call>"]}))
     grammar = Grammar.lark(
-        f'start: "<call>\\n" call "\\n</call>" <eos>\ncall: {lark_json(schema)}', "tool_choice"
+        f'start: "<call>\\n" call "\\n</call>" <eos>\ncall: {lark_json(rewritten(schema, "x"))}',
+        "tool_choice",
     )
     monkeypatch.setattr("engine.requests.input_processor.task_grammar", lambda *_: grammar)
     ((text, reason),) = choices(tiny_engine("llama"), task(None, **HOT))

@@ -48,7 +48,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "allows no answer",
     ),
     "no such type": (under({"type": "strnig"}), "strnig"),
-    "no such format": (under({"type": "string", "format": "blah"}), "blah"),
+    "above all integers": (
+        under({"type": "integer", "minimum": 2**64 - 1}),
+        "18446744073709551615",
+    ),
+    "an inexact integer": (under({"const": 2**53 + 1}), "9007199254740993"),
+    "multiples of 0": (under({"type": "number", "multipleOf": 0}), "multipleOf"),
     "nothing in between": (under({"type": "integer", "minimum": 5, "maximum": 3}), "minimum"),
     "options of the library": (under({"x-guidance": {"lenient": True}}), "x-guidance"),
     "look-ahead": ({"type": "regex", "pattern": "(?=a)b"}, "look-around"),
