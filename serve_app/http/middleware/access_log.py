@@ -18,13 +18,13 @@ from serve_app.http.middleware.admission import OPEN_PATHS
 from serve_app.http.middleware.refusal_log import RefusalLog
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import Entry, current
-from serve_app.protocol.failures import LOST, NotReady
+from serve_app.protocol.failures import LOST, NotReady, Stopping
 
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
-_REFUSED = (Overloaded.code, NotReady.code)
+_REFUSED = (Overloaded.code, NotReady.code, Stopping.code)
 MAX_PATH = 200
 """Characters of a path in the log."""
 
@@ -86,8 +86,8 @@ class RequestLog:
     def _ended(self, scope: Scope, made: Entry) -> None:
         if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
             # A health check is not counted; it comes about every second. It is logged if it fails
-            # for another reason than a model that is not ready.
-            if made.error not in (None, NotReady.code):
+            # for another reason than a model that is not ready, or a server that stops.
+            if made.error not in (None, NotReady.code, Stopping.code):
                 _log(scope, made, made.seconds)
             return
         self._metrics.ended(made)
