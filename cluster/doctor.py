@@ -33,10 +33,10 @@ def report(lines: Sequence[Line]) -> str:
     return "\n".join(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.doctor") -> int:
     """Check this machine; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.doctor",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

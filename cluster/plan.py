@@ -50,9 +50,9 @@ def from_ray(nodes: Sequence[RayNode], own: tuple[GpuType, ...]) -> list[Node]:
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m cluster.plan",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -89,9 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m cluster.plan") -> int:
     """Print the plan for the file named on the command line; returns the exit status."""
-    parser = _parser()
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     if options.context < 1:
         parser.error(f"--context must be at least 1, got {options.context}")

@@ -255,9 +255,9 @@ def _where(owner: DeploymentArgs) -> str:
     return f"{replicas}; {device}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m serve_app.check") -> int:
     """Check the file named on the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
     parser.add_argument(
         "--port-is-free", action="store_true", help="also refuse a port that is already in use"

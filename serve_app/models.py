@@ -13,10 +13,10 @@ from serve_app.status import Command, run, title
 GIB = 2**30
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m serve_app.models") -> int:
     """Ask the server and print; returns the exit status."""
     command = Command(
-        "serve_app.models",
+        prog,
         __doc__,
         "no list of models",
         report=lambda now, _: table(now.models),

@@ -39,7 +39,7 @@ class Command:
     """A command that asks a running server, and how it shows the answer.
 
     Attributes:
-        module: what stands after ``python -m``.
+        prog: how it is called, for ``--help``.
         description: for ``--help``.
         failure: the first words of the message if the server cannot be asked.
         report: text for an answer and, if the server is watched, the answer before it.
@@ -47,7 +47,7 @@ class Command:
         watches: whether it can ask repeatedly.
     """
 
-    module: str
+    prog: str
     description: str | None
     failure: str
     report: Callable[[Sample, Sample | None], str]
@@ -55,9 +55,9 @@ class Command:
     watches: bool
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m serve_app.status") -> int:
     """Ask the server and print, once or repeatedly; returns the last exit status."""
-    command = Command("serve_app.status", __doc__, "no status", report, problems, watches=True)
+    command = Command(prog, __doc__, "no status", report, problems, watches=True)
     return run(command, arguments)
 
 
@@ -74,9 +74,7 @@ def run(command: Command, arguments: list[str] | None) -> int:
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {command.module}", description=command.description
-    )
+    parser = argparse.ArgumentParser(prog=command.prog, description=command.description)
     parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
     parser.add_argument("--address", help="such as http://127.0.0.1:8000; else from CONFIG")
     parser.add_argument(

@@ -40,6 +40,8 @@ class LimitArgs(Strict):
         max_replays: how often a task runs again when its replica was lost.
         max_in_flight: requests that one ingress replica works on at the same time, open streams
             included; the next one is refused (503).
+        shutdown_timeout_s: how long running requests may go on when the server is stopped; those
+            that have not ended by then end with an error. New ones are refused meanwhile (503).
     """
 
     max_body_mb: PositiveFloat = 32.0
@@ -48,6 +50,7 @@ class LimitArgs(Strict):
     stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas say `Alive` every 2 s
     max_replays: NonNegativeInt = 3
     max_in_flight: PositiveInt = 2048
+    shutdown_timeout_s: PositiveFloat = 30.0
 
 
 class KeyLimitArgs(Strict):

@@ -45,6 +45,7 @@ from serve_app.http.middleware.cors import Cors
 from serve_app.http.openai.routes import OpenAIRoutes
 from serve_app.http.responses.routes import ResponsesRoutes
 from serve_app.http.routes import asgi_routes, error_form
+from serve_app.http.shutdown import Shutdown
 from serve_app.http.sse import TaskEvents, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from serve_app.observability.metrics_page import metrics_page
@@ -62,13 +63,18 @@ class Ingress:
     ) -> None:
         self._args = args
         self._dispatcher = Dispatcher(args, preprocessor, models)
+        self._shutdown = Shutdown(args.limits.shutdown_timeout_s)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve after the constructor."""
-        return asgi_app(self._args, self._dispatcher)
+        return asgi_app(self._args, self._dispatcher, self._shutdown)
+
+    async def drain(self) -> int:
+        """Called by the command that stops the server: see `Shutdown.drain`."""
+        return await self._shutdown.drain()
 
 
-def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
+def asgi_app(args: AppArgs, dispatcher: Dispatcher, shutdown: Shutdown | None = None) -> Starlette:
     """The ASGI application: middlewares, routes and error handlers around a dispatcher.
 
     Raises:
@@ -77,7 +83,8 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
     # Now, because Starlette makes the middlewares with the first request.
     keys = None if args.auth is None else keys_at_start(args.auth)
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
-    routes = _Routes(args, dispatcher, max_body)
+    shutdown = shutdown or Shutdown(args.limits.shutdown_timeout_s)
+    routes = _Routes(args, dispatcher, max_body, shutdown)
     of_clients = [
         kind(dispatcher, max_body, opened_schemes(args.image_urls))
         for kind in (OpenAIRoutes, ResponsesRoutes, AnthropicRoutes)
@@ -95,7 +102,7 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
             Middleware(RequestLog, metrics=dispatcher.metrics),
             # Before the gate: a browser's preflight has no key, and a page must see a 401.
             *([Middleware(Cors, args=args.cors)] if args.cors else []),
-            Middleware(Gate, args=args, keys=keys),
+            Middleware(Gate, args=args, keys=keys, shutdown=shutdown),
         ],
     )
     # `/v1/tasks/` is another path, and gets the JSON of one that does not exist.
@@ -106,8 +113,11 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
 class _Routes:
     """The handlers. Errors leave them as `TaskError`; the handlers below turn them into JSON."""
 
-    def __init__(self, args: AppArgs, dispatcher: Dispatcher, max_body: int) -> None:
+    def __init__(
+        self, args: AppArgs, dispatcher: Dispatcher, max_body: int, shutdown: Shutdown
+    ) -> None:
         self._args = args
+        self._shutdown = shutdown
         self._dispatcher = dispatcher
         self._max_body = max_body
 
@@ -135,7 +145,9 @@ class _Routes:
 
         Models with ``min_replicas: 0`` do not count: they start with their first task. Until then,
         and while the last replica of one is being replaced, 503, with the reasons that are known.
+        503 too while the server is being stopped.
         """
+        self._shutdown.refuse_if_stopping()
         running = await self._dispatcher.deployments.running()
         return json_response({"status": "ok", "replicas": running})
 

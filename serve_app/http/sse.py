@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, Protocol, Self
 
 from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from schema.errors import TaskError, TaskExecutionError
 from schema.response import StreamChunk
+from serve_app.http.shutdown import SCOPE_KEY, Shutdown
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import as_task_error
 
@@ -96,6 +97,9 @@ class Events:
     """The events of an answer and what closes them: made of its chunks as they are asked for.
 
     An error is the last event, because the status has been sent by then.
+
+    Attributes:
+        shutdown: what ends the answer when the server is stopped; None: nothing does.
     """
 
     def __init__(self, chunks: AsyncGenerator[StreamChunk, None], writer: EventWriter) -> None:
@@ -104,6 +108,7 @@ class Events:
         self._first = b""
         self._is_complete = False
         self._is_done = False
+        self.shutdown: Shutdown | None = None
 
     async def begin(self) -> None:
         """Wait for the first event. If there is none, the chunks are closed.
@@ -149,9 +154,10 @@ class Events:
         if self._is_complete:
             return b""
         try:
-            async for chunk in self._chunks:
-                if events := self._writer.chunk(chunk):
-                    return events
+            async with self.shutdown.limit() if self.shutdown else nullcontext():
+                async for chunk in self._chunks:
+                    if events := self._writer.chunk(chunk):
+                        return events
         except TaskError as error:
             translated = self._writer.error(error)
             if translated is error:
@@ -176,6 +182,11 @@ class EventStream(StreamingResponse):
             headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})},
         )
         self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer. When the server is stopped, it ends in time."""
+        self._events.shutdown = scope.get(SCOPE_KEY)
+        await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         """Send the events; close the chunks on every way out."""

@@ -56,6 +56,12 @@ class NotReady(Overloaded):
     code = "not_ready"
 
 
+class Stopping(Overloaded):
+    """The server is being stopped: it takes no new request, or a request has not ended in time."""
+
+    code = "server_stopping"
+
+
 def as_task_error(error: Exception) -> TaskError:
     """The error for the client; a fault of ours is logged with its traceback.
 

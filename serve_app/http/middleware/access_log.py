@@ -19,13 +19,13 @@ from serve_app.http.middleware.refusal_log import RefusalLog
 from serve_app.http.routes import error_form
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import Entry, current
-from serve_app.protocol.failures import LOST, NotReady
+from serve_app.protocol.failures import LOST, NotReady, Stopping
 
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
-_REFUSED = (Overloaded.code, NotReady.code)
+_REFUSED = (Overloaded.code, NotReady.code, Stopping.code)
 MAX_PATH = 200
 """Characters of a path in the log."""
 
@@ -87,8 +87,8 @@ class RequestLog:
     def _ended(self, scope: Scope, made: Entry) -> None:
         if path_of(scope) in OPEN_PATHS:
             # A health check is not counted; it comes about every second. It is logged if it fails
-            # for another reason than a model that is not ready.
-            if made.error not in (None, NotReady.code):
+            # for another reason than a model that is not ready, or a server that stops.
+            if made.error not in (None, NotReady.code, Stopping.code):
                 _log(scope, made, made.seconds)
             return
         self._metrics.ended(made)

@@ -18,8 +18,9 @@ from serve_app.http.bodies import error_response
 from serve_app.http.middleware.api_keys import Keys
 from serve_app.http.middleware.rate_limits import KeyLimits
 from serve_app.http.routes import Access, paths_with
+from serve_app.http.shutdown import SCOPE_KEY, Shutdown
 from serve_app.observability.request_record import entry
-from serve_app.protocol.failures import RETRY_AFTER_S
+from serve_app.protocol.failures import RETRY_AFTER_S, Stopping
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,8 +47,9 @@ class Gate:
     ``keys`` are those of ``args.auth``; they are read before the first request comes.
     """
 
-    def __init__(self, app: ASGIApp, args: AppArgs, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, args: AppArgs, keys: Keys | None, shutdown: Shutdown) -> None:
         self._app = app
+        self._shutdown = shutdown
         self._request_limits = args.limits
         self._in_flight = 0
         self._open: tuple[str, ...] = OPEN_PATHS
@@ -77,12 +79,37 @@ class Gate:
             try:
                 # The dispatcher bounds the task; this bounds a client that does not read.
                 async with timeout:
-                    await self._app(scope, _timed(receive, limits), send)
+                    await self._answer(scope, _timed(receive, limits), send)
             except TimeoutError:
                 if not timeout.expired():
                     raise
                 # The server closes the connection of an answer that is not complete on return.
                 logger.warning("a client did not read its answer in time")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; with an error if the server is stopped and the answer has not begun in time.
+
+        The stream of an answer that has begun ends itself.
+        """
+        begun = False
+        scope[SCOPE_KEY] = self._shutdown
+        try:
+            async with self._shutdown.limit() as limit:
+
+                async def beginning(message: Message) -> None:
+                    nonlocal begun
+                    if message["type"] == "http.response.start":
+                        if limit.expired():  # what somebody has made of the cancellation
+                            raise self._shutdown.cut_off()
+                        begun = True
+                        self._shutdown.lift(limit)
+                    await send(message)
+
+                await self._app(scope, receive, beginning)
+        except Stopping as error:
+            if begun:
+                raise
+            await error_response(error)(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
         path = path_of(scope)
@@ -91,7 +118,9 @@ class Gate:
 
     def _admit(self, scope: Scope) -> ExitStack:
         """A place; closing the stack frees it. Raises `TaskError`."""
+        self._shutdown.refuse_if_stopping()
         with ExitStack() as stack:
+            stack.enter_context(self._shutdown.request())
             if self._keys is not None:
                 name = _authenticated(scope, self._keys)
                 entry().key = name

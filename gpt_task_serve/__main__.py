@@ -1,0 +1,41 @@
+"""``gpt-task-serve COMMAND``, which is also ``python -m gpt_task_serve COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "serve": ("gpt_task_serve.serve", "serve a configuration until Ctrl-C"),
+    "check": ("serve_app.check", "is a configuration right, and what will run?"),
+    "doctor": ("cluster.doctor", "can this machine run it?"),
+    "plan": ("cluster.plan", "what fits on which GPUs?"),
+    "models": ("serve_app.models", "what a running server serves, and how"),
+    "status": ("serve_app.status", "what a running server does now"),
+}
+"""The module of each command, whose `main` takes the arguments and returns the exit status."""
+
+USAGE = (
+    "usage: gpt-task-serve COMMAND [ARGUMENTS]\n\n{}\n\ngpt-task-serve COMMAND --help says more."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the first argument names; returns the exit status."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(
+            USAGE.format("\n".join(f"  {each:<8} {said}" for each, (_, said) in COMMANDS.items()))
+        )
+        return 0
+    if name not in COMMANDS:
+        print(f"gpt-task-serve: no command {name!r}; there are {', '.join(COMMANDS)}")
+        return 2
+    # Only the one that is asked for: some import torch, which takes seconds.
+    module = importlib.import_module(COMMANDS[name][0])
+    status: int = module.main(rest, prog=f"gpt-task-serve {name}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""``gpt-task-serve serve [serve_config.yaml]``: serves it until Ctrl-C, and ends in order.
+
+It does what ``serve run serve_config.yaml`` does, and three things more. It checks the file and the
+port first. It says when the models answer. And on the first Ctrl-C (or SIGTERM) it lets running
+requests end within ``limits.shutdown_timeout_s``, while new ones are refused; ``serve run`` cuts all
+connections. A second Ctrl-C ends everything at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+import yaml
+from ray import serve
+from ray.serve.scripts import cli as ray_serve
+
+from gpt_task_serve.processes import (
+    adopt_orphans,
+    described,
+    end,
+    end_children,
+    holders,
+    is_orphaned_haproxy,
+    kill_children,
+)
+from serve_app.check import BUILDER, taken_port
+from serve_app.check import main as check
+from serve_app.config.app_args import AppArgs
+from serve_app.http.shutdown import ENDING_S
+from serve_app.ready import address_of, what_is_missing
+
+DEFAULT = Path(__file__).with_name("default.yaml")
+HERE = Path("serve_config.yaml")
+
+INGRESS = "Ingress"
+POLL_S, MAX_POLL_S, GROWTH = 0.5, 2.0, 1.4
+DELIVERY_S = 1.0
+"""For Ray's proxies to send the ends of answers, after the ingresses are done with them."""
+CALL_S = 10.0
+"""For the call that drains an ingress, beside the time of the requests."""
+INTERRUPTED = 130
+"""The exit status when all was ended at once; shells use it for what SIGINT has ended."""
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m gpt_task_serve serve") -> int:
+    """Serve the file named on the command line until a signal comes; returns the exit status."""
+    options = _parser(prog).parse_args(arguments)
+    config: Path = options.config or (HERE if HERE.exists() else DEFAULT)
+    if status := check([str(config)]):
+        return status
+    if faults := _free_port(config):
+        print(*faults, sep="\n", file=sys.stderr)
+        return 1
+    adopt_orphans()
+    signals = _Signals()
+    try:
+        return _serve(config, options, signals)
+    except KeyboardInterrupt:  # before Ray has started
+        kill_children()
+        return INTERRUPTED
+
+
+class _Signals:
+    """SIGINT and SIGTERM: the first one is kept for the main thread, the second ends all."""
+
+    def __init__(self) -> None:
+        self._came = threading.Event()
+
+    def listen(self) -> None:
+        """Take the signals over; once more after Ray has set handlers of its own."""
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the first one, not longer than that; whether it has come."""
+        return self._came.wait(seconds)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._came.is_set():
+            kill_children()
+            os._exit(INTERRUPTED)
+        self._came.set()
+
+
+def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
+    environment = {"working_dir": options.working_dir} if options.working_dir else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ray.init(address=options.address, namespace="serve", runtime_env=environment)
+    signals.listen()
+    try:
+        ray_serve.main(["run", "--non-blocking", str(config)], standalone_mode=False)
+    except SystemExit:  # it has printed why
+        return 1
+    _wait(address_of(config), signals)
+    print("stopping: running requests may end; Ctrl-C again ends them at once", flush=True)
+    asyncio.run(_drain(config))
+    time.sleep(DELIVERY_S)
+    serve.shutdown()
+    ray.shutdown()
+    end_children()
+    print("stopped", flush=True)
+    return 0
+
+
+def _wait(address: str, signals: _Signals) -> None:
+    """Wait for a signal; until the server is ready, say what it waits for."""
+    said, pause = "", POLL_S
+    while (missing := what_is_missing(address)) is not None:
+        if missing and missing != said:
+            print(f"not ready: {missing}", flush=True)
+            said = missing
+        if signals.wait(pause):
+            return
+        if missing:  # Ray writes lines for each answer
+            pause = min(pause * GROWTH, MAX_POLL_S)
+    print(f"ready: {address}", flush=True)
+    signals.wait()
+
+
+async def _drain(config: Path) -> None:
+    """Let running requests end, and refuse new ones; an ingress that does not answer is left."""
+    applications = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"]
+    ours = [each for each in applications if each["import_path"] == BUILDER]
+    await asyncio.gather(*map(_drain_application, ours))
+
+
+async def _drain_application(application: dict[str, Any]) -> None:
+    name = application.get("name", "default")
+    status = serve.status().applications.get(name)
+    ingress = status and status.deployments.get(INGRESS)
+    if not ingress or not ingress.replica_states.get("RUNNING"):
+        return
+    args = AppArgs.model_validate(application.get("args", {}))
+    limit_s = args.limits.shutdown_timeout_s + ENDING_S + CALL_S
+    answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
+    try:
+        counts = await answers.results_async(timeout_s=limit_s, return_exceptions=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server has to end
+        print(f"{name}: not drained: {type(error).__name__}: {error}", file=sys.stderr)
+        return
+    if cut := sum(count for count in counts if isinstance(count, int)):
+        print(f"{name}: {cut} requests had not ended in time and got an error", flush=True)
+
+
+def _free_port(config: Path) -> list[str]:
+    """What is wrong with the port. A HAProxy that an earlier server has left there is ended."""
+    faults = taken_port(config)
+    if not faults:
+        return []
+    port = urlsplit(address_of(config)).port or 80
+    found = holders(port)
+    orphans = [process for process in found if is_orphaned_haproxy(process)]
+    for process in orphans:
+        print(f"ending {described(process)}, which an earlier server has left", flush=True)
+    end(orphans)
+    if orphans and not (faults := taken_port(config)):
+        return []
+    return faults + [
+        f"port {port}: {described(process)}" for process in found if process.is_running()
+    ]
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        help=f"by default ./{HERE} if there is one, else the demo model on port 8000",
+    )
+    parser.add_argument("--address", help="of a running Ray cluster (auto: this machine's)")
+    parser.add_argument("--working-dir", help="a directory that Ray copies to all machines")
+    return parser
