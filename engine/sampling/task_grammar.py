@@ -74,12 +74,12 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
         schema = _object_schema(parameters, param)
         if _is_strict(task, name):
             schema = closed_strictly(schema)
-        answer = rewritten(schema, param)
-        parts.append(Grammar.json(answer, param))
+        arguments = rewritten(schema, param)
+        parts.append(Grammar.json(arguments, param))
         head = [*_spelled(layout.before, added), json.dumps(_written(name, layout))]
         head += _spelled(layout.between, added)
         tail = _spelled(layout.after, added)
-        rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(answer), *tail])}")
+        rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(arguments), *tail])}")
     one = isinstance(task.tool_choice, NamedFunction) or not task.parallel_tool_calls
     more = " ".join([*_spelled(layout.separator, added), "call"])
     answer = [

@@ -69,7 +69,7 @@ class MessageParser:
         if reason is not None:
             delta["content"] += self._cut.flush()
             # Text whose meaning only the end has settled may hold a stop string.
-            if self._cut.found:
+            if self._cut.found is not None:
                 reason = "stop"
             if reason == "stop" and self._num_told:
                 reason = "tool_calls"
@@ -86,7 +86,7 @@ class MessageParser:
         calls: list[ToolCallDelta] = []
         arguments: list[list[str]] = []
         for kind, text in self._out.taken():
-            if self._cut.found:
+            if self._cut.found is not None:
                 break  # the message has ended
             if kind == "content":
                 content.append(self._cut.push(text))
@@ -151,7 +151,7 @@ class ContentWatch:
         for event in self._out.taken():
             if event.kind == "content":
                 self._cut.push(event.text)
-        self.found = self._cut.found
+        self.found = self._cut.found is not None
 
     def peek(self, text: str) -> None:
         """Nothing: text that may still change is not read."""

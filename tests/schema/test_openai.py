@@ -10,10 +10,10 @@ from openai.types.chat import ChatCompletionAssistantMessageParam
 from openai.types.chat import completion_create_params as chat_create_params
 
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
-from schema.message import MAX_BLOCKS_OF_TASK
+from schema.clients.fields import Hint, marked
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
-from schema.clients.fields import hints_of
 from schema.clients.openai.messages import ChatMessage
+from schema.message import MAX_BLOCKS_OF_TASK
 from tests.schema.malformed import PNG, TOOL
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])
@@ -393,7 +393,7 @@ ANY_VALUES: list[Any] = [None, True, 0, -1.5, "x" * 600, [], ["a"], {}, {"a": [{
 
 @pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: json.dumps(value)[:16])
 def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
-    hints = dict.fromkeys(hints_of(ChatCompletionRequest), value)
+    hints = dict.fromkeys(marked(ChatCompletionRequest, Hint), value)
     assert {"user", "metadata", "store", "service_tier", "prompt_cache_key"} <= set(hints)
     part = {"type": "image_url", "image_url": {"url": URL, "detail": value}}
     fields: dict[str, Any] = {
