@@ -68,7 +68,9 @@ engine.parallel            > .execution .execution.attention .loading .platform 
 engine.execution           > .execution.attention .requests .vision .loading .platform .config
                              schema
 engine.execution.attention > .execution .requests .platform
-engine.requests            > .vision .sampling .loading .loading.families .text .config schema
+engine.requests            > .requests.template .vision .sampling .loading .loading.families .text
+                             .text.tool_calls .config schema
+engine.requests.template   > .text schema
 engine.vision              > .loading .loading.families .config schema
 engine.sampling            > .sampling.json_schema .text .platform schema
 engine.sampling.json_schema > schema

@@ -18,7 +18,7 @@ from engine.parallel.launcher import Launcher
 from engine.parallel.split_executor import SplitExecutor
 from engine.platform.determinism import make_deterministic
 from engine.requests.prompt import PromptRenderer
-from engine.text.detect import MessageFormats, detect
+from engine.text.detect import MessageFormats
 from schema.errors import TaskError
 
 
@@ -75,6 +75,6 @@ def _assembled(config: EngineConfig, executor: Executor) -> Assembly:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as beside:
         weights = beside.submit(weights_digest, config, loaded)
         batching = set_up_batching(executor, config)
-    formats = detect(loaded.tool_template or loaded.chat_template, loaded.tokenizer)
-    card = model_card(config, loaded, batching, formats, weights.result())
-    return Assembly(loaded, executor, batching, PromptRenderer(loaded), formats, card)
+    renderer = PromptRenderer(loaded)
+    card = model_card(config, loaded, batching, renderer, weights.result())
+    return Assembly(loaded, executor, batching, renderer, renderer.formats, card)

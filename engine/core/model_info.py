@@ -16,7 +16,7 @@ from engine.execution.batching import ContinuousBatching
 from engine.execution.prepack import PackedLinear
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
-from engine.text.detect import MessageFormats
+from engine.requests.prompt import PromptRenderer
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
@@ -74,7 +74,7 @@ def model_card(
     config: EngineConfig,
     loaded: LoadedModel,
     batching: ContinuousBatching,
-    formats: MessageFormats,
+    renderer: PromptRenderer,
     weights: str,
 ) -> dict[str, Any]:
     """A JSON-able description of the engine.
@@ -82,6 +82,7 @@ def model_card(
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
     engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
     """
+    formats = renderer.formats
     platform = platform_of(loaded.device)
     spread = loaded.spread
     devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
@@ -110,6 +111,7 @@ def model_card(
         "revision": loaded.revision,
         "system_fingerprint": f"fp_{digest[:12]}",
         "takes_images": loaded.takes_images,
+        **renderer.card(),
         "tool_format": formats.tools.name if formats.tools else None,
         "reasoning_format": formats.reasoning.name if formats.reasoning else None,
         "context_length": loaded.context_length,

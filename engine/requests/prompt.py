@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from pydantic_core import PydanticCustomError
-from transformers import PreTrainedTokenizerBase
-
 from engine.loading.families.traits import rope_index
 from engine.loading.loaded_model import LoadedModel
-from engine.vision.image_tags import fill_image_tags
+from engine.requests.template.chat_template import HINTS, ChatTemplate
+from engine.text.detect import MessageFormats, detect
+from engine.text.tool_calls.hermes import HERMES
+from engine.vision.image_places import ImagePlaces
 from engine.vision.preprocessor import ImageInputs
 from schema.errors import ContextLengthExceeded, TaskArgsInvalid
-from schema.json_values import check_json, parse_json
-from schema.task import ImageBlock, Message, Task
-
-# Arguments of `apply_chat_template` that a task may set by template_args; the engine sets the
-# others. Names that are not arguments are variables of the template, which a task may set freely.
-_ALLOWED_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "continue_final_message")
+from schema.task import Message, Task
 
 _TEXT_END = 64  # characters; a marker of reasoning and white space after it
 
@@ -59,43 +53,69 @@ class Prompt:
 
 
 class PromptRenderer:
-    """Renders tasks for one model, on one thread at a time: tokenizers cannot be shared."""
+    """Renders tasks for one model, on one thread at a time: tokenizers cannot be shared.
+
+    Attributes:
+        formats: what the model writes beside text, as its prompts ask for it.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
+        """Find out what the model's chat templates read, by rendering probes."""
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
-        parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-        self._reserved = {*parameters, "messages", "conversations"} - {*_ALLOWED_TEMPLATE_ARGUMENTS}
+        self._template = self._for_tools = None
+        if loaded.chat_template is not None:
+            self._template = self._for_tools = self._chat_template(loaded.chat_template)
+        if loaded.tool_template not in (None, loaded.chat_template):
+            self._for_tools = self._chat_template(str(loaded.tool_template))
+        self.formats = self._detect_formats()
+        self._places = self._image_words()
         self._tells_images_apart = rope_index(loaded.model) is None
         embeddings = loaded.model and loaded.model.get_input_embeddings()
         self._num_embeddings: int | None = getattr(embeddings, "num_embeddings", None)
         # No token stands for more characters than the longest entry of the vocabulary.
         self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
 
+    def card(self) -> dict[str, Any]:
+        """What the model's prompts read, for its card."""
+        if self._template is None or self._for_tools is None:
+            return {"chat_template": False, "tools": None, "system": None, "template_args": []}
+        special = self._tokenizer.special_tokens_map.keys()
+        return {
+            "chat_template": True,
+            "tools": "template" if self._for_tools.traits.tools else "default",
+            "system": "template" if self._template.traits.system else "user",
+            "template_args": sorted(self._template.variables - special),
+        }
+
     def render(self, task: Task, images: ImageInputs = ()) -> Prompt:
         """Prompt tokens of a task.
 
         Raises:
-            TaskArgsInvalid: it is too long in any case, the template refuses it, the text holds the
-                model's own image placeholder, the number of ``<image>`` tags is not that of the
-                images, or two images stand side by side and the model cannot tell them apart.
+            TaskArgsInvalid: it is too long in any case, the template refuses it or does not read
+                one of its ``template_args``, there is no template to read its tools, a message has
+                another number of ``<image>`` tags than images, or two images stand side by side
+                and the model cannot tell them apart.
         """
         self._check_length(sum(len(message.text) for message in task.messages))
-        loaded = self._loaded
+        by_template = self._template is not None and task.use_chat_template
         messages: Sequence[Message] = task.messages
-        if loaded.image_tag is not None and loaded.image_token is not None:
-            messages = fill_image_tags(messages, loaded.image_tag, loaded.image_token)
-        if loaded.chat_template is None or not task.use_chat_template:
-            self._refuse_template_settings(task)
-            text = "\n".join(message.text for message in messages)
-            special_tokens = True
-        else:
+        if self._places is not None:
+            messages = self._places.placed(messages, by_template=by_template)
+        if by_template:
             text = self._apply_template(task, messages)
             special_tokens = self._template_lacks_special_tokens(text)
+        else:
+            self._refuse_what_templates_read(task)
+            text = "\n".join(message.text for message in messages)
+            special_tokens = True
         self._check_length(len(text))
-        if loaded.image_token is not None:
-            text = self._expand_images(text, loaded.image_token, images)
-        token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        if self._places is None:
+            token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        else:
+            text = self._places.fill(text, [image.placeholder for image in images])
+            token_ids = self._places.encode(text, add_special_tokens=special_tokens)
+            text = self._places.without_marks(text[-2 * _TEXT_END :])
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
         self._refuse_unknown(token_ids)
@@ -109,6 +129,28 @@ class PromptRenderer:
             self._whole(places),
             text[-_TEXT_END:],
         )
+
+    def _chat_template(self, source: str) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer, source, blocks=self._loaded.takes_images)
+
+    def _detect_formats(self) -> MessageFormats:
+        template = self._for_tools
+        if template is None:
+            return detect(None, self._tokenizer)
+        found = detect(template.source, self._tokenizer, reads_tools=template.traits.tools)
+        # Tools that the template does not write are described, with the form of a call.
+        return found if template.traits.tools else found.that_can_be_forced()
+
+    def _image_words(self) -> ImagePlaces | None:
+        loaded = self._loaded
+        if loaded.image_token is None:
+            return None
+        config = getattr(loaded.model, "config", None)
+        ids = (loaded.image_token_id, getattr(config, "video_token_id", None))
+        others = [
+            str(self._tokenizer.convert_ids_to_tokens(each)) for each in ids if each is not None
+        ]
+        return ImagePlaces(self._tokenizer, loaded.image_token, others, loaded.image_tag)
 
     def _template_lacks_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer adds its special tokens to a template's text.
@@ -142,47 +184,37 @@ class PromptRenderer:
                 param="messages",
             )
 
-    def _refuse_template_settings(self, task: Task) -> None:
-        for name in ("tools", "template_args"):
-            if getattr(task, name):
-                none = "this model has none" if task.use_chat_template else "the task uses none"
+    def _refuse_what_templates_read(self, task: Task) -> None:
+        none = "this model has none" if task.use_chat_template else "the task uses none"
+        unread = [name for name in (task.template_args or {}) if name not in HINTS]
+        for name, value in (("tools", task.tools), ("template_args", unread)):
+            if value:
                 raise TaskArgsInvalid(
                     f"{name} is read by chat templates, and {none}: leave it out", param=name
                 )
+        for number, message in enumerate(task.messages):
+            if message.tool_calls:
+                param = f"messages.{number}.tool_calls"
+                raise TaskArgsInvalid(
+                    f"{param} is read by chat templates, and {none}: write the calls in the "
+                    "content, or leave them out",
+                    param=param,
+                )
 
     def _apply_template(self, task: Task, messages: Sequence[Message]) -> str:
-        arguments = dict(task.template_args or {})
-        if clash := sorted(self._reserved & arguments.keys()):
-            raise TaskArgsInvalid(
-                f"template_args.{clash[0]} is set by the engine and cannot be changed",
-                param=f"template_args.{clash[0]}",
-            )
-        for name in _ALLOWED_TEMPLATE_ARGUMENTS:
-            if not isinstance(arguments.get(name, False), bool):
-                raise TaskArgsInvalid(
-                    f"template_args.{name} must be true or false", param=f"template_args.{name}"
-                )
+        tools: Any = task.tools
+        arguments: Any = dict(task.template_args or {})
         if (effort := task.reasoning_effort) is not None:
             # A template that does not read these variables is not changed by them.
             arguments.setdefault("reasoning_effort", effort)
             arguments.setdefault("enable_thinking", effort != "none")
-        arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
-        conversation = [_template_message(m, self._loaded.takes_images) for m in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                conversation,
-                tools=list(task.tools) if task.tools is not None else None,
-                chat_template=(task.tools and self._loaded.tool_template)
-                or self._loaded.chat_template,
-                tokenize=False,
-                **arguments,
-            )
-        except Exception as error:  # a template is a program of the model's authors
-            raise TaskArgsInvalid(
-                f"messages: the model's chat template refused them: {error}", param="messages"
-            ) from error
-        assert isinstance(text, str)
-        return text
+        if self._places is not None:
+            tools, arguments = map(self._places.as_words, (tools, arguments))
+        template = self._for_tools if tools else self._template
+        assert template is not None
+        layout = (self.formats.tools and self.formats.tools.layout) or HERMES.layout
+        assert layout is not None
+        return template.render(messages, tools, layout, arguments)
 
     def _image_places(self, token_ids: Sequence[int], images: ImageInputs) -> list[int]:
         """The positions of the image tokens, as many as the images have."""
@@ -221,60 +253,3 @@ class PromptRenderer:
         ends = [a + 1 for a, b in pairwise(places) if b != a + 1]
         starts = [b for a, b in pairwise(places) if b != a + 1]
         return tuple(zip([places[0], *starts], [*ends, places[-1] + 1], strict=True))
-
-    def _expand_images(self, text: str, image_token: str, images: ImageInputs) -> str:
-        parts = text.split(image_token)
-        if len(parts) != len(images) + 1:
-            raise TaskArgsInvalid(
-                f"messages: the prompt has {len(parts) - 1} image placeholders for "
-                f"{len(images)} images; the text {image_token!r} is reserved for image "
-                "blocks",
-                param="messages",
-            )
-        pieces = [parts[0]]
-        for image, part in zip(images, parts[1:], strict=True):
-            pieces += [image.placeholder, part]
-        return "".join(pieces)
-
-
-def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
-    """A message as chat templates read it: blocks for vision models, a string for text models."""
-    rendered: dict[str, Any] = {"role": message.role}
-    if takes_images and message.content and not isinstance(message.content, str):
-        rendered["content"] = [
-            {"type": "image"} if isinstance(b, ImageBlock) else {"type": "text", "text": b.text}
-            for b in message.content
-        ]
-    elif takes_images:
-        rendered["content"] = [{"type": "text", "text": message.content or ""}]
-    else:
-        rendered["content"] = message.text
-    if message.name is not None:
-        rendered["name"] = message.name
-    if message.reasoning_content is not None:
-        rendered["reasoning_content"] = message.reasoning_content
-    if message.tool_call_id is not None:
-        rendered["tool_call_id"] = message.tool_call_id
-    if message.tool_calls is not None:
-        rendered["tool_calls"] = [_template_tool_call(call) for call in message.tool_calls]
-    return rendered
-
-
-def _template_tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI sends arguments as a JSON string; templates expect the object."""
-    function = call.get("function")
-    if isinstance(function, dict):
-        return {**call, "function": _with_object(function)}
-    return _with_object(call)
-
-
-def _with_object(function: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(function.get("arguments"), str):
-        return function
-    try:
-        arguments = parse_json(function["arguments"])
-        if not isinstance(arguments, dict):
-            return function
-        return {**function, "arguments": check_json(arguments)}
-    except (TaskArgsInvalid, PydanticCustomError):
-        return function  # not a JSON object: the template gets the string

@@ -72,15 +72,27 @@ class MessageFormats:
         return frozenset(id for text, id in self.special.items() if text not in markers)
 
 
-def detect(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> MessageFormats:
+def detect(
+    chat_template: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    reads_tools: bool | None = None,
+) -> MessageFormats:
     """The formats of a model.
 
-    For calls the template decides. Only if it says nothing about tools, the vocabulary decides: the
+    For calls the template decides. Only if it does not read tools, the vocabulary decides: the
     model knows a format, and its prompts have to explain the tools in some other way.
+
+    Args:
+        chat_template: of the model.
+        tokenizer: of the model.
+        reads_tools: whether the template does; None to take one for such that speaks of tools.
     """
     template = chat_template or ""
+    if reads_tools is None:
+        reads_tools = "tool" in template
     added = tokenizer.get_added_vocab()
-    tools = _first(_TEMPLATES, template) if "tool" in template else _first(_VOCABULARIES, added)
+    tools = _first(_TEMPLATES, template) if reads_tools else _first(_VOCABULARIES, added)
     reasoning = None
     for known in (MISTRAL_THINK, THINK):
         if known.end in template or known.end in added:

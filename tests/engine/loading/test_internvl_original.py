@@ -27,7 +27,6 @@ from engine.loading.loader import load_model
 from engine.requests.prompt import PromptRenderer
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema import Task
-from schema.errors import TaskArgsInvalid
 from tests.engine.conftest import TinyModel
 from tests.engine.models.tiny_internvl import (
     LANGUAGES,
@@ -221,10 +220,16 @@ def test_a_system_message_of_the_task_replaces_the_models_own(original: Original
     )
 
 
-def test_tools_are_refused(original: Original) -> None:
-    render = PromptRenderer(load(original("qwen2", "300M")[0])).render
-    with pytest.raises(TaskArgsInvalid, match="no format for tools"):
-        render(asked("Hi", tools=[{"type": "function", "function": {"name": "f"}}]))
+def test_tools_are_described_in_the_system_message(original: Original) -> None:
+    """The conversation template has no format for them."""
+    loaded = load(original("qwen2", "300M")[0])
+    renderer = PromptRenderer(loaded)
+    assert renderer.card()["tools"] == "default"
+    prompt = renderer.render(asked("Hi", tools=[{"type": "function", "function": {"name": "f"}}]))
+    text = str(loaded.tokenizer.decode(list(prompt.token_ids)))
+    assert text.startswith("<|im_start|>system\n# Tools")
+    assert '{"type": "function", "function": {"name": "f"}}' in text
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("number", [1, 2])

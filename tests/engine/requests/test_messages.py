@@ -18,14 +18,14 @@ PLUGIN = '<|action_start|><|plugin|>\n{"name": "weather", "parameters": {}}<|act
 
 # As Qwen3's and DeepSeek's do: they write tools and calls, and begin the reasoning if asked to.
 QWEN_TEMPLATE = (
-    "{%- if tools %}{{ tools | length }} tools: write <tool_call>. {% endif -%}"
+    "{%- if tools %}{{ tools[0].function.name }}: write <tool_call>. {% endif -%}"
     "{%- for m in messages -%}<|{{ m.role }}|>{{ m.content }}{%- endfor -%}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif -%}"
     "{%- if think is defined %}<think>\n{% endif -%}"
 )
 # As some have it: another template for tasks with tools.
 PLAIN_TEMPLATE = "{%- for m in messages -%}<|{{ m.role }}|>{{ m.content }}{%- endfor -%}"
-PLUGIN_TEMPLATE = "<|plugin|>{{ tools | length }} tools" + PLAIN_TEMPLATE
+PLUGIN_TEMPLATE = "<|plugin|>{{ tools[0].function.name }}" + PLAIN_TEMPLATE
 
 Ask = Callable[..., tuple[TaskResponse, list[Any]]]
 

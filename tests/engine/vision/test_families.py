@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import Engine, EngineConfig
 from engine.loading.loader import load_model
@@ -126,16 +127,61 @@ def test_the_same_tokens_under_another_image(
     assert answers[0] == answers[2] != answers[1]
 
 
+def token_texts(kind: VisionKind, tiny_model: TinyModel) -> list[str]:
+    """The tokens of images, and of videos, which a text may be about."""
+    processor = oracle(tiny_model(kind)).processor
+    names = {
+        processor.image_token,
+        *processor.tokenizer.convert_ids_to_tokens(processor.image_token_ids),
+    }
+    return sorted(names | {getattr(processor, "video_token", None) or processor.image_token})
+
+
 @pytest.mark.parametrize("kind", VISION_KINDS)
-def test_image_tokens_in_a_text_are_refused(
+def test_image_tokens_in_a_text_are_words(
     kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
 ) -> None:
+    """In messages with images and without: as if the words had other letters, in their bytes."""
     engine = small_chunks(kind, tiny_engine)
-    processor = oracle(tiny_model(kind)).processor
-    token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_ids[0])
-    for content in ([text(token)], [image("square"), text(f"x{token}")]):
-        with pytest.raises(TaskArgsInvalid, match="reserved"):
-            engine.run_blocking(task([user(*content)]))
+    own = oracle(tiny_model(kind))
+    for token in token_texts(kind, tiny_model):
+        other = "~" * len(token)
+
+        def asked(word: str) -> list[dict[str, Any]]:
+            return [
+                user(text(f"What is {word}?")),
+                {"role": "assistant", "content": [text(f"A word: {word}.")]},
+                user(text("Is it "), image("square"), text(f"or {word}{word}?")),
+            ]
+
+        inputs = own.inputs(asked(other))
+        ids = inputs["input_ids"][0].tolist()
+        tilde = own.processor.tokenizer.convert_tokens_to_ids("~")
+        letters = own.processor.tokenizer.convert_tokens_to_ids(list(token))
+        places = [place for place, each in enumerate(ids) if each == tilde]
+        assert len(places) == 4 * len(token)
+        for number, place in enumerate(places):
+            ids[place] = letters[number % len(token)]
+        inputs["input_ids"] = torch.tensor([ids])
+        with torch.no_grad():
+            output = own.model.generate(**inputs, max_new_tokens=16)
+        response = engine.run_blocking(task(asked(token)))
+        assert response["usage"]["prompt_tokens"] == len(ids)
+        decode = own.processor.tokenizer.decode
+        assert texts(response) == [decode(output[0][len(ids) :], skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS)
+async def test_words_move_no_image_of_another_message(
+    kind: VisionKind, tiny_model: TinyModel, tiny_engine: TinyEngine
+) -> None:
+    """The tag of another family, and what only looks like this model's token."""
+    messages = [
+        user(image("tall"), text("Look.")),
+        user(text("The tag <IMG_CONTEXT>, <|image_pad> and <image_>?")),
+    ]
+    response = small_chunks(kind, tiny_engine).run_blocking(task(messages))
+    assert texts(response) == oracle(tiny_model(kind)).answers(messages, {})
 
 
 @pytest.mark.parametrize("kind", VISION_KINDS)
