@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -53,13 +54,18 @@ class Shape:
 
 
 class Document:
-    """A whole schema. ``param`` is the field that errors name."""
+    """A whole schema. ``param`` is the field that errors name.
+
+    Attributes:
+        has_multiples: it has a ``multipleOf`` somewhere.
+    """
 
     def __init__(self, root: dict[str, Any], param: str) -> None:
         self.root = root
         self.param = param
         self._shapes: dict[int, Shape] = {}
         self._work = 0
+        self.has_multiples = '"multipleOf"' in json.dumps(root)
 
     def spend(self, work: int = 1) -> None:
         """Count work; a schema of definitions that name each other could make it endless.

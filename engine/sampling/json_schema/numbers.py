@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.sampling.json_schema.document import Document
 
@@ -20,7 +20,14 @@ SMALLEST = 1e-15
 _EXACT = 2**53  # beyond it, floats skip integers
 _MAX_FACTOR = 2**32 - 1  # llguidance counts multiples in 32 bits
 
-_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+# Where a bound is excluded, 0.999999999999999999 must not be written: it is read as 1. Decimals of
+# nine places do not round to a bound of six digits before the point.
+_STEP = 1e-9
+_PLAIN = 10**6
+_FAR = 1e-6  # bounds that are closer have too few such decimals between them
+
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_KEYWORDS = (*_BOUNDS, "multipleOf")
 
 
 def bounded(node: dict[str, Any], document: Document) -> dict[str, Any]:
@@ -43,24 +50,28 @@ def bounded(node: dict[str, Any], document: Document) -> dict[str, Any]:
     if not given and ("const" in node or "enum" in node):
         return node
     integer = isinstance(kinds, list) and "integer" in kinds and "number" not in kinds
-    low, high = _limits(node, document)
-    if not integer and low is None and high is None and "multipleOf" not in node:
+    low, high = _lower(node, document), _upper(node, document)
+    step = node.get("multipleOf")
+    if step is not None and not _positive(step):
+        document.refuse("multipleOf must be a number above 0")
+    if not integer and low is None and high is None and step is None:
         return node  # the guard keeps it finite, with an exponent if it wants one
-    most = _EXACT if "multipleOf" in node else LARGEST
+    most = LARGEST if step is None else _EXACT
     tight = _integers(low, high, most) if integer else _floats(low, high, most)
     if tight is None:
-        if low is not None and high is not None and low > high:
+        if low and high and low.nearest > high.nearest:
             return node  # llguidance says that nothing lies in between
         kind = "integer that is a 64-bit float" if integer else "64-bit float"
         document.refuse(f"no {kind} lies between {-most} and {most} with {_described(node)}")
-    rest = {
-        key: value
-        for key, value in node.items()
-        if key not in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-    }
-    if (step := node.get("multipleOf")) is not None and not _positive(step):
-        document.refuse("multipleOf must be a number above 0")
-    return rest | {"minimum": tight[0], "maximum": tight[1]}
+    made = {key: value for key, value in node.items() if key not in _BOUNDS}
+    made |= {"minimum": tight[0], "maximum": tight[1]}
+    if not integer and not document.has_multiples and tight[1] - tight[0] > _FAR:
+        for keyword, limit in (("minimum", low), ("maximum", high)):
+            if limit is not None and limit.excluded is not None:
+                del made[keyword]
+                made["exclusive" + keyword.capitalize()] = limit.excluded
+                made["multipleOf"] = _STEP
+    return made
 
 
 def check_multiples(steps: set[float], document: Document) -> None:
@@ -75,33 +86,42 @@ def check_multiples(steps: set[float], document: Document) -> None:
                 )
 
 
-Limit = tuple[float | int, bool]
-"""A bound, and whether it is excluded."""
+class _Limit(NamedTuple):
+    """A lower or an upper bound.
+
+    Attributes:
+        nearest: the bound, or if it is excluded, its neighbour.
+        excluded: the bound, if it is excluded, and if decimals of `_STEP` do not round to it.
+    """
+
+    nearest: float | int
+    excluded: float | int | None = None
 
 
-def _limits(
-    node: dict[str, Any], document: Document
-) -> tuple[float | int | None, float | int | None]:
-    """The lower and upper bound, both included: an excluded one is replaced by its neighbour."""
-    return (
-        _limit(node, "minimum", "exclusiveMinimum", -1, document),
-        _limit(node, "maximum", "exclusiveMaximum", 1, document),
-    )
+def _lower(node: dict[str, Any], document: Document) -> _Limit | None:
+    bounds = _read(node, "minimum", "exclusiveMinimum", 1, document)
+    return max(bounds, key=lambda limit: limit.nearest, default=None)
 
 
-def _limit(
-    node: dict[str, Any], included: str, excluded: str, side: int, document: Document
-) -> float | int | None:
+def _upper(node: dict[str, Any], document: Document) -> _Limit | None:
+    bounds = _read(node, "maximum", "exclusiveMaximum", -1, document)
+    return min(bounds, key=lambda limit: limit.nearest, default=None)
+
+
+def _read(
+    node: dict[str, Any], included: str, excluded: str, inwards: int, document: Document
+) -> list[_Limit]:
     bound, beyond = node.get(included), node.get(excluded)
     if isinstance(beyond, bool):  # draft 4: whether the other keyword's bound is excluded
         bound, beyond = (None, bound) if beyond else (bound, None)
     for value, name in ((bound, included), (beyond, excluded)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             document.refuse(f"{name} must be a number")
-    candidates = [] if bound is None else [bound]
+    limits = [] if bound is None else [_Limit(bound)]
     if beyond is not None:
-        candidates.append(_neighbour(beyond, -side))
-    return min(candidates, key=lambda value: side * value) if candidates else None
+        is_plain = abs(beyond) < _PLAIN and _as_read(float(beyond)) == beyond
+        limits.append(_Limit(_neighbour(beyond, inwards), beyond if is_plain else None))
+    return limits
 
 
 def _neighbour(bound: float | int, direction: int) -> float:
@@ -111,12 +131,10 @@ def _neighbour(bound: float | int, direction: int) -> float:
     return math.nextafter(float(bound), direction * math.inf)
 
 
-def _integers(
-    low: float | int | None, high: float | int | None, most: int
-) -> tuple[int, int] | None:
+def _integers(low: _Limit | None, high: _Limit | None, most: int) -> tuple[int, int] | None:
     """Integers that floats can represent, because llguidance reads bounds as floats."""
-    least = -most if low is None else max(math.ceil(low), -most)
-    largest = most if high is None else min(math.floor(high), most)
+    least = -most if low is None else max(math.ceil(low.nearest), -most)
+    largest = most if high is None else min(math.floor(high.nearest), most)
     if least > largest or largest < -most or least > most:
         return None
     while int(float(least)) < least:
@@ -127,10 +145,10 @@ def _integers(
 
 
 def _floats(
-    low: float | int | None, high: float | int | None, most: int
+    low: _Limit | None, high: _Limit | None, most: int
 ) -> tuple[float | int, float | int] | None:
-    least = -most if low is None else max(low, -most)
-    largest = most if high is None else min(high, most)
+    least = -most if low is None else max(low.nearest, -most)
+    largest = most if high is None else min(high.nearest, most)
     if abs(least) < SMALLEST:
         least = 0 if least <= 0 else SMALLEST
     if abs(largest) < SMALLEST:

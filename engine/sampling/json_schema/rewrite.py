@@ -334,7 +334,9 @@ def _is_open(made: dict[str, Any], *, is_closed: bool) -> bool:
     types = [types] if isinstance(types, str) else types
     if not isinstance(types, list):
         return False
-    has_bounds = "minimum" in made and "maximum" in made
+    has_bounds = ("minimum" in made or "exclusiveMinimum" in made) and (
+        "maximum" in made or "exclusiveMaximum" in made
+    )
     is_closed |= made.get("additionalProperties") is False
     return (
         ("object" in types and (not is_closed or bool(made.get("patternProperties"))))

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
@@ -175,3 +176,102 @@ def check(schema: dict[str, Any], text: str) -> None:
 def test_answers_under_random_schemas(schema: dict[str, Any], likes: str, seed: int) -> None:
     if (text := followed(schema, likes, seed)) is not None:
         check(schema, text)
+
+
+def fits(text: str, grammar: Grammar, *, in_pieces: bool) -> bool:
+    """Whether a grammar allows a text, spelled by long tokens or byte by byte."""
+    tokens = sorted(range(len(TEXTS)), key=lambda token: -len(TEXTS[token]))
+    matcher = COMPILER.compile(grammar)
+    while text:
+        piece = next((token for token in tokens if text.startswith(TEXTS[token])), None)
+        if in_pieces and piece is not None:
+            ids, text = [piece], text[len(TEXTS[piece]) :]
+        else:
+            ids, text = TOKENIZER(text[0], add_special_tokens=False)["input_ids"], text[1:]
+        for token in ids:
+            if matcher.done or token not in allowed(matcher):
+                return False
+            matcher.accept(token)
+    return matcher.done or TOKENIZER.eos_token_id in allowed(matcher)
+
+
+OPEN = {"type": "object", "properties": {"name": {}}, "additionalProperties": True}
+CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "keys": (
+        OPEN,
+        [
+            '{"name": "a", "a":1,"b":2}',
+            '{"a":{"a":1,"b":2}}',
+            '{"x": [{"a":1}, {"a":1}]}',
+            '{"":1}',
+        ],
+        [
+            *('{"a":1,"a":2}', '{"name": 1, "na\\u006de": 2}', '{"a":1, "b":2,"a": 3}'),
+            *('{"x": {"a":1,"b":2,"b":2}}', '{"x":[{"y":{"a":1,"a":1}}]}', '{"\\u0061": 1}'),
+            '{"":1,"":2}',
+        ],
+    ),
+    "escaped keys": (
+        OPEN,
+        ['{"\\"": 1, "\\"a": 2}', '{"\\n": 1, "\\\\n": 2, "n": 3}', '{"\\\\": 1, "\\\\\\"": 2}'],
+        ['{"\\"": 1, "\\"": 2}', '{"\\n": 1, "\\n": 2}', '{"\\\\": 1, "\\\\": 2}', '{"\\/": 1}'],
+    ),
+    "patterns": (
+        {"type": "object", "patternProperties": {"^x": {"type": "null"}}, "properties": {}},
+        ['{"x": null, "xx": null}'],
+        ['{"x": null, "x": null}', '{"y": null}', '{"\\u0078": null}'],
+    ),
+    "strings that look like keys": (
+        {"type": "object"},
+        ['{"a": "a", "b": "{\\"a\\":1,\\"a\\":2", "c": ["a", "a"]}'],
+        ['{"a": "a", "a": "b"}'],
+    ),
+    "numbers": (
+        {"type": "number"},
+        ["1e99", "-1.5E+10", "9" * 200, "0." + "0" * 400, "0.5e-12"],
+        ["1e999", "1e100", "1E+400", "9" * 201 + ".5", "9" * 400, "e9"],
+    ),
+    "any value": ({}, ["1e9", '[1, "1e999", 2]', '"' + "9" * 300 + '"'], ["[1e999]", "9" * 400]),
+    "below 1": (
+        {"type": "number", "exclusiveMaximum": 1, "exclusiveMinimum": 0},
+        ["0.99", "0.5", "0.000001"],
+        ["1", "0", "0.99999999999999999999", "0." + "0" * 400 + "1"],
+    ),
+    "large integers": (
+        {"type": "integer", "minimum": 2**53 + 1},
+        ["9007199254740994", str(2**63 - 1024)],
+        ["9007199254740992", "9" * 30],
+    ),
+    "64 bits": (
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1},
+        ["0", "-9000000000000000000"],
+        ["99999999999999999999"],
+    ),
+    "dates": (
+        {"type": "string", "format": "date"},
+        ['"2024-02-29"', '"2000-02-29"', '"2023-12-31"'],
+        ['"2023-02-29"', '"1900-02-29"', '"0000-01-01"', '"2023-04-31"'],
+    ),
+    "times": (
+        {"type": "string", "format": "date-time"},
+        ['"2024-02-29T23:59:59Z"', '"2024-01-01T00:00:00.123456+01:00"'],
+        ['"2024-01-01T00:00:60Z"', '"2024-01-01T24:00:00Z"', '"2023-02-29T00:00:00Z"'],
+    ),
+    "characters": (
+        {"type": "string"},
+        ['"é\U0001f600"', '"\\n\\t\\"\\\\"', '"\\u0001"'],
+        ['"\\ud800"', '"\x01"', '"\n"', '"\\x"'],
+    ),
+}
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_allowed(name: str, in_pieces: bool) -> None:
+    schema, good, bad = CASES[name]
+    grammar = Grammar.json(rewritten(schema, "schema"), "schema")
+    for text in good:
+        read(text)
+        assert fits(text, grammar, in_pieces=in_pieces), text
+    for text in bad:
+        assert not fits(text, grammar, in_pieces=in_pieces), text
