@@ -4,8 +4,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Newer than pyproject.toml and constraints.txt: the environment is complete and up to date.
+# Newer than pyproject.toml and constraints.txt: the environment has all that serving needs, and
+# all that development needs too.
+SERVING := $(VENV)/.serving
 READY := $(VENV)/.ready
+# An index with another build of torch. PyTorch's CPU builds: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 CONFIG ?= serve_config.yaml
 ADDRESS := http://127.0.0.1:8000
 
@@ -18,7 +22,7 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 .PHONY: help serve test test-cluster fuzz lint format map clean
 
 help:
-	@echo 'make serve   install what is needed and serve $(CONFIG) on $(ADDRESS)'
+	@echo 'make serve   install what serving needs and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
 	@echo 'make test-cluster  scale, lose nodes and update on simulated clusters, in minutes'
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
@@ -29,21 +33,28 @@ help:
 
 # torch comes first and by its exact version, so that no other package's looser wish can choose the
 # build: the package index decides between the CPU build and the CUDA build.
-$(READY): pyproject.toml constraints.txt
+$(SERVING): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
 	  sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
+	@echo 'To install into $(VENV), if it is not there yet: 350 MB of packages, and torch, which is'
+	@echo '200 MB as a CPU build and about 3 GB with CUDA. The public index has the CUDA build for Linux.'
+	@test -n "$(TORCH_INDEX)" || test -e /proc/driver/nvidia/version || { \
+	  echo 'This machine has no NVIDIA driver. Where the CUDA build is too much, stop and take the CPU build:'; \
+	  echo '  make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu'; }
 	@# Not only python must be there: without the system's venv package an environment has no pip.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(addprefix --extra-index-url ,$(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[ui]'
 	@touch $@
 
-# The check comes first because `serve run` does not exit on a faulty configuration. Ctrl-C stops the
-# server, its replicas and the local Ray; so does a SIGTERM to make, which hands it on to its child
-# (hence exec). The waiter ends when that child is gone.
-serve: $(READY)
-	@$(BIN)/python -m serve_app.check --port-is-free $(CONFIG)
-	@$(BIN)/python -m serve_app.ready $(CONFIG) & exec $(BIN)/serve run $(CONFIG)
+$(READY): $(SERVING)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Ctrl-C stops the server, its replicas and the local Ray; so does a SIGTERM to make, which hands it on
+# to its child (hence exec).
+serve: $(SERVING)
+	@exec $(BIN)/python -m gpt_task_serve serve $(CONFIG)
 
 # The weights that tests use: a package without the programs that it would bring along.
 WEIGHTS := $(VENV)/.weights
@@ -84,7 +95,7 @@ format: $(READY)
 
 # A file's first line says what it is for.
 map:
-	@grep -rm1 --include='*.py' '^"""' schema engine serve_app cluster gpt_task | sort
+	@grep -rm1 --include='*.py' '^"""' schema engine serve_app cluster gpt_task gpt_task_serve | sort
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

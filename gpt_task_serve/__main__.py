@@ -15,6 +15,9 @@ COMMANDS = {
 }
 """The module of each command, whose `main` takes the arguments and returns the exit status."""
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
 USAGE = (
     "usage: gpt-task-serve COMMAND [ARGUMENTS]\n\n{}\n\ngpt-task-serve COMMAND --help says more."
 )
@@ -29,11 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     if name not in COMMANDS:
-        print(f"gpt-task-serve: no command {name!r}; there are {', '.join(COMMANDS)}")
+        known = ", ".join(COMMANDS)
+        print(f"gpt-task-serve: no command {name!r}; there are {known}", file=sys.stderr)
         return 2
-    # Only the one that is asked for: some import torch, which takes seconds.
-    module = importlib.import_module(COMMANDS[name][0])
-    status: int = module.main(rest, prog=f"gpt-task-serve {name}")
+    try:
+        # Only the one that is asked for: some import torch, which takes seconds.
+        module = importlib.import_module(COMMANDS[name][0])
+        status: int = module.main(rest, prog=f"gpt-task-serve {name}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return status
 
 

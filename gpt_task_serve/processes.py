@@ -20,6 +20,20 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def ray_processes() -> list[psutil.Process]:
+    """Those of a Ray that this process has started without which it does not work."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.name() in ("raylet", "gcs_server")]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; a process that has ended and is remembered as a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def kill_children() -> None:
     """End everything below this process at once."""
     _kill(psutil.Process().children(recursive=True))

@@ -1,9 +1,9 @@
 """``gpt-task-serve serve [serve_config.yaml]``: serves it until Ctrl-C, and ends in order.
 
-It does what ``serve run serve_config.yaml`` does, and three things more. It checks the file and the
-port first. It says when the models answer. And on the first Ctrl-C (or SIGTERM) it lets running
-requests end within ``limits.shutdown_timeout_s``, while new ones are refused; ``serve run`` cuts all
-connections. A second Ctrl-C ends everything at once.
+It does what ``serve run serve_config.yaml`` does, and three things more. It checks the file and
+the port first. It says when the models answer. And on the first Ctrl-C (or SIGTERM) it lets running
+requests end within ``limits.shutdown_timeout_s``, while new ones are refused; ``serve run`` cuts
+all connections. A second Ctrl-C ends everything at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 import yaml
 from ray import serve
@@ -31,24 +34,29 @@ from gpt_task_serve.processes import (
     end,
     end_children,
     holders,
+    is_alive,
     is_orphaned_haproxy,
     kill_children,
+    ray_processes,
 )
 from serve_app.check import BUILDER, taken_port
 from serve_app.check import main as check
 from serve_app.config.app_args import AppArgs
 from serve_app.http.shutdown import ENDING_S
-from serve_app.ready import address_of, what_is_missing
+from serve_app.ready import Watch, address_of
 
 DEFAULT = Path(__file__).with_name("default.yaml")
 HERE = Path("serve_config.yaml")
 
 INGRESS = "Ingress"
-POLL_S, MAX_POLL_S, GROWTH = 0.5, 2.0, 1.4
 DELIVERY_S = 1.0
 """For Ray's proxies to send the ends of answers, after the ingresses are done with them."""
 CALL_S = 10.0
 """For the call that drains an ingress, beside the time of the requests."""
+SHUTDOWN_S = 10.0
+"""For Serve to stop replicas that have nothing to do any more; what remains is killed."""
+ONE_S = 1.0
+"""Within this time two signals are one: `make` passes on what its process group has received."""
 INTERRUPTED = 130
 """The exit status when all was ended at once; shells use it for what SIGINT has ended."""
 
@@ -59,14 +67,15 @@ def main(arguments: list[str] | None = None, prog: str = "python -m gpt_task_ser
     config: Path = options.config or (HERE if HERE.exists() else DEFAULT)
     if status := check([str(config)]):
         return status
-    if faults := _free_port(config):
+    # On a cluster that runs, the port may be that of the Serve which is to be changed.
+    if faults := [] if options.address else _free_port(config):
         print(*faults, sep="\n", file=sys.stderr)
         return 1
     adopt_orphans()
     signals = _Signals()
     try:
         return _serve(config, options, signals)
-    except KeyboardInterrupt:  # before Ray has started
+    except (KeyboardInterrupt, SystemExit):  # before Ray has started
         kill_children()
         return INTERRUPTED
 
@@ -76,6 +85,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self._came = threading.Event()
+        self._at = 0.0
 
     def listen(self) -> None:
         """Take the signals over; once more after Ray has set handlers of its own."""
@@ -87,10 +97,13 @@ class _Signals:
         return self._came.wait(seconds)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._came.is_set():
+        now = time.monotonic()
+        if not self._came.is_set():
+            self._at = now
+            self._came.set()
+        elif now - self._at > ONE_S:
             kill_children()
             os._exit(INTERRUPTED)
-        self._came.set()
 
 
 def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
@@ -102,50 +115,82 @@ def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
         ray_serve.main(["run", "--non-blocking", str(config)], standalone_mode=False)
     except SystemExit:  # it has printed why
         return 1
-    _wait(address_of(config), signals)
+    started = ray_processes()
+    if not _wait(address_of(config), signals, started):
+        print("a process of Ray has ended: the server cannot go on", file=sys.stderr, flush=True)
+        kill_children()
+        return 1
+    applications = _applications(config)
+    _end_later(max(map(_limit_s, applications)) + SHUTDOWN_S + CALL_S)
     print("stopping: running requests may end; Ctrl-C again ends them at once", flush=True)
-    asyncio.run(_drain(config))
-    time.sleep(DELIVERY_S)
-    serve.shutdown()
+    asyncio.run(_stop(applications))
     ray.shutdown()
     end_children()
     print("stopped", flush=True)
     return 0
 
 
-def _wait(address: str, signals: _Signals) -> None:
-    """Wait for a signal; until the server is ready, say what it waits for."""
-    said, pause = "", POLL_S
-    while (missing := what_is_missing(address)) is not None:
-        if missing and missing != said:
-            print(f"not ready: {missing}", flush=True)
-            said = missing
-        if signals.wait(pause):
-            return
-        if missing:  # Ray writes lines for each answer
-            pause = min(pause * GROWTH, MAX_POLL_S)
-    print(f"ready: {address}", flush=True)
-    signals.wait()
+def _wait(address: str, signals: _Signals, started: Sequence[psutil.Process]) -> bool:
+    """Wait for a signal; until the server is ready, say what it waits for.
+
+    Returns:
+        Whether a signal has come; if not, one of the processes that were started has ended.
+    """
+    watch, ready = Watch(address), False
+    while not signals.wait(watch.pause_s):
+        if not all(map(is_alive, started)):
+            return False
+        ready = ready or watch.is_ready()
+    return True
 
 
-async def _drain(config: Path) -> None:
-    """Let running requests end, and refuse new ones; an ingress that does not answer is left."""
+def _end_later(seconds: float) -> None:
+    """End everything after that time, if this process has not ended by then."""
+
+    def end_now() -> None:
+        print("not stopped in time: everything is ended now", file=sys.stderr, flush=True)
+        kill_children()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _limit_s(application: dict[str, Any]) -> float:
+    """How long draining an application may take."""
+    args = AppArgs.model_validate(application.get("args", {}))
+    return args.limits.shutdown_timeout_s + ENDING_S + CALL_S
+
+
+def _applications(config: Path) -> list[dict[str, Any]]:
+    """Those that have an ingress of ours."""
     applications = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"]
-    ours = [each for each in applications if each["import_path"] == BUILDER]
-    await asyncio.gather(*map(_drain_application, ours))
+    return [each for each in applications if each["import_path"] == BUILDER]
 
 
-async def _drain_application(application: dict[str, Any]) -> None:
+async def _stop(applications: list[dict[str, Any]]) -> None:
+    """Let running requests end, and refuse new ones; then stop Serve."""
+    await asyncio.gather(*map(_drain, applications))
+    await asyncio.sleep(DELIVERY_S)
+    with suppress(TimeoutError):
+        # Ray waits longer for load balancers that are not there, and for machines that may come.
+        async with asyncio.timeout(SHUTDOWN_S):
+            await serve.shutdown_async()
+
+
+async def _drain(application: dict[str, Any]) -> None:
+    """Drain the ingresses of an application; what does not answer is left."""
     name = application.get("name", "default")
     status = serve.status().applications.get(name)
     ingress = status and status.deployments.get(INGRESS)
     if not ingress or not ingress.replica_states.get("RUNNING"):
         return
-    args = AppArgs.model_validate(application.get("args", {}))
-    limit_s = args.limits.shutdown_timeout_s + ENDING_S + CALL_S
     answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
     try:
-        counts = await answers.results_async(timeout_s=limit_s, return_exceptions=True)
+        counts = await answers.results_async(
+            timeout_s=_limit_s(application), return_exceptions=True
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the server has to end
         print(f"{name}: not drained: {type(error).__name__}: {error}", file=sys.stderr)
         return

@@ -46,26 +46,43 @@ def what_is_missing(address: str) -> str | None:
         return ""  # Ray's proxy, before it knows the application
 
 
+class Watch:
+    """Asks a server again and again whether it is ready, and prints what it says when that changes.
+
+    Attributes:
+        pause_s: how long to wait before the next question.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._said = ""
+        self.pause_s = POLL_S
+
+    def is_ready(self) -> bool:
+        """Ask once."""
+        missing = what_is_missing(self._address)
+        if missing is None:
+            print(f"ready: {self._address}", flush=True)
+            return True
+        if missing and missing != self._said:
+            print(f"not ready: {missing}", flush=True)
+            self._said = missing
+        if missing:  # Ray writes lines for each answer
+            self.pause_s = min(self.pause_s * GROWTH, MAX_POLL_S)
+        return False
+
+
 def main() -> None:
     """Poll until the server is ready, or until the parent process has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
-    address = address_of(parser.parse_args().config)
+    watch = Watch(address_of(parser.parse_args().config))
     parent = os.getppid()
-    said, pause = "", POLL_S
     try:
-        while (missing := what_is_missing(address)) is not None:
-            if os.getppid() != parent:
-                return
-            if missing and missing != said:
-                print(f"not ready: {missing}", flush=True)
-                said = missing
-            time.sleep(pause)
-            if missing:  # Ray writes lines for each answer
-                pause = min(pause * GROWTH, MAX_POLL_S)
+        while not watch.is_ready() and os.getppid() == parent:
+            time.sleep(watch.pause_s)
     except KeyboardInterrupt:
         return
-    print(f"ready: {address}", flush=True)
 
 
 if __name__ == "__main__":

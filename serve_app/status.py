@@ -23,6 +23,8 @@ from serve_app.ready import address_of
 
 TIMEOUT_S = 30.0
 KEY_VARIABLE = "API_KEY"
+HERE = Path("serve_config.yaml")
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
@@ -75,7 +77,9 @@ def run(command: Command, arguments: list[str] | None) -> int:
 
 def _parser(command: Command) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=command.prog, description=command.description)
-    parser.add_argument("config", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    parser.add_argument(
+        "config", type=Path, nargs="?", help=f"by default ./{HERE}, if there is one"
+    )
     parser.add_argument("--address", help="such as http://127.0.0.1:8000; else from CONFIG")
     parser.add_argument(
         "--key",
@@ -137,7 +141,8 @@ def _models_of(options: argparse.Namespace) -> dict[str, Any]:
     """
     if options.address is None and "//" in str(options.config).replace(":/", "://"):
         raise ValueError(f"{options.config} is not a file; use --address for the server's address")
-    address = options.address or address_of(options.config)
+    config = options.config or (HERE if HERE.exists() else None)
+    address = options.address or (address_of(config) if config else DEFAULT_ADDRESS)
     url = urlsplit(address if "//" in address else f"//{address}")
     if url.scheme not in ("", "http") or url.hostname is None:
         raise ValueError(f"{address!r} is not an address such as http://127.0.0.1:8000")

@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).parent.parent
 # The files beside the packages of engine/ and serve_app/ are lines of their own too: some of them
 # are above all packages, and the engine's configuration is below.
 ARROWS = """
+gpt_task_serve             > serve_app.check serve_app.ready serve_app.config serve_app.http
+
 cluster                    > .hardware .planning serve_app.check serve_app.observability
                              serve_app.config
 cluster.hardware           > .planning serve_app.config engine engine.execution
@@ -95,7 +97,7 @@ schema.validation          > schema
 
 MAX_ENTRIES = 12
 
-PRODUCT = ("cluster", "demo", "gpt_task", "serve_app", "engine", "schema")
+PRODUCT = ("gpt_task_serve", "cluster", "demo", "gpt_task", "serve_app", "engine", "schema")
 FILES_ARE_LINES = {"engine", "serve_app"}
 NO_ENTRIES = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
 DATA = {"demo/data/vocabulary", "demo/images", "demo/model"}
@@ -103,14 +105,15 @@ DATA = {"demo/data/vocabulary", "demo/images", "demo/model"}
 PAGES = ("docs/architecture.md", "docs/engine.md", "docs/graph.md", "CONTRIBUTING.md")
 
 TRANSPORT = {"ray", "fastapi", "starlette", "uvicorn"}
-LEAVES = {"cluster", "gpt_task", "demo", "tests", "benchmarks"}
+LEAVES = {"gpt_task_serve", "cluster", "gpt_task", "demo", "tests", "benchmarks"}
 FORBIDDEN = {
     "schema": {"engine", "serve_app", "torch", "transformers"} | TRANSPORT | LEAVES,
     "engine": {"serve_app"} | TRANSPORT | LEAVES,
     "serve_app": LEAVES,
     "cluster": LEAVES - {"cluster"},
     "gpt_task": {"serve_app"} | TRANSPORT | (LEAVES - {"gpt_task"}),
-    "demo": {"serve_app", "cluster", "gpt_task", "tests", "benchmarks"} | TRANSPORT,
+    "demo": {"serve_app", "gpt_task_serve", "cluster", "gpt_task", "tests", "benchmarks"}
+    | TRANSPORT,
 }
 
 MODULES = {
