@@ -4,6 +4,12 @@
 
     TaskError
     ├── TaskArgsInvalid      400  the task breaks the contract; `param` is the path of the field
+    │   ├── UnknownParameter 400  there is no such field
+    │   ├── MissingParameter 400  a field that is required is absent
+    │   ├── InvalidType      400  the value is of another JSON type
+    │   ├── UnsupportedParameter 400  a field of other servers that would change the answer
+    │   ├── ImageInvalid     400  an image cannot be decoded
+    │   └── ContextLengthExceeded 400  prompt and answer do not fit into the model's context
     ├── ModelInvalid         404  no such model here: unknown, not configured, kind not supported
     │   ├── ModelRevisionInvalid  404  the repository has no such branch, tag or commit
     │   ├── ModelGated       403  the hub gives it only to accounts that accepted its licence
@@ -27,6 +33,9 @@
 
 Why these codes, where a choice was open:
 
+* Where OpenAI's API has a `type` or a `code` for a situation, it is used here, because clients
+  compare it: some shorten the conversation on `context_length_exceeded`, some wait on
+  `server_is_overloaded`. `docs/api.md` has the table.
 * `ModelNotDownloaded` is a 404 and not a 503, because a retry does not help: an operator has to
   fetch the files first. Its `code` distinguishes it from an unknown model.
 * `ModelDownloadError` and `ImageDownloadError` are 502s: the server asked another, which failed.
@@ -47,11 +56,9 @@ from typing_extensions import TypedDict
 
 ErrorType = Literal[
     "invalid_request_error",
-    "authentication_error",
-    "not_found_error",
     "rate_limit_error",
     "server_error",
-    "overloaded_error",
+    "service_unavailable_error",
 ]
 
 
@@ -112,14 +119,52 @@ class TaskArgsInvalid(TaskError):
 
     http_status = 400
     type = "invalid_request_error"
-    code = "task_args_invalid"
+    code = "invalid_value"
+
+
+class UnknownParameter(TaskArgsInvalid):
+    """There is no such field; the message has the nearest one."""
+
+    code = "unknown_parameter"
+
+
+class MissingParameter(TaskArgsInvalid):
+    """A field that is required is absent."""
+
+    code = "missing_required_parameter"
+
+
+class InvalidType(TaskArgsInvalid):
+    """The value is of another JSON type than the field's."""
+
+    code = "invalid_type"
+
+
+class UnsupportedParameter(TaskArgsInvalid):
+    """A field of other servers' interfaces that would change the answer and has no effect here."""
+
+    code = "unsupported_parameter"
+
+
+class ImageInvalid(TaskArgsInvalid):
+    """An image is not base64, is of no known format, or is damaged."""
+
+    code = "invalid_image"
+
+
+class ContextLengthExceeded(TaskArgsInvalid):
+    """The prompt, or the prompt and the answer that the task asks for, are longer than the model's
+    context, or than all of the engine's memory for keys and values.
+    """
+
+    code = "context_length_exceeded"
 
 
 class ModelInvalid(TaskError):
     """The model is unknown, is not configured, or is not of a kind that generates text."""
 
     http_status = 404
-    type = "not_found_error"
+    type = "invalid_request_error"
     code = "model_not_found"
 
 
@@ -152,7 +197,7 @@ class ModelNotDownloaded(TaskError):
     """The model's files are not on this machine, and it may not or cannot download them."""
 
     http_status = 404
-    type = "not_found_error"
+    type = "invalid_request_error"
     code = "model_not_downloaded"
 
 
@@ -173,7 +218,7 @@ class ImageDownloadError(TaskError):
     """The host of an image's address did not deliver it, or not in time."""
 
     http_status = 502
-    code = "image_download_failed"
+    code = "failed_to_download_image"
 
 
 class OutOfMemory(TaskError):
@@ -187,14 +232,14 @@ class TaskExecutionError(TaskError):
     """The model failed while it ran the task."""
 
     http_status = 500
-    code = "task_execution_failed"
+    code = "server_error"
 
 
 class EngineStopped(TaskExecutionError):
     """The process, the device or the machine that ran the task is gone. The task did not fail."""
 
     http_status = 503
-    type = "overloaded_error"
+    type = "service_unavailable_error"
     code = "engine_stopped"
 
 
@@ -211,8 +256,8 @@ class Overloaded(TaskError):
     """There is no room for the task now; there will be after `retry_after_s` seconds."""
 
     http_status = 503
-    type = "overloaded_error"
-    code = "overloaded"
+    type = "service_unavailable_error"
+    code = "server_is_overloaded"
 
 
 class Cancelled(TaskError):
@@ -227,7 +272,7 @@ class InvalidApiKey(TaskError):
     """The server wants a key. The one that was sent is not valid, and is never repeated here."""
 
     http_status = 401
-    type = "authentication_error"
+    type = "invalid_request_error"
     code = "invalid_api_key"
 
 

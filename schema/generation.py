@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from schema.json_values import quoted
+from schema.json_values import WHOLE, quoted
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """The default if neither the task nor the model's own generation_config has a value."""
@@ -58,13 +58,13 @@ def _token_ids(bias: dict[str, float]) -> dict[str, float]:
     return bias
 
 
-MaxNewTokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
+MaxNewTokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS), WHOLE]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
-NumBeams = Annotated[int, Field(ge=1, le=MAX_BEAMS)]
+NumBeams = Annotated[int, Field(ge=1, le=MAX_BEAMS), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_zero_or_enough)]
 TypicalP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K), WHOLE]
+TopP = Annotated[float, Field(ge=0, le=1)]
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
 CountPenalty = Annotated[float, Field(ge=-MAX_COUNT_PENALTY, le=MAX_COUNT_PENALTY)]
@@ -76,36 +76,23 @@ LogitBias = Annotated[
     ),
     AfterValidator(_token_ids),
 ]
-NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
-NumReturnSequences = Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES)]
+NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
+NumReturnSequences = Annotated[int, Field(ge=1, le=MAX_RETURN_SEQUENCES), WHOLE]
 
 NOT_TOO_COLD: dict[str, Any] = {
     "not": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": MIN_TEMPERATURE}
 }
 """The condition on a temperature in JSON Schema, beside its bounds."""
 
-# "More than one answer without sampling or beams" in JSON Schema. Absent and null are the same.
-_NO_BEAMS = {"properties": {"num_beams": {"enum": [1, None]}}}
 _BEAMS = {
     "properties": {"num_beams": {"type": "integer", "minimum": 2}},
     "required": ["num_beams"],
 }
-_GREEDY = {
-    "anyOf": [
-        {"properties": {"do_sample": {"const": False}}, "required": ["do_sample"]},
-        {"properties": {"temperature": {"const": 0}}, "required": ["temperature"]},
-    ]
-}
 _SCHEMA_RULES: dict[str, Any] = {
     "allOf": [
         {
-            "$comment": "Several different answers need sampling or beams. JSON Schema cannot say "
-            "that there must be at least as many beams as answers; the server checks it.",
-            "if": {"allOf": [_NO_BEAMS, _GREEDY]},
-            "then": {"properties": {"num_return_sequences": {"enum": [1, None]}}},
-        },
-        {
-            "$comment": "Log probabilities are not reported for beams.",
+            "$comment": "Log probabilities are not reported for beams. JSON Schema cannot say that "
+            "there must be at least as many beams as answers; the server checks it.",
             "if": _BEAMS,
             "then": {"properties": {"logprobs": {"const": None}}},
         },
@@ -137,10 +124,13 @@ class GenerationConfig(BaseModel):
     stop_strings: (
         Annotated[
             list[StopString],
-            Field(min_length=1, max_length=MAX_STOP_STRINGS, fail_fast=True),
+            Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
         ]
         | None
-    ) = Field(default=None, description="A choice ends where its text has one of these.")
+    ) = Field(
+        default=None,
+        description="A choice ends where its text has one of these; []: no text ends it.",
+    )
     do_sample: bool | None = Field(
         default=None,
         description="true: sample tokens by their probability; false: take the most probable.",
@@ -163,7 +153,8 @@ class GenerationConfig(BaseModel):
     )
     top_p: TopP | None = Field(
         default=None,
-        description="Keeps the most probable tokens up to this total probability; 1 is off.",
+        description="Keeps the most probable tokens up to this total probability; 1 is off, and 0 "
+        "keeps one.",
     )
     min_p: MinP | None = Field(
         default=None,
@@ -194,24 +185,16 @@ class GenerationConfig(BaseModel):
     )
     num_return_sequences: NumReturnSequences | None = Field(
         default=None,
-        description="How many choices to generate. "
+        description="How many choices to generate; greedy ones are equal. "
         f"{DEFAULT_NUM_RETURN_SEQUENCES} where neither the task nor the model says.",
     )
 
     @model_validator(mode="after")
-    def _several_answers_differ(self) -> Self:
+    def _beams_for_all_choices(self) -> Self:
         """The rule of transformers. The engine checks it again with the model's own settings."""
         count, beams = self.num_return_sequences or 1, self.num_beams or 1
-        greedy = self.do_sample is False or self.temperature == 0
-        problem = None
         if beams > 1 and count > beams:
             problem = f"must be at most num_beams, {beams}, and is {count}; raise num_beams"
-        elif beams == 1 and count > 1 and greedy:
-            problem = (
-                f"is {count}, but greedy generation has only one answer; "
-                "set do_sample to true with a temperature above 0, or num_beams to as many"
-            )
-        if problem is not None:
             raise PydanticCustomError(
                 "task_rule", "{problem}", {"problem": problem, "path": ("num_return_sequences",)}
             )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from schema.errors import TaskArgsInvalid
@@ -106,6 +107,17 @@ def check_json(value: dict[str, Any]) -> dict[str, Any]:
     if not _plainly_fine(value):
         _raise_first_problem(value)
     return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+WHOLE = BeforeValidator(_whole)
+"""For integers: 10.0 is one, as it is in JSON Schema. Behind the limits of its type, which pydantic
+would not publish otherwise."""
 
 
 def count_values(value: Any, most: int) -> int:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from schema.json_values import check_json
+from schema.json_values import check_json, quoted
 
 MAX_BLOCKS = 1024
 MAX_BLOCKS_OF_TASK = 4096
@@ -26,24 +26,39 @@ MAX_TOOL_CALLS = 128
 MAX_TEXT_CHARS = 8_000_000
 """Of one text: more than two million tokens. Long before that a model's context is full."""
 MAX_TOOL_CALL_ID_CHARS = 256
+MAX_NAME_CHARS = 256
 MAX_URL_CHARS = 8192
 """Of an image's address, where a request may have one; `data:` URLs are not addresses."""
 
 # Pydantic puts these into the paths of errors; `problems` takes them out again. No field has such a
 # name.
-TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG = TAGS = (
+TEXT_TAG, BLOCKS_TAG, TEXT_BLOCK_TAG, IMAGE_BLOCK_TAG, REFUSAL_TAG = (
     "<text>",
     "<blocks>",
     "<text block>",
     "<image block>",
+    "<refusal>",
 )
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-# The same for JSON Schema, where only a pattern can count characters. Python's `$` also matches
-# before a last newline, hence the look-ahead; elsewhere it changes nothing.
-_BASE64_PATTERN = (
-    r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)$(?!\n)"
-)
+_BASE64 = re.compile(r"([A-Za-z0-9+/]+)={0,2}")
+_PADDING = {0: (0,), 1: (), 2: (0, 2), 3: (0, 1)}
+"""How many = may follow so many characters beyond whole groups of four."""
+_WHITE = re.compile(r"[\t\n\f\r ]")
+_SPACE = str.maketrans("", "", "\t\n\f\r ")
+_FOREIGN = re.compile(r"[^A-Za-z0-9+/]")
+
+
+def _base64_pattern() -> str:
+    """The same for JSON Schema, with white space anywhere and at least one byte.
+
+    Python's `$` also matches before a last newline, hence the look-ahead; elsewhere it changes
+    nothing.
+    """
+    space = r"[\t\n\f\r ]*"
+    char, pad = f"[A-Za-z0-9+/]{space}", f"={space}"
+    two, three, four = char * 2, char * 3, char * 4
+    return f"^{space}(?:{four})*(?:{four}|{three}(?:{pad})?|{two}(?:{pad}{pad})?)$(?!\\n)"
+
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 """An object that a chat template reads as it is; see `json_values` for its limits."""
@@ -54,17 +69,44 @@ def rule(problem: str, *path: str) -> PydanticCustomError:
     return PydanticCustomError("task_rule", "{problem}", {"problem": problem, "path": path})
 
 
-def _check_base64(text: str) -> str:
-    # Only the alphabet is checked; the image preprocessor decodes the image.
+def _standard_base64(text: str) -> str:
+    """The same in the strict form: without white space, with padding.
+
+    What is accepted is what browsers accept (https://infra.spec.whatwg.org/#forgiving-base64): the
+    command `base64` breaks lines, and some libraries leave the padding out. Only the alphabet is
+    checked; the image preprocessor decodes the image.
+    """
     if text.startswith("data:"):
         raise rule('must be base64 alone; leave out the "data:...;base64," before it')
     if text.startswith(("http:", "https:")):
         raise rule("must be the image itself in base64; addresses are not fetched")
-    if not _BASE64.fullmatch(text):
-        raise rule("must be base64: A-Z a-z 0-9 + / and = at the end, without line breaks")
-    if len(text) % 4:
-        raise rule("must be base64 with padding: its length is not a multiple of 4")
-    return text
+    plain = text.translate(_SPACE) if _WHITE.search(text) else text
+    match = _BASE64.fullmatch(plain)
+    if match is None or len(plain) - match.end(1) not in _PADDING[match.end(1) % 4]:
+        raise rule(f"must be base64 (A-Z a-z 0-9 + /, padded with =); {_why_not_base64(plain)}")
+    return plain + "=" * (-len(plain) % 4)
+
+
+def _why_not_base64(plain: str) -> str:
+    digits = plain.rstrip("=")
+    foreign = _FOREIGN.search(digits)
+    if foreign is not None:
+        return f"it has {quoted(foreign[0])} at character {foreign.start()}"
+    if len(digits) % 4 == 1:
+        return f"its end is missing: {len(digits)} characters are not a whole number of bytes"
+    return "its padding is wrong" if digits else "it is empty"
+
+
+Base64 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="An image file, such as PNG or JPEG, in standard base64. White space in it is "
+        "left out, and padding may be absent.",
+        json_schema_extra={"pattern": _base64_pattern(), "contentEncoding": "base64"},
+    ),
+    AfterValidator(_standard_base64),
+]
 
 
 def _require_type(schema: dict[str, Any]) -> None:
@@ -83,7 +125,7 @@ class TextBlock(_Part):
     model_config = ConfigDict(json_schema_extra=_require_type)
 
     type: Literal["text"] = "text"
-    text: str = Field(min_length=1, max_length=MAX_TEXT_CHARS)
+    text: str = Field(max_length=MAX_TEXT_CHARS)
 
 
 class ImageBlock(_Part):
@@ -92,10 +134,7 @@ class ImageBlock(_Part):
     model_config = ConfigDict(json_schema_extra=_require_type)
 
     type: Literal["image"] = "image"
-    base64: Annotated[str, Field(min_length=1), AfterValidator(_check_base64)] = Field(
-        description="An image file, such as PNG or JPEG, in standard base64 with padding.",
-        json_schema_extra={"pattern": _BASE64_PATTERN, "contentEncoding": "base64"},
-    )
+    base64: Base64
 
     @classmethod
     def at(cls, url: str) -> Self:
@@ -145,7 +184,6 @@ _Blocks = Annotated[
     list[ContentBlock],
     Field(
         fail_fast=True,
-        min_length=1,
         max_length=MAX_BLOCKS,
         json_schema_extra={
             "contains": {"properties": {"type": {"const": "image"}}, "required": ["type"]},
@@ -162,30 +200,27 @@ Content = Annotated[
 ]
 
 
-def _only_for(role: str, field: str) -> dict[str, Any]:
+def _only_for(role: str, field: str, empty: Any) -> dict[str, Any]:
     return {
         "if": {"not": {"properties": {"role": {"const": role}}}},
-        "then": {"properties": {field: {"type": "null"}}},
+        "then": {"properties": {field: {"enum": [None, empty]}}},
     }
 
 
+ROLE_RULES: list[dict[str, Any]] = [
+    _only_for("assistant", "tool_calls", []),
+    _only_for("assistant", "reasoning_content", ""),
+    _only_for("tool", "tool_call_id", ""),
+    {
+        "$comment": "Only an assistant's message may have no content.",
+        "if": {"properties": {"role": {"const": "assistant"}}},
+        "else": {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
+    },
+]
+"""What belongs to which role, in JSON Schema; `Message` checks the same."""
+
 _SCHEMA_RULES: dict[str, Any] = {
-    "allOf": [
-        _only_for("assistant", "tool_calls"),
-        _only_for("assistant", "reasoning_content"),
-        _only_for("tool", "tool_call_id"),
-        {
-            "$comment": "Only an assistant's message that calls tools may have no content.",
-            "if": {
-                "properties": {
-                    "role": {"const": "assistant"},
-                    "tool_calls": {"type": "array", "minItems": 1},
-                },
-                "required": ["role", "tool_calls"],
-            },
-            "else": {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
-        },
-    ],
+    "allOf": ROLE_RULES,
     "examples": [{"role": "user", "content": "I want to create a chat bot. Any suggestions?"}],
 }
 
@@ -202,8 +237,13 @@ class Message(_Part):
     role: Literal["system", "user", "assistant", "tool"]
     content: Content | None = Field(
         default=None,
-        description="Text, or blocks of text and images. Only an assistant's message that calls "
-        "tools may have none.",
+        description="Text, or blocks of text and images. Only an assistant's message may have "
+        "none.",
+    )
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = Field(
+        default=None,
+        description="Who speaks, or of a tool's message which function answers; for chat templates "
+        "that read it.",
     )
     tool_call_id: Annotated[str, Field(max_length=MAX_TOOL_CALL_ID_CHARS)] | None = Field(
         default=None, description="Which tool call a tool's message answers."
@@ -231,14 +271,12 @@ class Message(_Part):
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Self:
-        if self.reasoning_content is not None and self.role != "assistant":
+        if self.reasoning_content and self.role != "assistant":
             raise rule(f"is for assistant messages only, not for {self.role}", "reasoning_content")
-        if self.tool_calls is not None and self.role != "assistant":
+        if self.tool_calls and self.role != "assistant":
             raise rule(f"is for assistant messages only, not for {self.role}", "tool_calls")
-        if self.tool_call_id is not None and self.role != "tool":
+        if self.tool_call_id and self.role != "tool":
             raise rule(f"is for tool messages only, not for {self.role}", "tool_call_id")
-        if self.content is None and not self.tool_calls:
-            raise rule(
-                "is required; only an assistant message with tool_calls may have none", "content"
-            )
+        if self.content is None and self.role != "assistant":
+            raise rule("is required; only an assistant message may have none", "content")
         return self

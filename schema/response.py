@@ -135,6 +135,16 @@ _Logprobs = Annotated[
 ]
 
 
+_StopString = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="The stop string that ended the choice, if one did and it was cut off: where "
+        'the task\'s `answer_format` is "message".',
+    ),
+]
+
+
 @with_config(extra="forbid", strict=True)
 class Choice(TypedDict):
     """One of the `num_return_sequences` answers, complete."""
@@ -142,6 +152,7 @@ class Choice(TypedDict):
     index: _Count
     message: ResponseMessage
     logprobs: NotRequired[_Logprobs]
+    stop_string: NotRequired[_StopString]
     finish_reason: FinishReason
 
 
@@ -190,6 +201,7 @@ class StreamChoice(TypedDict):
     index: _Count
     delta: Delta
     logprobs: NotRequired[_Logprobs]
+    stop_string: NotRequired[_StopString]
     finish_reason: FinishReason | None
 
 
@@ -211,6 +223,7 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     deltas: dict[int, list[Delta]] = {}
     reasons: dict[int, FinishReason] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
+    stop_strings: dict[int, str] = {}
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
@@ -220,6 +233,8 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
                 reasons[choice["index"]] = reason
             if "logprobs" in choice:
                 logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
+            if "stop_string" in choice:
+                stop_strings[choice["index"]] = choice["stop_string"]
     if last is None or set(deltas) != set(reasons):
         raise ValueError("the stream ended before every choice was finished")
     choices: list[Choice] = [
@@ -233,6 +248,8 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     for whole in choices:
         if whole["index"] in logprobs:
             whole["logprobs"] = logprobs[whole["index"]]
+        if whole["index"] in stop_strings:
+            whole["stop_string"] = stop_strings[whole["index"]]
     return {
         "model": chunk["model"],
         "choices": choices,

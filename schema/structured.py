@@ -25,7 +25,7 @@ MAX_CHOICES = 1_000
 MAX_CHOICE_CHARS = 1_024
 
 # Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
-JSON_SCHEMA_TAG, JSON_OBJECT_TAG, REGEX_TAG, CHOICE_TAG = FORM_TAGS = (
+JSON_SCHEMA_TAG, JSON_OBJECT_TAG, REGEX_TAG, CHOICE_TAG = (
     "<json schema>",
     "<json object>",
     "<regex>",

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from schema.generation import GenerationConfig
-from schema.json_values import parse_json
+from schema.json_values import WHOLE, parse_json
 from schema.message import (
     MAX_IMAGES,
     ImageBlock,
@@ -48,6 +48,7 @@ AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
+MAX_EFFORT_CHARS = 64
 MAX_SEED = 2**32 - 1
 """`transformers.set_seed` seeds numpy too, which takes no larger seeds. Answers with a larger seed
 could not be compared with those of transformers."""
@@ -157,7 +158,14 @@ class Task(BaseModel):
     )
     parallel_tool_calls: bool = Field(
         default=True,
-        description="false: required means one call. Not with auto, which does not count calls.",
+        description="false: at most one call. With auto, further calls that the model writes are "
+        "not part of a message (answer_format).",
+    )
+    reasoning_effort: Annotated[str, Field(max_length=MAX_EFFORT_CHARS)] | None = Field(
+        default=None,
+        description="A hint for the chat template: its variable reasoning_effort, and "
+        "enable_thinking, which is false for none. template_args come first. Templates that read "
+        "neither are not changed by it.",
     )
     generation_config: Annotated[GenerationConfig, BeforeValidator(_absent_if_null)] = Field(
         default=GenerationConfig(),
@@ -183,8 +191,8 @@ class Task(BaseModel):
         "and its calls of the tools are taken out of that text, where the model's form is known, "
         "and a stop string is not part of it.",
     )
-    seed: int = Field(
-        default=0, ge=0, le=MAX_SEED, description="Where the task's random numbers start."
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] = Field(
+        default=0, description="Where the task's random numbers start."
     )
     dtype: Dtype = Field(
         default="auto",
@@ -222,7 +230,6 @@ class Task(BaseModel):
         check_calls(
             self.tools,
             self.tool_choice,
-            parallel_tool_calls=self.parallel_tool_calls,
             structured_output=self.structured_output,
             num_beams=self.generation_config.num_beams or 1,
         )

@@ -16,7 +16,7 @@ MAX_FUNCTION_NAME_CHARS = 256
 """Of the function that a task names."""
 
 # Pydantic puts these into the paths of errors; `schema.validation.problems` takes them out again.
-MODE_TAG, FUNCTION_TAG = CHOICE_TAGS = ("<tool choice>", "<function choice>")
+MODE_TAG, FUNCTION_TAG = ("<tool choice>", "<function choice>")
 
 Functions = Mapping[str, Any]
 """The functions that a task's tools offer: the JSON Schema of its parameters under each name."""
@@ -73,17 +73,6 @@ SCHEMA_RULES: list[dict[str, Any]] = [
             "required": ["tools"],
         },
     },
-    {
-        "$comment": "Calls that a model may or may not make cannot be counted yet.",
-        "not": {
-            "properties": {
-                "parallel_tool_calls": {"const": False},
-                "tool_choice": {"const": "auto"},
-                "tools": _HAS_TOOLS,
-            },
-            "required": ["parallel_tool_calls", "tools"],
-        },
-    },
 ]
 
 
@@ -117,7 +106,6 @@ def check_calls(
     tools: list[dict[str, Any]] | None,
     tool_choice: ToolChoice,
     *,
-    parallel_tool_calls: bool,
     structured_output: StructuredOutput | None,
     num_beams: int,
 ) -> None:
@@ -129,11 +117,6 @@ def check_calls(
         PydanticCustomError: for a validator of the task, which lets pydantic report it.
     """
     if not forces_calls(tool_choice):
-        if tools and not parallel_tool_calls:
-            raise rule(
-                'can be false with tool_choice "required" or a function only; leave it out',
-                "parallel_tool_calls",
-            )
         return
     if structured_output is not None:
         raise rule(

@@ -175,9 +175,12 @@ class Sample:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """The models, each with its replicas."""
-        models: list[dict[str, Any]] = self.listed["data"]
-        return models
+        """The variants of all models, each with its model's id and its replicas."""
+        return [
+            {"id": model["id"], **variant}
+            for model in self.listed["data"]
+            for variant in model["variants"]
+        ]
 
     def counted(self, name: str) -> dict[tuple[str, str, str], int]:
         """A count of each replica, by deployment, model and replica."""

@@ -44,10 +44,13 @@ serve_app.models           > .status schema
 serve_app.status           > .ready schema
 serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
-serve_app.http             > .http.openai .http.description .http.middleware .graph .observability
-                             .config .protocol schema schema.published
-serve_app.http.openai      > .http .graph .observability schema schema.openai
-serve_app.http.description > .http schema schema.published
+serve_app.http             > .http.openai .http.responses .http.anthropic .http.description
+                             .http.middleware .graph .observability .config .protocol schema
+                             schema.clients schema.published
+serve_app.http.openai      > .http .graph schema schema.clients.openai
+serve_app.http.responses   > .http .graph schema schema.clients.responses
+serve_app.http.anthropic   > .http .graph .observability schema schema.clients.anthropic
+serve_app.http.description > .http .config schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
@@ -79,8 +82,11 @@ engine.config              > .quantization schema schema.validation
 engine.quantization        > schema
 
 schema                     > .published .validation
-schema.published           > .openai schema
-schema.openai              > schema .validation
+schema.published           > .clients.openai .clients.responses .clients.anthropic schema
+schema.clients.anthropic   > .clients schema
+schema.clients.responses   > .clients .clients.openai schema
+schema.clients.openai      > .clients schema
+schema.clients             > schema .validation
 schema.validation          > schema
 """
 

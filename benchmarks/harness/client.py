@@ -294,4 +294,5 @@ class Client:
         async with self._http.get(url, raise_for_status=True) as response:
             models = (await response.json())["data"]
         (found,) = (model for model in models if model["id"] == self._endpoint.model)
-        return [replica["load"] for replica in found["replicas"]]
+        replicas = [replica for variant in found["variants"] for replica in variant["replicas"]]
+        return [replica["load"] for replica in replicas]

@@ -7,7 +7,7 @@ from collections import deque
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
 from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
-from schema.errors import Overloaded, TaskArgsInvalid
+from schema.errors import ContextLengthExceeded, Overloaded, TaskArgsInvalid
 
 RETRY_AFTER_S = 1.0
 
@@ -51,7 +51,7 @@ class Scheduler:
                 param=f"generation_config.{name}",
             )
         if needed > self._cache.num_pages:
-            raise TaskArgsInvalid(
+            raise ContextLengthExceeded(
                 f"the task needs {needed * self._cache.page_size} tokens of KV cache (prompt of "
                 f"{request.prompt_tokens} and up to {request.settings.max_new_tokens} new tokens, "
                 f"times {len(request.sequences)} sequences or beams); there are "

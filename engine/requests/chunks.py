@@ -47,9 +47,12 @@ class ChunkBuilder(NamedTuple):
     def _choice(self, new: ChoiceDelta) -> StreamChoice:
         delta: Delta = {"role": "assistant", "content": new.text}
         reason = new.finish_reason
-        if self.parsers:
-            delta, reason = self.parsers[new.index].push(new.text, reason)
+        parser = self.parsers[new.index] if self.parsers else None
+        if parser is not None:
+            delta, reason = parser.push(new.text, reason)
         choice: StreamChoice = {"index": new.index, "delta": delta, "finish_reason": reason}
         if new.logprobs is not None:
             choice["logprobs"] = list(new.logprobs)
+        if reason is not None and parser is not None and parser.stop_string is not None:
+            choice["stop_string"] = parser.stop_string
         return choice

@@ -15,7 +15,7 @@ from engine.loading.families.traits import rope_index
 from engine.loading.loaded_model import LoadedModel
 from engine.vision.image_tags import fill_image_tags
 from engine.vision.preprocessor import ImageInputs
-from schema.errors import TaskArgsInvalid
+from schema.errors import ContextLengthExceeded, TaskArgsInvalid
 from schema.json_values import check_json, parse_json
 from schema.task import ImageBlock, Message, Task
 
@@ -126,9 +126,10 @@ class PromptRenderer:
         """Refuse what cannot fit before it is tokenized, which takes up to a second a megabyte."""
         at_least = characters // self._longest_token
         if at_least >= self._loaded.context_length:
-            raise TaskArgsInvalid(
-                f"messages: {characters} characters are at least {at_least} tokens, more than the "
-                f"context of {self._loaded.context_length} tokens: shorten the messages",
+            raise ContextLengthExceeded(
+                f"messages: {characters} characters are at least {at_least} tokens, and this "
+                f"model's maximum context length is {self._loaded.context_length} tokens: shorten "
+                "the messages",
                 param="messages",
             )
 

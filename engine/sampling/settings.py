@@ -14,7 +14,7 @@ from transformers import GenerationConfig as HFGenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from engine.sampling.penalties import Penalties, resolve_penalties
-from schema.errors import TaskArgsInvalid
+from schema.errors import ContextLengthExceeded, TaskArgsInvalid
 from schema.generation import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_NUM_RETURN_SEQUENCES,
@@ -157,10 +157,10 @@ def _max_new_tokens(
     """The task's limit, checked or ``cut``; or the default, cut to what the context leaves."""
     left = context_length - prompt_tokens
     if left < 1:
-        raise TaskArgsInvalid(
-            f"messages: the prompt has {prompt_tokens} tokens, and the context of "
-            f"{context_length} tokens must hold it and at least one token of answer: shorten the "
-            "messages",
+        raise ContextLengthExceeded(
+            f"messages: the prompt has {prompt_tokens} tokens, and this model's maximum context "
+            f"length is {context_length} tokens, which must hold it and at least one token of "
+            "answer: shorten the messages",
             param="messages",
         )
     if asked is None:
@@ -168,10 +168,10 @@ def _max_new_tokens(
     if cut:
         return min(asked, left)
     if asked > left:
-        raise TaskArgsInvalid(
-            f"generation_config.max_new_tokens is {asked}, but the prompt of "
-            f"{prompt_tokens} tokens leaves {left} of the context of {context_length} tokens: ask "
-            f"for at most {left}",
+        raise ContextLengthExceeded(
+            f"generation_config.max_new_tokens is {asked}, but this model's maximum context length "
+            f"is {context_length} tokens, of which the prompt takes {prompt_tokens}: ask for at "
+            f"most {left}",
             param="generation_config.max_new_tokens",
         )
     return asked

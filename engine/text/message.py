@@ -68,6 +68,11 @@ class MessageParser:
                 reason = "tool_calls"
         return self._delta(), reason
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has ended the message; None if none has."""
+        return self._cut.found
+
     def _delta(self) -> Delta:
         content: list[str] = []
         reasoning: list[str] = []

@@ -12,24 +12,28 @@ class StopStringTrimmer:
     and by then has given out the string's beginning. So text in which a stop string may begin is
     held back here. What comes out, joined, is a function of the whole text alone, not of the pieces
     that it came in.
+
+    Attributes:
+        found: the stop string, once it is complete.
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
         self._stop_strings = tuple(stop_strings)
         self._held = ""
-        self.found = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """Add text; returns what is certain to be part of the answer, which may be empty."""
-        if self.found:
+        if self.found is not None:
             return ""
         text = self._held + text
         starts = ((text.find(stop), stop) for stop in self._stop_strings)
         # If two are complete at the same place, the longer one counts.
-        ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
+        ends = [(start + len(stop), start, stop) for start, stop in starts if start >= 0]
         if ends:
-            self.found, self._held = True, ""
-            return text[: min(ends)[1]]
+            _, start, self.found = min(ends)
+            self._held = ""
+            return text[:start]
         sure = len(text) - max((_begun(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[sure:]
         return text[:sure]

@@ -23,7 +23,7 @@ from engine.config import EngineConfig
 from engine.loading.families.processors import ProcessedImage
 from engine.loading.model_files import load_processor
 from engine.vision.image_cache import ImageCache
-from schema.errors import OutOfMemory, TaskArgsInvalid, TaskExecutionError
+from schema.errors import ImageInvalid, OutOfMemory, TaskArgsInvalid, TaskExecutionError
 from schema.task import ImageBlock, Task
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -80,7 +80,8 @@ def check_pixels(
     ``pixels_of`` computes it from a width and a height.
 
     Raises:
-        TaskArgsInvalid: a header is damaged, or the images have too many pixels together.
+        ImageInvalid: a header is damaged.
+        TaskArgsInvalid: the images have too many pixels together.
     """
     pixels: list[int] = []
     for number, file, param in zip(known, files, params, strict=True):
@@ -99,7 +100,7 @@ def decode_image(file: bytes, param: str) -> Image.Image:
     """One image, whose size has been checked.
 
     Raises:
-        TaskArgsInvalid: not an image of a known format, or damaged.
+        ImageInvalid: not an image of a known format, or damaged.
     """
     with _open(file, param) as image:
         return _rgb(image, param)
@@ -109,12 +110,12 @@ def decode_base64(data: str, param: str) -> bytes:
     """The file that a task holds as base64.
 
     Raises:
-        TaskArgsInvalid: not base64.
+        ImageInvalid: not base64.
     """
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise TaskArgsInvalid(f"{param} is not valid base64: {error}", param=param) from error
+        raise ImageInvalid(f"{param} is not valid base64: {error}", param=param) from error
 
 
 def _open(file: bytes, param: str) -> Image.Image:
@@ -151,7 +152,7 @@ def _too_large(param: str) -> TaskArgsInvalid:
 
 
 def _unreadable(param: str, error: Exception) -> TaskArgsInvalid:
-    return TaskArgsInvalid(
+    return ImageInvalid(
         f"{param} is not a readable image: {_reason(error)}",
         param=param,
     )

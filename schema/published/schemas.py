@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from schema.clients.anthropic import MessagesRequest
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
+from schema.clients.responses import ResponsesRequest
 from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
-from schema.openai import ChatCompletionRequest, CompletionRequest
 from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
@@ -22,6 +24,8 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
     "task": (Task, "Task", []),
     "chat_completion_request": (ChatCompletionRequest, "Chat completion request", []),
     "completion_request": (CompletionRequest, "Completion request", []),
+    "responses_request": (ResponsesRequest, "Responses request", []),
+    "messages_request": (MessagesRequest, "Messages request", []),
     "response": (
         TaskResponse,
         "Task response",

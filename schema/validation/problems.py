@@ -9,16 +9,25 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from schema.errors import TaskArgsInvalid
+from schema.errors import (
+    InvalidType,
+    MissingParameter,
+    TaskArgsInvalid,
+    UnknownParameter,
+    UnsupportedParameter,
+)
 from schema.generation import GenerationConfig
 from schema.json_values import clipped, quoted
-from schema.message import IMAGE_BLOCK_TAG, TAGS, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
-from schema.structured import FORM_TAGS, FORMS
-from schema.tool_choice import CHOICE_TAGS, FUNCTION_TAG, NamedFunction
+from schema.message import IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG, ImageBlock, Message, TextBlock
+from schema.structured import FORMS
+from schema.tool_choice import FUNCTION_TAG, NamedFunction
 
-_TAGS = (*TAGS, *FORM_TAGS, *CHOICE_TAGS)
+_DECIDES = {"block_type": "type", "message_role": "role"}
+"""The field that decides of which kind an object is, by the error for an unknown one."""
 MAX_PROBLEMS = 5
 """How many problems a message lists; the others are only counted."""
+UNSUPPORTED = "unsupported"
+"""The type of the errors of fields that exist only to be refused."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +37,15 @@ class Dialect:
     Attributes:
         noun: the request itself.
         elsewhere: names in other interfaces, with ours.
-        hints: messages for certain unknown fields of the request itself.
+        advice: messages for certain unknown fields of the request itself.
         inner: the model of an object, by its field or tag; those of messages have none.
         message: the model of a message.
-        never: fields that exist only to be refused, and so are never suggested.
+        never: fields that have no effect or exist only to be refused, and so are never suggested.
     """
 
     noun: str
     elsewhere: Mapping[str, str]
-    hints: Mapping[str, str]
+    advice: Mapping[str, str]
     inner: Mapping[str | int, type[BaseModel]]
     message: type[BaseModel]
     never: frozenset[str] = frozenset()
@@ -59,7 +68,7 @@ _TASK = Dialect(
     noun="task",
     elsewhere=_ELSEWHERE
     | {name: f"generation_config.{name}" for name in GenerationConfig.model_fields},
-    hints={"stream": "is not a field of a task; ask for a stream in the address: ?stream=true"},
+    advice={"stream": "is not a field of a task; ask for a stream in the address: ?stream=true"},
     inner={
         "generation_config": GenerationConfig,
         TEXT_BLOCK_TAG: TextBlock,
@@ -85,7 +94,18 @@ def explain(
         rest = f"; and {more} more" if more else ""
         noun, count = dialect.noun, len(details)
         message = f"The {noun} has {count} problems: {'; '.join(lines)}{rest}."
-    return TaskArgsInvalid(message, param=problems[0][0] or None)
+    kind: str = details[0]["type"]
+    other = InvalidType if kind.endswith("_type") else TaskArgsInvalid
+    return _CLASSES.get(kind, other)(message, param=problems[0][0] or None)
+
+
+_CLASSES: dict[str, type[TaskArgsInvalid]] = {
+    "extra_forbidden": UnknownParameter,
+    "missing": MissingParameter,
+    UNSUPPORTED: UnsupportedParameter,
+    "block_type": TaskArgsInvalid,  # its field `type` has an unknown value
+}
+"""The error to raise, by pydantic's type of the first problem, where it has one of its own."""
 
 
 def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect) -> tuple[str, str]:
@@ -94,22 +114,27 @@ def _problem(detail: Mapping[str, Any], root: type[BaseModel], dialect: Dialect)
     context = detail.get("ctx", {})
     unknown = kind == "extra_forbidden"
     # An unknown field may have any name, even that of a tag.
-    path = tuple(part for part in loc[:-1] if part not in _TAGS)
-    if loc and (unknown or loc[-1] not in _TAGS):
+    path = tuple(part for part in loc[:-1] if not _is_tag(part))
+    if loc and (unknown or not _is_tag(loc[-1])):
         path += (loc[-1],)
     path += tuple(context.get("path", ()))
-    if kind == "block_type" and isinstance(value, Mapping):
-        path += ("type",)
-        value = value.get("type")
+    if (key := _DECIDES.get(kind)) is not None and isinstance(value, Mapping):
+        path += (key,)
+        value = value.get(key)
     name = ".".join(clipped(str(part)) for part in path)
     if unknown:
         return name, _unknown_field(loc, root, dialect)
-    if kind in ("task_rule", "json_value"):
+    if kind in ("task_rule", "json_value", UNSUPPORTED):
         return name, context["problem"]
     if kind == "missing":
         return name, "is required"
     text = requirement(kind, context) or clipped(detail["msg"], 200)
     return name, f"{text}, not {describe(value)}"
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of pydantic's path is the tag of a union's member, and no field's name."""
+    return isinstance(part, str) and part[:1] == "<" and part[-1:] == ">"
 
 
 def _must_be(what: str) -> Callable[[Mapping[str, Any]], str]:
@@ -174,11 +199,17 @@ def describe(value: Any) -> str:
     return f"a Python {clipped(type(value).__name__)}"
 
 
+def _model_at(loc: Sequence[str | int], dialect: Dialect) -> type[BaseModel]:
+    """The model of the object at a place: by its field or tag, or by that of its list."""
+    named = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    return dialect.inner.get(named, dialect.message)
+
+
 def _unknown_field(loc: Sequence[str | int], root: type[BaseModel], dialect: Dialect) -> str:
     name, top = str(loc[-1]), len(loc) == 1
-    if top and name in dialect.hints:
-        return dialect.hints[name]
-    model = root if top else dialect.inner.get(loc[-2], dialect.message)
+    if top and name in dialect.advice:
+        return dialect.advice[name]
+    model = root if top else _model_at(loc[:-1], dialect)
     fields = (info.alias or name for name, info in model.model_fields.items())
     here = [field for field in fields if field not in dialect.never]
     wanted = dialect.elsewhere.get(name)

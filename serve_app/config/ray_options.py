@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+WEB_CHAT = "WebChat"
+"""The name of the web chat's deployment."""
+
 NUM_CPUS = 0.1
 """Every deployment asks for a small share of a CPU: they mostly wait (for GPUs, sockets or their
 own threads), and Ray would otherwise leave the third deployment on a two-core machine pending."""

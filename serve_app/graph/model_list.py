@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from schema.model_variant import ModelVariant
@@ -20,54 +20,67 @@ def listing(
     """An entry for each configured model, and for each that is loaded on demand now.
 
     ``id``, ``object``, ``created`` (Unix time at which the ingress started) and ``owned_by`` are
-    OpenAI's; OpenAI's clients ignore the rest. Variants of a model have entries with the same id.
-    ``replicas`` has the card (`model_info`) of each replica that runs. ``problem`` says why others
-    do not run; it is taken from ``reasons`` (`serve_app.graph.unavailable_reason`), by deployment.
+    OpenAI's; OpenAI's clients ignore the rest. ``variants`` has the model's variants: dtype,
+    quantization, where and on how many replicas each runs. Of those, ``replicas`` has the card
+    (`model_info`) of each replica that runs. ``problem`` says why others do not run; it is taken
+    from ``reasons`` (`serve_app.graph.unavailable_reason`), by deployment.
     """
-    entries = [
-        _entry(
+    models: dict[str, dict[str, Any]] = {}
+    for variant, described in _variants(args, statuses, reasons):
+        entry = {
+            "id": variant.id,
+            "object": "model",
+            "created": created,
+            "owned_by": OWNER,
+            "variants": [],
+        }
+        models.setdefault(variant.id, entry)["variants"].append(described)
+    return list(models.values())
+
+
+def _variants(
+    args: AppArgs, statuses: Statuses, reasons: Mapping[str, str]
+) -> Iterator[tuple[ModelVariant, dict[str, Any]]]:
+    """Each variant and what the list says of it."""
+    for model in args.models:
+        yield (
             model.variant,
-            created=created,
-            deployment=model.deployment,
-            limits=(model.min_replicas, model.max_replicas),
-            replicas=statuses[model.deployment],
-            problem=reasons.get(model.deployment),
+            _described(
+                model.variant,
+                deployment=model.deployment,
+                limits=(model.min_replicas, model.max_replicas),
+                replicas=statuses[model.deployment],
+                problem=reasons.get(model.deployment),
+            ),
         )
-        for model in args.models
-    ]
     if args.pool is None:
-        return entries
+        return
     loaded: dict[ModelVariant, list[dict[str, Any]]] = {}
     for replica in statuses[POOL]:
-        for model in replica["models"]:
-            loaded.setdefault(ModelVariant.of(model), []).append(model)
-    return entries + [
-        _entry(
+        for found in replica["models"]:
+            loaded.setdefault(ModelVariant.of(found), []).append(found)
+    for variant, replicas in loaded.items():
+        yield (
             variant,
-            created=created,
-            deployment=POOL,
-            limits=(0, args.pool.max_replicas),
-            replicas=replicas,
-            problem=reasons.get(POOL),
+            _described(
+                variant,
+                deployment=POOL,
+                limits=(0, args.pool.max_replicas),
+                replicas=replicas,
+                problem=reasons.get(POOL),
+            ),
         )
-        for variant, replicas in loaded.items()
-    ]
 
 
-def _entry(
+def _described(
     variant: ModelVariant,
     *,
-    created: int,
     deployment: str,
     limits: tuple[int, int],
     replicas: Sequence[dict[str, Any]],
     problem: str | None,
 ) -> dict[str, Any]:
     return {
-        "id": variant.id,
-        "object": "model",
-        "created": created,
-        "owned_by": OWNER,
         "dtype": variant.dtype,
         "quantize_bits": variant.quantize_bits,
         "deployment": deployment,

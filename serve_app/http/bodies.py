@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from schema.errors import RequestTooLarge, TaskArgsInvalid, TaskError
 from schema.json_values import clipped
+from serve_app.http.errors import told
 from serve_app.http.sse import encode
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import headers_of
@@ -72,4 +73,5 @@ def json_response(
 def error_response(error: TaskError) -> Response:
     """The answer to a client for an error."""
     entry().error = error.code
-    return json_response(error.to_dict(), error.http_status, headers_of(error))
+    body = told(error.to_dict(), error.http_status)
+    return json_response(body, error.http_status, headers_of(error))

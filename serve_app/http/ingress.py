@@ -27,6 +27,7 @@ from schema.task import Task
 from serve_app.config.app_args import AppArgs
 from serve_app.config.image_url_args import opened_schemes
 from serve_app.graph.dispatcher import Dispatcher
+from serve_app.http.anthropic.routes import AnthropicRoutes
 from serve_app.http.bodies import (
     BYTES_PER_MB,
     error_response,
@@ -35,12 +36,15 @@ from serve_app.http.bodies import (
     refuse_query,
 )
 from serve_app.http.description.docs import DocsRoutes, static_files
+from serve_app.http.description.front_page import FrontPage
+from serve_app.http.errors import told
 from serve_app.http.middleware.access_log import RequestLog
-from serve_app.http.middleware.admission import Gate
+from serve_app.http.middleware.admission import Gate, path_of
 from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
 from serve_app.http.openai.routes import OpenAIRoutes
-from serve_app.http.routes import asgi_routes
+from serve_app.http.responses.routes import ResponsesRoutes
+from serve_app.http.routes import asgi_routes, error_form
 from serve_app.http.sse import TaskEvents, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from serve_app.observability.metrics_page import metrics_page
@@ -74,10 +78,13 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher) -> Starlette:
     keys = None if args.auth is None else keys_at_start(args.auth)
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     routes = _Routes(args, dispatcher, max_body)
-    openai = OpenAIRoutes(dispatcher, max_body, opened_schemes(args.image_urls))
-    docs = DocsRoutes(with_keys=args.auth is not None)
+    of_clients = [
+        kind(dispatcher, max_body, opened_schemes(args.image_urls))
+        for kind in (OpenAIRoutes, ResponsesRoutes, AnthropicRoutes)
+    ]
+    pages = [DocsRoutes(with_keys=args.auth is not None), FrontPage()]
     app = Starlette(
-        routes=[*asgi_routes(routes, openai, docs), static_files()],
+        routes=[*asgi_routes(routes, *of_clients, *pages), static_files()],
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
@@ -176,19 +183,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path (404), no such method (405)."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    not_found = status is HTTPStatus.NOT_FOUND
     code = entry().error = status.name.lower()
     body: ErrorResponse = {
         "error": {
             "message": f"{error.detail}: {request.method} {clipped(request.url.path)}",
-            "type": "not_found_error" if not_found else "invalid_request_error",
+            "type": "invalid_request_error",
             "param": None,
             "code": code,
         }
     }
-    return json_response(body, error.status_code, error.headers)
+    return json_response(told(body, error.status_code), error.status_code, error.headers)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Anything else is our fault. Starlette raises it again, so that Ray Serve logs it."""
-    return json_response(TaskExecutionError("internal error").to_dict(), 500)
+    # It runs outside of all middlewares, so that there is no record of the request.
+    form = error_form(path_of(request.scope))
+    return json_response(told(TaskExecutionError("internal error").to_dict(), 500, form), 500)

@@ -16,6 +16,8 @@ from starlette import routing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.http.errors import ErrorForm
+
 
 class Access(enum.Enum):
     """Which clients may ask a route."""
@@ -62,6 +64,7 @@ class Route:
         headers: of the answer, beside those that each answer has.
         errors: statuses beside those that each route may answer with.
         access: which clients may ask.
+        error_form: of errors.
     """
 
     method: Literal["GET", "POST"]
@@ -76,6 +79,7 @@ class Route:
     headers: tuple[str, ...] = ()
     errors: tuple[int, ...] = ()
     access: Access = Access.KEY
+    error_form: ErrorForm = ErrorForm.OPENAI
 
     @property
     def template(self) -> str:
@@ -83,6 +87,7 @@ class Route:
         return re.sub(r":\w+}", "}", self.path)
 
 
+_THEN = " as JSON; an `error`, if the task fails after the stream has begun; at the end, `[DONE]`"
 _GENERATION_ERRORS = (403, 404, 408, 413, 499, 502, 504, 507)
 
 ROUTES = (
@@ -93,7 +98,7 @@ ROUTES = (
         "Run a task",
         request="task",
         response="response",
-        events="Each event is a `stream_chunk`",
+        events="Each event is a `stream_chunk`" + _THEN,
         parameters=(
             Parameter(
                 "stream",
@@ -111,7 +116,7 @@ ROUTES = (
         "Complete a chat, as OpenAI's clients ask",
         request="chat_completion_request",
         response="chat_completion",
-        events="Each event is a `chat.completion.chunk`",
+        events="Each event is a `chat.completion.chunk`" + _THEN,
         headers=("x-seed",),
         errors=_GENERATION_ERRORS,
     ),
@@ -122,9 +127,35 @@ ROUTES = (
         "Continue a text, as OpenAI's clients ask",
         request="completion_request",
         response="text_completion",
-        events="Each event is a `text_completion`",
+        events="Each event is a `text_completion`" + _THEN,
         headers=("x-seed",),
         errors=_GENERATION_ERRORS,
+    ),
+    Route(
+        "POST",
+        "/v1/responses",
+        "create_response",
+        "Answer as OpenAI's Responses API does",
+        request="responses_request",
+        response="response_object",
+        events="`response.created`, then the events of the items as JSON, and at the end "
+        "`response.completed`, `response.incomplete` or `response.failed`",
+        headers=("x-seed",),
+        errors=_GENERATION_ERRORS,
+    ),
+    Route(
+        "POST",
+        "/v1/messages",
+        "create_message",
+        "Answer as Anthropic's Messages API does",
+        request="messages_request",
+        response="message",
+        events="`message_start`, then the events of the blocks as JSON, and at the end "
+        "`message_stop`, or `error`",
+        parameters=(Parameter("beta", "query", "Anthropic's clients send it; no effect"),),
+        headers=("x-seed",),
+        errors=_GENERATION_ERRORS,
+        error_form=ErrorForm.ANTHROPIC,
     ),
     Route(
         "GET",
@@ -141,6 +172,14 @@ ROUTES = (
         response="model",
         parameters=(Parameter("id", "path", "The name of a model; it may have slashes"),),
         errors=(404,),
+    ),
+    Route(
+        "GET",
+        "/",
+        "front_page",
+        "A page with links to the others",
+        media_type="text/html",
+        access=Access.OPEN,
     ),
     Route(
         "GET",
@@ -191,6 +230,14 @@ def asgi_routes(*handlers: object) -> list[routing.Route]:
         routing.Route(route.path, _method(route.handler, handlers), methods=[route.method])
         for route in ROUTES
     ]
+
+
+def error_form(path: str) -> ErrorForm:
+    """How errors of a path are written."""
+    return _ERROR_FORMS.get(path, ErrorForm.OPENAI)
+
+
+_ERROR_FORMS = {route.path: route.error_form for route in ROUTES}
 
 
 def paths_with(access: Access) -> tuple[str, ...]:

@@ -31,24 +31,38 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fa
 _LINE_BREAKS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
 
 
-def event(value: Any) -> bytes:
-    """One event with ``value`` as JSON, without characters that clients read as line breaks."""
+def event(value: Any, name: str | None = None) -> bytes:
+    """One event with ``value`` as JSON, without characters that clients read as line breaks.
+
+    ``name``: of the event, for clients that read it.
+    """
     text = _json(value)
     if not text.isascii():
         for character, escaped in _LINE_BREAKS:
             text = text.replace(character, escaped)
-    return b"data: " + text.encode() + b"\n\n"
+    data = b"data: " + text.encode() + b"\n\n"
+    return data if name is None else f"event: {name}\n".encode() + data
 
 
 class EventWriter(Protocol):
-    """What a route's answer looks like as events."""
+    """What a route's answer looks like as events.
+
+    Attributes:
+        closing: what is sent after the last event; may be empty.
+    """
+
+    closing: bytes
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk; empty if it has nothing new."""
         ...
 
     def end(self) -> bytes:
-        """The events after the last chunk, before ``DONE``; mostly empty."""
+        """The events after the last chunk, before ``closing``; may be empty."""
+        ...
+
+    def failed(self, error: TaskError) -> bytes:
+        """The events of an error that ends the stream, before ``closing``."""
         ...
 
     def error(self, error: TaskError) -> TaskError:
@@ -59,6 +73,8 @@ class EventWriter(Protocol):
 class TaskEvents:
     """The events of a task's stream: the chunks as they are."""
 
+    closing = DONE
+
     def chunk(self, chunk: StreamChunk) -> bytes:
         """One event."""
         return event(chunk)
@@ -67,13 +83,17 @@ class TaskEvents:
         """Nothing."""
         return b""
 
+    def failed(self, error: TaskError) -> bytes:
+        """The error's body, as an HTTP error has it."""
+        return event(error.to_dict())
+
     def error(self, error: TaskError) -> TaskError:
         """The error as it is."""
         return error
 
 
 class Events:
-    """The events of an answer, and ``DONE``: made of its chunks as they are asked for.
+    """The events of an answer and what closes them: made of its chunks as they are asked for.
 
     An error is the last event, because the status has been sent by then.
     """
@@ -112,10 +132,13 @@ class Events:
             self._is_complete = True
             error = as_task_error(fault)
             entry().error = error.code
-            events = event(error.to_dict())
+            events = self._writer.failed(error)
         self._first = b""
         self._is_done = not events
-        return events or DONE
+        events = events or self._writer.closing
+        if not events:
+            raise StopAsyncIteration
+        return events
 
     async def aclose(self) -> None:
         """Cancel the task, if it still runs."""
@@ -165,7 +188,7 @@ async def relay(
     writer: EventWriter,
     headers: Mapping[str, str] | None = None,
 ) -> EventStream:
-    """The response that sends the events of these chunks and ``DONE``.
+    """The response that sends the events of these chunks, and what closes them.
 
     Nothing is sent before the first event is there, so that an error until then is an HTTP error
     and not an event in a successful answer.

@@ -23,6 +23,7 @@ class Entry:
         first_token_s: seconds from the request to the first chunk of a stream; `None` until then.
         first_tokens: the number of tokens in that chunk.
         last_token_s: seconds from the request to the last chunk.
+        error_form: how the route writes errors (`serve_app.http.errors.ErrorForm`).
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class Entry:
     first_token_s: float | None = None
     first_tokens: int = 0
     last_token_s: float = 0.0
+    error_form: str = "error"
     begun: float = field(default_factory=time.monotonic)
 
     @property

@@ -67,12 +67,9 @@ class Server:
         except OpenAIError as error:
             raise ChatError(self._explained(error)) from None
         return [
-            ModelVariant(
-                entry.id,
-                getattr(entry, "dtype", "auto"),
-                getattr(entry, "quantize_bits", None),
-            )
+            ModelVariant(entry.id, variant.get("dtype", "auto"), variant.get("quantize_bits", None))
             for entry in listed.data
+            for variant in getattr(entry, "variants", None) or [{}]
         ]
 
     async def fill(self, answer: Answer, request: dict[str, Any], key: str) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from schema.validation.strict import PositiveFloat, PositiveInt, Strict
+from serve_app.config.ray_options import WEB_CHAT
 
 BUILDER = "serve_app.ui.app:build"
-DEPLOYMENT = "WebChat"
+DEPLOYMENT = WEB_CHAT
 NEEDED = ("gradio", "openai")
 HOW_TO_INSTALL = "pip install 'gpt-task-serve[ui]'"
 

@@ -112,6 +112,7 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
     "a call": GOOD | {"tool_choice": "required", "parallel_tool_calls": False},
     "a call of a function": GOOD | {"tool_choice": {"function": "clock"}},
     "no call has to be made": GOOD | {"tool_choice": "auto", "parallel_tool_calls": True},
+    "one call at most": GOOD | {"parallel_tool_calls": False},
     "no tools, no calls at once": {"model": "m", "messages": _ASK, "parallel_tool_calls": False},
     "null settings": _with(
         max_new_tokens=None, stop_strings=None, temperature=None, num_beams=None
@@ -132,24 +133,47 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
         **_says({"role": "assistant", "content": "", "reasoning_content": "Hm."}),
         "answer_format": "message",
     },
+    "names": _says(
+        {"role": "user", "content": "x", "name": "Ann"},
+        {"role": "tool", "content": "x", "name": "clock"},
+    ),
+    "nothing said": _says(
+        {"role": "assistant"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "reasoning_content": "Hm."},
+        {"role": "user", "content": []},
+        {"role": "user", "content": [{"type": "text", "text": ""}]},
+    ),
+    "empty fields of other roles": _says(
+        {"role": "user", "content": "x", "tool_calls": [], "reasoning_content": ""},
+        {"role": "system", "content": "x", "tool_call_id": ""},
+    ),
+    "integers of JSON Schema": {
+        **_with(max_new_tokens=8.0, num_beams=1.0, top_k=2e1, num_return_sequences=1.0),
+        "seed": 4294967295.0,
+        "quantize_bits": 4.0,
+    },
     "no tool calls": _says({"role": "assistant", "content": "x", "tool_calls": []}),
     "64 images": _says({"role": "user", "content": [_LOOK[0]["content"][1]] * 64}),
     "paddings": _says(
         {
             "role": "user",
-            "content": [{"type": "image", "base64": text} for text in ("AA==", "AAA=", "AA+/")],
+            "content": [
+                {"type": "image", "base64": text}
+                for text in ("AA==", "AAA=", "AA+/", "AA", "AAA", " AA\n+/\n", "A\tA = =")
+            ],
         }
     ),
     "greedy": _with(do_sample=False, temperature=0.7),
     "greedy by temperature": _with(do_sample=True, temperature=0),
     "lowest": _with(
         max_new_tokens=1,
-        stop_strings=["."],
+        stop_strings=[],
         num_beams=1,
         temperature=0,
         typical_p=1e-6,
         top_k=0,
-        top_p=1e-6,
+        top_p=0,
         min_p=0,
         repetition_penalty=0.01,
         frequency_penalty=-2,
@@ -174,6 +198,8 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
         num_return_sequences=64,
     ),
     "log probabilities": _with(logprobs=20, num_beams=1, logit_bias={}),
+    "several greedy": _with(num_return_sequences=2, do_sample=False),
+    "several greedy by temperature": _with(num_return_sequences=2, temperature=0.0, num_beams=1),
     "several sampled": _with(num_return_sequences=3, do_sample=True),
     "several, as the model wants": _with(num_return_sequences=3),
     "several beams": _with(num_return_sequences=3, num_beams=3, do_sample=False),

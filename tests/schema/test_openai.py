@@ -11,8 +11,9 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
 from schema.message import MAX_BLOCKS_OF_TASK
-from schema.openai import ChatCompletionRequest, CompletionRequest
-from schema.openai.messages import ChatMessage
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
+from schema.clients.fields import hints_of
+from schema.clients.openai.messages import ChatMessage
 from tests.schema.malformed import PNG, TOOL
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])
@@ -229,7 +230,6 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"logit_bias": [1]}, "logit_bias"),
         ({"logprobs": 0}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"top_logprobs": 0, "logprobs": False}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"top_logprobs": True, "logprobs": True}, "top_logprobs"),
         ({"logprobs": True, "num_beams": 2}, "logprobs"),
@@ -264,7 +264,6 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
         ({"tools": [TOOL], "tool_choice": _named("f")}, "tool_choice.function.name"),
         ({"tool_choice": _named("clock", nam="f")}, "tool_choice.function.nam"),
-        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tools": [TOOL], "tool_choice": "required", "num_beams": 2}, "tool_choice"),
         (
             {
@@ -276,26 +275,23 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"store": True}, "store"),
-        ({"metadata": {"a": "b"}}, "metadata"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
-        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
-        ({"n": 2, "temperature": 0}, "n"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"n": 3, "num_beams": 2}, "n"),
-        ({"temperature": 1e-9}, "temperature"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": -2}, "top_k"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"reasoning_effort": 5}, "reasoning_effort"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
-        ({"stop": [""]}, "stop.0"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 3}, "stop"),
         ({"tools": [{"type": "custom"}]}, "tools.0.type"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
-        (
-            {"tools": [TOOL, STRICT]},
-            "tools.1.function.strict",
-        ),
         ({"do_sample": True}, "do_sample"),
         ({"max_new_tokens": 3}, "max_new_tokens"),
         ({"generation_config": {}}, "generation_config"),
@@ -304,7 +300,12 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "nam": "y"}]}, "messages.0.nam"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "prefix": True}]},
+            "messages.0.prefix",
+        ),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [TOOL]}]},
             "messages.0.tool_calls",
@@ -317,13 +318,11 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"messages": _image(url="HTTPS://h/a.png")}, ADDRESS),
         ({"messages": _image(url="file:///etc/passwd")}, ADDRESS),
         ({"messages": _image(url="/etc/passwd")}, ADDRESS),
-        ({"messages": _image(url="data:text/plain;base64,AAAA")}, ADDRESS),
+        ({"messages": _image(url="data:image/png,AAAA")}, ADDRESS),
+        ({"messages": _image(url="data:image/png;base64,AA%2")}, ADDRESS),
+        ({"messages": _image(url="data:image/png;base64,AAAAA")}, ADDRESS),
         ({"messages": _image(url="data:image/png;base64,A")}, ADDRESS),
         ({"messages": _image(url="data:image/png;base64,")}, ADDRESS),
-        (
-            {"messages": _image(url=URL, detail="low")},
-            "messages.0.content.0.image_url.detail",
-        ),
         ({"messages": _image(url=URL, size=3)}, "messages.0.content.0.image_url.size"),
     ],
 )
@@ -339,7 +338,8 @@ def test_what_would_be_refused_is_not_suggested() -> None:
     message = refused(zzz=1).message
     assert "max_tokens" in message
     assert "functions" not in message
-    assert "did you mean name" not in refused(messages=[ASK[0] | {"nam": "x"}]).message
+    assert "min_tokens" not in message
+    assert "did you mean parsed" not in refused(messages=[ASK[0] | {"parse": "x"}]).message
 
 
 @pytest.mark.parametrize(
@@ -386,3 +386,23 @@ def test_later_errors_name_the_fields_of_the_request(
     assert caught.value.retry_after_s == 3.0
     assert (renamed or "too much") in caught.value.message
     assert "generation_config" not in caught.value.message
+
+
+ANY_VALUES: list[Any] = [None, True, 0, -1.5, "x" * 600, [], ["a"], {}, {"a": [{"b": None}]}]
+
+
+@pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: json.dumps(value)[:16])
+def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
+    hints = dict.fromkeys(hints_of(ChatCompletionRequest), value)
+    assert {"user", "metadata", "store", "service_tier", "prompt_cache_key"} <= set(hints)
+    part = {"type": "image_url", "image_url": {"url": URL, "detail": value}}
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user", "content": [part]}],
+        "stream": True,
+        "stream_options": {"include_obfuscation": value},
+        **hints,
+    }
+    CHAT.validate({"model": "m"} | fields)
+    request = chat(**fields)
+    assert request == chat(messages=_image(url=URL), stream=True, stream_options={})
+    assert "x" * 600 not in repr(request)

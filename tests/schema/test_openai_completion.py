@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from schema import Task, TaskArgsInvalid
-from schema.openai import CompletionRequest
+from schema.clients.openai import CompletionRequest
 
 
 def completion(**fields: Any) -> CompletionRequest:

@@ -34,6 +34,13 @@ def image_task(number: int, **fields: Any) -> tuple[dict[str, Any], str]:
     return task, drawing.description
 
 
+def served(client: httpx.Client) -> list[dict[str, Any]]:
+    """The variants that ``GET /v1/models`` lists, each with its model's id."""
+    models = client.get("/v1/models", timeout=60).json()["data"]
+    assert len({model["id"] for model in models}) == len(models)
+    return [{"id": m["id"], **variant} for m in models for variant in m["variants"]]
+
+
 def answer(response: httpx.Response) -> Any:
     """The body of a successful answer."""
     assert response.status_code == 200, response.text

@@ -7,6 +7,7 @@ from typing import Any
 
 from schema.published.schemas import schemas
 from serve_app.http.description.response_schemas import ANSWERS
+from serve_app.http.errors import ErrorForm
 from serve_app.http.routes import ROUTES, Access, Parameter, Route
 
 VERSION = "1"
@@ -41,15 +42,19 @@ def openapi(with_keys: bool) -> dict[str, Any]:
             "title": "GPT Task Serve",
             "version": VERSION,
             "description": "LLM and VLM generation tasks: the answer is a function of the task "
-            "alone. Errors have one shape on every route, and are the last event of a stream that "
-            "fails after it has begun. Every answer has the header `x-request-id`.",
+            "alone. Errors have one shape on every route but Anthropic's, and are the last event "
+            "of a stream that fails after it has begun. Every answer has the header "
+            "`x-request-id`.",
         },
         "paths": _paths(with_keys),
         "components": {"schemas": _components(), "headers": _HEADERS},
     }
     if with_keys:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "plain_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        document["security"] = [{"key": []}, {"plain_key": []}]
     return document
 
 
@@ -108,7 +113,7 @@ def _operation(route: Route) -> dict[str, Any]:
         description = "The answer, whole or as a stream"
     operation["responses"] = {
         "200": _answer(description, content, route.headers),
-        **_errors((*_EVERYWHERE, *route.errors)),
+        **_errors((*_EVERYWHERE, *route.errors), route.error_form),
     }
     return operation
 
@@ -117,8 +122,7 @@ def _event(description: str) -> dict[str, Any]:
     """The schema of one event, as OpenAPI 3.2 describes streams."""
     data = {
         "type": "string",
-        "description": f"{description} as JSON; an `error`, if the task fails after the stream has "
-        "begun; at the end, `[DONE]`",
+        "description": description,
     }
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
@@ -137,8 +141,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
-def _errors(statuses: Iterable[int]) -> dict[str, Any]:
-    media = {"application/json": {"schema": _reference("error")}}
+def _errors(statuses: Iterable[int], form: ErrorForm) -> dict[str, Any]:
+    media = {"application/json": {"schema": _reference(form.value)}}
     return {
         str(status): _answer(_ERRORS[status], media, _ERROR_HEADERS.get(status, []))
         for status in sorted(statuses)

@@ -1,6 +1,6 @@
-"""Schemas of answers that are published nowhere else: lists, and answers in OpenAI's form.
+"""Schemas of answers that are published nowhere else: lists, and answers in other APIs' forms.
 
-They list the fields that are always there. OpenAI's objects are open: there may be further fields.
+They list the fields that are always there. Those objects are open: there may be further fields.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from schema.model_variant import QuantizeBits
 
 _NAME = {"type": "string", "minLength": 1}
 _COUNT = {"type": "integer", "minimum": 0}
-_MODEL = {
+_VARIANT = {
     "type": "object",
-    "description": "A model and its variant; `replicas` has the card of each replica that runs",
-    "required": ["id", "object", "created", "owned_by", "dtype", "quantize_bits", "replicas"],
+    "description": "A variant of a model; `replicas` has the card of each replica that runs",
+    "required": ["dtype", "quantize_bits", "replicas"],
     "properties": {
-        "id": _NAME,
-        "object": {"const": "model"},
-        "created": _COUNT,
-        "owned_by": _NAME,
         "dtype": _NAME,
         "quantize_bits": {"enum": [*get_args(QuantizeBits), None]},
         "deployment": _NAME,
@@ -27,6 +23,18 @@ _MODEL = {
         "max_replicas": _COUNT,
         "replicas": {"type": "array", "items": {"type": "object"}},
         "problem": {"type": ["string", "null"], "description": "Why replicas are missing"},
+    },
+}
+_MODEL = {
+    "type": "object",
+    "description": "A model and the variants in which it is served",
+    "required": ["id", "object", "created", "owned_by", "variants"],
+    "properties": {
+        "id": _NAME,
+        "object": {"const": "model"},
+        "created": _COUNT,
+        "owned_by": _NAME,
+        "variants": {"type": "array", "minItems": 1, "items": _VARIANT},
     },
 }
 
@@ -71,9 +79,72 @@ _MESSAGE = {
     "properties": {"role": {"const": "assistant"}, "content": {"type": ["string", "null"]}},
 }
 
+_TYPED = {"type": "object", "required": ["type"], "properties": {"type": _NAME}}
+
+
+def _usage(*counts: str) -> dict[str, Any]:
+    return {
+        "type": ["object", "null"],
+        "required": list(counts),
+        "properties": dict.fromkeys(counts, _COUNT),
+    }
+
+
+_RESPONSE = {
+    "type": "object",
+    "description": "A response of OpenAI's Responses API",
+    "required": ["id", "object", "created_at", "model", "status", "output", "usage", "seed"],
+    "properties": {
+        "id": _NAME,
+        "object": {"const": "response"},
+        "created_at": _COUNT,
+        "model": _NAME,
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "minItems": 1, "items": _TYPED},
+        "usage": _usage("input_tokens", "output_tokens", "total_tokens"),
+        "store": {"const": False},
+        "seed": _COUNT,
+        "system_fingerprint": {"type": ["string", "null"]},
+    },
+}
+_ANTHROPIC_MESSAGE = {
+    "type": "object",
+    "description": "A message of Anthropic's Messages API",
+    "required": ["id", "type", "role", "model", "content", "stop_reason", "usage", "seed"],
+    "properties": {
+        "id": _NAME,
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": _NAME,
+        "content": {"type": "array", "minItems": 1, "items": _TYPED},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+        "stop_sequence": {"type": ["string", "null"]},
+        "usage": _usage("input_tokens", "output_tokens"),
+        "seed": _COUNT,
+        "system_fingerprint": {"type": ["string", "null"]},
+    },
+}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "description": "An error of Anthropic's Messages API",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": _NAME, "message": _NAME},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
 ANSWERS: dict[str, Any] = {
     "chat_completion": _completion("chat.completion", _choice("message", _MESSAGE)),
     "text_completion": _completion("text_completion", _choice("text", {"type": "string"})),
+    "response_object": _RESPONSE,
+    "message": _ANTHROPIC_MESSAGE,
+    "anthropic_error": _ANTHROPIC_ERROR,
     "model": _MODEL,
     "models": {
         "type": "object",

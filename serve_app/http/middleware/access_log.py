@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.http.bodies import error_response
-from serve_app.http.middleware.admission import OPEN_PATHS
+from serve_app.http.middleware.admission import OPEN_PATHS, path_of
 from serve_app.http.middleware.refusal_log import RefusalLog
+from serve_app.http.routes import error_form
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import Entry, current
 from serve_app.protocol.failures import LOST, NotReady
@@ -52,7 +53,7 @@ class RequestLog:
             return
         given = [value for name, value in scope["headers"] if name == REQUEST_ID_HEADER.encode()]
         request_id = given[0].decode("latin-1") if given else str(uuid.uuid4())
-        made = Entry(request_id)
+        made = Entry(request_id, error_form=error_form(path_of(scope)).value)
 
         complete = False
 
@@ -84,7 +85,7 @@ class RequestLog:
             self._ended(scope, made)
 
     def _ended(self, scope: Scope, made: Entry) -> None:
-        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
+        if path_of(scope) in OPEN_PATHS:
             # A health check is not counted; it comes about every second. It is logged if it fails
             # for another reason than a model that is not ready.
             if made.error not in (None, NotReady.code):

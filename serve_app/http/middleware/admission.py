@@ -36,6 +36,7 @@ _KEY_NAMES = {
     *("key", "apikey", "xapikey", "openaiapikey", "token", "accesstoken", "authtoken"),
     *("auth", "authorization", "bearer", "secret", "password"),
 }
+_PLAIN_KEY = b"x-api-key"
 _BEARER = re.compile(r"bearer +([^ ]+) *", re.IGNORECASE)
 
 
@@ -84,8 +85,9 @@ class Gate:
                 logger.warning("a client did not read its answer in time")
 
     def _is_open(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return any(path == public or path.startswith(f"{public}/") for public in self._open)
+        path = path_of(scope)
+        below = tuple(f"{public}/" for public in self._open if public != "/")
+        return path in self._open or path.startswith(below)
 
     def _admit(self, scope: Scope) -> ExitStack:
         """A place; closing the stack frees it. Raises `TaskError`."""
@@ -122,19 +124,35 @@ class Gate:
                 )
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request below the application's own prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _authenticated(scope: Scope, keys: Keys) -> str:
     """The name of the key that the request carries.
+
+    It is in ``Authorization``, or in ``x-api-key``, where Anthropic's clients put it. Where both
+    are sent, ``Authorization`` counts.
 
     Raises:
         InvalidApiKey: there is no key, or it is not one of ours.
     """
     given = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not given:
+    plain = [value for name, value in scope["headers"] if name == _PLAIN_KEY]
+    if given:
+        bearer = _BEARER.fullmatch(given[0].decode("latin-1"))
+        if len(given) > 1 or bearer is None:
+            raise InvalidApiKey("there must be one header Authorization, of the form Bearer KEY")
+        key = bearer[1]
+    elif plain:
+        if len(plain) > 1:
+            raise InvalidApiKey("there must be one header x-api-key")
+        key = plain[0].decode("latin-1")
+    else:
         raise InvalidApiKey("a key is needed: send the header Authorization: Bearer KEY")
-    bearer = _BEARER.fullmatch(given[0].decode("latin-1"))
-    if len(given) > 1 or bearer is None:
-        raise InvalidApiKey("there must be one header Authorization, of the form Bearer KEY")
-    name = keys.name_of(bearer[1])
+    name = keys.name_of(key)
     if name is None:
         raise InvalidApiKey("the key is not one of this server's keys")
     return name

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Collection
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.errors import ModelInvalid
 from schema.json_values import clipped
-from schema.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
-from schema.task import MAX_SEED
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.http.bodies import json_response, read_body, refuse_query
-from serve_app.http.openai.responses import Answer, ChatAnswer, CompletionAnswer
-from serve_app.http.sse import relay
-from serve_app.observability.request_record import entry
-
-SEED_HEADER = "x-seed"
+from serve_app.http.answering import answer, asked_body
+from serve_app.http.bodies import json_response, refuse_query
+from serve_app.http.openai.answers import ChatAnswer, CompletionAnswer
 
 
 class OpenAIRoutes:
@@ -35,34 +29,21 @@ class OpenAIRoutes:
     async def chat_completions(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         refuse_query(request)
-        body = await read_body(request, self._max_body)
-        self._dispatcher.refuse_if_full(body)
+        body = await asked_body(request, self._dispatcher, self._max_body)
         asked = ChatCompletionRequest.parse(body, self._image_schemes)
-        return await self._answer(asked, len(body), ChatAnswer)
+        return await answer(self._dispatcher, asked, len(body), ChatAnswer)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
         refuse_query(request)
-        body = await read_body(request, self._max_body)
-        self._dispatcher.refuse_if_full(body)
+        body = await asked_body(request, self._dispatcher, self._max_body)
         asked = CompletionRequest.parse(body)
-        return await self._answer(asked, len(body), CompletionAnswer)
+        return await answer(self._dispatcher, asked, len(body), CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:
-        """``GET /v1/models/{id}``: its entry of the list; the first, if there are variants."""
+        """``GET /v1/models/{id}``: its entry of the list."""
         wanted = request.path_params["id"]
         for model in await self._dispatcher.deployments.models():
             if model["id"] == wanted:
                 return json_response(model)
         raise ModelInvalid(f"model {clipped(wanted)!r} is not served now", param="model")
-
-    async def _answer(self, asked: OpenAIRequest, num_bytes: int, form: type[Answer]) -> Response:
-        seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
-        task = asked.task(seed)
-        answer = form(asked, entry().request_id, int(time.time()), seed)
-        headers = {SEED_HEADER: str(seed)}
-        if asked.stream:
-            return await relay(self._dispatcher.stream(task, num_bytes), answer, headers)
-        with asked.own_terms():
-            response = await self._dispatcher.run(task, num_bytes)
-        return json_response(answer.whole(response), headers=headers)

@@ -11,6 +11,7 @@ from schema import ModelCorrupt
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.model_list import listing
 from serve_app.models import main, table
+from serve_app.status import Sample
 from tests.engine.loading.hub import serve_hub
 
 ARGS = AppArgs.model_validate(
@@ -25,11 +26,9 @@ def test_models_that_do_not_run_are_listed_too() -> None:
     error: dict[str, Any] = dict(ModelCorrupt("model 'a' is damaged: it is").to_dict())
     statuses = {"Model:a:float32": [{"tasks": {}, **error}], "Model:a:int4": [], "Pool": []}
     entries = listing(ARGS, statuses, {}, created=7)
-    assert [(e["id"], e["created"], e["quantize_bits"]) for e in entries] == [
-        ("a", 7, None),
-        ("a", 7, 4),
-    ]
-    said = table(entries)
+    assert [(e["id"], e["created"]) for e in entries] == [("a", 7)]
+    assert [v["quantize_bits"] for v in entries[0]["variants"]] == [None, 4]
+    said = table(Sample({"data": entries}).models)
     assert "a (float32), Model:a:float32\n  cannot load   model 'a' is damaged: it is" in said
     assert "a (auto, INT4), Model:a:int4\n  no replica runs" in said
     assert table([]) == "nothing is configured or loaded"

@@ -40,7 +40,8 @@ def _running(name: str, **load: int) -> dict[str, Any]:
 
 def _sample(at: float, *models: dict[str, Any], **ingress: Any) -> Sample:
     counted = {"replica": "i-1", "requests": {}, "replays": {}} | ingress
-    return Sample({"object": "list", "data": list(models), "ingress": counted}, at)
+    data = [{"id": model["id"], "variants": [model]} for model in models]
+    return Sample({"object": "list", "data": data, "ingress": counted}, at)
 
 
 def _cells(said: str, row: int) -> dict[str, str]:
@@ -97,7 +98,7 @@ def test_problems_are_listed() -> None:
 
 
 def test_answers_and_replays() -> None:
-    requests = {"": {"not_found": 2}, "Model:a": {"ok": 5, "overloaded": 1}}
+    requests = {"": {"not_found": 2}, "Model:a": {"ok": 5, "server_is_overloaded": 1}}
     said = report(_sample(0.0, requests=requests, replays={"Model:a": 3}))
     assert "  no model: not_found 2, replays 0" in said
     assert "  Model:a: ok 5, overloaded 1, replays 3" in said
@@ -120,7 +121,7 @@ def test_a_real_server(
     assert re.search(r" \d+\.\d ", said)  # tokens a second, the second time
     assert main(["--address", address, "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["data"][0]["deployment"] == "Model:demo:float32"
+    assert listed["data"][0]["variants"][0]["deployment"] == "Model:demo:float32"
 
 
 @pytest.fixture

@@ -124,9 +124,9 @@ async def test_a_full_model_refuses_before_it_reads_a_request(full: Full) -> Non
         assert error(response, 503) == error(first, 503)
         assert response.headers["retry-after"] == "3"
         assert response.headers["x-request-id"]
-    assert error(first, 503)["code"] == "overloaded"
+    assert error(first, 503)["code"] == "server_is_overloaded"
     counted = full[1].metrics.counts()["requests"]
-    assert counted["Model:a"]["overloaded"] == len(again) + 1
+    assert counted["Model:a"]["server_is_overloaded"] == len(again) + 1
 
 
 async def test_a_full_model_does_not_change_other_answers(full: Full) -> None:
@@ -167,6 +167,6 @@ async def test_overload() -> None:
         after = text_of(await c.post("/v1/tasks", json=task))
     assert refused
     for response in refused:
-        assert error(response, 503)["code"] == "overloaded"
+        assert error(response, 503)["code"] == "server_is_overloaded"
         assert int(response.headers["retry-after"]) >= 1
     assert set(good) == {after}

@@ -35,10 +35,10 @@ async def test_answers(app: Callable[..., ASGIApp]) -> None:
 @pytest.mark.parametrize(
     ("act", "status", "code", "param"),
     [
-        ("refuse", 400, "task_args_invalid", "messages.0.content"),
-        ("overload", 503, "overloaded", None),
-        ("fail", 500, "task_execution_failed", None),
-        ("bug", 500, "task_execution_failed", None),
+        ("refuse", 400, "invalid_value", "messages.0.content"),
+        ("overload", 503, "server_is_overloaded", None),
+        ("fail", 500, "server_error", None),
+        ("bug", 500, "server_error", None),
     ],
 )
 async def test_an_error_before_the_first_chunk_is_an_http_error(
@@ -53,9 +53,7 @@ async def test_an_error_before_the_first_chunk_is_an_http_error(
     assert response.headers.get("retry-after") == ("3" if act == "overload" else None)
 
 
-@pytest.mark.parametrize(
-    ("act", "code"), [("fail", "task_execution_failed"), ("bug", "task_execution_failed")]
-)
+@pytest.mark.parametrize(("act", "code"), [("fail", "server_error"), ("bug", "server_error")])
 async def test_an_error_after_the_first_chunk_is_the_last_event(
     app: Callable[..., ASGIApp], act: str, code: str
 ) -> None:
@@ -113,17 +111,17 @@ async def test_a_body_that_is_too_large(app: Callable[..., ASGIApp]) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/none", 404, "not_found"),
         ("POST", "/v1/task", 404, "not_found"),
         ("GET", "/v1/tasks", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("DELETE", "/health", 405, "method_not_allowed"),
         ("GET", "/schemas/none", 404, "not_found"),
-        ("POST", "/v1/tasks?steam=true", 400, "task_args_invalid"),
-        ("POST", "/v1/tasks?stream=yes", 400, "task_args_invalid"),
-        ("POST", "/v1/tasks", 400, "task_args_invalid"),
-        ("POST", "/v1/chat/completions", 400, "task_args_invalid"),
-        ("POST", "/v1/chat/completions?stream=true", 400, "task_args_invalid"),
+        ("POST", "/v1/tasks?steam=true", 400, "invalid_value"),
+        ("POST", "/v1/tasks?stream=yes", 400, "invalid_value"),
+        ("POST", "/v1/tasks", 400, "invalid_value"),
+        ("POST", "/v1/chat/completions", 400, "invalid_value"),
+        ("POST", "/v1/chat/completions?stream=true", 400, "invalid_value"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("GET", "/v1/models/org%2Fname", 404, "model_not_found"),
         ("GET", "/v1/models/", 404, "model_not_found"),

@@ -12,7 +12,16 @@ import pytest
 
 from serve_app.config.app_args import REPOSITORY
 from tests.schema.malformed import MALFORMED, Malformed
-from tests.serve_app.tasks import answer, chunks, error, image_task, joined, text_of, text_task
+from tests.serve_app.tasks import (
+    answer,
+    chunks,
+    error,
+    image_task,
+    joined,
+    served,
+    text_of,
+    text_task,
+)
 
 SAMPLED: dict[str, Any] = {
     "max_new_tokens": 24,
@@ -34,8 +43,7 @@ ENDLESS = text_task(
 
 def _status(client: httpx.Client) -> Any:
     """The status of the one replica of the unquantized model."""
-    models = client.get("/v1/models").json()["data"]
-    (replica,) = next(m for m in models if m["quantize_bits"] is None)["replicas"]
+    (replica,) = next(m for m in served(client) if m["quantize_bits"] is None)["replicas"]
     return replica
 
 
@@ -105,7 +113,7 @@ def test_a_malformed_task_is_refused_and_the_next_one_works(
     client: httpx.Client, case: Malformed
 ) -> None:
     said = error(client.post("/v1/tasks", content=case.body), 400)
-    assert (said["code"], said["param"]) == ("task_args_invalid", case.param)
+    assert (said["code"], said["param"]) == ("invalid_value", case.param)
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 
@@ -201,8 +209,7 @@ def test_models_and_health(client: httpx.Client) -> None:
     health = client.get("/health")
     assert health.status_code == 200
     assert health.json()["replicas"]["Model:demo:float32"] == 1
-    models = client.get("/v1/models").json()["data"]
-    assert [(m["id"], m["dtype"], m["quantize_bits"]) for m in models] == [
+    assert [(m["id"], m["dtype"], m["quantize_bits"]) for m in served(client)] == [
         ("demo", "float32", None),
         ("demo", "float32", 8),
         ("demo", "float32", 4),
@@ -235,7 +242,7 @@ def test_every_answer_has_a_request_id(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/", 404), ("GET", "/v1/tasks", 405)]
+    ("method", "path", "status"), [("GET", "/none", 404), ("GET", "/v1/tasks", 405)]
 )
 def test_no_such_route(client: httpx.Client, method: str, path: str, status: int) -> None:
     error(client.request(method, path), status)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from serve_app.observability import metrics
 from serve_app.observability.metrics_page import merged
 from tests.serve_app.scripted import app_maker, client, task
-from tests.serve_app.tasks import answer, chunks, text_task
+from tests.serve_app.tasks import answer, chunks, served, text_task
 
 DEMO = "Model:demo:float32"
 
@@ -36,12 +36,12 @@ async def test_requests_are_counted_by_code(app: Callable[..., ASGIApp]) -> None
         counted = (await http.get("/v1/models")).json()["ingress"]
     assert counted["requests"] == {
         # No label is a name that a client has invented.
-        "": {"model_not_found": 1, "not_found": 1, "task_args_invalid": 1},
+        "": {"model_not_found": 1, "not_found": 1, "invalid_value": 1},
         "Model:demo": {
             "ok": 1,
-            "overloaded": 1,
-            "task_args_invalid": 1,
-            "task_execution_failed": 1,
+            "server_is_overloaded": 1,
+            "invalid_value": 1,
+            "server_error": 1,
         },
     }
     assert counted["replays"] == {}
@@ -116,8 +116,9 @@ def _replica(client: httpx.Client) -> Any:
     """The status of the one replica when its tasks have ended."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        models = client.get("/v1/models").json()["data"]
-        replicas = next(model for model in models if model["deployment"] == DEMO)["replicas"]
+        replicas = next(model for model in served(client) if model["deployment"] == DEMO)[
+            "replicas"
+        ]
         if replicas and not replicas[0]["tasks"]["ongoing"]:
             return replicas[0]
         time.sleep(0.1)

@@ -23,7 +23,7 @@ from schema import Task
 from serve_app.models import main as list_models
 from tests.engine.models.tiny_models import Kind, save_tiny_model
 from tests.serve_app.conftest import running_server
-from tests.serve_app.tasks import answer, chunks, error, joined, text_task
+from tests.serve_app.tasks import answer, chunks, error, joined, served, text_task
 
 # About 9 MB of weights and keys and values for each model: two fit, three do not.
 BUDGET_GB = 0.022
@@ -113,8 +113,7 @@ def _post(client: httpx.Client, task: dict[str, Any]) -> Any:
 
 def _loaded(client: httpx.Client) -> list[str]:
     """The models that the pool holds, the least recently used first."""
-    models = client.get("/v1/models").json()["data"]
-    return [model["id"] for model in models if model["deployment"] == "Pool"]
+    return [model["id"] for model in served(client) if model["deployment"] == "Pool"]
 
 
 def _pids(server: tuple[str, int]) -> set[int]:
@@ -286,7 +285,8 @@ def test_cards(client: httpx.Client, root: Path, capsys: pytest.CaptureFixture[s
         assert (model["object"], model["owned_by"]) == ("model", "gpt-task-serve")
         assert isinstance(model["id"], str)
         assert isinstance(model["created"], int)
-    (entry,) = [m for m in listed["data"] if (m["id"], m["quantize_bits"]) == ("org/one", 8)]
+    found = [m for m in served(client) if (m["id"], m["quantize_bits"]) == ("org/one", 8)]
+    (entry,) = found
     (replica,) = entry["replicas"]
     card = replica["card"]
     assert card["id"] == "org/one"
@@ -306,7 +306,7 @@ def test_cards(client: httpx.Client, root: Path, capsys: pytest.CaptureFixture[s
 
 def _running(client: httpx.Client, model: str) -> int:
     """Tasks that run on a model of the pool now."""
-    for entry in client.get("/v1/models").json()["data"]:
+    for entry in served(client):
         if entry["id"] == model and entry["deployment"] == "Pool":
             return sum(replica["load"]["running"] for replica in entry["replicas"])
     return 0
@@ -321,8 +321,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 def test_metrics_of_a_process_of_the_pool(client: httpx.Client) -> None:
     _post(client, _task("org/one"))
-    models = client.get("/v1/models").json()["data"]
-    variants = [m for m in models if (m["id"], m["quantize_bits"]) == ("org/one", None)]
+    variants = [m for m in served(client) if (m["id"], m["quantize_bits"]) == ("org/one", None)]
     ((replica,),) = (variant["replicas"] for variant in variants)
     labels = {"deployment": "Pool", "model": "org/one", "variant": "float32"}
     wanted = {f'{k}="{v}"' for k, v in labels.items()} | {f'replica="{replica["replica"]}"'}

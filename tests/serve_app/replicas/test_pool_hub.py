@@ -18,7 +18,7 @@ from serve_app.status import main as show_status
 from tests.engine.loading.hub import COMMIT, serve_hub
 from tests.engine.models.tiny_models import save_tiny_model
 from tests.serve_app.conftest import running_server
-from tests.serve_app.tasks import answer, error, text_task
+from tests.serve_app.tasks import answer, error, served, text_task
 
 ENGINE: dict[str, Any] = {"kv_cache_tokens": 2048, "prefill_chunk": 16, "threads": 1}
 
@@ -98,7 +98,7 @@ def test_a_model_of_the_hub_and_models_that_fail(
             task = text_task(model="org/good", dtype="float32", seed=3)
             task["generation_config"] = {"max_new_tokens": 12, "do_sample": True}
             first = answer(client.post("/v1/tasks", json=task))
-            *_, entry = client.get("/v1/models").json()["data"]
+            *_, entry = served(client)
             card = entry["replicas"][0]["card"]
             assert (card["source"], card["revision"]) == ("org/good", COMMIT)
             said = error(client.post("/v1/tasks", json=task | {"model": "org/gated"}), 403)

@@ -121,7 +121,8 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 def _tasks(address: str) -> Any:
     """What the unquantized model's replica counts."""
-    (replica,) = httpx.get(f"{address}/v1/models", timeout=60).json()["data"][0]["replicas"]
+    with httpx.Client(base_url=address) as client:
+        (replica,) = served(client)[0]["replicas"]
     return replica["tasks"]
 
 

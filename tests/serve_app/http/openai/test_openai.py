@@ -230,7 +230,7 @@ def test_a_bad_request_names_the_field(
     assert (error.param, error.type, error.code) == (
         param,
         "invalid_request_error",
-        "task_args_invalid",
+        "invalid_value",
     )
     assert param in error.message
     assert "generation_config" not in error.message
@@ -268,9 +268,10 @@ def test_an_unknown_model_is_not_found(api: OpenAI) -> None:
 
 def test_models(api: OpenAI) -> None:
     listed = list(api.models.list())
-    assert "demo" in [model.id for model in listed]
-    model = api.models.retrieve("demo")
+    assert [model.id for model in listed] == ["demo"]
+    model: Any = api.models.retrieve("demo")
     assert (model.id, model.object) == ("demo", "model")
+    assert [variant["quantize_bits"] for variant in model.variants] == [None, 8, 4]
     assert model.owned_by == listed[0].owned_by
 
 

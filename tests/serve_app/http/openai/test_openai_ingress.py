@@ -55,10 +55,10 @@ async def test_a_chat_without_a_request_id_gets_one(app: Callable[..., ASGIApp])
 @pytest.mark.parametrize(
     ("act", "status", "code"),
     [
-        ("refuse", 400, "task_args_invalid"),
-        ("overload", 503, "overloaded"),
-        ("fail", 500, "task_execution_failed"),
-        ("bug", 500, "task_execution_failed"),
+        ("refuse", 400, "invalid_value"),
+        ("overload", 503, "server_is_overloaded"),
+        ("fail", 500, "server_error"),
+        ("bug", 500, "server_error"),
         ("hang", 504, "request_timeout"),
     ],
 )
@@ -84,7 +84,7 @@ async def test_an_error_of_a_chat_after_the_first_chunk_is_the_last_event(
         )
     *events, last = events_of(response.text)
     assert [event["choices"][0]["delta"].get("content") for event in events] == ["", "é "]
-    assert last["error"]["code"] == "task_execution_failed"
+    assert last["error"]["code"] == "server_error"
 
 
 class Unspeakable(StandIn):
@@ -103,4 +103,4 @@ async def test_a_fault_of_the_ingress_after_the_first_chunk_is_the_last_event_to
     async with client(app_maker(Unspeakable)()) as http:
         response = await http.post(path, json=task("go") | fields)
     *_, last = events_of(response.text)
-    assert last["error"]["code"] == "task_execution_failed"
+    assert last["error"]["code"] == "server_error"

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from schema.clients.fields import Strict
 from schema.message import TEXT_TAG
-from schema.openai.fields import Strict
 from schema.structured import JSON_OBJECT_TAG, JSON_SCHEMA_TAG, AnswerSchema
 
 MAX_NAME_CHARS = 64
@@ -75,7 +75,7 @@ INNER: dict[str | int, type[BaseModel]] = {
     JSON_SCHEMA_TAG: JsonSchemaFormat,
     "json_schema": NamedSchema,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def structured_output(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from schema.openai.fields import Strict
+from schema.clients.fields import Strict
 from schema.tool_choice import FUNCTION_TAG, MAX_FUNCTION_NAME_CHARS, MODE_TAG, choice_tag
 
 
@@ -36,7 +36,7 @@ INNER: dict[str | int, type[BaseModel]] = {
     FUNCTION_TAG: FunctionChoice,
     "function": FunctionName,
 }
-"""The models of the objects in it, for `schema.openai.terms.dialect`."""
+"""The models of the objects in it, for `schema.clients.terms.dialect`."""
 
 
 def task_choice(choice: str | FunctionChoice | None) -> Any:

@@ -5,14 +5,15 @@ The fields are those of OpenAI's API reference
 take beside them.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from schema.clients.fields import Only, published
+from schema.clients.openai.request import OpenAIRequest
 from schema.generation import NumLogprobs
+from schema.json_values import WHOLE
 from schema.message import MAX_TEXT_CHARS, rule
-from schema.openai.fields import Only
-from schema.openai.request import OpenAIRequest
 from schema.task import Task
 
 DEFAULT_MAX_TOKENS = 16
@@ -29,7 +30,7 @@ def _one_text(value: Any) -> Any:
     return value
 
 
-class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}):
+class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES)):
     """A text to continue as it is, without a chat template."""
 
     text_field: ClassVar[str] = "prompt"
@@ -37,7 +38,9 @@ class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}
     prompt: Annotated[
         str, Field(min_length=1, max_length=MAX_TEXT_CHARS), BeforeValidator(_one_text)
     ]
-    best_of: Annotated[Any, Only("is not supported; ask for n and choose", (1,))] = None
+    best_of: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        default=None, description="1, or as n: there is no choice among more than n."
+    )
     echo: Annotated[
         Any, Only("is not supported: the answer is what follows the prompt", (False,))
     ] = None
@@ -46,7 +49,13 @@ class CompletionRequest(OpenAIRequest, json_schema_extra={"examples": _EXAMPLES}
         description="Report the log probabilities of every token and of this many of the most "
         "probable ones in its place.",
     )
-    suffix: Annotated[Any, Only("is not supported; leave it out")] = None
+    suffix: Annotated[Any, Only("is not supported; leave it out", ("",))] = None
+
+    @model_validator(mode="after")
+    def _all_that_are_made(self) -> Self:
+        if self.best_of not in (None, 1, self.n or 1):
+            raise rule(f"must be 1, or as n, {self.n or 1}; ask for more and choose", "best_of")
+        return self
 
     @property
     def num_logprobs(self) -> int | None:

@@ -1,136 +1,83 @@
-"""What chat completions and completions have in common."""
+"""What the requests of all APIs for clients have in common: settings, parsing, errors."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from schema.clients.fields import Strict
+from schema.clients.terms import dialect, in_terms
 from schema.errors import TaskError
 from schema.generation import (
-    MAX_STOP_STRING_CHARS,
-    MAX_STOP_STRINGS,
-    NOT_TOO_COLD,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    MIN_TEMPERATURE,
     CountPenalty,
     LogitBias,
-    MaxNewTokens,
     MinP,
-    NumBeams,
-    NumReturnSequences,
     RepetitionPenalty,
-    StopString,
-    Temperature,
-    TopK,
     TopP,
     TypicalP,
 )
-from schema.json_values import parse_json
-from schema.message import rule
+from schema.json_values import WHOLE, parse_json
 from schema.model_variant import MODEL_ID_PATTERN, ModelName
-from schema.openai.fields import Only, Strict
-from schema.openai.terms import dialect, in_terms
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
 
-MAX_USER_CHARS = 512
-
-_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
-_STOP = {
-    "anyOf": [
-        _STOP_STRING,
-        {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS},
-        {"type": "null"},
-    ],
-    "default": None,
-}
+# Temperatures and numbers of tokens that other servers read as "off".
+_Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+_TopK = Annotated[int, Field(ge=-1, le=MAX_TOP_K), WHOLE]
 
 
-class StreamOptions(Strict):
-    """What a stream reports beside the text."""
-
-    include_usage: bool | None = Field(
-        default=None, description="true: a last chunk without choices has the usage."
-    )
-    include_obfuscation: Annotated[Any, Only("is not supported; leave it out", (False,))] = None
-
-
-def _list_of_one(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-class OpenAIRequest(Strict):
+class ClientRequest(Strict):
     """Fields of all requests. Absent and null are the same.
 
-    Settings that OpenAI does not have, such as ``top_k``, come from the model's own settings where
-    they are absent, as in a task. Where OpenAI documents a default, it holds here.
+    Settings that an API does not have come from the model's own settings where they are absent, as
+    in a task; ``temperature`` and ``top_p`` are 1 there, as these APIs have it. So requests of two
+    APIs that say the same mean the same task.
+
+    Attributes:
+        inner: the models of the objects in the request, by their field or tag.
+        elsewhere: names that other APIs have for fields of this one.
+        message: the model of a message.
+        free_form: the fields that may hold any JSON.
+        messages_field: the field that has the conversation.
     """
 
-    inner: ClassVar[dict[str | int, type[BaseModel]]] = {"stream_options": StreamOptions}
+    inner: ClassVar[dict[str | int, type[BaseModel]]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    message: ClassVar[type[BaseModel]]
     free_form: ClassVar[tuple[str, ...]] = ()
-    text_field: ClassVar[str] = "messages"
+    messages_field: ClassVar[str] = "messages"
 
     model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
-    n: NumReturnSequences | None = Field(default=None, description="Choices to generate; 1.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = Field(
         default=None,
         description="Where random numbers start. If absent, it is drawn, and the answer has it.",
     )
-    stop: Annotated[
-        list[StopString] | None,
-        Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
-        BeforeValidator(_list_of_one),
-        WithJsonSchema(_STOP),
-    ] = Field(default=None, description="Texts that end a choice; they are not part of it.")
-    max_tokens: MaxNewTokens | None = None
-    temperature: Temperature | None = Field(
-        default=None, description="1 where absent; 0 is greedy.", json_schema_extra=NOT_TOO_COLD
+    temperature: _Temperature | None = Field(
+        default=None, description=f"1 where absent; below {MIN_TEMPERATURE} is greedy."
     )
     top_p: TopP | None = Field(default=None, description="1 where absent.")
-    top_k: TopK | None = None
+    top_k: _TopK | None = Field(default=None, description="0 and -1 are off.")
     min_p: MinP | None = None
     typical_p: TypicalP | None = None
     repetition_penalty: RepetitionPenalty | None = None
     frequency_penalty: CountPenalty | None = None
     presence_penalty: CountPenalty | None = None
     logit_bias: LogitBias | None = None
-    num_beams: NumBeams | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=MAX_USER_CHARS)] | None = Field(
-        default=None, description="An end user; does not change the answer and is not kept."
-    )
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_bulk(cls, fields: Any) -> Any:
-        refuse_bulk(fields, *cls.free_form)
+        refuse_bulk(fields, *cls.free_form, conversation=cls.messages_field)
         return fields
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise rule("has a meaning only with stream: true; leave it out", "stream_options")
-        choices, beams = self.n or 1, self.num_beams or 1
-        if beams > 1 and choices > beams:
-            raise rule(f"must be at most num_beams, {beams}, and is {choices}", "n")
-        if beams == 1 and choices > 1 and self.temperature == 0:
-            raise rule(
-                f"is {choices}, but with temperature 0 there is only one answer; raise temperature "
-                "above 0, or num_beams to as many",
-                "n",
-            )
-        return self
 
     @classmethod
     def parse(cls, body: bytes | str, image_schemes: Collection[str] = ()) -> Self:
@@ -141,7 +88,8 @@ class OpenAIRequest(Strict):
         try:
             return cls.model_validate(parse_json(body), context=image_schemes)
         except ValidationError as error:
-            raise explain(error, cls, dialect(cls, cls.inner)) from None
+            words = dialect(cls, cls.inner, cls.elsewhere, cls.message)
+            raise explain(error, cls, words) from None
 
     @abstractmethod
     def task(self, seed: int) -> Task:
@@ -152,19 +100,18 @@ class OpenAIRequest(Strict):
         """
 
     @property
+    @abstractmethod
     def limit(self) -> tuple[str, int | None]:
         """The name of the field that limits the tokens to generate, and its value."""
-        return "max_tokens", self.max_tokens
 
     @property
-    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report with each token; None to report no log probabilities."""
+        return None
 
-    @property
-    def wants_usage(self) -> bool:
-        """Whether the end of a stream reports the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+    @abstractmethod
+    def renamed(self, text: str) -> str:
+        """A message or a path of a task's error, with the names of this request's fields."""
 
     @contextmanager
     def own_terms(self) -> Iterator[None]:
@@ -176,17 +123,18 @@ class OpenAIRequest(Strict):
 
     def in_own_terms(self, error: TaskError) -> TaskError:
         """An error of the task, with the names of this request's fields."""
-        return in_terms(error, self.limit[0], self.text_field)
+        return in_terms(error, self.renamed)
 
     def _generation_config(self) -> dict[str, Any]:
         temperature = 1.0 if self.temperature is None else self.temperature
+        if temperature < MIN_TEMPERATURE:
+            temperature = 0.0
         return {
             "max_new_tokens": self.limit[1],
-            "stop_strings": self.stop or None,
             "do_sample": temperature > 0,
             "temperature": temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
             "min_p": self.min_p,
             "typical_p": self.typical_p,
             "repetition_penalty": self.repetition_penalty,
@@ -194,8 +142,7 @@ class OpenAIRequest(Strict):
             "presence_penalty": self.presence_penalty,
             "logit_bias": self.logit_bias or None,
             "logprobs": self.num_logprobs,
-            "num_beams": self.num_beams,
-            "num_return_sequences": self.n or 1,
+            "num_return_sequences": 1,
         }
 
     def _task(self, seed: int, **fields: Any) -> Task:

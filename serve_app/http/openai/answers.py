@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from schema.clients.openai import ChatCompletionRequest, OpenAIRequest
 from schema.errors import TaskError
-from schema.openai import ChatCompletionRequest, OpenAIRequest
 from schema.response import (
     Choice,
     Delta,
@@ -18,7 +18,7 @@ from schema.response import (
     TokenLogprob,
 )
 from serve_app.http.openai.logprobs import CompletionLogprobs, chat_logprobs
-from serve_app.http.sse import event
+from serve_app.http.sse import DONE, event
 
 
 class Answer(ABC):
@@ -30,6 +30,7 @@ class Answer(ABC):
     prefix: ClassVar[str]
     whole_kind: ClassVar[str]
     chunk_kind: ClassVar[str]
+    closing = DONE
 
     def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
         self._asked = asked
@@ -60,6 +61,10 @@ class Answer(ABC):
         if self._last is None or not self._asked.wants_usage:
             return b""
         return event(self._chunk(self._last, []) | {"usage": self._last["usage"]})
+
+    def failed(self, error: TaskError) -> bytes:
+        """The error's body, as an HTTP error has it."""
+        return event(error.to_dict())
 
     def error(self, error: TaskError) -> TaskError:
         """An error of the task, which names the fields of this request."""

@@ -1,0 +1,5 @@
+"""Requests of OpenAI's Responses API, and the tasks that they mean."""
+
+from schema.clients.responses.request import ResponsesRequest
+
+__all__ = ["ResponsesRequest"]

@@ -1,0 +1,75 @@
+"""From a client's request to its answer, whole or streamed: the same for all APIs of clients."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schema.clients.request import ClientRequest
+from schema.response import TaskResponse
+from schema.task import MAX_SEED
+from serve_app.graph.dispatcher import Dispatcher
+from serve_app.http.bodies import json_response, read_body
+from serve_app.http.sse import EventWriter, relay
+from serve_app.observability.request_record import entry
+
+SEED_HEADER = "x-seed"
+
+
+class Answer(EventWriter, Protocol):
+    """Translates the answer to one request, whole or in chunks; used once."""
+
+    def whole(self, response: TaskResponse) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        ...
+
+
+Asked = TypeVar("Asked", bound=ClientRequest)
+
+
+async def asked_body(request: Request, dispatcher: Dispatcher, max_body: int) -> bytes:
+    """The body of a request, unless its model was full a moment ago.
+
+    Raises:
+        RequestTooLarge: it has more than ``max_body`` bytes.
+        TaskArgsInvalid: it is compressed.
+        Overloaded: the model was full.
+    """
+    body = await read_body(request, max_body)
+    dispatcher.refuse_if_full(body)
+    return body
+
+
+async def answer(
+    dispatcher: Dispatcher,
+    asked: Asked,
+    num_bytes: int,
+    form: Callable[[Asked, str, int, int], Answer],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Run the task that a request means, and answer in the form of its API.
+
+    Args:
+        dispatcher: runs it.
+        asked: the request.
+        num_bytes: of its body.
+        form: makes the answer, from the request, its id, the Unix time and the seed.
+        headers: of the answer, beside the seed.
+
+    Raises:
+        TaskError: in the terms of the request.
+    """
+    seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    task = asked.task(seed)
+    made = form(asked, entry().request_id, int(time.time()), seed)
+    headers = {SEED_HEADER: str(seed), **(headers or {})}
+    if asked.stream:
+        return await relay(dispatcher.stream(task, num_bytes), made, headers)
+    with asked.own_terms():
+        response = await dispatcher.run(task, num_bytes)
+    return json_response(made.whole(response), headers=headers)

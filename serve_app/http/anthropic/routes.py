@@ -1,0 +1,37 @@
+"""The handler of ``POST /v1/messages``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schema.clients.anthropic import MessagesRequest
+from serve_app.graph.dispatcher import Dispatcher
+from serve_app.http.answering import answer, asked_body
+from serve_app.http.anthropic.answer import MessagesAnswer
+from serve_app.http.bodies import refuse_query
+from serve_app.observability.request_record import entry
+
+REQUEST_ID_HEADER = "request-id"
+"""Where Anthropic's clients look for the id of a request."""
+
+
+class AnthropicRoutes:
+    """The handler. Errors leave it as `TaskError` that name the fields of the request."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, max_body: int, image_schemes: Collection[str] = ()
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._max_body = max_body
+        self._image_schemes = image_schemes
+
+    async def create_message(self, request: Request) -> Response:
+        """``POST /v1/messages``; Anthropic's clients add ``?beta=true`` for what is new."""
+        refuse_query(request, allowed="beta")
+        body = await asked_body(request, self._dispatcher, self._max_body)
+        asked = MessagesRequest.parse(body, self._image_schemes)
+        headers = {REQUEST_ID_HEADER: entry().request_id}
+        return await answer(self._dispatcher, asked, len(body), MessagesAnswer, headers)

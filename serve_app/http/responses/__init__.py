@@ -1,0 +1,1 @@
+"""The route of OpenAI's Responses API."""
