@@ -1,9 +1,9 @@
 """Runs the clients' hello-worlds against a server: ``python -m tests.serve_app.clients``.
 
-Each script in ``hello/`` is what a newcomer writes with one framework: an agent with a tool. It runs
-in an environment of its own kind (``make test-clients`` builds them), against a real server with the
-model of `weather_model`, and fails unless the tool was called and an answer came. ``--record`` also
-writes what the frameworks sent to ``recorded/``, which `test_recorded` sends again in CI.
+Each script in ``hello/`` is what a newcomer writes with one framework: an agent with a tool. It
+runs in its own environment (``make test-clients`` builds them) against a real server with the model
+of `weather_model`, and fails unless the tool was called and an answer came. ``--record`` also
+writes what the frameworks have sent to ``recorded/``, which `test_recorded` sends again in CI.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def write(framework: Framework, exchanges: list[Exchange]) -> None:
     (HERE / f"recorded/{framework.name}.json").write_text(text, encoding="utf-8")
 
 
-def read(framework: Framework) -> Any:
+def recorded(framework: Framework) -> Any:
     """What `write` has written."""
     return json.loads((HERE / f"recorded/{framework.name}.json").read_text(encoding="utf-8"))
 

@@ -1,12 +1,12 @@
 """A model that calls a tool, reads what it said, and answers, whatever the client's prompt is like.
 
 Models that are small enough for tests do not call tools reliably. This one does, because its chat
-template decides what comes next, and its weights write it: the template puts that text at the end of
-the prompt, filled up to a fixed length, and the model copies the token that stands a fixed number of
-places back. So the weights need not be trained, and what is tested stays: a call has the name and
-the parameter of the tool that the client has sent, and an answer is the result that came back. All
-else is as with any other model: a checkpoint, attention over the whole prompt, formats of calls as
-Hermes has them, a real engine that samples and a real server.
+template decides what comes next, and its weights write it: the template puts that text at the end
+of the prompt, filled up to a fixed length, and the model copies the token that stands a fixed
+number of places back. So the weights need not be trained, and what is tested stays: a call has the
+name and the parameter of the tool that the client has sent, and an answer is the result that came
+back. All else is as with any other model: a checkpoint, attention over the whole prompt, calls in
+the format of Hermes, a real engine that samples and a real server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ _SHARP = 4.0
 # What DSPy wants is a text with fields of its own, and no call of a tool.
 _TEMPLATE = """
 {%- macro dspy(fields) -%}
-    {%- for name, value in fields -%}{{- '[[ ## ' ~ name ~ ' ## ]]\\n' ~ value ~ '\\n\\n' -}}{%- endfor -%}
+    {%- for name, value in fields -%}
+        {{- '[[ ## ' ~ name ~ ' ## ]]\\n' ~ value ~ '\\n\\n' -}}
+    {%- endfor -%}
     {{- '[[ ## completed ## ]]' -}}
 {%- endmacro -%}
 {%- macro call(name, argument, value) -%}
@@ -69,16 +71,18 @@ _TEMPLATE = """
     {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- set result = said.text.replace('Observation:', '')[:100] | trim -%}
+{%- set observed = said.text.split('[[ ## observation_0 ## ]]\\n') | last -%}
+{%- set observed = observed.split('\\n') | first -%}
 {%- set next -%}
     {%- if '[[ ## next_tool_name ## ]]' in said.system -%}
-        {%- set known = 'degrees' in said.text -%}
+        {%- set known = 'observation_0' in said.text -%}
         {{- dspy([
-            ('next_thought', 'Now I know it.' if known else 'I ask.'),
+            ('next_thought', observed if known else 'I ask.'),
             ('next_tool_name', 'finish' if known else 'get_weather'),
             ('next_tool_args', '{}' if known else '{"city": "Paris"}'),
         ]) -}}
     {%- elif '[[ ## reasoning ## ]]' in said.system -%}
-        {{- dspy([('reasoning', 'The tool said so.'), ('answer', 'It is sunny.')]) -}}
+        {{- dspy([('reasoning', 'The tool said so.'), ('answer', observed)]) -}}
     {%- elif said.result and tools and tools[-1].function.name == 'final_answer' -%}
         {{- call('final_answer', 'answer', result) -}}
     {%- elif said.result -%}
@@ -99,7 +103,7 @@ def save_weather_model(directory: Path) -> None:
     """Save the model and its tokenizer into a directory, as a hub repository has them."""
     tokenizer = _tokenizer()
     size = len(tokenizer)
-    # A dimension that all tokens have, one for each token that is read, one for each that is copied.
+    # A dimension that all tokens have, one for each token as it is read, one for it as a copy.
     constant, read, copied = 0, slice(1, size + 1), slice(size + 1, 2 * size + 1)
     model: Any = LlamaForCausalLM(
         LlamaConfig(

@@ -1,4 +1,4 @@
-"""LangChain: `create_agent` with ChatOpenAI, whole and streamed, by chat completions and responses."""
+"""LangChain: `create_agent` with ChatOpenAI, by chat completions and by the Responses API."""
 
 from langchain.agents import create_agent
 from langchain_openai import ChatOpenAI

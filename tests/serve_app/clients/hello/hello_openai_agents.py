@@ -1,4 +1,4 @@
-"""OpenAI's Agents SDK: its default, which is the Responses API, and chat completions; both streamed too."""
+"""OpenAI's Agents SDK: by its default, which is the Responses API, and by chat completions."""
 
 import asyncio
 

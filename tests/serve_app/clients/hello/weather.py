@@ -1,4 +1,4 @@
-"""What all these scripts have in common: the server's address, a tool, and what must have happened."""
+"""What all these scripts share: the server's address, a tool, and what must have happened."""
 
 import os
 
