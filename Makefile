@@ -19,12 +19,13 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster fuzz lint format map clean
+.PHONY: help serve test test-cluster test-clients fuzz lint format map clean
 
 help:
 	@echo 'make serve   install what serving needs and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
 	@echo 'make test-cluster  scale, lose nodes and update on simulated clusters, in minutes'
+	@echo 'make test-clients  agent frameworks with a tool against a real server, in minutes'
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
@@ -86,6 +87,33 @@ test-cluster: $(READY)
 	@# Ray leaves sockets to the garbage collector, in this process too.
 	$(BIN)/pytest -m cluster -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
+# Frameworks that cannot be installed beside each other, each kind in an environment of its own. All
+# versions are exact, so that pip has nothing to resolve.
+CLIENTS := .venv-clients
+REQUIREMENTS := tests/serve_app/clients/requirements
+ENVIRONMENTS := $(patsubst $(REQUIREMENTS)/%.txt,$(CLIENTS)/%/.ready,$(wildcard $(REQUIREMENTS)/*.txt))
+
+$(ENVIRONMENTS): $(CLIENTS)/%/.ready: $(REQUIREMENTS)/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps -r $<
+	@touch $@
+
+$(CLIENTS)/node/.ready: $(REQUIREMENTS)/package.json $(REQUIREMENTS)/package-lock.json
+	@command -v npm >/dev/null || { echo 'Node 18 or newer is needed, with npm' >&2; exit 1; }
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	cd $(@D) && npm ci --no-fund --no-audit
+	@touch $@
+
+# CLIENT="autogen dspy": only these. RECORD=1: write what they send, for the tests.
+test-clients: export RAY_AUTH_MODE := disabled
+test-clients: export RAY_ADDRESS := local
+test-clients: export OMP_NUM_THREADS := 1
+test-clients: export TOKENIZERS_PARALLELISM := false
+test-clients: export HF_HUB_OFFLINE := 1
+test-clients: $(READY) $(ENVIRONMENTS) $(CLIENTS)/node/.ready
+	$(BIN)/python -m tests.serve_app.clients --environments $(CLIENTS) $(if $(RECORD),--record) $(CLIENT)
+
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.reliability.fuzz $(ADDRESS)
 
@@ -98,5 +126,5 @@ map:
 	@grep -rm1 --include='*.py' '^"""' schema engine serve_app cluster gpt_task gpt_task_serve | sort
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
