@@ -174,7 +174,7 @@ def test_calls_are_parsed(engine: Engine, sampled: bool) -> None:
             "What will the weather be in Lisbon for two days?",
             {"max_new_tokens": 60, "do_sample": sampled},
             tools=[WEATHER],
-            tool_choice={"type": "function", "function": {"name": "weather"}},
+            tool_choice={"function": "weather"},
             answer_format="message",
         )
     )
