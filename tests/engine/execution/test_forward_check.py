@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -71,11 +72,11 @@ def faulty(wrong: Fault, decode_only: bool = False) -> type[PlainAttention]:
     """A kernel with a fault, in all forwards or where it decodes."""
 
     class Faulty(PlainAttention):
-        fault = wrong
+        fault: ClassVar[Fault | None] = wrong
 
         def batch(self, *args: Any, decode: bool) -> PlainBatch:
-            self.fault = None if decode_only and not decode else wrong  # type: ignore[misc]
-            return super().batch(*args, decode=decode)
+            right = decode_only and not decode
+            return replace(super().batch(*args, decode=decode), fault=None if right else wrong)
 
     return Faulty
 
