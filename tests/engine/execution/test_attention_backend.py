@@ -7,7 +7,7 @@ import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -25,13 +25,28 @@ from tests.engine.sampling.test_generate_oracle import SETTINGS, TEXTS, task
 NAME = "plain operations"
 
 
+Fault = Literal[
+    "sign",
+    "a key too many",
+    "a key too few",
+    "the oldest key missing",
+    "keys in another order",
+    "pages in another order",
+    "no window",
+    "window too wide",
+    "window too narrow",
+    "scale",
+]
+"""What a kernel may compute wrongly."""
+
+
 @dataclass(frozen=True)
 class PlainBatch:
     """Computes attention for one forward."""
 
     cache: KVCache
     rows: PagedRows
-    wrong: bool
+    fault: Fault | None
 
     def on(self, device: torch.device) -> PlainBatch:
         return replace(self, rows=self.rows.on(device))
@@ -48,25 +63,41 @@ class PlainBatch:
     ) -> torch.Tensor:
         stored, rows = self.cache.layers[layer], self.rows
         stored.write(rows.write_slots, key, value)
-        keys, values = stored.pages(self.cache.page_size)
+        pools = stored.pages(self.cache.page_size)
         output = query.new_empty(query.shape[1], query.shape[0], value.shape[2])
         for n, context in enumerate(rows.contexts.tolist()):
             first, stop = rows.row_starts[n : n + 2].tolist()
-            k, v = (
-                pool[rows.block_table[n].long()].flatten(0, 1)[:context].double()
-                for pool in (keys, values)
-            )
+            pages = rows.block_table[n].long()
+            if self.fault == "pages in another order":
+                used = self.cache.pages_for(context)
+                pages = torch.cat([pages[:used].flip(0), pages[used:]])
+            known = context + (self.fault == "a key too many")
+            k, v = (pool[pages].flatten(0, 1)[:known].double() for pool in pools)
+            if self.fault == "keys in another order":
+                k = k.roll(1, 0)
             group = len(query) // k.shape[1]
             k, v = (each.repeat_interleave(group, dim=1) for each in (k, v))
             scores = torch.einsum("hqd,khd->hqk", query[:, first:stop].double(), k)
             scores *= query.shape[2] ** -0.5 if scaling is None else scaling
+            scores *= 1.1 if self.fault == "scale" else 1
             looking = torch.arange(context - (stop - first), context)[:, None]
-            visible = torch.arange(context)[None] <= looking
-            if sliding_window is not None:
-                visible &= torch.arange(context)[None] > looking - sliding_window
+            visible = self._visible(torch.arange(len(k))[None], looking, sliding_window)
             weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
             output[first:stop] = torch.einsum("hqk,khd->qhd", weights, v).to(output)
-        return -output if self.wrong else output
+        return -output if self.fault == "sign" else output
+
+    def _visible(
+        self, keys: torch.Tensor, looking: torch.Tensor, sliding_window: int | None
+    ) -> torch.Tensor:
+        last = looking + {"a key too many": 1, "a key too few": -1}.get(self.fault or "", 0)
+        visible = keys <= last.clamp(min=0)
+        if self.fault == "the oldest key missing":
+            oldest = (looking - (sliding_window or len(looking) + len(keys[0])) + 1).clamp(min=0)
+            visible &= (keys > oldest) | (looking == oldest)
+        if sliding_window is not None and self.fault != "no window":
+            wider = {"window too wide": 1, "window too narrow": -1}.get(self.fault or "", 0)
+            visible &= keys > looking - sliding_window - wider
+        return visible
 
 
 class PlainAttention(AttentionBackend):
@@ -76,7 +107,7 @@ class PlainAttention(AttentionBackend):
     decodes_apart = True
     captures_decode = True
     kv_layout = "tokens first"
-    wrong = False
+    fault: ClassVar[Fault | None] = None
 
     @classmethod
     def problem(cls, needs: AttentionNeeds) -> str | None:
@@ -86,16 +117,16 @@ class PlainAttention(AttentionBackend):
         self, cache: KVCache, scheduled: Sequence[ScheduledTokens], num_rows: int, *, decode: bool
     ) -> PlainBatch:
         assert num_rows <= self.max_rows
-        return PlainBatch(cache, paged_rows(cache, scheduled, num_rows, decode=decode), self.wrong)
+        return PlainBatch(cache, paged_rows(cache, scheduled, num_rows, decode=decode), self.fault)
 
     def decode_batch(self, cache: KVCache, rows: PagedRows) -> PlainBatch:
-        return PlainBatch(cache, rows, self.wrong)
+        return PlainBatch(cache, rows, self.fault)
 
 
 class WrongAttention(PlainAttention):
     """Computes wrong results."""
 
-    wrong = True
+    fault = "sign"
 
 
 def engine_with(

@@ -35,6 +35,11 @@ def test_the_committed_configuration_is_right(capsys: pytest.CaptureFixture[str]
     assert "INT4; 0 to 1 replicas" in plan
 
 
+def test_the_example_of_a_real_model_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(REPOSITORY / "examples" / "smollm2.yaml")]) == 0
+    assert "model 'HuggingFaceTB/SmolLM2-135M-Instruct'" in capsys.readouterr().out
+
+
 def test_the_commented_example_is_right_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
