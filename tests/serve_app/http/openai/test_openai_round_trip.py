@@ -68,6 +68,10 @@ class WritingReplica(StandIn):
             yield chunk
 
 
+def client_of(http: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
+
+
 def forms_of(message: Any) -> list[dict[str, Any]]:
     """A message as programs send it back."""
     made = [
@@ -109,9 +113,7 @@ async def test_every_answer_is_a_message_of_the_next_request(tools: list[Any] | 
     app = app_maker(WritingReplica)()
     shapes = set()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as http:
-        api = AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", max_retries=0, http_client=http
-        )
+        api = client_of(http)
         for text in SHAPES:
             asked: dict[str, Any] = {"model": "demo", "seed": 1} | (
                 {"tools": tools} if tools else {}
@@ -149,9 +151,7 @@ def test_every_answer_of_a_task_is_a_message_of_the_next_task(text: str) -> None
 async def test_at_most_one_call_where_the_request_says_so() -> None:
     app = app_maker(WritingReplica)()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as http:
-        api = AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", max_retries=0, http_client=http
-        )
+        api = client_of(http)
         asked: dict[str, Any] = {
             "model": "demo",
             "messages": [{"role": "user", "content": f"I look.\n{CALLS}"}],
