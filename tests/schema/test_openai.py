@@ -13,6 +13,7 @@ from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
 from schema.message import MAX_BLOCKS_OF_TASK
 from schema.openai import ChatCompletionRequest, CompletionRequest
 from schema.openai.messages import ChatMessage
+from schema.structured import JsonSchemaForm
 from tests.schema.malformed import PNG, TOOL
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])
@@ -386,3 +387,12 @@ def test_later_errors_name_the_fields_of_the_request(
     assert caught.value.retry_after_s == 3.0
     assert (renamed or "too much") in caught.value.message
     assert "generation_config" not in caught.value.message
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_strict_schemas_have_declared_keys_only(strict: bool | None) -> None:
+    schema = {"type": "object", "properties": {}, "additionalProperties": True}
+    named = {"name": "a", "schema": schema, "strict": strict}
+    made = chat(response_format={"type": "json_schema", "json_schema": named}).task(seed=0)
+    assert isinstance(made.structured_output, JsonSchemaForm)
+    assert ("additionalProperties" in made.structured_output.json_schema) == (strict is not True)
