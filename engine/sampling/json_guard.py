@@ -272,7 +272,8 @@ def _may_be_wrong(text: bytes) -> bool:
 
 
 def _are_set(row: npt.NDArray[np.uint32], ids: Ids) -> npt.NDArray[np.bool_]:
-    return (row[ids >> 5] >> (ids & 31).astype(np.uint32) & 1).astype(bool)
+    bits: npt.NDArray[np.uint32] = row[ids >> 5] >> (ids & 31).astype(np.uint32)
+    return (bits & 1) != 0
 
 
 def _clear(row: npt.NDArray[np.uint32], ids: Ids) -> None:
