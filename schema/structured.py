@@ -73,7 +73,7 @@ def closed_strictly(schema: dict[str, Any]) -> dict[str, Any]:
             made[keyword] = [_closed(value) for value in several]
     for keyword in _SINGLE:
         made |= {keyword: _closed(made[keyword])} if isinstance(made.get(keyword), dict) else {}
-    if made.get("properties") and made.get("additionalProperties") not in (None, False):
+    if "properties" in made and made.get("additionalProperties") not in (None, False):
         del made["additionalProperties"]  # the engine closes it, with what an allOf adds
     return made
 

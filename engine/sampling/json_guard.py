@@ -44,15 +44,33 @@ class TokenBytes:
         in_order = sorted((text, index) for index, text in enumerate(tokens) if text)
         self._texts = [text for text, _ in in_order]
         self._ids: Ids = np.array([index for _, index in in_order], dtype=np.int64)
-        # A key is complete within a token only if the token has so many quotes.
-        self.two_quotes = self.having(lambda text: text.count(b'"') >= 2)
+        # Of a token that ends one key and has another, or that begins within a string.
         self.three_quotes = self.having(lambda text: text.count(b'"') >= 3)
+        self.quoting_twice = self.having(_quotes_twice)
+        self._quoting: dict[bytes, list[int]] = {}
+        for index, text in enumerate(tokens):
+            for quoted in text.split(b'"')[1:-1]:
+                self._quoting.setdefault(quoted, []).append(index)
         self.long_numbers = self.having(lambda text: _LONG_NUMBER.search(text) is not None)
-        self.more_number = self.having(lambda text: text[0] in _DIGITS | _SIGNS)
+        self.digits = self.having(lambda text: text[0] in _DIGITS)
+        # Of tokens that are, or begin with, so many digits of an exponent.
+        self.exponents = [
+            self.having(re.compile(rb"[+-]?[0-9]{%d}" % count).match)
+            for count in range(1, MAX_EXPONENT_DIGITS + 2)
+        ]
 
-    def having(self, wanted: Callable[[bytes], bool]) -> Ids:
+    def having(self, wanted: Callable[[bytes], object]) -> Ids:
         """The ids of the tokens that have a property."""
         found = [index for index, text in enumerate(self.tokens) if text and wanted(text)]
+        return np.array(found, dtype=np.int64)
+
+    def quoting(self, frames: Frames) -> Ids:
+        """The ids of the tokens that have a key of the open objects between two quotes."""
+        found: list[int] = []
+        while frames is not None:
+            for key in frames[0] or ():
+                found += self._quoting.get(key, ())
+            frames = frames[1]
         return np.array(found, dtype=np.int64)
 
     def beginning(self, text: bytes) -> Ids:
@@ -147,6 +165,8 @@ class JsonGuard:
             for key in place.frames[0]:
                 if key.startswith(place.key):
                     _clear(row, self._tokens.beginning(key[len(place.key) :] + b'"'))
+        if place.phase == _EXPONENT:
+            _clear(row, self._tokens.exponents[MAX_EXPONENT_DIGITS - place.digits])
         for ids in self._suspects(place):
             for token_id in ids[_are_set(row, ids)].tolist():
                 if self._after(place, self._tokens.tokens[token_id]) is None:
@@ -159,13 +179,14 @@ class JsonGuard:
             assert self._prelude is not None
             if self._spanning is None:
                 end = self._prelude.end[-1:]
-                self._spanning = tokens.having(lambda text: text.partition(end)[2].count(b'"') >= 2)
+                self._spanning = tokens.having(lambda text: _may_be_wrong(text.partition(end)[2]))
             return (self._spanning,)
-        if place.in_key or place.in_string:
-            return (tokens.three_quotes, tokens.long_numbers)
-        if place.phase == _EXPONENT or (place.phase == _INTEGER and place.digits > _MANY_DIGITS):
-            return (tokens.two_quotes, tokens.long_numbers, tokens.more_number)
-        return (tokens.two_quotes, tokens.long_numbers)
+        suspects = (tokens.quoting(place.frames), tokens.quoting_twice, tokens.long_numbers)
+        if place.in_key:
+            return (*suspects, tokens.three_quotes)
+        if place.phase == _INTEGER and place.digits > _MANY_DIGITS:
+            return (*suspects, tokens.digits)
+        return suspects
 
     def _after(self, place: _Place, text: bytes) -> _Place | None:
         """The place behind some bytes; None if something in them is wrong."""
@@ -240,8 +261,19 @@ class JsonGuard:
         return _Place(frames, in_key, in_string, escaped, key, key_next, phase, digits)
 
 
+def _quotes_twice(text: bytes) -> bool:
+    """Whether a token by itself may have a key twice, or a key with a quote in it."""
+    quoted = text.split(b'"')[1:-1]
+    return len(set(quoted)) < len(quoted) or (bool(quoted) and b"\\" in text)
+
+
+def _may_be_wrong(text: bytes) -> bool:
+    return text.count(b'"') >= 2 or _LONG_NUMBER.search(text) is not None
+
+
 def _are_set(row: npt.NDArray[np.uint32], ids: Ids) -> npt.NDArray[np.bool_]:
-    return (row[ids >> 5] >> (ids & 31).astype(np.uint32) & 1).astype(bool)
+    bits: npt.NDArray[np.uint32] = row[ids >> 5] >> (ids & 31).astype(np.uint32)
+    return (bits & 1) != 0
 
 
 def _clear(row: npt.NDArray[np.uint32], ids: Ids) -> None:

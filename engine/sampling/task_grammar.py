@@ -82,13 +82,13 @@ def _calls(task: Task, layout: CallLayout, added: Mapping[str, int]) -> Grammar:
         rules.append(f"f{len(rules)}: {' '.join([*head, lark_json(arguments), *tail])}")
     one = isinstance(task.tool_choice, NamedFunction) or not task.parallel_tool_calls
     more = " ".join([*_spelled(layout.separator, added), "call"])
-    answer = [
+    whole = [
         *_spelled(layout.begin, added),
         "call" if one else f"call ({more}){{0,{MAX_CALLS - 1}}}",
         *_spelled(layout.end, added),
     ]
     names = " | ".join(f"f{number}" for number in range(len(rules)))
-    lark = "\n".join([f"start: {' '.join(answer)}", f"call: {names}", *rules])
+    lark = "\n".join([f"start: {' '.join(whole)}", f"call: {names}", *rules])
     is_guarded = any(part.is_guarded for part in parts)
     return Grammar.lark(lark, "tool_choice", tuple(parts), is_guarded=is_guarded)
 

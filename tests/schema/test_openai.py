@@ -14,6 +14,7 @@ from schema.clients.fields import Hint, marked
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.openai.messages import ChatMessage
 from schema.message import MAX_BLOCKS_OF_TASK
+from schema.structured import JsonSchemaForm
 from tests.schema.malformed import PNG, TOOL
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])
@@ -406,3 +407,10 @@ def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
     request = chat(**fields)
     assert request == chat(messages=_image(url=URL), stream=True, stream_options={})
     assert "x" * 600 not in repr(request)
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_strict_schemas_have_declared_keys_only(strict: bool | None) -> None:
+    schema = {"type": "object", "properties": {}, "additionalProperties": True}
+    named = {"name": "a", "schema": schema, "strict": strict}
+    made = chat(response_format={"type": "json_schema", "json_schema": named}).task(seed=0)
+    assert isinstance(made.structured_output, JsonSchemaForm)
+    assert ("additionalProperties" in made.structured_output.json_schema) == (strict is not True)

@@ -16,6 +16,12 @@ Node = Any
 
 CHOICES = ("anyOf", "oneOf")
 _MAX_WORK = 400_000
+ANNOTATIONS = {
+    *("$defs", "definitions", "$comment", "title", "description", "default", "examples"),
+    *("readOnly", "writeOnly", "deprecated", "contentEncoding", "contentMediaType"),
+    *("contentSchema", "discriminator"),
+}
+"""Keywords that constrain nothing."""
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Document:
         self.root = root
         self.param = param
         self._shapes: dict[int, Shape] = {}
+        self._kept: list[dict[str, Any]] = []
         self._work = 0
         self.has_multiples = '"multipleOf"' in json.dumps(root)
 
@@ -113,6 +120,7 @@ class Document:
         if not isinstance(node, dict):
             return Shape()
         if (known := self._shapes.get(id(node))) is None:
+            self._kept.append(node)  # so that no other gets its id
             self._shapes[id(node)] = Shape()  # for a schema that refers to itself
             shapes = [self.own_shape(node)]
             if "$ref" in node:

@@ -16,16 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.sampling.json_schema.disjoint import are_disjoint, tag
-from engine.sampling.json_schema.document import CHOICES, Document, Node, Shape
+from engine.sampling.json_schema.document import ANNOTATIONS, CHOICES, Document, Node, Shape
+from engine.sampling.json_schema.maps import allows_anything, with_declared_keys
 from engine.sampling.json_schema.numbers import bounded, check_multiples
 from engine.sampling.json_schema.strings import constrained, needs_look_around
 
 _NODE = 20  # work of a schema, in units of `Document.spend`
-_ANNOTATIONS = {
-    *("$defs", "definitions", "$comment", "title", "description", "default", "examples"),
-    *("readOnly", "writeOnly", "deprecated", "contentEncoding", "contentMediaType"),
-    *("contentSchema", "discriminator"),
-}
 _MAPS = ("properties", "patternProperties")
 _LISTS = ("prefixItems",)
 _SINGLE = ("additionalProperties", "items", "additionalItems")
@@ -128,9 +124,9 @@ class _Rewriter:
                 node = {}
             else:
                 return node
-        node = self._with_keys_as_properties(node)
+        node = with_declared_keys(node, self._document)
         node = constrained(bounded(node, self._document))
-        made = {key: value for key, value in node.items() if key not in _ANNOTATIONS}
+        made = {key: value for key, value in node.items() if key not in ANNOTATIONS}
         if isinstance(step := made.get("multipleOf"), int | float):
             self._steps.add(step)
         if made.get("uniqueItems") is False or _has_one_item(made):
@@ -142,7 +138,7 @@ class _Rewriter:
             made["required"] = [*(own if isinstance(own, list) else ()), mode.adds]
         self._children(made)
         is_closed = self._in_place(node, made, mode)
-        self._is_open |= _is_open(made, is_closed=is_closed)
+        self._is_open |= allows_anything(made, is_closed=is_closed)
         return made
 
     def _children(self, made: dict[str, Any]) -> None:
@@ -285,72 +281,7 @@ class _Rewriter:
             self._pending.append((self._names[key], node, mode))
         return f"#/$defs/{self._names[key]}"
 
-    def _with_keys_as_properties(self, node: dict[str, Any]) -> dict[str, Any]:
-        """``propertyNames``, as maps have it, as properties or as a pattern of keys."""
-        if "propertyNames" not in node or any(keyword in node for keyword in _MAPS):
-            return node
-        keys = node["propertyNames"]
-        if isinstance(keys, dict) and "$ref" in keys and not set(keys) - _ANNOTATIONS - {"$ref"}:
-            keys = self._document.resolve(keys["$ref"])
-        if not isinstance(keys, dict):
-            return node
-        keys = constrained(keys)
-        says = set(keys) - _ANNOTATIONS - {"type"}
-        value = node.get("additionalProperties", True)
-        rest = {key: item for key, item in node.items() if key != "propertyNames"}
-        if not says:
-            return rest
-        if says in ({"enum"}, {"const"}):
-            names = [keys["const"]] if "const" in keys else keys["enum"]
-            if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                named = dict.fromkeys(names, value)
-                return rest | {"properties": named, "additionalProperties": False}
-        if says == {"pattern"}:
-            return rest | {
-                "patternProperties": {keys["pattern"]: value},
-                "additionalProperties": False,
-            }
-        if says <= {"minLength", "maxLength"}:
-            length = f"^(?s:.{{{keys.get('minLength', 0)},{keys.get('maxLength', '')}}})$"
-            return rest | {"patternProperties": {length: value}, "additionalProperties": False}
-        return node
-
 
 def _has_one_item(made: dict[str, Any]) -> bool:
     most = made.get("maxItems")
     return isinstance(most, int) and most <= 1
-
-
-def _is_open(made: dict[str, Any], *, is_closed: bool) -> bool:
-    """Whether a rewritten schema itself allows undeclared keys, or numbers without bounds."""
-    if "const" in made or "enum" in made:
-        return False
-    types = made.get("type")
-    if types is None:
-        others = set(made) - {"$ref", "anyOf", "allOf", "$schema"}
-        if len(others) < len(made) and not others:
-            return False  # its parts say what is allowed
-        types = ["object", "array", "number"]
-    types = [types] if isinstance(types, str) else types
-    if not isinstance(types, list):
-        return False
-    has_bounds = ("minimum" in made or "exclusiveMinimum" in made) and (
-        "maximum" in made or "exclusiveMaximum" in made
-    )
-    is_closed |= made.get("additionalProperties") is False
-    return (
-        ("object" in types and (not is_closed or bool(made.get("patternProperties"))))
-        or ("array" in types and _has_free_items(made))
-        or ("number" in types and not has_bounds)
-    )
-
-
-def _has_free_items(made: dict[str, Any]) -> bool:
-    """Whether an array may have items that nothing constrains."""
-    first, items = made.get("prefixItems"), made.get("items", True)
-    if isinstance(items, list):  # of older drafts
-        first, items = items, made.get("additionalItems", True)
-    most = made.get("maxItems")
-    if isinstance(first, list) and isinstance(most, int) and most <= len(first):
-        return False
-    return items is True

@@ -87,11 +87,11 @@ LEAVES: st.SearchStrategy[Schema] = st.one_of(
 @st.composite
 def objects(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
     """Objects that say nothing of other keys, or anything."""
-    properties = draw(st.dictionaries(KEYS, values, max_size=3))
+    properties: dict[str, Any] = draw(st.dictionaries(KEYS, values, max_size=3))
     schema: Schema = {"type": "object", "properties": properties}
     if properties and draw(st.booleans()):
         schema["required"] = draw(st.lists(st.sampled_from(sorted(properties)), unique=True))
-    more = draw(st.sampled_from(["", "", "closed", "open", "of", "patterns"]))
+    more: str = draw(st.sampled_from(["", "", "closed", "open", "of", "patterns"]))
     if more == "closed":
         schema["additionalProperties"] = False
     elif more == "open":

@@ -179,5 +179,5 @@ def test_strict_closes_everywhere() -> None:
         grammar = Grammar.json(rewritten(made, "schema"), "schema")
         for value in ({"z": 1}, {"x": {"a": 1, "z": 1}}, {"y": {"a": 1, "z": 1}}):
             assert fits(json.dumps(value), grammar, in_pieces=False) != strict, value
-        value = {"x": {"a": 1}, "y": {"a": 1, "m": {"z": 1}}}
-        assert fits(json.dumps(value), grammar, in_pieces=False)
+        both = {"x": {"a": 1}, "y": {"a": 1, "m": {"z": 1}}}
+        assert fits(json.dumps(both), grammar, in_pieces=False)

@@ -182,6 +182,33 @@ def fits(text: str, compiler: GrammarCompiler, grammar: Grammar, tokenizer: Any)
     return matcher.done or tokenizer.eos_token_id in allowed(matcher)
 
 
+def test_keys_and_strictness_of_arguments() -> None:
+    """Undeclared arguments come once, also behind reasoning that has the same text in it."""
+    tokenizer: Any = byte_tokenizer()
+    compiler = GrammarCompiler(tokenizer, [tokenizer.eos_token_id])
+    parameters = {"type": "object", "properties": {}, "additionalProperties": True}
+    open_tool = tool("go", parameters)
+    strict = {"type": "function", "function": open_tool["function"] | {"strict": True}}
+    start = '<tool_call>\n{"name": "go", "arguments": '
+    for formats, before in (
+        (MessageFormats(HERMES, None, {}), ""),
+        (MessageFormats(HERMES, THINK, {}), ""),
+        (MessageFormats(HERMES, THINK, {}), '<think>\n{"a": 1, "a": 1e999, "</think>\n'),
+        (MessageFormats(MISTRAL_NAMED, None, {}), ""),
+    ):
+        for function, least in ((open_tool, 2), (strict, 0)):
+            grammar = task_grammar(task({"function": "go"}, tools=[function]), formats, "")
+            assert grammar is not None
+            head, tail = (start, "}\n</tool_call>")
+            if formats.tools is MISTRAL_NAMED:
+                head, tail = ("[TOOL_CALLS]go[ARGS]", "")
+            texts = [before + head + text + tail for text in ("{}", '{"a": 1}', '{"a": 1, "b": 1}')]
+            texts += [before + head + '{"a": 1, "a": 1}' + tail]
+            texts += [before + head + '{"a": 1e999}' + tail]
+            fitting = [fits(text, compiler, grammar, tokenizer) for text in texts]
+            assert fitting == [True, least > 0, least > 1, False, False], (formats, function)
+
+
 # --- Engines -------------------------------------------------------------------------------------
 
 TEMPLATES = {

@@ -220,3 +220,19 @@ def test_a_lark_grammar_of_our_own(
     call = re.fullmatch(r"<call>\n(.*)\n</call>", text, re.DOTALL)
     assert call is not None
     Draft202012Validator(schema).validate(json.loads(call[1]))
+
+
+def test_a_key_twice_in_many_choices(tiny_engine: TinyEngine) -> None:
+    """A map with three possible keys: each answer keeps to its own, alone and among others."""
+    keys = {"type": "string", "pattern": "^[ab]$"}
+    schema = {"type": "object", "additionalProperties": {"const": 1}, "propertyNames": keys}
+    one = task(under(schema), num_return_sequences=8, max_new_tokens=60, **HOT)
+    texts = [text for text, reason in choices(tiny_engine("llama"), one) if reason == "stop"]
+    assert {len(json.loads(text)) for text in texts} >= {0, 1}
+    for text in texts:
+        json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)

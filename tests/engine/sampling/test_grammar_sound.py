@@ -22,23 +22,11 @@ from tests.engine.sampling.json_schemas import schemas
 from tests.engine.sampling.test_grammar_tokenizers import allowed
 
 # Tokens that end keys, begin others and write numbers in one piece.
-PIECES = ('{"', '":', '","', '"}', '"a":', '"a"', '{"a":1', ',"b":2}', '":"', '":1,"', '""', "}}")
-PIECES += (
-    "e9",
-    "e99",
-    "E+",
-    "1e9",
-    "999",
-    "e999",
-    "00000000",
-    "-0",
-    ".0",
-    "\\u00",
-    "61",
-    "\\\\",
-    '\\"',
-)
-PIECES += ("0" * 40, "9" * 40, '":{"a":', '","a":', 'a":', "name", "}, ", '"\n')
+PIECES = [
+    *('{"', '":', '","', '"}', '"a":', '"a"', '{"a":1', ',"b":2}', '":"', '":1,"', '""', "}}"),
+    *("e9", "e99", "E+", "1e9", "999", "e999", "00000000", "-0", ".0", "\\u00", "61", "\\\\"),
+    *('\\"', "0" * 40, "9" * 40, '":{"a":', '","a":', 'a":', "name", "}, ", '"\n'),
+]
 
 
 def tokenizer() -> Any:
