@@ -254,7 +254,8 @@ class Message(_Part):
         default=None,
         description="The tools that an assistant's message calls, in the form that the model's "
         'chat template reads: mostly {"id", "type": "function", "function": {"name", '
-        '"arguments"}}. The template gets them unchanged.',
+        '"arguments"}}. Arguments are an object or a string of JSON; the template gets what it '
+        "takes.",
     )
 
     reasoning_content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(

@@ -147,7 +147,8 @@ class Task(BaseModel):
     )
     tools: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         default=None,
-        description="Tools the model may call, given to its chat template as they are: mostly "
+        description="Tools the model may call, given to its chat template as they are, or "
+        "described in the system message where the template does not read them: mostly "
         '{"type": "function", "function": {"name", "description", "parameters"}}.',
     )
     tool_choice: ToolChoice = Field(
@@ -178,7 +179,9 @@ class Task(BaseModel):
         'A choice that reaches max_new_tokens is cut there, with finish_reason "length".',
     )
     template_args: JsonObject | None = Field(
-        default=None, description="Further variables for the chat template."
+        default=None,
+        description="Further variables for the chat template. Those that it does not read are "
+        "refused, but for enable_thinking, thinking and reasoning_effort, which are hints.",
     )
     use_chat_template: bool = Field(
         default=True,

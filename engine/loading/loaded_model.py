@@ -31,7 +31,7 @@ class LoadedModel:
     whole_image_tokens: int = 0  # see `engine.loading.families.traits`
     tool_template: str | None = None  # for tasks with tools, if it differs
     image_tag: str | None = (
-        None  # what texts say where an image belongs (`engine.vision.image_tags`)
+        None  # what texts say where an image belongs (`engine.vision.image_places`)
     )
     own_attention: str = ""  # which attention transformers chose for the language model
 

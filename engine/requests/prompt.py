@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -16,6 +17,8 @@ from engine.vision.image_places import ImagePlaces
 from engine.vision.preprocessor import ImageInputs
 from schema.errors import ContextLengthExceeded, TaskArgsInvalid
 from schema.task import Message, Task
+
+logger = logging.getLogger(__name__)
 
 _TEXT_END = 64  # characters; a marker of reasoning and white space after it
 
@@ -64,7 +67,9 @@ class PromptRenderer:
         self._loaded = loaded
         self._tokenizer = loaded.tokenizer
         self._template = self._for_tools = None
-        if loaded.chat_template is not None:
+        if loaded.chat_template is None:
+            logger.warning("the model has no chat template: the contents of messages are joined")
+        else:
             self._template = self._for_tools = self._chat_template(loaded.chat_template)
         if loaded.tool_template not in (None, loaded.chat_template):
             self._for_tools = self._chat_template(str(loaded.tool_template))

@@ -289,7 +289,8 @@ class _NoTokenizing(PreTrainedTokenizerFast):
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(message: dict[str, Any]) -> None:
     made = byte_tokenizer()
     longest = max(map(len, made.get_vocab()))
-    tokenizer = _NoTokenizing(tokenizer_object=made.backend_tokenizer, eos_token=made.eos_token)
+    made_without: Any = _NoTokenizing
+    tokenizer = made_without(tokenizer_object=made.backend_tokenizer, eos_token=made.eos_token)
     context = 8 * 512 // longest
     loaded = LoadedModel(None, tokenizer, CHATML, None, None, context, torch.device("cpu"), None)
     error = refused(lambda: PromptRenderer(loaded).render(task([message])))

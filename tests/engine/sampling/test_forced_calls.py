@@ -228,7 +228,8 @@ def engine(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> I
     def get(name: str) -> Engine:
         if name not in made:
             copytree(tiny_model("llama"), root / name)
-            template = f"{{# {TEMPLATES[name]} #}}{{{{ messages[0].content }}}}"
+            names = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+            template = f"{{# {TEMPLATES[name]} #}}{names}{{{{ messages[0].content }}}}"
             (root / name / "chat_template.jinja").write_text(template)
             config = EngineConfig(model=str(root / name), dtype="float32", threads=1)
             made[name] = Engine(config)
