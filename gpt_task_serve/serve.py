@@ -42,6 +42,7 @@ from gpt_task_serve.processes import (
 from serve_app.check import BUILDER, taken_port
 from serve_app.check import main as check
 from serve_app.config.app_args import AppArgs
+from serve_app.config.limit_args import LimitArgs
 from serve_app.http.shutdown import ENDING_S
 from serve_app.ready import Watch, address_of
 
@@ -121,7 +122,7 @@ def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
         kill_children()
         return 1
     applications = _applications(config)
-    _end_later(max(map(_limit_s, applications)) + SHUTDOWN_S + CALL_S)
+    _end_later(longest_stop_s([_limits(application) for application in applications]))
     print("stopping: running requests may end; Ctrl-C again ends them at once", flush=True)
     asyncio.run(_stop(applications))
     ray.shutdown()
@@ -157,10 +158,17 @@ def _end_later(seconds: float) -> None:
     timer.start()
 
 
-def _limit_s(application: dict[str, Any]) -> float:
-    """How long draining an application may take."""
-    args = AppArgs.model_validate(application.get("args", {}))
-    return args.limits.shutdown_timeout_s + ENDING_S + CALL_S
+def longest_stop_s(limits: Sequence[LimitArgs]) -> float:
+    """How long stopping may take before everything is killed."""
+    return max(map(_longest_drain_s, limits)) + DELIVERY_S + SHUTDOWN_S + CALL_S
+
+
+def _longest_drain_s(limits: LimitArgs) -> float:
+    return limits.shutdown_timeout_s + ENDING_S + CALL_S
+
+
+def _limits(application: dict[str, Any]) -> LimitArgs:
+    return AppArgs.model_validate(application.get("args", {})).limits
 
 
 def _applications(config: Path) -> list[dict[str, Any]]:
@@ -189,7 +197,7 @@ async def _drain(application: dict[str, Any]) -> None:
     answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
     try:
         counts = await answers.results_async(
-            timeout_s=_limit_s(application), return_exceptions=True
+            timeout_s=_longest_drain_s(_limits(application)), return_exceptions=True
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the server has to end
         print(f"{name}: not drained: {type(error).__name__}: {error}", file=sys.stderr)
