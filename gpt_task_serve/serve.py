@@ -48,6 +48,12 @@ from serve_app.ready import Watch, address_of
 
 DEFAULT = Path(__file__).with_name("default.yaml")
 HERE = Path("serve_config.yaml")
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A replica that hangs gives its place back at once, and not when its tasks' time is over.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
+"""For all processes of a Ray that is started here, where nothing else is set."""
 
 INGRESS = "Ingress"
 DELIVERY_S = 1.0
@@ -66,6 +72,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m gpt_task_ser
     """Serve the file named on the command line until a signal comes; returns the exit status."""
     options = _parser(prog).parse_args(arguments)
     config: Path = options.config or (HERE if HERE.exists() else DEFAULT)
+    if config == DEFAULT:
+        print(f"There is no {HERE} here: the demo model is served, as {DEFAULT} says.")
     if status := check([str(config)]):
         return status
     # On a cluster that runs, the port may be that of the Serve which is to be changed.
@@ -108,6 +116,8 @@ class _Signals:
 
 
 def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     environment = {"working_dir": options.working_dir} if options.working_dir else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ray.init(address=options.address, namespace="serve", runtime_env=environment)

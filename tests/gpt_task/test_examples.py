@@ -34,8 +34,18 @@ def test_all_are_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("name", SCRIPTS)
+# Not all pairs, for time. NF4 needs layers of some size, which two of the tiny models do not have.
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("qwen2_5.py", None),
+        ("qwen2_5.py", 4),
+        ("qwen2_5_vl.py", None),
+        ("internvl3.py", 4),
+        ("smolvlm.py", None),
+        ("smolvlm.py", 8),
+    ],
+)
 def test_a_script_prints_the_answer_of_its_task(
     name: str,
     bits: Any,
