@@ -42,11 +42,18 @@ from gpt_task_serve.processes import (
 from serve_app.check import BUILDER, taken_port
 from serve_app.check import main as check
 from serve_app.config.app_args import AppArgs
+from serve_app.config.limit_args import LimitArgs
 from serve_app.http.shutdown import ENDING_S
 from serve_app.ready import Watch, address_of
 
 DEFAULT = Path(__file__).with_name("default.yaml")
 HERE = Path("serve_config.yaml")
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A replica that hangs gives its place back at once, and not when its tasks' time is over.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
+"""For all processes of a Ray that is started here, where nothing else is set."""
 
 INGRESS = "Ingress"
 DELIVERY_S = 1.0
@@ -65,6 +72,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m gpt_task_ser
     """Serve the file named on the command line until a signal comes; returns the exit status."""
     options = _parser(prog).parse_args(arguments)
     config: Path = options.config or (HERE if HERE.exists() else DEFAULT)
+    if config == DEFAULT:
+        print(f"There is no {HERE} here: the demo model is served, as {DEFAULT} says.")
     if status := check([str(config)]):
         return status
     # On a cluster that runs, the port may be that of the Serve which is to be changed.
@@ -107,6 +116,8 @@ class _Signals:
 
 
 def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     environment = {"working_dir": options.working_dir} if options.working_dir else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     ray.init(address=options.address, namespace="serve", runtime_env=environment)
@@ -121,7 +132,7 @@ def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
         kill_children()
         return 1
     applications = _applications(config)
-    _end_later(max(map(_limit_s, applications)) + SHUTDOWN_S + CALL_S)
+    _end_later(longest_stop_s([_limits(application) for application in applications]))
     print("stopping: running requests may end; Ctrl-C again ends them at once", flush=True)
     asyncio.run(_stop(applications))
     ray.shutdown()
@@ -157,10 +168,17 @@ def _end_later(seconds: float) -> None:
     timer.start()
 
 
-def _limit_s(application: dict[str, Any]) -> float:
-    """How long draining an application may take."""
-    args = AppArgs.model_validate(application.get("args", {}))
-    return args.limits.shutdown_timeout_s + ENDING_S + CALL_S
+def longest_stop_s(limits: Sequence[LimitArgs]) -> float:
+    """How long stopping may take before everything is killed."""
+    return max(map(_longest_drain_s, limits)) + DELIVERY_S + SHUTDOWN_S + CALL_S
+
+
+def _longest_drain_s(limits: LimitArgs) -> float:
+    return limits.shutdown_timeout_s + ENDING_S + CALL_S
+
+
+def _limits(application: dict[str, Any]) -> LimitArgs:
+    return AppArgs.model_validate(application.get("args", {})).limits
 
 
 def _applications(config: Path) -> list[dict[str, Any]]:
@@ -189,7 +207,7 @@ async def _drain(application: dict[str, Any]) -> None:
     answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
     try:
         counts = await answers.results_async(
-            timeout_s=_limit_s(application), return_exceptions=True
+            timeout_s=_longest_drain_s(_limits(application)), return_exceptions=True
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the server has to end
         print(f"{name}: not drained: {type(error).__name__}: {error}", file=sys.stderr)

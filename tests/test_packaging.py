@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parent.parent
 PRODUCT = ("schema", "engine", "serve_app", "cluster", "gpt_task", "gpt_task_serve", "demo")
@@ -21,8 +22,6 @@ DATA = (
     *("schema/published/*.json", "demo/model/*", "demo/images/*", "demo/data/vocabulary/*"),
     *("cluster/grafana/*.json", "gpt_task_serve/*.yaml", "*/py.typed"),
 )
-# Only for `cluster.plan --plot`, which says how it is installed.
-TOLD = {"matplotlib"}
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +106,7 @@ def test_the_wheel_names_the_command(installed: Path) -> None:
 def test_serving_needs_nothing_but_its_own_dependencies() -> None:
     """`make serve` does not install what only tests need."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    required = {
-        _normal(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0])
-        for line in project["dependencies"] + project["optional-dependencies"]["ui"]
-    }
+    required = _closure(project["dependencies"] + project["optional-dependencies"]["ui"])
     distributions = importlib.metadata.packages_distributions()
     found = {
         name.partition(".")[0]
@@ -121,13 +117,28 @@ def test_serving_needs_nothing_but_its_own_dependencies() -> None:
     missing = {
         name
         for name in found - sys.stdlib_module_names - set(PRODUCT)
-        if not {_normal(each) for each in distributions.get(name, [])} & required
+        if not {canonicalize_name(each) for each in distributions.get(name, [])} & required
     }
-    assert missing - TOLD == set()
+    assert missing == set()
 
 
-def _normal(distribution: str) -> str:
-    return distribution.lower().replace("_", "-")
+def _closure(lines: list[str]) -> set[str]:
+    """The distributions that these requirements install, with all that those need in turn."""
+    found: set[str] = set()
+    waiting = [Requirement(line) for line in lines]
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found and not wanted.extras:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or []:
+            inner = Requirement(line)
+            if inner.marker is None or any(
+                inner.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)
+            ):
+                waiting.append(inner)
+    return found
 
 
 def _imported(path: Path) -> Iterator[str]:

@@ -271,10 +271,13 @@ def resolve_source(source: str) -> str:
     """A directory as an absolute path on this machine; a hub id as it is.
 
     A source is a directory if it starts with ``/``, ``./``, ``../`` or ``~``, or if it exists below
-    the repository. Relative paths start at the repository.
+    the repository. Relative paths start at the repository, which holds the demo model; what is not
+    there is looked for in the working directory, as an installation has no repository.
     """
     path = Path(source).expanduser()
     candidate = path if path.is_absolute() else REPOSITORY / path
+    if is_path(source) and not candidate.exists() and (here := Path.cwd() / path).exists():
+        candidate = here
     if is_path(source) or candidate.is_dir():
         return str(candidate.resolve())
     return source

@@ -19,8 +19,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.hardware.machine import CONSTRAINTS, pinned_versions
+from gpt_task_serve.serve import longest_stop_s
 from serve_app.check import check
 from serve_app.config.app_args import AppArgs
+from serve_app.config.limit_args import LimitArgs
 
 REPOSITORY = CONSTRAINTS.parent
 CLUSTER = REPOSITORY / "cluster"
@@ -116,6 +118,25 @@ def test_ray_is_the_pinned_one_and_asks_for_its_token(ray_service: dict[str, Any
     assert cluster["enableInTreeAutoscaling"] is True
 
 
+def test_running_requests_have_their_time_before_anything_is_killed(
+    ray_service: dict[str, Any],
+) -> None:
+    grace_s = LimitArgs().shutdown_timeout_s
+    for pod in _pods(ray_service):
+        for container in pod["spec"]["containers"]:
+            _, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+            assert grace_s <= int(seconds) < pod["spec"]["terminationGracePeriodSeconds"]
+    unit = SERVER_UNIT.read_text()
+    stop_s = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert stop_s is not None
+    # When the command gives up by itself.
+    assert longest_stop_s([LimitArgs()]) < int(stop_s[1])
+    assert "KillMode=mixed\n" in unit  # Ray's processes must not end before the command
+    image = re.search(r"--stop-timeout (\d+)", DOCKERFILE.read_text())
+    assert image is not None
+    assert longest_stop_s([LimitArgs()]) < int(image[1])
+
+
 def test_the_policy_covers_all_pods_and_closes_haproxys_ports(
     ray_service: dict[str, Any], policy: dict[str, Any]
 ) -> None:
@@ -157,11 +178,11 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
     assert ours == []
 
 
-def test_the_server_unit_is_tuned_and_checks_first() -> None:
+def test_the_server_unit_is_tuned_and_starts_the_command_that_checks_first() -> None:
     unit = SERVER_UNIT.read_text()
     for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
         assert f"Environment={name}={value}\n" in unit
-    assert unit.index("ExecStartPre=") < unit.index("ExecStart=")
+    assert re.search(r"^ExecStart=\S+/python -m gpt_task_serve serve /etc/", unit, re.MULTILINE)
     closed = (CLUSTER / "systemd" / "firewall.nft").read_text()
     assert {str(STATISTICS), str(METRICS)} <= set(re.findall(r"\d{4,5}", closed))
 
@@ -180,7 +201,8 @@ def test_the_image() -> None:
     assert (int(base[1]), int(base[2])) >= (12, 8)
     assert re.fullmatch(r"USER [1-9]\d*", of["USER"])
     assert "/health" in of["HEALTHCHECK"]
-    assert "serve_app.check" in of["CMD"]
+    assert "exec gpt-task-serve serve" in of["CMD"]
+    assert of["STOPSIGNAL"] == "STOPSIGNAL SIGINT"
     for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
         assert f"{name}={value}" in of["ENV"]
     assert all("-c constraints.txt" in line for _, line in instructions if "pip install" in line)

@@ -164,3 +164,14 @@ def test_directories_start_at_the_repository_wherever_the_process_runs(
 )
 def test_deployment_names(fields: dict[str, Any], name: str) -> None:
     assert ModelArgs.model_validate(fields).deployment == name
+
+
+def test_a_relative_source_that_is_not_in_the_repository_may_be_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "demo/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_source("./own") == str(tmp_path / "own")
+    assert resolve_source("./demo/model") == str(REPOSITORY / "demo/model")
+    assert resolve_source("own") == "own"  # a name of the hub, unless it says that it is a path
