@@ -62,8 +62,8 @@ engine.engine              > .core .parallel .requests .vision .config schema
 engine.core                > .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
-engine.execution           > .execution.attention .requests .vision .loading .platform .config
-                             schema
+engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
+                             .config schema
 engine.execution.attention > .execution .requests .platform
 engine.requests            > .vision .sampling .loading .loading.families .text .config schema
 engine.vision              > .loading .loading.families .config schema

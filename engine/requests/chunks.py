@@ -37,12 +37,19 @@ class ChunkBuilder(NamedTuple):
 
     def chunk(self, progress: RequestOutput) -> StreamChunk:
         """One stream chunk. Call once for each output, in order."""
-        return {
+        chunk: StreamChunk = {
             "model": self.model,
             "choices": [self._choice(delta) for delta in progress.deltas],
             "usage": usage(self.prompt_tokens, progress.completion_tokens),
             "system_fingerprint": self.system_fingerprint,
         }
+        if progress.prompt is not None:
+            text, logprobs = progress.prompt
+            if text is not None:
+                chunk["prompt_text"] = text
+            if logprobs is not None:
+                chunk["prompt_logprobs"] = logprobs
+        return chunk
 
     def _choice(self, new: ChoiceDelta) -> StreamChoice:
         delta: Delta = {"role": "assistant", "content": new.text}

@@ -1,4 +1,7 @@
-"""Messages to prompt tokens: the chat template, or the contents joined where there is none."""
+"""Messages to prompt tokens: the chat template, or the contents joined where there is none.
+
+A prompt that is given as token ids is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.loading.families.traits import rope_index
 from engine.loading.loaded_model import LoadedModel
+from engine.text.detokenizer import Detokenizer
 from engine.vision.image_tags import fill_image_tags
 from engine.vision.preprocessor import ImageInputs
 from schema.errors import TaskArgsInvalid
@@ -37,6 +41,8 @@ class Prompt:
         bidirectional_spans: runs (start, stop) of tokens that attend to each other and are not
             split between chunks.
         text_end: the last characters of its text, where a template may begin the reasoning.
+        text: all of its text, where the task has it reported.
+        text_ends: where each token's text ends in it; None where only the tokens' bytes tell.
     """
 
     token_ids: tuple[int, ...]
@@ -44,6 +50,8 @@ class Prompt:
     image_starts: tuple[int, ...] = ()
     bidirectional_spans: tuple[tuple[int, int], ...] = ()
     text_end: str = ""
+    text: str = ""
+    text_ends: tuple[int, ...] | None = None
 
     def chunk_stop(self, start: int, size: int) -> int:
         """The end of the chunk that begins at ``start``; a function of the prompt alone.
@@ -80,6 +88,8 @@ class PromptRenderer:
                 model's own image placeholder, the number of ``<image>`` tags is not that of the
                 images, or two images stand side by side and the model cannot tell them apart.
         """
+        if task.prompt_token_ids is not None:
+            return self._given(task, task.prompt_token_ids)
         self._check_length(sum(len(message.text) for message in task.messages))
         loaded = self._loaded
         messages: Sequence[Message] = task.messages
@@ -95,7 +105,11 @@ class PromptRenderer:
         self._check_length(len(text))
         if loaded.image_token is not None:
             text = self._expand_images(text, loaded.image_token, images)
-        token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+        with_ends = task.generation_config.prompt_logprobs is not None and self._tokenizer.is_fast
+        tokenized = self._tokenizer(
+            text, add_special_tokens=special_tokens, return_offsets_mapping=with_ends
+        )
+        token_ids = tokenized["input_ids"]
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
         self._refuse_unknown(token_ids)
@@ -108,7 +122,41 @@ class PromptRenderer:
             starts,
             self._whole(places),
             text[-_TEXT_END:],
+            text if _reports_text(task) else "",
+            tuple(end for _, end in tokenized["offset_mapping"]) if with_ends else None,
         )
+
+    def _given(self, task: Task, token_ids: Sequence[int]) -> Prompt:
+        """A prompt that the task has as token ids."""
+        self._refuse_template_settings(task)
+        if len(token_ids) > self._loaded.context_length:
+            raise TaskArgsInvalid(
+                f"messages: {len(token_ids)} tokens are more than the context of "
+                f"{self._loaded.context_length} tokens: shorten the messages",
+                param="messages",
+            )
+        limit = self._num_embeddings or len(self._tokenizer)
+        if max(token_ids) >= limit:
+            place = next(place for place, token in enumerate(token_ids) if token >= limit)
+            raise TaskArgsInvalid(
+                f"prompt_token_ids.{place} is {token_ids[place]}; the ids of this model's tokens "
+                f"are less than {limit}",
+                param=f"prompt_token_ids.{place}",
+            )
+        if self._loaded.image_token_id in token_ids:
+            place = list(token_ids).index(self._loaded.image_token_id)
+            raise TaskArgsInvalid(
+                f"prompt_token_ids.{place} is {token_ids[place]}, which stands for an image: send "
+                "messages with image blocks",
+                param=f"prompt_token_ids.{place}",
+            )
+        end = Detokenizer(self._tokenizer, (), hidden=frozenset()).decode(
+            list(token_ids[-_TEXT_END:])
+        )
+        text = ""
+        if _reports_text(task):
+            text = Detokenizer(self._tokenizer, ()).decode(list(token_ids))
+        return Prompt(tuple(token_ids), text_end=end[-_TEXT_END:], text=text)
 
     def _template_lacks_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer adds its special tokens to a template's text.
@@ -144,7 +192,7 @@ class PromptRenderer:
     def _refuse_template_settings(self, task: Task) -> None:
         for name in ("tools", "template_args"):
             if getattr(task, name):
-                none = "this model has none" if task.use_chat_template else "the task uses none"
+                none = "this model has none" if task.is_templated else "the task uses none"
                 raise TaskArgsInvalid(
                     f"{name} is read by chat templates, and {none}: leave it out", param=name
                 )
@@ -230,6 +278,11 @@ class PromptRenderer:
         for image, part in zip(images, parts[1:], strict=True):
             pieces += [image.placeholder, part]
         return "".join(pieces)
+
+
+def _reports_text(task: Task) -> bool:
+    """Whether the response depends on the prompt's text."""
+    return task.echo or task.generation_config.prompt_logprobs is not None
 
 
 def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
