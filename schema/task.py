@@ -121,14 +121,18 @@ _ONE_PROMPT: dict[str, Any] = {
         "properties": {"prompt_token_ids": {"type": "array"}},
         "required": ["prompt_token_ids"],
     },
-    "then": {"not": {"required": ["messages"]}},
-    "else": {"required": ["messages"]},
+    "then": {"properties": {"messages": {"maxItems": 0}}},
+    "else": {"required": ["messages"], "properties": {"messages": {"minItems": 1}}},
 }
 
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]],
     Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True),
 ]
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
 
 
 def _absent_if_null(value: Any) -> Any:
@@ -162,11 +166,10 @@ class Task(BaseModel):
     messages: list[Message] = Field(
         default=[],
         fail_fast=True,
-        min_length=1,
         max_length=MAX_MESSAGES,
         description="The conversation so far. The model's chat template makes the prompt from it; "
         "where a model has none, the contents are joined.",
-        json_schema_extra=lambda schema: schema.pop("default"),
+        json_schema_extra=_no_default,
     )
     prompt_token_ids: TokenIds | None = Field(
         default=None,
@@ -236,8 +239,10 @@ class Task(BaseModel):
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         if self.prompt_token_ids is None and not self.messages:
-            raise rule("is required; or prompt_token_ids in its place", "messages")
-        if self.prompt_token_ids is not None and "messages" in self.model_fields_set:
+            missing = "messages" not in self.model_fields_set
+            problem = "is required" if missing else "must have at least 1 message"
+            raise rule(f"{problem}; or prompt_token_ids in its place", "messages")
+        if self.prompt_token_ids is not None and self.messages:
             raise rule("takes the place of messages; leave one of them out", "prompt_token_ids")
         return self
 

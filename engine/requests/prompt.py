@@ -143,8 +143,9 @@ class PromptRenderer:
                 f"are less than {limit}",
                 param=f"prompt_token_ids.{place}",
             )
-        if self._loaded.image_token_id in token_ids:
-            place = list(token_ids).index(self._loaded.image_token_id)
+        image_token = self._loaded.image_token_id
+        if image_token is not None and image_token in token_ids:
+            place = token_ids.index(image_token)
             raise TaskArgsInvalid(
                 f"prompt_token_ids.{place} is {token_ids[place]}, which stands for an image: send "
                 "messages with image blocks",

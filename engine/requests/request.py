@@ -285,7 +285,7 @@ class Request:
         if done:
             self.status = Status.FINISHED
         if deltas or done:
-            prompt = self.report and self.report.take()
+            prompt = None if self.report is None else self.report.take()
             self.sink(RequestOutput(tuple(deltas), self.completion_tokens, done, prompt=prompt))
 
     def fail(self, error: TaskError) -> None:

@@ -143,9 +143,18 @@ class OpenAIRequest(Strict):
         except ValidationError as error:
             raise explain(error, cls, dialect(cls, cls.inner)) from None
 
+    @property
+    def num_prompts(self) -> int:
+        """How many tasks the request means."""
+        return 1
+
     @abstractmethod
-    def task(self, seed: int) -> Task:
+    def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means, with the seed that was given or drawn.
+
+        Args:
+            seed: of the task.
+            number: which of the tasks, where the request means several.
 
         Raises:
             TaskArgsInvalid: in the request's own terms.
@@ -167,15 +176,15 @@ class OpenAIRequest(Strict):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @contextmanager
-    def own_terms(self) -> Iterator[None]:
-        """In the body, errors of the task are raised with the names of this request's fields."""
+    def own_terms(self, number: int = 0) -> Iterator[None]:
+        """In the body, errors of a task are raised with the names of this request's fields."""
         try:
             yield
         except TaskError as error:
-            raise self.in_own_terms(error) from error
+            raise self.in_own_terms(error, number) from error
 
-    def in_own_terms(self, error: TaskError) -> TaskError:
-        """An error of the task, with the names of this request's fields."""
+    def in_own_terms(self, error: TaskError, number: int = 0) -> TaskError:
+        """An error of a task, with the names of this request's fields."""
         return in_terms(error, self.limit[0], self.text_field)
 
     def _generation_config(self) -> dict[str, Any]:
@@ -198,8 +207,8 @@ class OpenAIRequest(Strict):
             "num_return_sequences": self.n or 1,
         }
 
-    def _task(self, seed: int, **fields: Any) -> Task:
-        with self.own_terms():
+    def _task(self, seed: int, number: int = 0, **fields: Any) -> Task:
+        with self.own_terms(number):
             return Task.from_fields(
                 model=self.model,
                 seed=seed,

@@ -40,6 +40,8 @@ class LimitArgs(Strict):
         max_replays: how often a task runs again when its replica was lost.
         max_in_flight: requests that one ingress replica works on at the same time, open streams
             included; the next one is refused (503).
+        prompts_at_once: prompts of one request that run at the same time, if it has several. Each
+            takes a place as a request does, of its key too; with fewer places fewer run.
     """
 
     max_body_mb: PositiveFloat = 32.0
@@ -48,6 +50,7 @@ class LimitArgs(Strict):
     stall_timeout_s: Annotated[float, Field(ge=5)] = 15.0  # replicas say `Alive` every 2 s
     max_replays: NonNegativeInt = 3
     max_in_flight: PositiveInt = 2048
+    prompts_at_once: PositiveInt = 16
 
 
 class KeyLimitArgs(Strict):
