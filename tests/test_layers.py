@@ -46,7 +46,7 @@ serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
 serve_app.http             > .http.openai .http.description .http.middleware .graph .observability
                              .config .protocol schema schema.published
-serve_app.http.openai      > .http .graph .observability schema schema.openai
+serve_app.http.openai      > .http .graph .observability .protocol schema schema.openai
 serve_app.http.description > .http schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema

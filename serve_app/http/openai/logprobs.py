@@ -5,12 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from schema.errors import TaskArgsInvalid
+from schema.openai import OpenAIRequest
 from schema.response import PromptTokenLogprob, TokenLogprob, TopLogprob
 
 
 def chat_logprobs(listed: Sequence[TokenLogprob]) -> dict[str, Any]:
     """``logprobs`` of chat completions: the engine's entries are in OpenAI's form already."""
     return {"content": list(listed), "refusal": None}
+
+
+MAX_ECHOED = 2**20
+"""Log probabilities of prompts that one answer may have, counted for each choice that begins with
+them: more than a hundred megabytes of JSON."""
+
+
+class EchoedLogprobs:
+    """Counts the log probabilities of prompts in one answer."""
+
+    def __init__(self, asked: OpenAIRequest) -> None:
+        self._asked = asked
+        self._count = 0
+
+    def add(self, num_tokens: int, num_choices: int) -> None:
+        """Count those of the tokens of a prompt, with which some choices begin.
+
+        Raises:
+            TaskArgsInvalid: these are too many for one answer.
+        """
+        if self._asked.num_logprobs is None:
+            return
+        self._count += num_tokens * num_choices * (1 + self._asked.num_logprobs)
+        if self._count > MAX_ECHOED:
+            raise TaskArgsInvalid(
+                "logprobs: with echo the tokens of the prompts, times the choices, times (1 + "
+                f"logprobs) may be at most {MAX_ECHOED} in one answer: send fewer prompts in a "
+                "request, or ask for fewer logprobs or choices",
+                param="logprobs",
+            )
 
 
 class CompletionLogprobs:

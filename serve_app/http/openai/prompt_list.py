@@ -21,6 +21,7 @@ from schema.response import StreamChunk, TaskResponse, Usage
 from schema.task import Task
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.graph.retry import PAUSE_S
+from serve_app.http.openai.logprobs import EchoedLogprobs
 from serve_app.http.places import FurtherPlaces
 from serve_app.observability.identity import call_as_another_request
 from serve_app.observability.request_record import Entry, current, entry
@@ -76,8 +77,10 @@ class PromptList:
     async def run(self) -> list[TaskResponse]:
         """The whole answers, in the order of the prompts. Raises as `stream` does."""
         responses: dict[int, TaskResponse] = {}
+        echoed = EchoedLogprobs(self._asked)  # counted before they fill the memory
         async with aclosing(self._answers(streamed=False)) as answers:
             async for number, response in answers:
+                echoed.add(len(response.get("prompt_logprobs", ())), self._asked.n or 1)
                 responses[number] = response
         self._entry.usage = self._usage()
         return [responses[number] for number in range(len(self._tasks))]

@@ -18,7 +18,7 @@ from schema.response import (
     TaskResponse,
     TokenLogprob,
 )
-from serve_app.http.openai.logprobs import CompletionLogprobs, chat_logprobs
+from serve_app.http.openai.logprobs import CompletionLogprobs, EchoedLogprobs, chat_logprobs
 from serve_app.http.sse import event
 
 
@@ -191,6 +191,7 @@ class CompletionAnswer(Answer):
 
     def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
         super().__init__(asked, request_id, created, seed)
+        self._echoed_logprobs = EchoedLogprobs(asked)
         self._forms = [CompletionLogprobs() for _ in range(asked.num_prompts * (asked.n or 1))]
 
     def _begun(self, index: int, response: TaskResponse) -> dict[str, Any] | None:
@@ -206,6 +207,7 @@ class CompletionAnswer(Answer):
         text, listed = answer["prompt_text"], answer.get("prompt_logprobs")
         logprobs = None
         if listed is not None and self._asked.num_logprobs is not None:
+            self._echoed_logprobs.add(len(listed), num_choices=1)
             logprobs = self._forms[index].of_prompt(text, listed)
         return self._text(index, text, None, logprobs)
 
