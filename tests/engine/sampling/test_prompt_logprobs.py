@@ -216,6 +216,7 @@ def test_ids_that_are_refused(
 def test_ids_of_images_and_settings_of_templates_are_refused(tiny_engine: TinyEngine) -> None:
     engine = tiny_engine("internvl")
     image = engine._loaded.image_token_id
+    assert image is not None
     with pytest.raises(TaskArgsInvalid, match="stands for an image") as caught:
         engine.run_blocking(task([1, image, 2]))
     assert caught.value.param == "prompt_token_ids.1"

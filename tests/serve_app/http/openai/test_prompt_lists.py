@@ -92,10 +92,11 @@ def test_an_evaluation_reads_the_likelihood_of_a_continuation(api: OpenAI) -> No
     context, continuation = "One, two, three,", " four"
     ids = tokenizer(context)["input_ids"]
     rest = tokenizer(context + continuation)["input_ids"][len(ids) :]
-    asked = {"model": "demo", "temperature": 0, "seed": 1234, "echo": True, "logprobs": 1}
-    end = {"logit_bias": {str(tokenizer.eos_token_id): 100}}
+    asked: dict[str, Any] = {"model": "demo", "temperature": 0, "seed": 1234}
+    asked |= {"echo": True, "logprobs": 1}
+    end: dict[str, Any] = {"logit_bias": {str(tokenizer.eos_token_id): 100}}
     sums = []
-    for more in ({}, end):
+    for more in (dict[str, Any](), end):
         answer = api.completions.create(**asked, max_tokens=1, prompt=[[*ids, *rest]], **more)
         (choice,) = answer.choices
         assert choice.logprobs is not None
