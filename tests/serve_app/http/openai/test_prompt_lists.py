@@ -33,7 +33,7 @@ def api(address: str) -> Iterator[OpenAI]:
 def streamed(api: OpenAI, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     """What the chunks of each choice add up to, and the usage."""
     choices: dict[int, dict[str, Any]] = {}
-    options = {"include_usage": True}
+    options: Any = {"include_usage": True}
     *chunks, last = api.completions.create(**asked, stream=True, stream_options=options)
     for each in chunks:
         for choice in each.choices:
