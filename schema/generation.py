@@ -32,6 +32,8 @@ MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 MAX_LOGPROBS = 20
 """Alternatives reported with each token; OpenAI's."""
+MAX_PROMPT_LOGPROBS = 2**18
+"""Log probabilities reported of one prompt: its tokens times one more than the alternatives."""
 
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 # The same for JSON Schema. Python's `$` also matches before a last newline, hence the look-ahead.
@@ -59,6 +61,8 @@ def _token_ids(bias: dict[str, float]) -> dict[str, float]:
 
 
 MaxNewTokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS), WHOLE]
+MaxNewTokensOrNone = Annotated[int, Field(ge=0, le=MAX_NEW_TOKENS), WHOLE]
+"""0 is for a task that only reads its prompt."""
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 NumBeams = Annotated[int, Field(ge=1, le=MAX_BEAMS), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE), AfterValidator(_zero_or_enough)]
@@ -96,6 +100,17 @@ _SCHEMA_RULES: dict[str, Any] = {
             "if": _BEAMS,
             "then": {"properties": {"logprobs": {"const": None}}},
         },
+        {
+            "$comment": "A task that generates nothing reports the prompt's log probabilities.",
+            "if": {
+                "properties": {"max_new_tokens": {"const": 0}},
+                "required": ["max_new_tokens"],
+            },
+            "then": {
+                "properties": {"prompt_logprobs": {"type": "integer"}},
+                "required": ["prompt_logprobs"],
+            },
+        },
     ],
     "examples": [{"max_new_tokens": 64, "do_sample": True, "temperature": 0.7, "top_p": 0.9}],
 }
@@ -104,8 +119,8 @@ _SCHEMA_RULES: dict[str, Any] = {
 class GenerationConfig(BaseModel):
     """How to generate. A setting that is absent or null is left to the model's own
     `generation_config.json`. Meanings are those of transformers' settings of the same names;
-    `frequency_penalty`, `presence_penalty`, `logit_bias` and `logprobs`, which transformers does
-    not have, are OpenAI's, and off where they are absent.
+    `frequency_penalty`, `presence_penalty`, `logit_bias`, `logprobs` and `prompt_logprobs`, which
+    transformers does not have, are off where they are absent.
     """
 
     model_config = ConfigDict(
@@ -116,10 +131,11 @@ class GenerationConfig(BaseModel):
         json_schema_extra=_SCHEMA_RULES,
     )
 
-    max_new_tokens: MaxNewTokens | None = Field(
+    max_new_tokens: MaxNewTokensOrNone | None = Field(
         default=None,
         description="The most tokens to generate per choice. "
-        f"{DEFAULT_MAX_NEW_TOKENS} where neither the task nor the model says.",
+        f"{DEFAULT_MAX_NEW_TOKENS} where neither the task nor the model says. 0, which only reads "
+        "the prompt, needs prompt_logprobs.",
     )
     stop_strings: (
         Annotated[
@@ -183,6 +199,12 @@ class GenerationConfig(BaseModel):
         description="Report the log probability of every token, and of this many of the most "
         "probable ones in its place. Not for beams. Absent: none are computed.",
     )
+    prompt_logprobs: NumLogprobs | None = Field(
+        default=None,
+        description="The same for the tokens of the prompt, which the response then lists as "
+        f"prompt_logprobs: tokens times (1 + this) may be at most {MAX_PROMPT_LOGPROBS}. The "
+        "logprobs of a choice then have its end-of-sequence token too.",
+    )
     num_return_sequences: NumReturnSequences | None = Field(
         default=None,
         description="How many choices to generate; greedy ones are equal. "
@@ -197,6 +219,15 @@ class GenerationConfig(BaseModel):
             problem = f"must be at most num_beams, {beams}, and is {count}; raise num_beams"
             raise PydanticCustomError(
                 "task_rule", "{problem}", {"problem": problem, "path": ("num_return_sequences",)}
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _generates_or_reads(self) -> Self:
+        if self.max_new_tokens == 0 and self.prompt_logprobs is None:
+            problem = "must be at least 1; 0, which only reads the prompt, needs prompt_logprobs"
+            raise PydanticCustomError(
+                "task_rule", "{problem}", {"problem": problem, "path": ("max_new_tokens",)}
             )
         return self
 

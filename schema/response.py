@@ -125,12 +125,45 @@ class TokenLogprob(TypedDict):
     top_logprobs: list[TopLogprob]
 
 
+@with_config(extra="forbid", strict=True, allow_inf_nan=False)
+class PromptTokenLogprob(TypedDict):
+    """A token of the prompt, with the most probable ones in its place, the most probable first.
+
+    Of the first token `logprob` is null and `top_logprobs` is empty: nothing comes before it.
+    """
+
+    token: _Token
+    token_id: _Count
+    bytes: _Bytes
+    text_offset: Annotated[
+        int, Field(ge=0, description="Where it begins in the prompt's text, in characters.")
+    ]
+    logprob: _Logprob | None
+    top_logprobs: list[TopLogprob]
+
+
+_PromptText = Annotated[
+    str,
+    Field(
+        description="The prompt's text, where the task has `echo`: as it was tokenized, or the "
+        "token ids decoded as those of an answer are. In a stream it is in the first chunk."
+    ),
+]
+_PromptLogprobs = Annotated[
+    list[PromptTokenLogprob],
+    Field(
+        min_length=1,
+        description="The tokens of the prompt, image placeholders included, where "
+        "`generation_config.prompt_logprobs` asks for them. In a stream they are in the first "
+        "chunk.",
+    ),
+]
 _Logprobs = Annotated[
     list[TokenLogprob],
     Field(
         description="The tokens in order, where `generation_config.logprobs` asks for them. An "
-        "end-of-sequence token is not among them. In a stream, those of the text so far that no "
-        "earlier chunk has reported."
+        "end-of-sequence token is among them only beside the `prompt_logprobs`. In a stream, those "
+        "of the text so far that no earlier chunk has reported."
     ),
 ]
 
@@ -161,6 +194,8 @@ class TaskResponse(TypedDict):
     """The answer to a task. `choices` are in the order of their `index`."""
 
     model: _Model
+    prompt_text: NotRequired[_PromptText]
+    prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[Choice], Field(min_length=1)]
     usage: Usage
     system_fingerprint: NotRequired[_Fingerprint]
@@ -213,6 +248,8 @@ class StreamChunk(TypedDict):
     """
 
     model: _Model
+    prompt_text: NotRequired[_PromptText]
+    prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[StreamChoice], Field(min_length=1)]
     usage: Usage
     system_fingerprint: NotRequired[_Fingerprint]
@@ -224,9 +261,13 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     reasons: dict[int, FinishReason] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     stop_strings: dict[int, str] = {}
+    prompt_text: str | None = None
+    prompt_logprobs: list[PromptTokenLogprob] | None = None
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
+        prompt_text = chunk.get("prompt_text", prompt_text)
+        prompt_logprobs = chunk.get("prompt_logprobs", prompt_logprobs)
         for choice in chunk["choices"]:
             deltas.setdefault(choice["index"], []).append(choice["delta"])
             if (reason := choice["finish_reason"]) is not None:
@@ -250,12 +291,17 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
             whole["logprobs"] = logprobs[whole["index"]]
         if whole["index"] in stop_strings:
             whole["stop_string"] = stop_strings[whole["index"]]
-    return {
+    response: TaskResponse = {
         "model": chunk["model"],
         "choices": choices,
         "usage": chunk["usage"],
         "system_fingerprint": chunk["system_fingerprint"],
     }
+    if prompt_text is not None:
+        response["prompt_text"] = prompt_text
+    if prompt_logprobs is not None:
+        response["prompt_logprobs"] = prompt_logprobs
+    return response
 
 
 def joined(deltas: Iterable[Delta]) -> ResponseMessage:

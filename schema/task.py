@@ -47,6 +47,9 @@ __all__ = [
 AnswerFormat = Literal["text", "message"]
 
 MAX_MESSAGES = 4096
+MAX_PROMPT_TOKENS = 1_000_000
+"""Only a guard against absurd prompts of token ids: the real limit is the model's context."""
+MAX_TOKEN_ID = 2**31 - 1
 MAX_TOOLS = 512
 MAX_EFFORT_CHARS = 64
 MAX_SEED = 2**32 - 1
@@ -113,6 +116,26 @@ _NO_FORM_WITH_BEAMS: dict[str, Any] = {
 }
 
 
+_ONE_PROMPT: dict[str, Any] = {
+    "$comment": "The prompt is either messages or token ids.",
+    "if": {
+        "properties": {"prompt_token_ids": {"type": "array"}},
+        "required": ["prompt_token_ids"],
+    },
+    "then": {"properties": {"messages": {"maxItems": 0}}},
+    "else": {"required": ["messages"], "properties": {"messages": {"minItems": 1}}},
+}
+
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]],
+    Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True),
+]
+
+
+def _no_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
 def _absent_if_null(value: Any) -> Any:
     return {} if value is None else value
 
@@ -130,7 +153,10 @@ class Task(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        json_schema_extra={"examples": _EXAMPLES, "allOf": [_NO_FORM_WITH_BEAMS, *SCHEMA_RULES]},
+        json_schema_extra={
+            "examples": _EXAMPLES,
+            "allOf": [_ONE_PROMPT, _NO_FORM_WITH_BEAMS, *SCHEMA_RULES],
+        },
     )
 
     model: ModelName = Field(
@@ -139,11 +165,17 @@ class Task(BaseModel):
         json_schema_extra={"pattern": MODEL_ID_PATTERN},
     )
     messages: list[Message] = Field(
+        default=[],
         fail_fast=True,
-        min_length=1,
         max_length=MAX_MESSAGES,
         description="The conversation so far. The model's chat template makes the prompt from it; "
         "where a model has none, the contents are joined.",
+        json_schema_extra=_no_default,
+    )
+    prompt_token_ids: TokenIds | None = Field(
+        default=None,
+        description="The prompt as token ids, in place of messages: nothing is added to them. Ids "
+        "that stand for images are refused.",
     )
     tools: Annotated[list[JsonObject], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         default=None,
@@ -188,6 +220,9 @@ class Task(BaseModel):
         description="false: the contents are joined as they are, as for a model without a chat "
         "template, and the model continues that text.",
     )
+    echo: bool = Field(
+        default=False, description="true: the response has the prompt's text as prompt_text."
+    )
     answer_format: AnswerFormat = Field(
         default="text",
         description="text: the answer is the text that the model writes. message: its reasoning "
@@ -211,6 +246,16 @@ class Task(BaseModel):
         """Check cheap counts first: a million blocks cost seconds to validate."""
         refuse_bulk(fields, "tools", "template_args", "structured_output")
         return fields
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if self.prompt_token_ids is None and not self.messages:
+            missing = "messages" not in self.model_fields_set
+            problem = "is required" if missing else "must have at least 1 message"
+            raise rule(f"{problem}; or prompt_token_ids in its place", "messages")
+        if self.prompt_token_ids is not None and self.messages:
+            raise rule("takes the place of messages; leave one of them out", "prompt_token_ids")
+        return self
 
     @model_validator(mode="after")
     def _not_too_many_images(self) -> Self:
@@ -242,6 +287,11 @@ class Task(BaseModel):
     def variant(self) -> ModelVariant:
         """The model that it asks for, in one dtype and quantization."""
         return ModelVariant(self.model, self.dtype, self.quantize_bits)
+
+    @property
+    def is_templated(self) -> bool:
+        """Whether a chat template may make its prompt."""
+        return self.use_chat_template and self.prompt_token_ids is None
 
     @property
     def forces_calls(self) -> bool:

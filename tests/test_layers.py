@@ -49,7 +49,7 @@ serve_app.app              > .http .http.middleware .replicas .config
 serve_app.http             > .http.openai .http.responses .http.anthropic .http.description
                              .http.middleware .graph .observability .config .protocol schema
                              schema.clients schema.published
-serve_app.http.openai      > .http .graph schema schema.clients.openai
+serve_app.http.openai      > .http .graph .observability .protocol schema schema.clients.openai
 serve_app.http.responses   > .http .graph schema schema.clients.responses
 serve_app.http.anthropic   > .http .graph .observability schema schema.clients.anthropic
 serve_app.http.description > .http .config schema schema.published
@@ -67,8 +67,8 @@ engine.engine              > .core .parallel .requests .vision .config schema
 engine.core                > .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
-engine.execution           > .execution.attention .requests .vision .loading .platform .config
-                             schema
+engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
+                             .config schema
 engine.execution.attention > .execution .requests .platform
 engine.requests            > .requests.template .vision .sampling .loading .loading.families .text
                              .text.tool_calls .config schema

@@ -7,6 +7,7 @@ depend on this task only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,14 +19,19 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from engine.execution.prompt_scores import ScoredRows, body_runs_once
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
+from engine.platform.transfer import upload
 from engine.requests.request import Request
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import LastLogits, Logprobs
 from engine.sampling.penalties import own_processors
 from engine.sampling.sampler import check_numbers
 from schema.errors import TaskExecutionError
+
+_HEAD_ROWS = 32
+"""Rows of a prompt whose logits are computed at once, to bound their memory."""
 
 
 class _Watch(StoppingCriteria):
@@ -83,6 +89,28 @@ class _NumbersOnly(LogitsProcessor):
         return scores
 
 
+@torch.inference_mode()
+def _score_prompt(loaded: LoadedModel, request: Request, inputs: dict[str, Any]) -> None:
+    """Report the log probabilities of the prompt's tokens, from the model's own forward."""
+    report = request.report
+    assert report is not None
+    assert report.num_top is not None
+    targets = report.targets(0, request.prompt_tokens)
+    chooses_rows = loaded.model._supports_logits_to_keep()
+
+    def logits_of(rows: Sequence[int]) -> torch.Tensor:
+        keep = upload(rows, loaded.device)
+        chosen = {"logits_to_keep": keep} if chooses_rows else {}
+        logits: torch.Tensor = loaded.model(**inputs, **chosen, use_cache=False).logits[0]
+        return (logits if chooses_rows else logits[keep]).float()
+
+    with body_runs_once(loaded.model):
+        for start in range(0, len(targets), _HEAD_ROWS):
+            part = targets[start : start + _HEAD_ROWS]
+            rows = ScoredRows(start, part, report.num_top, num_keep=len(part))
+            report.add(rows.scores(logits_of, loaded.device).tolist())
+
+
 def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[str, Any]) -> None:
     """Run a request to its end and report its text. The model's own attention must be on.
 
@@ -100,6 +128,11 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
     }
     own = own_processors(settings.penalties, request.prompt_tokens)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if request.scores_prompt:
+        _score_prompt(loaded, request, inputs)
+    if not settings.max_new_tokens:
+        request.answer([()] * settings.num_sequences)
+        return
     random_state_kept = platform_of(loaded.device).random_state_kept(loaded.device)
     # `generate` draws from the global generator; give it the task's seed, then put it back.
     with random_state_kept, torch.inference_mode(), ExitStack() as hooks:

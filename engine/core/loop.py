@@ -18,8 +18,9 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.build import Assembly, assemble
+from engine.core.in_flight import InFlight
 from engine.core.scheduler import Scheduler, overloaded
-from engine.core.step import Execution, InFlight
+from engine.core.step import Execution
 from engine.execution.batching import ContinuousBatching
 from engine.parallel.launcher import Launcher, Subprocesses
 from engine.platform.platforms import platform_of

@@ -90,8 +90,9 @@ class Scheduler:
                 return None
             for sequence in request.sequences:
                 sequence.pages = self._cache.allocate(num_pages)
-            keys = self._chunk_keys(request)
-            request.num_prefilled = self.prefixes.match(keys, request.sequences[0].pages)
+            if not request.scores_prompt:
+                keys = self._chunk_keys(request)
+                request.num_prefilled = self.prefixes.match(keys, request.sequences[0].pages)
         self.waiting.popleft()
         self.running.append(request)
         request.status = Status.PREFILL

@@ -12,7 +12,7 @@ dropped; its keys and values went to pages that its task had reserved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from engine.core.build import Assembly
 from engine.core.faults import fail_on_error, parts_of
 from engine.core.generate_fallback import run_generate_fallback
+from engine.core.in_flight import InFlight, Proposed, SampledTokens, ScoredChunk
 from engine.core.scheduler import Scheduler
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.model_runner import plain_attention
@@ -31,27 +32,6 @@ from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, Sampler, invalid_logits, sample
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SampledTokens:
-    """Tokens in the order of their owners; log probabilities by the id of the request."""
-
-    owners: Sequence[tuple[Request, Sequence[SequenceState]]]
-    download: AsyncCopy
-    reports: Mapping[int, AsyncCopy]
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """Candidates for the beams of a request (`engine.sampling.beam_search`)."""
-
-    request: Request
-    download: AsyncCopy
-
-
-InFlight = SampledTokens | Proposed
-"""A launched part of a step, to be finished."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +113,11 @@ class Execution:
 
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
+        if isinstance(launched, ScoredChunk):
+            if launched.request.status < Status.FINISHED:
+                with fail_on_error([launched.request]):
+                    launched.finish()
+            return
         result = launched.download.wait()
         self._executor.check_health()  # else the tokens may come from an exchange that broke off
         if isinstance(launched, Proposed):
@@ -183,7 +168,9 @@ class Execution:
 
     def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
         """Run chunks of prompts and decode steps in one forward, and sample what follows."""
-        logits = self._batching.runner.step(batch, self.batch_sizes)
+        logits, scores = self._batching.runner.step(batch, self.batch_sizes)
+        chunk_scores = iter(scores)
+        scored: list[InFlight] = []
         inputs: list[SamplingInput | Proposed] = []
         row = 0
         for part in parts_of(batch):
@@ -195,21 +182,31 @@ class Execution:
                 row += len(answers)
                 continue
             request.num_prefilled = part[0].stop
-            if part[0].completes_prompt:
+            of_chunk, complete = next(chunk_scores), part[0].completes_prompt
+            if request.scores_prompt:
+                download = None if of_chunk is None else AsyncCopy(of_chunk)
+                scored.append(ScoredChunk(request, download, complete))
+            if complete:
                 with fail_on_error([request]):
-                    inputs.append(self._first(request, logits[row]))
+                    inputs += self._first(request, logits[row])
                 row += 1
-        return self._sample(inputs)
+        return [*scored, *self._sample(inputs)]
 
-    def _first(self, request: Request, logits: torch.Tensor) -> SamplingInput | Proposed:
-        """From a complete prompt to the first token of every sequence; ``logits`` [vocab]."""
+    def _first(self, request: Request, logits: torch.Tensor) -> list[SamplingInput | Proposed]:
+        """From a complete prompt to the first token of every sequence; ``logits`` [vocab].
+
+        There is none of a request that generates nothing.
+        """
         self._scheduler.prefilled(request)
         request.features = None  # not needed any more; frees memory of the device
+        request.status = Status.DECODE
+        if not request.settings.max_new_tokens:
+            return []
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
-        request.status = Status.DECODE
-        return self._input(request, request.sequences, logits.expand(len(request.sequences), -1))
+        rows = logits.expand(len(request.sequences), -1)
+        return [self._input(request, request.sequences, rows)]
 
     @staticmethod
     def _input(

@@ -53,6 +53,7 @@ def any_batch_sizes(runner: ModelRunner, *, max_sequences: int, prefill_chunk: i
     return BatchSizes(
         decode=tuple(range(1, max_sequences + 1)),
         prefill=tuple(range(1, 2 * prefill_chunk + 1)),
+        max_head=max_sequences,
         can_mix_prefill_and_decode=not runner.backend.decodes_apart,
     )
 
@@ -82,6 +83,7 @@ def find_batch_sizes(
     return BatchSizes(
         decode,
         prefill,
+        max_head=max_sequences,
         can_mix_prefill_and_decode=decode == prefill and not runner.backend.decodes_apart,
         faster=_faster(_timed(decode_check, used)),
     )

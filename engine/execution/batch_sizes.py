@@ -14,11 +14,12 @@ class BatchSizes:
     Within each tuple all batch sizes give the same bits. With ``can_mix_prefill_and_decode`` the
     bits are the same in both tuples: decoded tokens may then share a forward with chunks of
     prompts. ``faster`` names, for a decode size, a larger one that takes less time; it affects
-    speed only.
+    speed only. ``max_head`` is the most rows that the language model head may run on.
     """
 
     decode: tuple[int, ...]
     prefill: tuple[int, ...]
+    max_head: int
     can_mix_prefill_and_decode: bool = False
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
 

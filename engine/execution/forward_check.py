@@ -224,17 +224,17 @@ def _packed_problem(runner: ModelRunner, forward: Forward, own: Sequence[_Stage]
         return followed[0].enter_layer(number, hidden)
 
     with _at_layers(runner.loaded, enter_layer):
-        logits = runner.logits(forward, watched)
+        logits = runner.outputs(forward, watched).logits
     followed[0].finish(logits, runner.loaded.model.dtype)
     return followed[0].problem
 
 
 def _replay_problem(runner: ModelRunner, forward: Forward) -> str | None:
     """Whether a decode step that is replayed from a graph differs from one that is not."""
-    direct = runner.logits(forward, lambda batch: batch).clone()
+    direct = runner.outputs(forward, lambda batch: batch).logits.clone()
     model = runner.loaded.model
     bound = _BETWEEN_QUANTIZED if _is_quantized(model) else _BETWEEN[model.dtype]
-    return _difference("logits of a graph", runner.logits(forward), direct, bound)
+    return _difference("logits of a graph", runner.outputs(forward).logits, direct, bound)
 
 
 def _is_quantized(model: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -29,6 +29,7 @@ from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.operations import ONE_RANK, Ranks
+from engine.execution.prompt_scores import ScoredRows, body_runs_once, scored_rows
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
@@ -67,7 +68,7 @@ def _set_attention(loaded: LoadedModel, implementation: str) -> None:
 
 @dataclass(frozen=True)
 class Forward:
-    """The arguments of `ModelRunner.forward`."""
+    """The arguments of `ModelRunner.forward`, and rows that are scored beside."""
 
     token_ids: torch.Tensor
     scheduled: Sequence[ScheduledTokens]
@@ -75,10 +76,23 @@ class Forward:
     keep: Sequence[int]
     num_keep: int
     decode: bool
+    scored: Sequence[ScoredRows] = ()
 
-    def run(self, runner: ModelRunner) -> torch.Tensor:
+    def run(self, runner: ModelRunner) -> ForwardOutput:
         """Run this rank's part."""
-        return runner.logits(self)
+        return runner.outputs(self)
+
+
+class ForwardOutput(NamedTuple):
+    """What a forward gives.
+
+    Attributes:
+        logits: float32 [len(keep), vocab]; the next forward may overwrite them.
+        scores: of each `ScoredRows`, as `Logprobs.of` reports them.
+    """
+
+    logits: torch.Tensor
+    scores: Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,9 @@ class ModelRunner:
 
     # --- On all ranks ----------------------------------------------------------------------------
 
-    def step(self, batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+    def step(
+        self, batch: Sequence[ScheduledTokens], sizes: BatchSizes
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """Prefill chunks of prompts and decode one token of other sequences, at once.
 
         Args:
@@ -151,7 +167,8 @@ class ModelRunner:
             sizes: at which the forward may run.
 
         Returns:
-            Logits [last chunks of prompts and sequences, vocab], in order.
+            Logits [last chunks of prompts and sequences, vocab], in order; and for each chunk of
+            a prompt the scores of the prompt's tokens that it predicts, where they are wanted.
         """
         chunks = [tokens for tokens in batch if tokens.of_prompt]
         decoding = batch[len(chunks) :]
@@ -168,14 +185,22 @@ class ModelRunner:
         # come from the same kernels as all others.
         num_keep = sizes.for_decode(len(keep))
         num_rows = len(prompts) + len(decoding)
-        return self.forward(
-            torch.cat(token_ids),
-            [*map(self._with_features, chunks), *decoding],
-            num_rows=sizes.for_prefill(num_rows) if chunks else num_keep,
-            keep=keep,
-            num_keep=num_keep,
-            decode=not chunks,
+        scored = [scored_rows(chunks, n, sizes) for n in range(len(chunks))]
+        output = self._ranks.run(
+            Forward(
+                torch.cat(token_ids),
+                [*map(self._with_features, chunks), *decoding],
+                num_rows=sizes.for_prefill(num_rows) if chunks else num_keep,
+                keep=keep,
+                num_keep=num_keep,
+                decode=not chunks,
+                scored=[rows for of_chunk in scored for rows in of_chunk],
+            ),
+            self,
         )
+        scores = iter(output.scores)
+        of_chunks = [[next(scores) for _ in of_chunk] for of_chunk in scored]
+        return output.logits, [torch.cat(parts) if parts else None for parts in of_chunks]
 
     def forward(
         self,
@@ -201,7 +226,7 @@ class ModelRunner:
             float32 logits [len(keep), vocab]; the next forward may overwrite them.
         """
         forward = Forward(token_ids, scheduled, num_rows, list(keep), num_keep, decode)
-        return self.ranks.run(forward, self)
+        return self.ranks.run(forward, self).logits
 
     def plain_logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's own forward on a whole prompt, float32 [tokens, vocab]; a reference."""
@@ -210,20 +235,21 @@ class ModelRunner:
     # --- On this rank ----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def logits(
+    def outputs(
         self, forward: Forward, watched: Callable[[Attend], Attend] | None = None
-    ) -> torch.Tensor:
-        """See `forward`.
+    ) -> ForwardOutput:
+        """See `forward` and `step`.
 
         Args:
-            forward: its arguments.
+            forward: what to run.
             watched: puts something around what computes attention. Then no graph is replayed.
         """
         scheduled, num_rows = forward.scheduled, forward.num_rows
         num_wanted = len(forward.keep)
         keep = [*forward.keep, *[0] * (forward.num_keep - num_wanted)]
         if self._graphs is not None and forward.decode and watched is None:
-            return self._graphs.logits(forward.token_ids, scheduled, num_rows, keep)[:num_wanted]
+            logits = self._graphs.logits(forward.token_ids, scheduled, num_rows, keep)
+            return ForwardOutput(logits[:num_wanted], ())
         ids = pad(forward.token_ids, (0, num_rows - len(forward.token_ids)))
         features: list[Features] = []
         row = stop = 0
@@ -232,16 +258,21 @@ class ModelRunner:
             if tokens.features is not None:
                 features.append(tokens.features)
                 stop = row
+        inputs = self.vision.inputs(ids[None], joined(features) if features else None, stop)
+        places = upload(positions(scheduled, num_rows, self.vision.axes), self.device)
         batch = self._placed(
             self.backend.batch(self.cache, scheduled, num_rows, decode=forward.decode)
         )
-        logits = self._model_logits(
-            self.vision.inputs(ids[None], joined(features) if features else None, stop),
-            upload(positions(scheduled, num_rows, self.vision.axes), self.device),
-            upload(keep, self.device),
-            watched(batch) if watched else batch,
-        )
-        return logits[:num_wanted]
+        attend = watched(batch) if watched else batch
+
+        def logits_of(rows: Sequence[int]) -> torch.Tensor:
+            return self._model_logits(inputs, places, upload(rows, self.device), attend)
+
+        if not forward.scored:
+            return ForwardOutput(logits_of(keep)[:num_wanted], ())
+        with body_runs_once(self._loaded.model):
+            scores = [rows.scores(logits_of, self.device) for rows in forward.scored]
+            return ForwardOutput(logits_of(keep)[:num_wanted], scores)
 
     @torch.inference_mode()
     def own_logits(self, forward: PlainForward) -> torch.Tensor:

@@ -39,7 +39,7 @@ class ChunkBuilder(NamedTuple):
 
     def chunk(self, progress: RequestOutput) -> StreamChunk:
         """One stream chunk. Call once for each output, in order."""
-        return {
+        chunk: StreamChunk = {
             "model": self.model,
             "choices": [
                 self._choice(delta, copy)
@@ -49,6 +49,13 @@ class ChunkBuilder(NamedTuple):
             "usage": usage(self.prompt_tokens, progress.completion_tokens * self.copies),
             "system_fingerprint": self.system_fingerprint,
         }
+        if progress.prompt is not None:
+            text, logprobs = progress.prompt
+            if text is not None:
+                chunk["prompt_text"] = text
+            if logprobs is not None:
+                chunk["prompt_logprobs"] = logprobs
+        return chunk
 
     def _choice(self, new: ChoiceDelta, copy: int) -> StreamChoice:
         index = new.index + copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from engine.loading.snapshot import is_directory
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.outputs import Sink
 from engine.requests.prompt import Prompt, PromptRenderer
+from engine.requests.prompt_report import PromptReport
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
 from engine.sampling.grammar import Grammar, GrammarCompiler
@@ -87,6 +89,16 @@ class InputProcessor:
         Raises:
             TaskError: the task is refused.
         """
+        try:
+            return self._prepared(task, images, sink)
+        except TaskArgsInvalid as error:
+            if task.prompt_token_ids is None:
+                raise
+            raise _about_token_ids(error) from error
+
+    def _prepared(
+        self, task: Task, images: ImageInputs | None, sink: Sink
+    ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
         params = image_params(task)
@@ -95,6 +107,10 @@ class InputProcessor:
         with self._lock:
             prompt = self._renderer.render(task, images)
             settings = self._settings(task, prompt)
+        texts = self._token_texts
+        report = None
+        if task.echo or settings.prompt_logprobs is not None:
+            report = PromptReport(prompt, texts, echo=task.echo, num_top=settings.prompt_logprobs)
         formats = self._formats
         if task.forces_calls:
             formats = formats.that_can_be_forced()
@@ -109,7 +125,7 @@ class InputProcessor:
                 num_choices=settings.num_sequences * settings.copies,
                 stop_strings=settings.stop_strings,
             )
-            if task.use_chat_template:
+            if task.is_templated:
                 hidden = formats.hidden_tokens(with_tools=bool(task.tools))
         watch = stop_watch(formats, task, prompt.text_end, settings.stop_strings)
         answers = [
@@ -122,7 +138,9 @@ class InputProcessor:
             num_answers=settings.num_sequences,
             arrived=arrived,
         )
-        request = Request(prompt, settings, task.seed, answers, sink, token_texts=self._token_texts)
+        request = Request(
+            prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
+        )
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
@@ -187,6 +205,13 @@ class InputProcessor:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self._config)
             return self._preprocessor(task.split_images()[1], params)
+
+
+def _about_token_ids(error: TaskArgsInvalid) -> TaskArgsInvalid:
+    """The same error for a task whose prompt is token ids: they take the place of messages."""
+    message = re.sub(r"\bmessages\b", "prompt_token_ids", error.message)
+    param = "prompt_token_ids" if error.param == "messages" else error.param
+    return type(error)(message, param, error.retry_after_s)
 
 
 def _refuse_beams(settings: SamplingParams, grammar: Grammar) -> None:

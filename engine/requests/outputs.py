@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from schema.errors import TaskError
-from schema.response import FinishReason, TokenLogprob
+from schema.response import FinishReason, PromptTokenLogprob, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,24 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+class PromptOutput(NamedTuple):
+    """What is reported of the prompt; None for what the task does not ask for."""
+
+    text: str | None
+    logprobs: list[PromptTokenLogprob] | None
+
+
 class RequestOutput(NamedTuple):
-    """New output of a task. ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it."""
+    """New output of a task. ``completion_tokens`` is cumulative, ``done`` or ``error`` ends it.
+
+    ``prompt`` comes once, with the first deltas.
+    """
 
     deltas: tuple[ChoiceDelta, ...] = ()
     completion_tokens: int = 0
     done: bool = False
     error: TaskError | None = None
+    prompt: PromptOutput | None = None
 
 
 Sink = Callable[[RequestOutput], None]
@@ -55,4 +66,5 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
 def merge(outputs: Sequence[RequestOutput]) -> RequestOutput:
     """One output made of several (at least one): cumulative fields are those of the last."""
     deltas = join(delta for item in outputs for delta in item.deltas)
-    return outputs[-1]._replace(deltas=tuple(deltas))
+    prompt = next((item.prompt for item in outputs if item.prompt is not None), None)
+    return outputs[-1]._replace(deltas=tuple(deltas), prompt=prompt)

@@ -1,4 +1,7 @@
-"""Messages to prompt tokens: the chat template, or the contents joined where there is none."""
+"""Messages to prompt tokens: the chat template, or the contents joined where there is none.
+
+A prompt that is given as token ids is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from engine.loading.families.traits import rope_index
 from engine.loading.loaded_model import LoadedModel
 from engine.requests.template.chat_template import HINTS, ChatTemplate
 from engine.text.detect import MessageFormats, detect
+from engine.text.detokenizer import Detokenizer
 from engine.text.tool_calls.hermes import HERMES
 from engine.vision.image_places import ImagePlaces
 from engine.vision.preprocessor import ImageInputs
@@ -34,6 +38,8 @@ class Prompt:
         bidirectional_spans: runs (start, stop) of tokens that attend to each other and are not
             split between chunks.
         text_end: the last characters of its text, where a template may begin the reasoning.
+        text: all of its text, where the task has it reported.
+        text_ends: where each token's text ends in it; None where only the tokens' bytes tell.
     """
 
     token_ids: tuple[int, ...]
@@ -41,6 +47,8 @@ class Prompt:
     image_starts: tuple[int, ...] = ()
     bidirectional_spans: tuple[tuple[int, int], ...] = ()
     text_end: str = ""
+    text: str = ""
+    text_ends: tuple[int, ...] | None = None
 
     def chunk_stop(self, start: int, size: int) -> int:
         """The end of the chunk that begins at ``start``; a function of the prompt alone.
@@ -102,6 +110,8 @@ class PromptRenderer:
                 another number of ``<image>`` tags than images, or two images stand side by side
                 and the model cannot tell them apart.
         """
+        if task.prompt_token_ids is not None:
+            return self._given(task, task.prompt_token_ids)
         self._check_length(sum(len(message.text) for message in task.messages))
         by_template = self._template is not None and task.use_chat_template
         messages: Sequence[Message] = task.messages
@@ -115,12 +125,20 @@ class PromptRenderer:
             text = "\n".join(message.text for message in messages)
             special_tokens = True
         self._check_length(len(text))
-        if self._places is None:
-            token_ids = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
-        else:
+        with_ends = task.generation_config.prompt_logprobs is not None and self._tokenizer.is_fast
+        ends: tuple[int, ...] | None = None
+        if self._places is not None:
             text = self._places.fill(text, [image.placeholder for image in images])
+        if self._places is not None and self._places.has_words(text):
             token_ids = self._places.encode(text, add_special_tokens=special_tokens)
-            text = self._places.without_marks(text[-2 * _TEXT_END :])
+            text = self._places.without_marks(text)
+        else:
+            tokenized = self._tokenizer(
+                text, add_special_tokens=special_tokens, return_offsets_mapping=with_ends
+            )
+            token_ids = tokenized["input_ids"]
+            if with_ends:
+                ends = tuple(end for _, end in tokenized["offset_mapping"])
         if not token_ids:
             raise TaskArgsInvalid("messages: the prompt is empty", param="messages")
         self._refuse_unknown(token_ids)
@@ -133,6 +151,8 @@ class PromptRenderer:
             starts,
             self._whole(places),
             text[-_TEXT_END:],
+            text if _reports_text(task) else "",
+            ends,
         )
 
     def _chat_template(self, source: str) -> ChatTemplate:
@@ -156,6 +176,39 @@ class PromptRenderer:
             str(self._tokenizer.convert_ids_to_tokens(each)) for each in ids if each is not None
         ]
         return ImagePlaces(self._tokenizer, loaded.image_token, others, loaded.image_tag)
+
+    def _given(self, task: Task, token_ids: Sequence[int]) -> Prompt:
+        """A prompt that the task has as token ids."""
+        self._refuse_what_templates_read(task)
+        if len(token_ids) > self._loaded.context_length:
+            raise ContextLengthExceeded(
+                f"messages: {len(token_ids)} tokens are more than the context of "
+                f"{self._loaded.context_length} tokens: shorten the messages",
+                param="messages",
+            )
+        limit = self._num_embeddings or len(self._tokenizer)
+        if max(token_ids) >= limit:
+            place = next(place for place, token in enumerate(token_ids) if token >= limit)
+            raise TaskArgsInvalid(
+                f"prompt_token_ids.{place} is {token_ids[place]}; the ids of this model's tokens "
+                f"are less than {limit}",
+                param=f"prompt_token_ids.{place}",
+            )
+        image_token = self._loaded.image_token_id
+        if image_token is not None and image_token in token_ids:
+            place = token_ids.index(image_token)
+            raise TaskArgsInvalid(
+                f"prompt_token_ids.{place} is {token_ids[place]}, which stands for an image: send "
+                "messages with image blocks",
+                param=f"prompt_token_ids.{place}",
+            )
+        end = Detokenizer(self._tokenizer, (), hidden=frozenset()).decode(
+            list(token_ids[-_TEXT_END:])
+        )
+        text = ""
+        if _reports_text(task):
+            text = Detokenizer(self._tokenizer, ()).decode(list(token_ids))
+        return Prompt(tuple(token_ids), text_end=end[-_TEXT_END:], text=text)
 
     def _template_lacks_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer adds its special tokens to a template's text.
@@ -190,7 +243,7 @@ class PromptRenderer:
             )
 
     def _refuse_what_templates_read(self, task: Task) -> None:
-        none = "this model has none" if task.use_chat_template else "the task uses none"
+        none = "this model has none" if task.is_templated else "the task uses none"
         unread = [name for name in (task.template_args or {}) if name not in HINTS]
         for name, value in (("tools", task.tools), ("template_args", unread)):
             if value:
@@ -258,3 +311,8 @@ class PromptRenderer:
         ends = [a + 1 for a, b in pairwise(places) if b != a + 1]
         starts = [b for a, b in pairwise(places) if b != a + 1]
         return tuple(zip([places[0], *starts], [*ends, places[-1] + 1], strict=True))
+
+
+def _reports_text(task: Task) -> bool:
+    """Whether the response depends on the prompt's text."""
+    return task.echo or task.generation_config.prompt_logprobs is not None

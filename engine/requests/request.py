@@ -13,6 +13,7 @@ import torch
 
 from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
+from engine.requests.prompt_report import PromptReport
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
@@ -149,8 +150,14 @@ class Request:
     sampler: Sampler | None = None
     beams: BeamSearch | None = None
     token_texts: TokenTexts | None = None  # for log probabilities
+    report: PromptReport | None = None  # where the task wants to know of its prompt
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of the prompt are reported, which takes a forward of all."""
+        return self.settings.prompt_logprobs is not None
 
     @property
     def prompt_tokens(self) -> int:
@@ -226,7 +233,8 @@ class Request:
             TaskExecutionError: these are not numbers.
         """
         sequence.token_ids.append(token_id)
-        if report is not None and token_id not in self.settings.eos_token_ids:
+        ends = token_id in self.settings.eos_token_ids
+        if report is not None and (not ends or self.scores_prompt):
             assert self.token_texts is not None
             if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()
@@ -247,7 +255,8 @@ class Request:
     def answer(self, answers: Sequence[Sequence[int]]) -> None:
         """End the task with whole answers, as a beam search has them: their tokens, best first.
 
-        They take the same path as tokens that come one by one. Other sequences were beams only.
+        So does a task that generates nothing. The tokens take the same path as those that come one
+        by one. Other sequences were beams only.
         """
         deltas: list[ChoiceDelta] = []
         for sequence, token_ids in zip(self.sequences, answers, strict=False):
@@ -255,7 +264,8 @@ class Request:
             text = sequence.detokenizer.push(*token_ids) + sequence.detokenizer.flush()
             # If no limit was reached, the search has ended because no beam can continue.
             sequence.finish_reason = self._reason(sequence) or "stop"
-            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason))
+            logprobs = None if self.settings.logprobs is None else ()  # beams have none
+            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason, logprobs))
         for sequence in self.sequences[len(answers) :]:
             sequence.finish_reason = "stop"
         self.emit(deltas)
@@ -275,7 +285,8 @@ class Request:
         if done:
             self.status = Status.FINISHED
         if deltas or done:
-            self.sink(RequestOutput(tuple(deltas), self.completion_tokens, done))
+            prompt = None if self.report is None else self.report.take()
+            self.sink(RequestOutput(tuple(deltas), self.completion_tokens, done, prompt=prompt))
 
     def fail(self, error: TaskError) -> None:
         """End the task with an error. Does nothing when it has ended already."""

@@ -49,7 +49,7 @@ class Meter:
         def measured(progress: RequestOutput) -> None:
             nonlocal num_reported, first_tokens, first_at
             now = time.monotonic()
-            if num_reported == 0 and progress.completion_tokens:
+            if not first_at and (progress.completion_tokens or progress.done):
                 self.prompt_tokens += prompt_tokens
                 first_tokens, first_at = progress.completion_tokens, now
             self.generated_tokens += progress.completion_tokens - num_reported

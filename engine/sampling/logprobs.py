@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from engine.text.detokenizer import Detokenizer
-from schema.response import TokenLogprob, TopLogprob
+from schema.response import PromptTokenLogprob, TokenLogprob, TopLogprob
 
 NEVER = -9999.0
 """Reported for a probability of 0, because JSON has no minus infinity; OpenAI's value."""
@@ -118,16 +118,32 @@ class TokenTexts:
             "top_logprobs": [self._token(int(other), logprob) for other, logprob in top],
         }
 
+    def first_entry(self, token_id: int) -> PromptTokenLogprob:
+        """The first token of a prompt, which nothing predicts."""
+        piece = self._known(token_id)
+        return {
+            "token": piece.text,
+            "token_id": token_id,
+            "bytes": piece.bytes,
+            "text_offset": 0,
+            "logprob": None,
+            "top_logprobs": [],
+        }
+
     def _token(self, token_id: int, logprob: float) -> TopLogprob:
-        piece = self._pieces.get(token_id)
-        if piece is None:
-            piece = self._pieces[token_id] = self._piece(token_id)
+        piece = self._known(token_id)
         return {
             "token": piece.text,
             "token_id": token_id,
             "bytes": piece.bytes,
             "logprob": max(logprob, NEVER),
         }
+
+    def _known(self, token_id: int) -> TokenText:
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._piece(token_id)
+        return piece
 
     def _piece(self, token_id: int) -> TokenText:
         name = self._tokenizer.convert_ids_to_tokens(token_id)

@@ -27,7 +27,9 @@ _BATCHED_MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
-_NOT_OF_TRANSFORMERS = {"frequency_penalty", "presence_penalty", "logit_bias", "logprobs"}
+_NOT_OF_TRANSFORMERS = {
+    *("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "prompt_logprobs"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SamplingParams:
         batched: whether continuous batching covers these settings; else `generate` runs them.
         penalties: settings that transformers does not have (`engine.sampling.penalties`).
         logprobs: alternatives to report with each token; None to report no log probabilities.
+        prompt_logprobs: the same for the tokens of the prompt.
     """
 
     hf: HFGenerationConfig
@@ -55,6 +58,7 @@ class SamplingParams:
     copies: int = 1
     penalties: Penalties = field(default_factory=Penalties)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def num_beams(self) -> int:
@@ -86,13 +90,14 @@ def resolve_settings(
         exclude_none=True, exclude={"stop_strings", *_NOT_OF_TRANSFORMERS}
     )
     own = model.generation_config
-    overrides["max_new_tokens"] = _max_new_tokens(
+    max_new_tokens = _max_new_tokens(
         asked.max_new_tokens,
         own.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
         prompt_tokens,
         context_length,
         cut_to_context,
     )
+    overrides["max_new_tokens"] = max(1, max_new_tokens)  # transformers refuses 0
     overrides.setdefault(
         "num_return_sequences", own.num_return_sequences or DEFAULT_NUM_RETURN_SEQUENCES
     )
@@ -126,7 +131,7 @@ def resolve_settings(
         raise TaskArgsInvalid(f"generation_config: {error}", param="generation_config") from error
     return SamplingParams(
         hf=hf,
-        max_new_tokens=hf.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         num_sequences=hf.num_return_sequences,
         eos_token_ids=_eos_token_ids(hf),
         stop_strings=stop_strings,
@@ -134,6 +139,7 @@ def resolve_settings(
         batched=continuous_batching and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
         penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
         logprobs=asked.logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
     )
 
 
@@ -151,11 +157,11 @@ def _max_new_tokens(
 ) -> int:
     """The task's limit, checked or ``cut``; or the default, cut to what the context leaves."""
     left = context_length - prompt_tokens
-    if left < 1:
+    if left < (1 if asked is None else min(asked, 1)):
+        answer = "" if asked == 0 else " and at least one token of answer"
         raise ContextLengthExceeded(
             f"messages: the prompt has {prompt_tokens} tokens, and this model's maximum context "
-            f"length is {context_length} tokens, which must hold it and at least one token of "
-            "answer: shorten the messages",
+            f"length is {context_length} tokens, which must hold it{answer}: shorten the messages",
             param="messages",
         )
     if asked is None:

@@ -96,6 +96,10 @@ class ImagePlaces:
             start = place.end()
         return "".join([*pieces, text[start:]])
 
+    def has_words(self, text: str) -> bool:
+        """Whether a text has marked words."""
+        return self._marked.search(text) is not None
+
     def without_marks(self, text: str) -> str:
         """A text as it reads."""
         return self._marked.sub(lambda found: found.group()[len(_BEGIN) : -len(_END)], text)
@@ -106,7 +110,7 @@ class ImagePlaces:
         Raises:
             TaskArgsInvalid: it has such a word, and the tokenizer cannot spell it.
         """
-        if not self._marked.search(text):
+        if not self.has_words(text):
             tokens: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)[
                 "input_ids"
             ]

@@ -91,9 +91,18 @@ class ClientRequest(Strict):
             words = dialect(cls, cls.inner, cls.elsewhere, cls.message)
             raise explain(error, cls, words) from None
 
+    @property
+    def num_prompts(self) -> int:
+        """How many tasks the request means."""
+        return 1
+
     @abstractmethod
-    def task(self, seed: int) -> Task:
+    def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means, with the seed that was given or drawn.
+
+        Args:
+            seed: of the task.
+            number: which of the tasks, where the request means several.
 
         Raises:
             TaskArgsInvalid: in the request's own terms.
@@ -114,15 +123,18 @@ class ClientRequest(Strict):
         """A message or a path of a task's error, with the names of this request's fields."""
 
     @contextmanager
-    def own_terms(self) -> Iterator[None]:
-        """In the body, errors of the task are raised with the names of this request's fields."""
+    def own_terms(self, number: int = 0) -> Iterator[None]:
+        """In the body, errors of a task are raised with the names of this request's fields."""
         try:
             yield
         except TaskError as error:
-            raise self.in_own_terms(error) from error
+            raise self.in_own_terms(error, number) from error
 
-    def in_own_terms(self, error: TaskError) -> TaskError:
-        """An error of the task, with the names of this request's fields."""
+    def in_own_terms(self, error: TaskError, number: int = 0) -> TaskError:
+        """An error of a task, with the names of this request's fields.
+
+        ``number`` says which of the tasks, where the request means several.
+        """
         return in_terms(error, self.renamed)
 
     def _generation_config(self) -> dict[str, Any]:
@@ -145,8 +157,8 @@ class ClientRequest(Strict):
             "num_return_sequences": 1,
         }
 
-    def _task(self, seed: int, **fields: Any) -> Task:
-        with self.own_terms():
+    def _task(self, seed: int, number: int = 0, **fields: Any) -> Task:
+        with self.own_terms(number):
             return Task.from_fields(
                 model=self.model,
                 seed=seed,

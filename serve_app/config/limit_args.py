@@ -42,6 +42,8 @@ class LimitArgs(Strict):
             included; the next one is refused (503).
         shutdown_timeout_s: how long running requests may go on when the server is stopped; those
             that have not ended by then end with an error. New ones are refused meanwhile (503).
+        prompts_at_once: prompts of one request that run at the same time, if it has several. Each
+            takes a place as a request does, of its key too; with fewer places fewer run.
     """
 
     max_body_mb: PositiveFloat = 32.0
@@ -51,6 +53,7 @@ class LimitArgs(Strict):
     max_replays: NonNegativeInt = 3
     max_in_flight: PositiveInt = 2048
     shutdown_timeout_s: PositiveFloat = 30.0
+    prompts_at_once: PositiveInt = 16
 
 
 class KeyLimitArgs(Strict):

@@ -85,9 +85,21 @@ class Dispatcher:
             logged.model, logged.deployment = variant.id, route.deployment
             self._load_shedder.check(route.deployment)
 
-    async def run(self, task: Task, num_bytes: int) -> TaskResponse:
+    @property
+    def prompts_at_once(self) -> int:
+        """How many tasks of one request may run at the same time."""
+        return self._args.limits.prompts_at_once
+
+    def deadline(self) -> float:
+        """When a request that begins now has to have ended, in the event loop's time."""
+        return asyncio.get_running_loop().time() + self._args.limits.request_timeout_s
+
+    async def run(
+        self, task: Task, num_bytes: int, *, deadline: float | None = None
+    ) -> TaskResponse:
         """The whole answer. Arguments and errors are those of `stream`."""
-        async with aclosing(self.stream(task, num_bytes, streamed=False)) as chunks:
+        whole = self.stream(task, num_bytes, streamed=False, deadline=deadline)
+        async with aclosing(whole) as chunks:
             async for chunk in chunks:  # the whole answer: what comes after it cannot undo it
                 try:
                     response = collect([chunk])
@@ -100,7 +112,12 @@ class Dispatcher:
         raise TaskExecutionError("the engine ended the task without an answer")
 
     async def stream(
-        self, task: Task, num_bytes: int, *, streamed: bool = True
+        self,
+        task: Task,
+        num_bytes: int,
+        *,
+        streamed: bool = True,
+        deadline: float | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them.
 
@@ -111,6 +128,7 @@ class Dispatcher:
             task: the task.
             num_bytes: of the request that the task was made of.
             streamed: whether the answer is read while it grows. If not, it is one chunk.
+            deadline: of a request that has begun earlier; None if it begins now.
 
         Raises:
             TaskError: and no other exception but cancellation.
@@ -118,7 +136,7 @@ class Dispatcher:
         route = self._routed(task)
         logged, delivered = entry(), Delivered()
         retry = RetryPolicy(task, num_bytes, self._args.limits.max_replays)
-        limits = self._time_limits()
+        limits = self._time_limits(deadline)
         while True:
             call = self._call(task, route, retry, streamed=streamed)
             attempt = Attempt(call, limits, self.deployments)
@@ -149,10 +167,10 @@ class Dispatcher:
         logged.deployment = route.deployment
         return route
 
-    def _time_limits(self) -> Limits:
+    def _time_limits(self, deadline: float | None) -> Limits:
         limits = self._args.limits
-        deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
-        return Limits(limits.request_timeout_s, deadline, limits.stall_timeout_s)
+        until = self.deadline() if deadline is None else deadline
+        return Limits(limits.request_timeout_s, until, limits.stall_timeout_s)
 
     def _call(self, task: Task, route: Route, retry: RetryPolicy, *, streamed: bool) -> Call:
         text, images = task.split_images()

@@ -12,6 +12,9 @@ from schema.task import ImageBlock, Task, TextBlock
 MIN_CHARS = 1000
 """A shorter prefix is prefilled again in less time than an uneven load costs."""
 
+MIN_TOKENS = 256
+"""The same of a prompt of token ids, whose first ones are its prefix."""
+
 _IMAGE_CHARS = 4096  # of an image's base64; two images rarely have the same end of their files
 
 
@@ -21,6 +24,9 @@ def prefix_key(task: Task) -> str:
     The prefix is the tools, the system messages and the first other message. The key is "" if that
     is short, so that any replica will do.
     """
+    if task.prompt_token_ids is not None:
+        begin = task.prompt_token_ids[:MIN_TOKENS]
+        return _digest(json.dumps(begin)) if len(begin) == MIN_TOKENS else ""
     parts: list[Any] = [task.tools]
     for message in task.messages:
         content = message.content
@@ -29,8 +35,10 @@ def prefix_key(task: Task) -> str:
         if message.role != "system":
             break
     text = json.dumps(parts, ensure_ascii=False)
-    if len(text) < MIN_CHARS:
-        return ""
+    return _digest(text) if len(text) >= MIN_CHARS else ""
+
+
+def _digest(text: str) -> str:
     return blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -19,6 +19,9 @@ have one, such as ``(0, "delta", "content")``."""
 _CONSTANT = ("index", "role")
 """Said with every chunk, and no part of what adds up."""
 
+_OF_PROMPT = ("prompt_text", "prompt_logprobs")
+"""Said once, in the first chunk of a run."""
+
 _TEXT_CHOICE, _TEXT_DELTA = 3, 2
 """How many keys a choice and its delta have that carry nothing but text."""
 
@@ -37,6 +40,8 @@ class Delivered:
         self._finished: set[int] = set()
         self._fingerprint: str | None = None
         self._first_run = True
+        self._prompt: dict[str, Any] = {}
+        self._prompt_sent = False
 
     def again(self) -> None:
         """The task begins anew."""
@@ -57,12 +62,27 @@ class Delivered:
                 "the replica that ran the task was lost, and the one that took over is of another "
                 f"kind ({fingerprint} instead of {self._fingerprint}): send the task again"
             )
+        self._note_prompt(chunk)
         if self._first_run:
             for choice in chunk["choices"]:
                 self._note(choice)
+            self._prompt_sent = bool(self._prompt)
             return chunk
         choices = [new for choice in chunk["choices"] if (new := self._new_choice(choice))]
-        return cast(StreamChunk, {**chunk, "choices": choices}) if choices else None
+        if not choices:
+            return None
+        news = {name: value for name, value in chunk.items() if name not in _OF_PROMPT}
+        if not self._prompt_sent:
+            news |= self._prompt
+            self._prompt_sent = True
+        return cast(StreamChunk, {**news, "choices": choices})
+
+    def _note_prompt(self, chunk: StreamChunk) -> None:
+        """Keep what a run says of the prompt, which is the same in all runs."""
+        said = {name: value for name, value in chunk.items() if name in _OF_PROMPT}
+        if said and self._prompt and said != self._prompt:
+            raise _differs()
+        self._prompt = said or self._prompt
 
     def _note(self, choice: StreamChoice) -> None:
         """Keep what a choice says in the first run, in which all of it is new."""

@@ -35,8 +35,10 @@ class RetryPolicy:
             num_bytes: of the request that the task was made of.
             max_replays: how often it runs again at the most.
         """
-        # Chunks are small unless each token brings twenty others with it.
-        self._is_small = num_bytes <= MAX_MESSAGE and task.generation_config.logprobs is None
+        # Chunks are small unless each token brings twenty others with it, or all of the prompt.
+        config = task.generation_config
+        reports = config.logprobs is not None or config.prompt_logprobs is not None
+        self._is_small = num_bytes <= MAX_MESSAGE and not reports
         self._max_replays = max_replays
         self.losses = 0
 

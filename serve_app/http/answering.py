@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,6 +30,7 @@ class Answer(EventWriter, Protocol):
 
 
 Asked = TypeVar("Asked", bound=ClientRequest)
+Made = TypeVar("Made")
 
 
 async def asked_body(request: Request, dispatcher: Dispatcher, max_body: int) -> bytes:
@@ -45,6 +46,37 @@ async def asked_body(request: Request, dispatcher: Dispatcher, max_body: int) ->
     return body
 
 
+class Begun(NamedTuple, Generic[Made]):
+    """What an answer needs before its task runs.
+
+    Attributes:
+        seed: of the task: the request's, or drawn.
+        answer: translates what the task answers.
+        headers: of the HTTP response.
+    """
+
+    seed: int
+    answer: Made
+    headers: dict[str, str]
+
+
+def begun(
+    asked: Asked,
+    form: Callable[[Asked, str, int, int], Made],
+    headers: Mapping[str, str] | None = None,
+) -> Begun[Made]:
+    """Begin the answer to a request.
+
+    Args:
+        asked: the request.
+        form: makes the answer, from the request, its id, the Unix time and the seed.
+        headers: of the answer, beside the seed.
+    """
+    seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    made = form(asked, entry().request_id, int(time.time()), seed)
+    return Begun(seed, made, {SEED_HEADER: str(seed), **(headers or {})})
+
+
 async def answer(
     dispatcher: Dispatcher,
     asked: Asked,
@@ -58,16 +90,14 @@ async def answer(
         dispatcher: runs it.
         asked: the request.
         num_bytes: of its body.
-        form: makes the answer, from the request, its id, the Unix time and the seed.
-        headers: of the answer, beside the seed.
+        form: as for `begun`.
+        headers: as for `begun`.
 
     Raises:
         TaskError: in the terms of the request.
     """
-    seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+    seed, made, headers = begun(asked, form, headers)
     task = asked.task(seed)
-    made = form(asked, entry().request_id, int(time.time()), seed)
-    headers = {SEED_HEADER: str(seed), **(headers or {})}
     if asked.stream:
         return await relay(dispatcher.stream(task, num_bytes), made, headers)
     with asked.own_terms():

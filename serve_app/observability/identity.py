@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ray import serve
-from ray.serve.context import _get_serve_request_context
+from ray.serve.context import _get_serve_request_context, _serve_request_context
 from ray.serve.exceptions import RayServeException
 
 
@@ -28,3 +31,13 @@ def request_id() -> str:
     """The id of the request that is being answered, as Ray Serve has it; elsewhere empty."""
     found: str = _get_serve_request_context().request_id
     return found
+
+
+def call_as_another_request() -> None:
+    """From here on, in this context, Ray takes calls for those of another request.
+
+    Its routers know a call that waits for a replica by the request that it belongs to: two calls
+    of one request at the same time would hang. The id in log lines stays.
+    """
+    own: Any = replace(_get_serve_request_context(), _internal_request_id="")
+    _serve_request_context.set(own)

@@ -118,6 +118,13 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
         max_new_tokens=None, stop_strings=None, temperature=None, num_beams=None
     ),
     "empty settings": _with(),
+    "token ids": {"model": "m", "prompt_token_ids": [0, 5, 2**31 - 1], "echo": True},
+    "token ids, and nothing to generate": {
+        "model": "m",
+        "prompt_token_ids": [1],
+        "generation_config": {"max_new_tokens": 0, "prompt_logprobs": 20, "num_beams": 2},
+    },
+    "no token ids": GOOD | {"prompt_token_ids": None, "echo": False},
     "empty text": _says({"role": "user", "content": ""}),
     "Unicode": _says({"role": "user", "content": "naïve 🦊 \u0000 نص"}),
     "tool without id": _says({"role": "tool", "content": "x"}),

@@ -248,6 +248,26 @@ _TASK = [
     Malformed("brackets", b"[" + b"[]," * 1_000_000 + b"[]]", None, NOT_JSON),
 ]
 
+
+def _of_ids(ids: Any, param: str = "prompt_token_ids", **fields: Any) -> Malformed:
+    """A task whose prompt is token ids."""
+    body = json.dumps({"model": "m", "prompt_token_ids": ids} | fields)
+    return Malformed(f"ids, {body[:60]}", body.encode(), param)
+
+
+_TOKEN_IDS = [
+    _of_ids([]),
+    _of_ids("1, 2"),
+    _of_ids([1, -1], "prompt_token_ids.1"),
+    _of_ids([1, 2**31], "prompt_token_ids.1"),
+    _of_ids([1, True], "prompt_token_ids.1"),
+    _of_ids([1, "2"], "prompt_token_ids.1"),
+    _of_ids([[1]], "prompt_token_ids.0"),
+    _of_ids([1], messages=GOOD["messages"]),
+    _of_ids(None, "messages"),
+    _of_ids([1], "echo", echo=1),
+]
+
 _USER = "messages.1.content"
 _MESSAGES = [
     _case("messages.0", None),
@@ -359,6 +379,8 @@ _GENERATION = [
     _setting("logprobs", -1),
     _setting("logprobs", 21),
     _setting("logprobs", True),
+    _setting("prompt_logprobs", -1),
+    _setting("prompt_logprobs", 21),
     _setting("top_logprobs", 2),
     _settings("logprobs", logprobs=1, num_beams=2),
     _setting("num_return_sequences", 0),
@@ -388,4 +410,4 @@ _BULK = [
     ),
 ]
 
-MALFORMED = [*_BODIES, *_TASK, *_MESSAGES, *_GENERATION, *_BULK]
+MALFORMED = [*_BODIES, *_TASK, *_TOKEN_IDS, *_MESSAGES, *_GENERATION, *_BULK]

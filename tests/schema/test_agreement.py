@@ -31,6 +31,7 @@ same_each_time = settings(
 )
 
 NAMES = [
+    "prompt_token_ids", "echo", "prompt_logprobs",
     "model", "messages", "tools", "generation_config", "template_args", "use_chat_template",
     "structured_output", "schema", "pattern", "choices",
     "tool_choice", "parallel_tool_calls", "function", "name", "parameters",

@@ -407,6 +407,8 @@ def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
     request = chat(**fields)
     assert request == chat(messages=_image(url=URL), stream=True, stream_options={})
     assert "x" * 600 not in repr(request)
+
+
 @pytest.mark.parametrize("strict", [None, False, True])
 def test_strict_schemas_have_declared_keys_only(strict: bool | None) -> None:
     schema = {"type": "object", "properties": {}, "additionalProperties": True}

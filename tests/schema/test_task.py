@@ -90,10 +90,10 @@ def with_settings(**settings: Any) -> str:
         ),
         (
             json.dumps({**GOOD, "zzz": []}),
-            "zzz: is not a known field; the fields here are model, messages, tools, "
-            "tool_choice, parallel_tool_calls, reasoning_effort, generation_config, "
-            "structured_output, template_args, use_chat_template, answer_format, seed, dtype, "
-            "quantize_bits.",
+            "zzz: is not a known field; the fields here are model, messages, prompt_token_ids, "
+            "tools, tool_choice, parallel_tool_calls, reasoning_effort, generation_config, "
+            "structured_output, template_args, use_chat_template, echo, answer_format, seed, "
+            "dtype, quantize_bits.",
         ),
         (
             json.dumps({**GOOD, "dtype": "int8"}),
@@ -101,8 +101,7 @@ def with_settings(**settings: Any) -> str:
         ),
         (
             json.dumps({"model": "m" * 1_000_000}),
-            "The task has 2 problems: model: must have at most 512 characters, "
-            "not a string of 1000000 characters; messages: is required.",
+            "model: must have at most 512 characters, not a string of 1000000 characters.",
         ),
         (
             '{"model": "m",\n"seed": }',

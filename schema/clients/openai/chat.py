@@ -180,7 +180,7 @@ class ChatCompletionRequest(
             return "max_completion_tokens", self.max_completion_tokens
         return super().limit
 
-    def task(self, seed: int) -> Task:
+    def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means."""
         return self._task(
             seed,

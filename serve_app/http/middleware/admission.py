@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schema.errors import BodyTimeout, InvalidApiKey, Overloaded, TaskArgsInvalid, TaskError
+from schema.errors import (
+    BodyTimeout,
+    InvalidApiKey,
+    Overloaded,
+    RateLimited,
+    TaskArgsInvalid,
+    TaskError,
+)
 from serve_app.config.app_args import AppArgs
 from serve_app.config.limit_args import LimitArgs
 from serve_app.http.bodies import error_response
 from serve_app.http.middleware.api_keys import Keys
 from serve_app.http.middleware.rate_limits import KeyLimits
+from serve_app.http.places import give_places
 from serve_app.http.routes import Access, paths_with
 from serve_app.http.shutdown import SCOPE_KEY, Shutdown
 from serve_app.observability.request_record import entry
@@ -121,11 +129,14 @@ class Gate:
         self._shutdown.refuse_if_stopping()
         with ExitStack() as stack:
             stack.enter_context(self._shutdown.request())
+            of_key: KeyLimits | None = None
             if self._keys is not None:
                 name = _authenticated(scope, self._keys)
                 entry().key = name
-                stack.enter_context(self._key_limits[name].place())
+                of_key = self._key_limits[name]
+                stack.enter_context(of_key.place())
             stack.enter_context(self._place())
+            give_places(scope, _FurtherPlaces(self._place, of_key))
             return stack.pop_all()
 
     @contextmanager
@@ -157,6 +168,36 @@ def path_of(scope: Scope) -> str:
     """The path of a request below the application's own prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+class _FurtherPlaces:
+    """Places beside a request's own one: see `serve_app.http.places`."""
+
+    def __init__(
+        self, place: Callable[[], AbstractContextManager[None]], of_key: KeyLimits | None
+    ) -> None:
+        self._place = place
+        self._of_key = of_key
+
+    def count(self, num_tasks: int) -> None:
+        if self._of_key is not None:
+            self._of_key.count(num_tasks)
+
+    def take(self) -> AbstractContextManager[None] | None:
+        try:
+            with ExitStack() as stack:
+                if self._of_key is not None:
+                    stack.enter_context(self._of_key.further_place())
+                stack.enter_context(self._place())
+                return _closing(stack.pop_all())
+        except (Overloaded, RateLimited):
+            return None
+
+
+@contextmanager
+def _closing(stack: ExitStack) -> Iterator[None]:
+    with stack:
+        yield
 
 
 def _authenticated(scope: Scope, keys: Keys) -> str:

@@ -37,16 +37,33 @@ class KeyLimits:
         """
         most = self._limits.max_concurrent
         if most is not None and self._open >= most:
-            raise RateLimited(
-                f"key {self._name!r} has {most} requests open, and may not have more",
-                retry_after_s=RETRY_CONCURRENT_S,
-            )
+            raise self._too_many_open(most)
         self._take_token()
+        with self.further_place():
+            yield
+
+    @contextmanager
+    def further_place(self) -> Iterator[None]:
+        """A place for a further task of a request that has one. Raises as `place` does."""
+        most = self._limits.max_concurrent
+        if most is not None and self._open >= most:
+            raise self._too_many_open(most)
         self._open += 1
         try:
             yield
         finally:
             self._open -= 1
+
+    def count(self, num_tasks: int) -> None:
+        """Count further tasks as requests of the minute; only later requests are refused."""
+        if self._limits.requests_per_minute is not None:
+            self._tokens -= num_tasks
+
+    def _too_many_open(self, most: int) -> RateLimited:
+        return RateLimited(
+            f"key {self._name!r} has {most} requests open, and may not have more",
+            retry_after_s=RETRY_CONCURRENT_S,
+        )
 
     def _take_token(self) -> None:
         per_minute = self._limits.requests_per_minute

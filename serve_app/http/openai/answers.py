@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from schema.response import (
     TaskResponse,
     TokenLogprob,
 )
-from serve_app.http.openai.logprobs import CompletionLogprobs, chat_logprobs
+from serve_app.http.openai.logprobs import CompletionLogprobs, EchoedLogprobs, chat_logprobs
 from serve_app.http.sse import DONE, event
 
 
@@ -41,16 +42,29 @@ class Answer(ABC):
 
     def whole(self, response: TaskResponse) -> dict[str, Any]:
         """The answer that is not streamed."""
+        return self.whole_list([response])
+
+    def whole_list(self, responses: Sequence[TaskResponse]) -> dict[str, Any]:
+        """The answer that is not streamed, of the responses to the request's prompts, in order."""
         choices = []
-        for choice in response["choices"]:
-            listed = choice.get("logprobs")
-            logprobs = None if listed is None else self._logprobs(choice["index"], listed)
-            choices.append(self._choice(choice, logprobs))
-        return self._object(self.whole_kind, response, choices) | {"usage": response["usage"]}
+        per_prompt = self._asked.n or 1
+        for number, response in enumerate(responses):
+            for choice in response["choices"]:
+                index = number * per_prompt + choice["index"]
+                begun = self._begun(index, response)
+                listed = choice.get("logprobs")
+                logprobs = None if listed is None else self._logprobs(index, listed)
+                choices.append(self._choice({**choice, "index": index}, logprobs, begun))
+        usage = Counter[str]()
+        for response in responses:
+            usage.update(response["usage"])
+        return self._object(self.whole_kind, responses[0], choices) | {"usage": dict(usage)}
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk of the stream; empty if it has nothing new."""
         choices = [] if self._last is not None else self._begin(self._asked.n or 1)
+        if "prompt_text" in chunk:
+            choices += self._echoed(chunk)
         for choice in chunk["choices"]:
             choices += self._grown(choice)
         self._last = chunk
@@ -68,6 +82,8 @@ class Answer(ABC):
 
     def error(self, error: TaskError) -> TaskError:
         """An error of the task, which names the fields of this request."""
+        if self._asked.num_prompts > 1:
+            return error  # it names them already, and which prompt
         return self._asked.in_own_terms(error)
 
     def _grown(self, choice: StreamChoice) -> Iterator[dict[str, Any]]:
@@ -96,9 +112,19 @@ class Answer(ABC):
             "choices": choices,
         }
 
+    def _begun(self, index: int, response: TaskResponse) -> dict[str, Any] | None:
+        """How a whole choice begins before what was generated, if it does."""
+        return None
+
+    def _echoed(self, chunk: StreamChunk) -> list[dict[str, Any]]:
+        """What a stream says of a prompt before its choices."""
+        return []
+
     @abstractmethod
-    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        """A whole choice."""
+    def _choice(
+        self, choice: Choice, logprobs: dict[str, Any] | None, begun: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """A whole choice; ``begun`` is of `_begun`."""
 
     @abstractmethod
     def _begin(self, count: int) -> list[dict[str, Any]]:
@@ -126,7 +152,9 @@ class ChatAnswer(Answer):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def _choice(
+        self, choice: Choice, logprobs: dict[str, Any] | None, begun: dict[str, Any] | None
+    ) -> dict[str, Any]:
         message: dict[str, Any] = {**choice["message"], "refusal": None}
         return {
             "index": choice["index"],
@@ -172,11 +200,35 @@ class CompletionAnswer(Answer):
 
     def __init__(self, asked: OpenAIRequest, request_id: str, created: int, seed: int) -> None:
         super().__init__(asked, request_id, created, seed)
-        self._forms = [CompletionLogprobs() for _ in range(asked.n or 1)]
+        self._echoed_logprobs = EchoedLogprobs(asked)
+        self._forms = [CompletionLogprobs() for _ in range(asked.num_prompts * (asked.n or 1))]
 
-    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-        text = choice["message"]["content"]
-        return self._text(choice["index"], text, choice["finish_reason"], logprobs)
+    def _begun(self, index: int, response: TaskResponse) -> dict[str, Any] | None:
+        return self._prompt(index, response) if "prompt_text" in response else None
+
+    def _echoed(self, chunk: StreamChunk) -> list[dict[str, Any]]:
+        """The prompt, as the beginning of each of its choices."""
+        per_prompt = self._asked.n or 1
+        first = chunk["choices"][0]["index"] // per_prompt * per_prompt
+        return [self._prompt(index, chunk) for index in range(first, first + per_prompt)]
+
+    def _prompt(self, index: int, answer: TaskResponse | StreamChunk) -> dict[str, Any]:
+        text, listed = answer["prompt_text"], answer.get("prompt_logprobs")
+        logprobs = None
+        if listed is not None and self._asked.num_logprobs is not None:
+            self._echoed_logprobs.add(len(listed), num_choices=1)
+            logprobs = self._forms[index].of_prompt(text, listed)
+        return self._text(index, text, None, logprobs)
+
+    def _choice(
+        self, choice: Choice, logprobs: dict[str, Any] | None, begun: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        index, text, reason = choice["index"], choice["message"]["content"], choice["finish_reason"]
+        if begun is not None:
+            text = begun["text"] + text
+            if logprobs is not None and begun["logprobs"] is not None:
+                logprobs = {name: begun["logprobs"][name] + logprobs[name] for name in logprobs}
+        return self._text(index, text, reason, logprobs)
 
     def _begin(self, count: int) -> list[dict[str, Any]]:
         return []

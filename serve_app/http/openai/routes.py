@@ -14,6 +14,8 @@ from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.answering import answer, asked_body
 from serve_app.http.bodies import json_response, refuse_query
 from serve_app.http.openai.answers import ChatAnswer, CompletionAnswer
+from serve_app.http.openai.prompt_list import answer_list
+from serve_app.http.places import places_of
 
 
 class OpenAIRoutes:
@@ -38,6 +40,9 @@ class OpenAIRoutes:
         refuse_query(request)
         body = await asked_body(request, self._dispatcher, self._max_body)
         asked = CompletionRequest.parse(body)
+        if asked.num_prompts > 1:
+            places = places_of(request.scope)
+            return await answer_list(self._dispatcher, asked, len(body), places)
         return await answer(self._dispatcher, asked, len(body), CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:

@@ -67,7 +67,7 @@ async def test_a_failing_forward_ends_only_the_guilty(
     engine = Engine(shared.config)
     step = engine._loop.assembly.batching.runner.step
 
-    def failing(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+    def failing(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> Any:
         requests = [t.owner for t in batch if t.of_prompt == (stage == "prefill")]
         if any(is_guilty(engine, request.prompt.token_ids) for request in requests):
             raise fault
@@ -95,7 +95,7 @@ async def test_a_lost_device_ends_everything_and_is_reported(
 
     step = engine._loop.assembly.batching.runner.step
 
-    def lost(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> torch.Tensor:
+    def lost(batch: Sequence[ScheduledTokens], sizes: BatchSizes) -> Any:
         if not all(tokens.of_prompt for tokens in batch):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return step(batch, sizes)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig
-from engine.core.step import Execution, InFlight
+from engine.core.in_flight import InFlight
+from engine.core.step import Execution
 from schema import Task
 from tests.engine.conftest import TinyModel
 from tests.engine.models.tiny_models import Kind

@@ -17,7 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from engine import Engine, EngineConfig
-from engine.core.step import Execution, InFlight
+from engine.core.in_flight import InFlight
+from engine.core.step import Execution
 from engine.platform.cpu import CpuPlatform
 from engine.platform.cuda import CudaPlatform
 from engine.requests.request import Request

@@ -36,6 +36,7 @@ from engine.loading.sharding.layer_split import (
 )
 from engine.platform.transfer import upload
 from engine.requests.request import ScheduledTokens
+from schema import Task
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.execution.test_paged_kernel import plain_varlen_attn
@@ -125,6 +126,18 @@ async def test_under_load_it_writes_what_generate_writes(
     assert alone["layout"] is None
     assert card["batch_sizes"] == alone["batch_sizes"]
     assert card["system_fingerprint"] != alone["system_fingerprint"]
+
+
+def test_the_prompt_is_scored_as_on_one_device(tiny_engine: TinyEngine) -> None:
+    asked = Task.from_fields(
+        model="tiny",
+        prompt_token_ids=[7 + i % 50 for i in range(40)],
+        generation_config={"max_new_tokens": 2, "prompt_logprobs": 3, "logprobs": 2},
+    )
+    whole = tiny_engine("qwen2", max_sequences=8).run_blocking(asked)
+    found = tiny_engine("qwen2", num_devices=2, split="layers", max_sequences=8).run_blocking(asked)
+    assert found["prompt_logprobs"] == whole["prompt_logprobs"]
+    assert found["choices"] == whole["choices"]
 
 
 def test_images(tiny_engine: TinyEngine, tiny_model: TinyModel) -> None:

@@ -72,6 +72,24 @@ def test_the_tokens_are_those_of_the_whole_model(
     )
 
 
+def test_the_prompt_is_scored_as_by_the_whole_model(
+    engine: Engine, tiny_engine: TinyEngine
+) -> None:
+    asked = Task.from_fields(
+        model="tiny",
+        messages=[{"role": "user", "content": PROMPT}],
+        generation_config={"max_new_tokens": 0, "prompt_logprobs": 0},
+    )
+    whole = tiny_engine("internvl").run_blocking(asked)
+    found = engine.run_blocking(asked)["prompt_logprobs"]
+    assert [token["token_id"] for token in found] == [
+        token["token_id"] for token in whole["prompt_logprobs"]
+    ]
+    assert [token["logprob"] for token in found[1:]] == pytest.approx(
+        [token["logprob"] for token in whole["prompt_logprobs"][1:]], abs=1e-4
+    )
+
+
 async def test_alone_and_under_load(engine: Engine, tiny_engine: TinyEngine) -> None:
     """Of all kinds: sampled, several answers, beams, images, with prefixes that are known."""
     wanted = tasks(12, images=True)

@@ -165,6 +165,8 @@ def test_an_empty_content_is_an_empty_text(content: Any, images: bool) -> None:
     render = renderer(template, images=images).render
     messages = [*user("Hi"), {"role": "assistant", "content": content}, *user(content)]
     assert text_of(render(task(messages))) == "<user>Hi<assistant><user>"
+
+
 CALLS = (
     "{% for m in messages %}{{ m.content }}"
     "{% for c in m.tool_calls %}<CALL>{% endfor %}{% endfor %}"

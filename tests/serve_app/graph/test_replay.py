@@ -101,6 +101,32 @@ def test_every_part_of_a_delta_is_continued() -> None:
         delivered.take(delta("{", [-1.5]))
 
 
+@given(answers, places, places, st.integers(0, 3))
+def test_what_is_said_of_the_prompt_is_sent_once(
+    texts: Texts, cuts: list[int], last: list[int], count: int
+) -> None:
+    """With the first chunk that is sent, even if that one of the second run has nothing new."""
+
+    def run(cuts: list[int], text: str = "Say") -> list[StreamChunk]:
+        silent: Any = chunk("")
+        first, *rest = [silent, *run_of(texts, cuts)]
+        token: Any = {"token": "Say", "token_id": 4, "bytes": [83, 97, 121], "text_offset": 0}
+        listed = [{**token, "logprob": None, "top_logprobs": []}]
+        return [cast(StreamChunk, {**first, "prompt_text": text, "prompt_logprobs": listed}), *rest]
+
+    delivered, told = Delivered(), list[StreamChunk]()
+    told += [new for c in run(cuts)[:count] if (new := delivered.take(c))]
+    delivered.again()
+    told += [new for c in run(last) if (new := delivered.take(c))]
+    assert ["prompt_text" in new for new in told] == [i == 0 for i in range(len(told))]
+    assert ["prompt_logprobs" in new for new in told] == [i == 0 for i in range(len(told))]
+    assert collect(told)["prompt_text"] == "Say"
+    if count:
+        delivered.again()
+        with pytest.raises(ReplayDiffers):
+            delivered.take(run(last, "Sag")[0])
+
+
 def test_a_replica_of_another_kind_does_not_continue() -> None:
     delivered = Delivered()
     delivered.take(chunk("a"))

@@ -84,13 +84,12 @@ def test_streamed_and_whole_answers_are_the_same(api: OpenAI, settings: dict[str
 @pytest.mark.parametrize(
     ("settings", "param"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": "word " * 20_000}, "prompt"),
         ({"max_tokens": 100_000}, "max_tokens"),
-        ({"echo": True}, "echo"),
+        ({"echo": "yes"}, "echo"),
         ({"extra_body": {"messages": []}}, "messages"),
     ],
-    ids=["prompts", "length", "max_tokens", "echo", "messages"],
+    ids=["length", "max_tokens", "echo", "messages"],
 )
 def test_a_bad_request_names_the_field(api: OpenAI, settings: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
