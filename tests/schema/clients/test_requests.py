@@ -2,7 +2,7 @@
 
 import copy
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from anthropic.types import MessageCreateParams
@@ -161,7 +161,7 @@ VALIDATORS = {name: Draft202012Validator(schemas()[name]) for name in KINDS}
 def test_every_field_of_the_clients_is_known() -> None:
     fields = {*response_create_params.ResponseCreateParamsBase.__annotations__, "stream"}
     assert fields <= set(ResponsesRequest.model_fields)
-    for base in MessageCreateParams.__args__:
+    for base in get_args(MessageCreateParams):
         assert set(base.__annotations__) <= set(MessagesRequest.model_fields)
 
 
