@@ -135,7 +135,10 @@ class ResponsesAnswer:
             "output": output,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {
+                "effort": asked.reasoning.effort if asked.reasoning is not None else None,
+                "summary": None,
+            },
             "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "text": _plain(asked.text, {"format": {"type": "text"}}),
