@@ -80,7 +80,10 @@ class ResponsesAnswer:
         ]
         response = self._response("failed", output, self._last)
         response["error"] = {
-            "code": _ERROR_CODES.get(type(error), "server_error"),
+            "code": next(
+                (code for kind, code in _ERROR_CODES.items() if isinstance(error, kind)),
+                "server_error",
+            ),
             "message": error.message,
             "param": error.param,
             "type": error.type,
