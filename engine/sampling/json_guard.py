@@ -273,7 +273,8 @@ def _may_be_wrong(text: bytes) -> bool:
 
 def _are_set(row: npt.NDArray[np.uint32], ids: Ids) -> npt.NDArray[np.bool_]:
     bits: npt.NDArray[np.uint32] = row[ids >> 5] >> (ids & 31).astype(np.uint32)
-    return (bits & 1) != 0
+    found: npt.NDArray[np.bool_] = (bits & 1) != 0
+    return found
 
 
 def _clear(row: npt.NDArray[np.uint32], ids: Ids) -> None:

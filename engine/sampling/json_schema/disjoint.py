@@ -77,7 +77,7 @@ def _forbids(node: Node, name: str) -> bool:
         isinstance(node, dict)
         and node.get("additionalProperties") is False
         and not node.get("patternProperties")
-        and name not in (node.get("properties") or ())
+        and name not in _own_properties(node)
     )
 
 
@@ -90,7 +90,8 @@ def _types(node: Node, document: Document, depth: int) -> frozenset[str]:
     stated = node.get("type")
     stated = [stated] if isinstance(stated, str) else stated
     if isinstance(stated, list):
-        types &= {"number" if name == "integer" else name for name in stated}
+        names = [name for name in stated if isinstance(name, str)]
+        types &= {"number" if name == "integer" else name for name in names}
     if (values := _own_values(node)) is not None:
         types &= {_type_of(value) for value in values}
     if "$ref" in node:
@@ -133,8 +134,7 @@ def _properties(node: Node, document: Document, depth: int) -> dict[str, Node]:
     document.spend()
     if not isinstance(node, dict) or depth > _MAX_DEPTH:
         return {}
-    own = node.get("properties")
-    found = dict(own) if isinstance(own, dict) else {}
+    found = _own_properties(node)
     if "$ref" in node:
         found = _properties(document.resolve(node["$ref"]), document, depth + 1) | found
     for part in document.parts(node, ("allOf",)):
@@ -157,6 +157,11 @@ def _required(node: Node, document: Document, depth: int) -> frozenset[str]:
     for part in document.parts(node, ("allOf",)):
         found |= _required(part, document, depth + 1)
     return found
+
+
+def _own_properties(node: dict[str, Any]) -> dict[str, Node]:
+    own = node.get("properties")
+    return own if isinstance(own, dict) else {}
 
 
 def _own_values(node: dict[str, Any]) -> list[Any] | None:

@@ -28,7 +28,7 @@ def with_declared_keys(node: dict[str, Any], document: Document) -> dict[str, An
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             named = dict.fromkeys(names, value)
             return rest | {"properties": named, "additionalProperties": False}
-    if says == {"pattern"}:
+    if says == {"pattern"} and isinstance(keys["pattern"], str):
         return rest | {
             "patternProperties": {keys["pattern"]: value},
             "additionalProperties": False,

@@ -89,7 +89,7 @@ def objects(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
     """Objects that say nothing of other keys, or anything."""
     properties: dict[str, Any] = draw(st.dictionaries(KEYS, values, max_size=3))
     schema: Schema = {"type": "object", "properties": properties}
-    if properties and draw(st.booleans()):
+    if draw(st.booleans()) and properties:
         schema["required"] = draw(st.lists(st.sampled_from(sorted(properties)), unique=True))
     more: str = draw(st.sampled_from(["", "", "closed", "open", "of", "patterns"]))
     if more == "closed":

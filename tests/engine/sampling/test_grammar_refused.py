@@ -158,3 +158,32 @@ def test_an_invalid_grammar(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyP
     with pytest.raises(TaskArgsInvalid, match="nowhere") as caught:
         tiny_engine("llama").run_blocking(task(None))
     assert caught.value.param == "tool_choice"
+
+
+ODD: list[dict[str, Any]] = [
+    *({"properties": 3}, {"properties": {"a": 3}}, {"required": 5, "properties": {}}, {"anyOf": 3}),
+    *({"allOf": {}}, {"oneOf": "x"}, {"type": 3}, {"type": [3]}, {"$ref": 3}, {"enum": 3}),
+    *({"minimum": "x"}, {"multipleOf": "x"}, {"items": 3}, {"format": 3, "pattern": 3}),
+    *({"patternProperties": [], "properties": {}}, {"propertyNames": {"minLength": "x"}}),
+    *(
+        {"additionalProperties": 3},
+        {"propertyNames": {"pattern": 5}},
+        {"allOf": 5, "required": [3]},
+    ),
+    *(
+        {"propertyNames": {"enum": 3}},
+        {"anyOf": [3]},
+        {"oneOf": [{"type": ["x", {}]}, {"enum": 1}]},
+    ),
+    {"oneOf": [{"type": "object", "properties": [1]}, {"type": "object", "required": ["a"]}]},
+    {"oneOf": [{"additionalProperties": False, "properties": 3}, {"required": ["a"]}]},
+    {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(1500)}, "$ref": "#/$defs/a0"},
+    bomb("oneOf", 20, 30),
+]
+
+
+@pytest.mark.parametrize("schema", ODD)
+def test_what_is_no_schema(schema: dict[str, Any], tiny_engine: TinyEngine) -> None:
+    error = refusal(tiny_engine("llama"), under(schema))
+    assert error is not None
+    assert error.param == "structured_output.schema"
