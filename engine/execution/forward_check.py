@@ -123,14 +123,15 @@ class _Comparison:
     """Follows a packed forward of some tokens through the stages of the model's own.
 
     What it returns at each stage is the model's own. Once there is a ``problem`` the rest does not
-    matter, but is computed, because ranks of a split model compute it together.
+    matter, but is computed, because ranks of a split model compute it together. ``between`` is the
+    bound between attentions.
     """
 
     batch: Attend
     stages: Iterator[_Stage]
     start: int
     stop: int
-    quantized: bool
+    between: float
     problem: str | None = None
 
     def enter_layer(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -151,11 +152,10 @@ class _Comparison:
         """See `Attend`."""
         parts = {"queries": query, "keys": key, "values": value}
         (query, key, value), stage = self._arrive(f"layer {layer}", parts)
+        attend = self.batch.attend
 
         def attended(query: torch.Tensor, window: int | None) -> torch.Tensor:
-            output = self.batch.attend(
-                layer, query, key, value, scaling=scaling, sliding_window=window
-            )
+            output = attend(layer, query, key, value, scaling=scaling, sliding_window=window)
             return output.transpose(0, 1)
 
         output = attended(query, sliding_window)
@@ -173,12 +173,12 @@ class _Comparison:
             self._compare(f"the window of {stage.name}", narrow, wanted, bound)
         return own.transpose(0, 1).contiguous()
 
-    def finish(self, logits: torch.Tensor, like: torch.dtype) -> None:
-        """The logits [tokens, vocab], computed in another dtype."""
-        self._arrive("the model", {"logits": logits}, like)
+    def finish(self, logits: torch.Tensor) -> None:
+        """The logits [tokens, vocab]."""
+        self._arrive("the model", {"logits": logits})
 
     def _arrive(
-        self, name: str, values: dict[str, torch.Tensor], like: torch.dtype | None = None
+        self, name: str, values: dict[str, torch.Tensor]
     ) -> tuple[list[torch.Tensor], _Stage | None]:
         """Compare what arrives at a stage; returns the model's own, and its stage."""
         stage = next(self.stages, None)
@@ -186,8 +186,7 @@ class _Comparison:
             self.problem = self.problem or f"its own forward does not come to {name} there"
             return list(values.values()), None
         for part, value in values.items():
-            bound = _BETWEEN_QUANTIZED if self.quantized else _BETWEEN[like or value.dtype]
-            self._compare(f"{part} of {name}", value, self._rows(stage.values[part]), bound)
+            self._compare(f"{part} of {name}", value, self._rows(stage.values[part]), self.between)
         return [self._rows(own) for own in stage.values.values()], stage
 
     def _rows(self, own: torch.Tensor) -> torch.Tensor:
@@ -216,8 +215,8 @@ def _packed_problem(runner: ModelRunner, forward: Forward, own: Sequence[_Stage]
     followed: list[_Comparison] = []
 
     def watched(batch: Attend) -> Attend:
-        quantized = _is_quantized(runner.loaded.model)
-        followed.append(_Comparison(batch, iter(own), tokens.start, tokens.stop, quantized))
+        bound = _between(runner.loaded.model)
+        followed.append(_Comparison(batch, iter(own), tokens.start, tokens.stop, bound))
         return followed[0]
 
     def enter_layer(number: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -225,20 +224,20 @@ def _packed_problem(runner: ModelRunner, forward: Forward, own: Sequence[_Stage]
 
     with _at_layers(runner.loaded, enter_layer):
         logits = runner.outputs(forward, watched).logits
-    followed[0].finish(logits, runner.loaded.model.dtype)
+    followed[0].finish(logits)
     return followed[0].problem
 
 
 def _replay_problem(runner: ModelRunner, forward: Forward) -> str | None:
     """Whether a decode step that is replayed from a graph differs from one that is not."""
     direct = runner.outputs(forward, lambda batch: batch).logits.clone()
-    model = runner.loaded.model
-    bound = _BETWEEN_QUANTIZED if _is_quantized(model) else _BETWEEN[model.dtype]
-    return _difference("logits of a graph", runner.outputs(forward).logits, direct, bound)
+    replayed = runner.outputs(forward).logits
+    return _difference("logits of a graph", replayed, direct, _between(runner.loaded.model))
 
 
-def _is_quantized(model: Any) -> bool:
-    return bool(getattr(model, "is_quantized", False))
+def _between(model: Any) -> float:
+    quantized = getattr(model, "is_quantized", False)
+    return _BETWEEN_QUANTIZED if quantized else _BETWEEN[model.dtype]
 
 
 def _own_stages(loaded: LoadedModel, tokens: torch.Tensor) -> list[_Stage]:
@@ -287,10 +286,7 @@ def _narrow_mean(value: torch.Tensor, start: int, stop: int, heads: int) -> torc
 def _at_layers(
     loaded: LoadedModel, enter_layer: Callable[[int, torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Within it, each decoder layer takes what ``enter_layer`` returns for its number and input.
-
-    In a model whose layers are not found, rounding grows from one attention to the next.
-    """
+    """Within it, each decoder layer takes what ``enter_layer`` returns for its number and input."""
 
     def hook(number: int) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -301,7 +297,7 @@ def _at_layers(
         return enter
 
     layers: Iterable[nn.Module] = ()
-    with suppress(ModelInvalid):
+    with suppress(ModelInvalid):  # none found: rounding grows from one attention to the next
         _, layers = decoder_layers(loaded.model, "this one")
     handles = [
         layer.register_forward_pre_hook(hook(number), with_kwargs=True)
