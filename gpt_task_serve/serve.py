@@ -202,7 +202,7 @@ async def _drain(application: dict[str, Any]) -> None:
     name = application.get("name", "default")
     status = serve.status().applications.get(name)
     ingress = status and status.deployments.get(INGRESS)
-    if not ingress or not ingress.replica_states.get("RUNNING"):
+    if not ingress or "RUNNING" not in {state.value for state in ingress.replica_states}:
         return
     answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
     try:

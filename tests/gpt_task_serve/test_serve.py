@@ -65,8 +65,9 @@ def _command(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         if process.poll() is None:
-            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            for each in _processes(process):
                 each.kill()
+            process.kill()
             process.wait()
 
 
