@@ -26,6 +26,7 @@ import psutil
 import ray
 import yaml
 from ray import serve
+from ray.serve._private.common import ReplicaState
 from ray.serve.scripts import cli as ray_serve
 
 from gpt_task_serve.processes import (
@@ -56,7 +57,7 @@ ENVIRONMENT = {
 """For all processes of a Ray that is started here, where nothing else is set."""
 
 INGRESS = "Ingress"
-DELIVERY_S = 1.0
+DELIVERY_S = 2.0
 """For Ray's proxies to send the ends of answers, after the ingresses are done with them."""
 CALL_S = 10.0
 """For the call that drains an ingress, beside the time of the requests."""
@@ -200,12 +201,12 @@ async def _stop(applications: list[dict[str, Any]]) -> None:
 async def _drain(application: dict[str, Any]) -> None:
     """Drain the ingresses of an application; what does not answer is left."""
     name = application.get("name", "default")
-    status = serve.status().applications.get(name)
-    ingress = status and status.deployments.get(INGRESS)
-    if not ingress or not ingress.replica_states.get("RUNNING"):
-        return
-    answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
     try:
+        status = serve.status().applications.get(name)
+        ingress = status and status.deployments.get(INGRESS)
+        if not ingress or not ingress.replica_states.get(ReplicaState.RUNNING):
+            return  # it has not started yet
+        answers = serve.get_deployment_handle(INGRESS, name).broadcast("drain")
         counts = await answers.results_async(
             timeout_s=_longest_drain_s(_limits(application)), return_exceptions=True
         )
