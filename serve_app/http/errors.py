@@ -17,11 +17,14 @@ class ErrorForm(enum.Enum):
     ANTHROPIC = "anthropic_error"
 
 
-# https://docs.anthropic.com/en/api/errors; other statuses have the type of the error itself, or
-# ``api_error``.
-_BY_STATUS = {
+# https://docs.anthropic.com/en/api/errors; any other status of 500 and more is an api_error.
+_ANTHROPIC_TYPES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
     HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
 }
 
@@ -36,14 +39,11 @@ def told(error: ErrorResponse, status: int, form: ErrorForm | None = None) -> An
     """
     if (form or ErrorForm(entry().error_form)) is ErrorForm.OPENAI:
         return error
-    kind: str = error["error"]["type"]
+    other = "api_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     return {
         "type": "error",
         "error": {
-            "type": _BY_STATUS.get(
-                HTTPStatus(status) if status in HTTPStatus._value2member_map_ else HTTPStatus.OK,
-                "api_error" if kind == "server_error" else kind,
-            ),
+            "type": _ANTHROPIC_TYPES.get(status, other),
             "message": error["error"]["message"],
         },
         "request_id": entry().request_id,

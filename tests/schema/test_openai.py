@@ -10,10 +10,10 @@ from openai.types.chat import ChatCompletionAssistantMessageParam
 from openai.types.chat import completion_create_params as chat_create_params
 
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
-from schema.message import MAX_BLOCKS_OF_TASK
-from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.fields import hints_of
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.openai.messages import ChatMessage
+from schema.message import MAX_BLOCKS_OF_TASK
 from tests.schema.malformed import PNG, TOOL
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])

@@ -9,8 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from schema import Task, schemas
-from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.fields import Hint, marked
+from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.openai.messages import ChatMessage, ImageUrl, TextPart
 from schema.clients.openai.request import StreamOptions
 from tests.schema.malformed import PNG, TOOL

@@ -121,7 +121,11 @@ class ScriptedReplica(StandIn):
 
 
 class NoImages:
-    """Stands for the preprocessor; these tasks have no images."""
+    """Stands for the preprocessor, which finds no image in any file."""
+
+    async def prepare(self, *args: object) -> None:
+        """What the real one does with a file that is no image."""
+        raise TaskArgsInvalid("must be an image", param="messages.0.content.0.base64")
 
 
 def _local(deployment: type, name: str) -> DeploymentHandle[Any]:

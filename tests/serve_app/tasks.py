@@ -98,3 +98,13 @@ def error(response: httpx.Response, status: int) -> Any:
     body = response.json()
     _ERROR.validate(body)
     return body["error"]
+
+
+def events_of_stream(text: str) -> list[tuple[str, Any]]:
+    """The events of a stream whose events have names, with their names."""
+    events = []
+    for block in text.split("\n\n"):
+        if block:
+            name, data = block.split("\n")
+            events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return events

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from schema.clients.openai import ChatCompletionRequest
 from schema.errors import TaskArgsInvalid
 from schema.message import MAX_URL_CHARS
-from schema.clients.openai import ChatCompletionRequest
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY
 from serve_app.config.image_url_args import ImageUrlArgs, opened_schemes

@@ -52,7 +52,9 @@ def lines() -> Iterator[list[str]]:
         [("authorization", f"Bearer {KEY} {KEY}")],
         [("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")],
         [("authorization", b"Bearer \xff\xfe")],
-        [("x-api-key", KEY)],
+        [("x-api-key", f"{KEY}x")],
+        [("x-api-key", KEY), ("x-api-key", KEY)],
+        [("authorization", "Bearer another-key-0123456"), ("x-api-key", KEY)],
         [("cookie", f"authorization=Bearer {KEY}")],
     ],
 )
@@ -84,7 +86,7 @@ async def test_requests_with_a_key_are_answered(
             assert (await http.get(path)).status_code == 200
         assert (await http.get("/healthy")).status_code == 401
         document = (await http.get("/openapi.json")).json()
-    assert document["security"] == [{"key": []}]
+    assert document["security"] == [{"key": []}, {"plain_key": []}]
     assert document["paths"]["/health"]["get"]["security"] == []
     assert any("key=alice" in line for line in lines)
     assert not any(KEY in line for line in lines)
