@@ -170,7 +170,7 @@ def weather_server(folder: Path) -> Iterator[str]:
         "source": str(folder / "model"),
         "dtype": "float32",
         "device": "cpu",
-        "engine": {"max_sequences": 4, "kv_cache_tokens": 2 * CONTEXT},
+        "engine": {"max_sequences": 8, "kv_cache_tokens": 4 * CONTEXT},
     }
     application = {
         "name": "default",
