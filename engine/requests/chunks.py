@@ -27,30 +27,37 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 class ChunkBuilder(NamedTuple):
     """What all chunks and the response of one task have in common.
 
-    ``parsers`` make the messages of its choices; there are none if the answer is text.
+    ``parsers`` make the messages of its choices; there are none if the answer is text. Of one
+    answer that is told several times there are ``copies``.
     """
 
     model: str
     system_fingerprint: str
     prompt_tokens: int
     parsers: Sequence[MessageParser] = ()
+    copies: int = 1
 
     def chunk(self, progress: RequestOutput) -> StreamChunk:
         """One stream chunk. Call once for each output, in order."""
         return {
             "model": self.model,
-            "choices": [self._choice(delta) for delta in progress.deltas],
-            "usage": usage(self.prompt_tokens, progress.completion_tokens),
+            "choices": [
+                self._choice(delta, copy)
+                for copy in range(self.copies)
+                for delta in progress.deltas
+            ],
+            "usage": usage(self.prompt_tokens, progress.completion_tokens * self.copies),
             "system_fingerprint": self.system_fingerprint,
         }
 
-    def _choice(self, new: ChoiceDelta) -> StreamChoice:
+    def _choice(self, new: ChoiceDelta, copy: int) -> StreamChoice:
+        index = new.index + copy
         delta: Delta = {"role": "assistant", "content": new.text}
         reason = new.finish_reason
-        parser = self.parsers[new.index] if self.parsers else None
+        parser = self.parsers[index] if self.parsers else None
         if parser is not None:
             delta, reason = parser.push(new.text, reason)
-        choice: StreamChoice = {"index": new.index, "delta": delta, "finish_reason": reason}
+        choice: StreamChoice = {"index": index, "delta": delta, "finish_reason": reason}
         if new.logprobs is not None:
             choice["logprobs"] = list(new.logprobs)
         if reason is not None and parser is not None and parser.stop_string is not None:

@@ -106,7 +106,7 @@ class InputProcessor:
                 task,
                 prompt.token_ids,
                 prompt.text_end,
-                num_choices=settings.num_sequences,
+                num_choices=settings.num_sequences * settings.copies,
                 stop_strings=settings.stop_strings,
             )
             if task.use_chat_template:
@@ -125,7 +125,9 @@ class InputProcessor:
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
-        response = ChunkBuilder(task.model, self._fingerprint, request.prompt_tokens, parsers)
+        response = ChunkBuilder(
+            task.model, self._fingerprint, request.prompt_tokens, parsers, settings.copies
+        )
         return request, response
 
     def _settings(self, task: Task, prompt: Prompt) -> SamplingParams:

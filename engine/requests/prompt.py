@@ -162,6 +162,10 @@ class PromptRenderer:
                 raise TaskArgsInvalid(
                     f"template_args.{name} must be true or false", param=f"template_args.{name}"
                 )
+        if (effort := task.reasoning_effort) is not None:
+            # A template that does not read these variables is not changed by them.
+            arguments.setdefault("reasoning_effort", effort)
+            arguments.setdefault("enable_thinking", effort != "none")
         arguments.setdefault("add_generation_prompt", not arguments.get("continue_final_message"))
         conversation = [_template_message(m, self._loaded.takes_images) for m in messages]
         try:
@@ -236,7 +240,7 @@ class PromptRenderer:
 def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
     """A message as chat templates read it: blocks for vision models, a string for text models."""
     rendered: dict[str, Any] = {"role": message.role}
-    if takes_images and message.content is not None and not isinstance(message.content, str):
+    if takes_images and message.content and not isinstance(message.content, str):
         rendered["content"] = [
             {"type": "image"} if isinstance(b, ImageBlock) else {"type": "text", "text": b.text}
             for b in message.content
@@ -245,6 +249,8 @@ def _template_message(message: Message, takes_images: bool) -> dict[str, Any]:
         rendered["content"] = [{"type": "text", "text": message.content or ""}]
     else:
         rendered["content"] = message.text
+    if message.name is not None:
+        rendered["name"] = message.name
     if message.reasoning_content is not None:
         rendered["reasoning_content"] = message.reasoning_content
     if message.tool_call_id is not None:

@@ -37,7 +37,8 @@ class SamplingParams:
     Attributes:
         hf: the effective transformers config, for processors and for the generate fallback.
         max_new_tokens: tokens to generate at most, per sequence.
-        num_sequences: answers to return.
+        num_sequences: answers to compute.
+        copies: how often to tell each of them: greedy answers are equal, and one is computed.
         eos_token_ids: tokens that end a sequence.
         stop_strings: texts that end a sequence; they are part of the answer, as in ``generate``.
         batched: whether continuous batching covers these settings; else `generate` runs them.
@@ -51,6 +52,7 @@ class SamplingParams:
     eos_token_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     batched: bool
+    copies: int = 1
     penalties: Penalties = field(default_factory=Penalties)
     logprobs: int | None = None
 
@@ -114,7 +116,9 @@ def resolve_settings(
             if not isinstance(getattr(hf, name), int | None):
                 raise ValueError(f"{name} is {getattr(hf, name)!r} in the model's own settings")
         mode = hf.get_generation_mode()
-        _refuse_equal_answers(hf, mode)
+        copies = 1
+        if mode == GenerationMode.GREEDY_SEARCH:
+            copies, hf.num_return_sequences = hf.num_return_sequences or 1, 1
         _refuse_logprobs_of_beams(hf, asked.logprobs)
         hf.validate(strict=False)
         stop_strings, hf.stop_strings = _stop_strings(hf), None  # the detokenizer watches for them
@@ -126,20 +130,11 @@ def resolve_settings(
         num_sequences=hf.num_return_sequences,
         eos_token_ids=_eos_token_ids(hf),
         stop_strings=stop_strings,
+        copies=copies,
         batched=continuous_batching and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
         penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
         logprobs=asked.logprobs,
     )
-
-
-def _refuse_equal_answers(hf: HFGenerationConfig, mode: GenerationMode) -> None:
-    if mode == GenerationMode.GREEDY_SEARCH and hf.num_return_sequences > 1:
-        raise TaskArgsInvalid(
-            f"generation_config.num_return_sequences is {hf.num_return_sequences}, but greedy "
-            "search has one answer: set do_sample to true (and temperature above 0), or num_beams "
-            "to at least that",
-            param="generation_config.num_return_sequences",
-        )
 
 
 def _refuse_logprobs_of_beams(hf: HFGenerationConfig, logprobs: int | None) -> None:

@@ -19,10 +19,15 @@ class Event(NamedTuple):
 
 
 class Out:
-    """Collects events."""
+    """Collects events.
 
-    def __init__(self) -> None:
+    Calls after the first ``most_calls`` are left out, whole: their text is no content either,
+    because it is in the model's own form.
+    """
+
+    def __init__(self, most_calls: int | None = None) -> None:
         self._events: list[Event] = []
+        self._most_calls = most_calls
         self.num_calls = 0
 
     def content(self, text: str) -> None:
@@ -36,11 +41,15 @@ class Out:
     def call(self, name: str) -> None:
         """The beginning of a call."""
         self.num_calls += 1
-        self._events.append(Event("call", name))
+        self._of_call(Event("call", name))
 
     def arguments(self, text: str) -> None:
         """A piece of the last call's arguments."""
-        self._events.append(Event("arguments", text))
+        self._of_call(Event("arguments", text))
+
+    def _of_call(self, event: Event) -> None:
+        if self._most_calls is None or self.num_calls <= self._most_calls:
+            self._events.append(event)
 
     def taken(self) -> Iterator[Event]:
         """The events since the last time; empty pieces are left out."""

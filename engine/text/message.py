@@ -34,6 +34,7 @@ class MessageParser:
         call_id: Callable[[int], str],
         *,
         is_open: bool = False,
+        one_call: bool = False,
     ) -> None:
         """Begin a message.
 
@@ -43,9 +44,10 @@ class MessageParser:
             stop_strings: the message ends before the first of them.
             call_id: the id of a call, from its number.
             is_open: whether the prompt has begun the reasoning.
+            one_call: whether calls after the first are left out.
         """
         self._cut = StopStringTrimmer(stop_strings)
-        self._out = Out()
+        self._out = Out(most_calls=1 if one_call else None)
         self._call_id = call_id
         self._num_told = 0
         self._reading = _read(formats, functions, self._out, is_open)
@@ -145,6 +147,7 @@ def message_parsers(
             stop_strings,
             call_id(choice),
             is_open=reasoning_stage(formats, task, text_end) == "open",
+            one_call=not task.parallel_tool_calls,
         )
         for choice in range(num_choices)
     ]

@@ -104,42 +104,6 @@ def published(
     return extra
 
 
-@dataclass(frozen=True, eq=False)
-class Hint:
-    """Marks a field that is accepted with any value and has no effect.
-
-    This is for settings whose weaker reading is harmless: an answer that does not follow them still
-    is what the client asked for. The value is dropped when the request is parsed, so that nothing
-    can depend on it and nothing of it is kept. ``docs/api.md`` lists the fields.
-
-    Attributes:
-        why: a sentence for the published schema that says why there is no effect.
-    """
-
-    why: str
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        """Called by pydantic."""
-        return core_schema.no_info_plain_validator_function(lambda _: None)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """Called by pydantic."""
-        return {"description": f"A hint, accepted with any value and without effect. {self.why}"}
-
-
-def hints_of(model: type[BaseModel]) -> list[str]:
-    """The names of the fields of ``model`` that are hints."""
-    return [
-        field.alias or name
-        for name, field in model.model_fields.items()
-        if any(isinstance(mark, Hint) for mark in field.metadata)
-    ]
-
-
 def not_yet(what: str = "is not supported yet; leave it out") -> Only:
     """A field that this server may learn to honour, and for now has to be left out."""
     return Only(what)

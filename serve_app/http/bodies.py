@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.errors import RequestTooLarge, TaskArgsInvalid, TaskError
+from schema.errors import RequestTooLarge, TaskArgsInvalid, TaskError, UnknownParameter
 from schema.json_values import clipped
 from serve_app.http.errors import told
 from serve_app.http.sse import encode
@@ -51,13 +51,13 @@ def refuse_query(request: Request, allowed: str | None = None) -> None:
     """Refuse query parameters. A misspelt one would silently give the wrong kind of answer.
 
     Raises:
-        TaskArgsInvalid: there is a parameter other than ``allowed``.
+        UnknownParameter: there is a parameter other than ``allowed``.
     """
     for name in request.query_params:
         if name != allowed:
             name = clipped(name)
             rest = "there are none here" if allowed is None else f"the only one is {allowed}"
-            raise TaskArgsInvalid(f"unknown query parameter {name!r}; {rest}", param=name)
+            raise UnknownParameter(f"unknown query parameter {name!r}; {rest}", param=name)
 
 
 def json_response(

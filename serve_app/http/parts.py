@@ -132,7 +132,13 @@ def parts_of(choice: Choice) -> list[Part]:
         delta["reasoning_content"] = message["reasoning_content"]
     if "tool_calls" in message:
         delta["tool_calls"] = [
-            {"index": index, **call} for index, call in enumerate(message["tool_calls"])
+            {
+                "index": index,
+                "id": call["id"],
+                "type": call["type"],
+                "function": {**call["function"]},
+            }
+            for index, call in enumerate(message["tool_calls"])
         ]
     grown: StreamChoice = {"index": 0, "delta": delta, "finish_reason": choice["finish_reason"]}
     if "logprobs" in choice:

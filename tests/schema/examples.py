@@ -1,4 +1,4 @@
-"""Valid tasks: the documentation's examples, and tasks just within the limits."""
+"""Valid tasks and requests: the documentation's examples, and some just within the limits."""
 
 from typing import Any
 
@@ -204,4 +204,97 @@ GOOD_TASKS: dict[str, dict[str, Any]] = DOCUMENTED | {
     "several, as the model wants": _with(num_return_sequences=3),
     "several beams": _with(num_return_sequences=3, num_beams=3, do_sample=False),
     "highest seed": {"model": "m", "messages": _ASK, "seed": 2**32 - 1},
+}
+
+
+def _chat(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": list(messages) or _ASK, **fields}
+
+
+_FUNCTION = {"type": "function", "function": TOOL["function"]}
+_PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+GOOD_CHATS: dict[str, dict[str, Any]] = {
+    "plain": _chat(),
+    "settings": _chat(
+        n=2,
+        seed=5,
+        stop=["a", ""],
+        max_tokens=7,
+        max_completion_tokens=7,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=-1,
+        min_p=0.1,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        frequency_penalty=1,
+        presence_penalty=-1,
+        logit_bias={"5": 1},
+        logprobs=True,
+        top_logprobs=3,
+        stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+        dtype="bfloat16",
+        quantize_bits=4,
+    ),
+    "beams": _chat(n=2, num_beams=3, temperature=0, response_format={"type": "text"}),
+    "hints": _chat(
+        user="me",
+        metadata={"a": "b"},
+        store=False,
+        service_tier="auto",
+        reasoning_effort="low",
+        verbosity="low",
+        modalities=["text"],
+        functions=[],
+        function_call="none",
+        min_tokens=0,
+        length_penalty=1,
+        skip_special_tokens=True,
+    ),
+    "messages": _chat(
+        {"role": "developer", "content": "Be brief.", "name": "Ann"},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}, _PICTURE]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [_FUNCTION],
+            "reasoning_content": "Hm.",
+            "refusal": None,
+        },
+        {"role": "tool", "tool_call_id": "a", "content": ""},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "more": 1},
+    ),
+    "free calls": _chat(tools=[_FUNCTION], tool_choice="auto", parallel_tool_calls=False),
+    "forced calls": _chat(tools=[_FUNCTION], tool_choice="required"),
+    "a named call": _chat(
+        tools=[_FUNCTION],
+        tool_choice={"type": "function", "function": {"name": TOOL["function"]["name"]}},
+        chat_template_kwargs={"enable_thinking": False},
+    ),
+    "a form": _chat(
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": _SCHEMA, "strict": True},
+        }
+    ),
+    "an object": _chat(response_format={"type": "json_object"}, num_beams=1),
+}
+GOOD_COMPLETIONS: dict[str, dict[str, Any]] = {
+    "plain": {"model": "m", "prompt": "Once"},
+    "settings": {
+        "model": "m",
+        "prompt": "Once",
+        "n": 2,
+        "best_of": 2,
+        "echo": False,
+        "suffix": "",
+        "logprobs": 2,
+        "max_tokens": 3,
+        "stop": "a",
+        "temperature": 0,
+        "user": "me",
+    },
 }

@@ -1,6 +1,7 @@
 """The error tree: statuses, JSON form, and survival between processes."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 from ray import cloudpickle
@@ -62,3 +63,10 @@ def test_each_error_has_its_own_code_and_the_docstring_draws_it() -> None:
     assert [(name, int(status)) for name, status in drawn] == [
         (kind.__name__, kind.http_status) for kind in KINDS
     ]
+
+
+def test_the_documentation_has_every_code() -> None:
+    api = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    table = api.partition("## Routes and errors")[2].partition("\n## ")[0]
+    assert [kind.code for kind in KINDS if f"`{kind.code}`" not in table] == []
+    assert [kind.type for kind in KINDS if f"`{kind.type}`" not in table] == []

@@ -136,6 +136,7 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
             tool_choice=task_choice(self.tool_choice),
             parallel_tool_calls=not one_call(self.tool_choice),
             template_args=self._template_args(),
+            reasoning_effort=self.output_config.effort if self.output_config is not None else None,
             structured_output=form and {"type": "json_schema", "schema": form.json_schema},
         )
 

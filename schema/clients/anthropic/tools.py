@@ -9,6 +9,7 @@ from schema.clients.fields import Hint, Strict
 from schema.json_values import quoted
 from schema.message import MAX_TEXT_CHARS, JsonObject, rule
 from schema.structured import AnswerSchema
+from schema.task import MAX_EFFORT_CHARS
 from schema.tool_choice import FUNCTION_TAG, MAX_FUNCTION_NAME_CHARS
 
 AUTO_TAG, ANY_TAG, NONE_TAG = ("<auto>", "<any>", "<none>")
@@ -118,7 +119,9 @@ class OutputConfig(Strict):
     """The form of the answer."""
 
     format: JsonFormat | None = None
-    effort: Annotated[Any, Hint("chat_template_kwargs has the switches of a template.")] = None
+    effort: Annotated[str, Field(max_length=MAX_EFFORT_CHARS)] | None = Field(
+        default=None, description="As reasoning_effort of chat completions."
+    )
 
 
 INNER: dict[str | int, type[BaseModel]] = {

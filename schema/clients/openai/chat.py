@@ -14,7 +14,7 @@ from schema.clients.openai import response_format as formats
 from schema.clients.openai import tool_choice as choices
 from schema.clients.openai.messages import ChatMessage, Function
 from schema.clients.openai.other_servers import ChatSettingsOfOtherServers
-from schema.clients.openai.request import OpenAIRequest
+from schema.clients.openai.request import BEAMS, OpenAIRequest
 from schema.clients.openai.response_format import ResponseFormat, structured_output
 from schema.clients.openai.tool_choice import ToolChoice, task_choice
 from schema.generation import MaxNewTokens, NumLogprobs
@@ -45,10 +45,6 @@ _EXAMPLES: list[Any] = [
 
 
 # The rules between fields, as far as JSON Schema can express them.
-_BEAMS: dict[str, Any] = {
-    "properties": {"num_beams": {"type": "integer", "minimum": 2}},
-    "required": ["num_beams"],
-}
 _FORM: dict[str, Any] = {
     "properties": {
         "response_format": {"properties": {"type": {"not": {"const": "text"}}}, "type": "object"}
@@ -65,12 +61,12 @@ _RULES: list[dict[str, Any]] = [
         "then": {
             "properties": {"tools": {"type": "array", "minItems": 1}},
             "required": ["tools"],
-            "not": {"anyOf": [_BEAMS, _FORM]},
+            "not": {"anyOf": [BEAMS, _FORM]},
         },
     },
     {
         "$comment": "A beam search follows no form, and its tokens have no log probabilities.",
-        "if": _BEAMS,
+        "if": BEAMS,
         "then": {"properties": {"logprobs": {"enum": [False, None]}}, "not": _FORM},
     },
     {

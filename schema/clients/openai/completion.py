@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from schema.clients.fields import Only, published
-from schema.clients.openai.request import OpenAIRequest
+from schema.clients.openai.request import BEAMS, OpenAIRequest
 from schema.generation import NumLogprobs
 from schema.json_values import WHOLE
 from schema.message import MAX_TEXT_CHARS, rule
@@ -30,7 +30,16 @@ def _one_text(value: Any) -> Any:
     return value
 
 
-class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES)):
+_RULES: list[Any] = [
+    {
+        "$comment": "Log probabilities are not reported for beams.",
+        "if": BEAMS,
+        "then": {"properties": {"logprobs": {"const": None}}},
+    }
+]
+
+
+class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _RULES)):
     """A text to continue as it is, without a chat template."""
 
     text_field: ClassVar[str] = "prompt"

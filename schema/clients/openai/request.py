@@ -31,6 +31,13 @@ _STOP = {
 }
 
 
+BEAMS: dict[str, Any] = {
+    "properties": {"num_beams": {"type": "integer", "minimum": 2}},
+    "required": ["num_beams"],
+}
+"""Whether a request asks for a beam search, in JSON Schema."""
+
+
 class StreamOptions(Strict):
     """What a stream reports beside the text."""
 

@@ -22,7 +22,7 @@ from schema.clients.responses.tools import FlatTool, ToolChoice, task_choice, ta
 from schema.clients.terms import SETTINGS, Renames, renamed
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import BLOCKS_TAG, MAX_TEXT_CHARS, TEXT_TAG, JsonObject
-from schema.task import MAX_TOOLS, Task
+from schema.task import MAX_EFFORT_CHARS, MAX_TOOLS, Task
 
 MAX_METADATA = 16
 MAX_METADATA_KEY_CHARS = 64
@@ -90,7 +90,9 @@ class ResponsesStreamOptions(Strict):
 class Reasoning(Strict):
     """How the model should reason."""
 
-    effort: Annotated[Any, Hint("chat_template_kwargs has the switches of a template.")] = None
+    effort: Annotated[str, Field(max_length=MAX_EFFORT_CHARS)] | None = Field(
+        default=None, description="As reasoning_effort of chat completions."
+    )
     summary: Annotated[Any, Hint("The answer has the reasoning itself.")] = None
     generate_summary: Annotated[Any, Hint("An older name for summary.")] = None
     context: Annotated[Any, Hint("The model's template decides it.")] = None
@@ -222,6 +224,7 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
             tool_choice=task_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             template_args=self.chat_template_kwargs,
+            reasoning_effort=self.reasoning.effort if self.reasoning is not None else None,
             structured_output=structured_output(self.text),
         )
 

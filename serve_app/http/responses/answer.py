@@ -80,7 +80,10 @@ class ResponsesAnswer:
         ]
         response = self._response("failed", output, self._last)
         response["error"] = {
-            "code": _ERROR_CODES.get(type(error), "server_error"),
+            "code": next(
+                (code for kind, code in _ERROR_CODES.items() if isinstance(error, kind)),
+                "server_error",
+            ),
             "message": error.message,
             "param": error.param,
             "type": error.type,
@@ -135,7 +138,10 @@ class ResponsesAnswer:
             "output": output,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {
+                "effort": asked.reasoning.effort if asked.reasoning is not None else None,
+                "summary": None,
+            },
             "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "text": _plain(asked.text, {"format": {"type": "text"}}),

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import Engine, EngineConfig
-from schema import Task, TaskResponse
+from schema import GenerationConfig, StreamChunk, Task, TaskResponse
 from schema.errors import EngineStopped, Overloaded, TaskArgsInvalid, TaskError, TaskExecutionError
+from schema.response import collect
 from tests.engine.conftest import TinyModel
 
 LONG = 100_000
@@ -143,9 +144,15 @@ def test_several_greedy_answers_of_a_greedy_model(make_engine: MakeEngine) -> No
         messages=[{"role": "user", "content": "Hi"}],
         generation_config={"num_return_sequences": 2},
     )
-    with pytest.raises(TaskArgsInvalid) as caught:
-        make_engine().run_blocking(asked)
-    assert caught.value.param == "generation_config.num_return_sequences"
+    engine = make_engine(max_sequences=1)
+    chunks: list[StreamChunk] = []
+    response = engine.run_blocking(asked, chunks.append)
+    one = engine.run_blocking(asked.model_copy(update={"generation_config": GenerationConfig()}))
+    assert content(response) == content(one) * 2
+    assert [choice["index"] for choice in response["choices"]] == [0, 1]
+    tokens = one["usage"]["completion_tokens"]
+    assert response["usage"]["completion_tokens"] == 2 * tokens
+    assert collect(chunks) == response
 
 
 async def test_a_full_queue(make_engine: MakeEngine) -> None:

@@ -117,6 +117,9 @@ def test_models_that_only_generate_can_run(kind: str, tmp_path: Path) -> None:
     for text in ("Hi", TEXT):
         for settings in SETTINGS:
             assert answers(engine, text, settings) == generated(tmp_path, text, settings)
+    greedy = {"max_new_tokens": 10}
+    several = answers(engine, TEXT, greedy | {"num_return_sequences": 2})
+    assert several == generated(tmp_path, TEXT, greedy) * 2
     chunks: list[Any] = []
     engine.run_blocking(task(TEXT, SETTINGS[1]), chunks.append)
     assert len(chunks) > 3  # streamed as it was written

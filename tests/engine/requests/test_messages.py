@@ -55,6 +55,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     directory = tmp_path_factory.mktemp("qwen")
     scripts = {
         100: f"<think>\nHm.\n</think>\n\nI look.\n{CALL}",
+        340: f"{CALL}\n{CALL}",
         260: "Hm.\n</think>\n\nIt rains. STOP",
         320: "<think>\nHm.",
     }
@@ -104,6 +105,16 @@ def test_reasoning_content_and_a_call(qwen: Ask, settings: dict[str, Any]) -> No
     expected = f"<think>\nHm.\n</think>\n\nI look.\n{CALL}"
     assert _choice(text) == ({"role": "assistant", "content": expected}, "stop")
     assert text["usage"] == response["usage"]
+
+
+def test_one_call_at_most(qwen: Ask) -> None:
+    for parallel, number in ((True, 2), (False, 1)):
+        asked: dict[str, Any] = {"tools": [TOOL], "parallel_tool_calls": parallel}
+        response, deltas = qwen(340, answer_format="message", **asked)
+        message, reason = _choice(response)
+        assert (message["content"], len(message["tool_calls"])) == ("", number)
+        assert reason == "tool_calls"
+        assert joined(deltas) == message
 
 
 def test_ids_are_those_of_the_task_and_the_place(qwen: Ask) -> None:

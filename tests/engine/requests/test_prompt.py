@@ -121,6 +121,51 @@ def test_generation_can_continue_the_last_message() -> None:
     assert text_of(renderer(CHATML).render(asked)) == "<|user|>Hi"
 
 
+def test_names_reach_the_template() -> None:
+    template = "{% for m in messages %}<{{ m.role }} {{ m.name }}>{{ m.content }}{% endfor %}"
+    messages = [
+        {"role": "user", "name": "Ann", "content": "Hi"},
+        {"role": "tool", "name": "clock", "content": "12"},
+    ]
+    text = text_of(renderer(template).render(task(messages)))
+    assert text == "<user Ann>Hi<tool clock>12"
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "template_args", "read"),
+    [
+        ("{{ reasoning_effort | default('medium') }}", "high", {}, "high"),
+        ("{{ reasoning_effort | default('medium') }}", None, {}, "medium"),
+        ("{{ reasoning_effort }}", "high", {"reasoning_effort": "low"}, "low"),
+        ("{{ enable_thinking | default(true) }}", "none", {}, "False"),
+        ("{{ enable_thinking | default(false) }}", "low", {}, "True"),
+        ("{{ enable_thinking }}", "none", {"enable_thinking": True}, "True"),
+        ("{{ messages[0].content }}", "none", {}, "Hi"),
+    ],
+)
+def test_reasoning_effort_is_for_templates_that_read_it(
+    template: str, effort: str | None, template_args: dict[str, Any], read: str
+) -> None:
+    asked = task(user("Hi"), reasoning_effort=effort, template_args=template_args)
+    assert text_of(renderer(template).render(asked)) == read
+
+
+def test_reasoning_effort_without_a_template_has_no_effect() -> None:
+    asked = task(user("Hi"), reasoning_effort="high")
+    assert text_of(renderer(None).render(asked)) == "Hi"
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("content", ["", [], [{"type": "text", "text": ""}]])
+def test_an_empty_content_is_an_empty_text(content: Any, images: bool) -> None:
+    blocks = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    said = blocks if images else "{{ '' + m.content }}"
+    template = "{% for m in messages %}<{{ m.role }}>" + said + "{% endfor %}"
+    render = renderer(template, images=images).render
+    messages = [*user("Hi"), {"role": "assistant", "content": content}, *user(content)]
+    assert text_of(render(task(messages))) == "<user>Hi<assistant><user>"
+
+
 @pytest.mark.parametrize("arguments", ['{"at": "Oslo"}', {"at": "Oslo"}])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_arguments_of_tool_calls_are_objects_for_the_template(

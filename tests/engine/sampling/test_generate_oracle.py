@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hot": {"do_sample": True, "temperature": 3.0, "top_k": 0},
     "top_k": {"do_sample": True, "top_k": 5},
     "top_p": {"do_sample": True, "top_p": 0.7},
+    "top_p of 0": {"do_sample": True, "top_p": 0.0},
     "min_p": {"do_sample": True, "min_p": 0.1},
     "typical_p": {"do_sample": True, "typical_p": 0.5},
     "repetition_penalty": {"repetition_penalty": 1.7},

@@ -44,6 +44,7 @@ def read(
     stop: tuple[str, ...] = (),
     reason: FinishReason = "stop",
     offered: list[dict[str, Any]] = TOOLS,
+    one_call: bool = False,
 ) -> tuple[ResponseMessage, FinishReason | None]:
     """The message of a text that arrives in pieces, and why it ends."""
     reader = MessageParser(
@@ -52,6 +53,7 @@ def read(
         stop,
         "call{}".format,
         is_open=is_open,
+        one_call=one_call,
     )
     results = [reader.push(piece, None) for piece in pieces]
     assert all(end is None for _, end in results)
@@ -146,6 +148,17 @@ def test_what_models_write(
         assert reason == ("tool_calls" if expected else "stop")
     for _, arguments in expected:
         json.loads(arguments)
+
+
+@pytest.mark.parametrize(("form", "text", "content", "expected"), ANSWERS)
+def test_one_call_at_most(
+    form: ToolFormat, text: str, content: str, expected: list[tuple[str, str]]
+) -> None:
+    """The text around calls stays, and calls after the first are not told, in any pieces."""
+    for pieces in ([text], list(text), [text[:40], text[40:]]):
+        message, reason = read(pieces, form, one_call=True)
+        assert (message["content"], calls(message)) == (content, expected[:1])
+        assert reason == ("tool_calls" if expected else "stop")
 
 
 # Format, text, content, calls: text that is not a call, or not a whole one.

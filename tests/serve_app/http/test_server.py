@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from schema import Task, TaskArgsInvalid
 from serve_app.config.app_args import REPOSITORY
 from tests.schema.malformed import MALFORMED, Malformed
 from tests.serve_app.tasks import (
@@ -113,7 +114,9 @@ def test_a_malformed_task_is_refused_and_the_next_one_works(
     client: httpx.Client, case: Malformed
 ) -> None:
     said = error(client.post("/v1/tasks", content=case.body), 400)
-    assert (said["code"], said["param"]) == ("invalid_value", case.param)
+    with pytest.raises(TaskArgsInvalid) as caught:
+        Task.parse(case.body)
+    assert (said["code"], said["param"]) == (caught.value.code, case.param)
     assert text_of(client.post("/v1/tasks", json=text_task("hello")))
 
 

@@ -82,7 +82,7 @@ def test_a_stop_sequence_is_told(api: Anthropic) -> None:
 
 
 def test_an_assistants_last_message_is_continued(api: Anthropic, client: httpx.Client) -> None:
-    begun = [*COUNT, {"role": "assistant", "content": "3, 4,"}]
+    begun: list[Any] = [*COUNT, {"role": "assistant", "content": "3, 4,"}]
     made = api.messages.create(**_asked(messages=begun, extra_body={"temperature": 0}))
     chat = client.post(
         "/v1/chat/completions",
@@ -120,7 +120,8 @@ def test_events_are_as_anthropic_defines_them(client: httpx.Client, fields: Any)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_loop_with_tools(api: Anthropic, client: httpx.Client, stream: bool) -> None:
     asked: Any = {"model": "demo", "tools": [PAINT], "max_tokens": 100, "extra_body": {"seed": 5}}
-    forced = {"messages": STORY, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+    one_call = {"type": "any", "disable_parallel_tool_use": True}
+    forced: Any = {"messages": STORY, "tool_choice": one_call}
     if stream:
         with api.messages.stream(**asked, **forced) as events:
             first: Any = events.get_final_message()
@@ -202,11 +203,9 @@ def test_a_loop_with_tools(api: Anthropic, client: httpx.Client, stream: bool) -
     ],
 )
 def test_errors_name_the_field(api: Anthropic, fields: dict[str, Any], said: str) -> None:
-    for ask in (api.messages.create, api.messages.stream):
+    for ask in (api.messages.create, lambda **asked: api.messages.create(**asked, stream=True)):
         with pytest.raises(anthropic.BadRequestError) as caught:
-            with_stream = ask(**_asked(**fields))
-            if not isinstance(with_stream, Message):
-                with_stream.__enter__()
+            ask(**_asked(**fields))
         assert isinstance(caught.value.body, dict)
         assert caught.value.body["type"] == "error"
         assert caught.value.body["error"]["type"] == "invalid_request_error"

@@ -129,9 +129,8 @@ def _said(item: dict[str, Any]) -> Any:
 def test_parse_reads_a_model(api: OpenAI) -> None:
     made = api.responses.parse(**_asked(text_format=Shape))
     assert isinstance(made.output_parsed, Shape)
-    again = api.responses.create(
-        model="demo", input=[*COUNT, *made.output, *STORY], max_output_tokens=3
-    )
+    turns: Any = [*COUNT, *made.output, *STORY]
+    again = api.responses.create(model="demo", input=turns, max_output_tokens=3)
     assert again.status == "incomplete"
 
 

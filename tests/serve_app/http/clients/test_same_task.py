@@ -15,7 +15,7 @@ from tests.serve_app.http.openai.test_openai import COUNT, STORY, image
 
 PICTURE = image("red_circle.png")
 LOOK = "What is in this image?"
-CALLED = {"type": "object", "properties": {"shape": {"enum": ["circle", "star"]}}}
+CALLED: dict[str, Any] = {"type": "object", "properties": {"shape": {"enum": ["circle", "star"]}}}
 CALLED |= {"required": ["shape"], "additionalProperties": False}
 SHAPE = {"name": "paint", "description": "Paints.", "parameters": CALLED}
 
@@ -197,7 +197,7 @@ def _of_message(made: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_same_text(openai: OpenAI, anthropic: Anthropic, form: Form) -> None:
     chat = _chat(openai, form)
-    limit = {"model": "demo", "max_output_tokens": MAX_TOKENS}
+    limit: Any = {"model": "demo", "max_output_tokens": MAX_TOKENS}
     assert _of_response(openai.responses.create(**limit, **form.responses)) == chat
     with openai.responses.stream(**limit, **form.responses) as events:
         list(events)

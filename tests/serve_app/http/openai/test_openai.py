@@ -202,36 +202,42 @@ def test_a_conversation_with_tools(api: OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("settings", "param"),
+    ("settings", "param", "code"),
     [
-        ({"top_p": 1.5}, "top_p"),
-        ({"extra_body": {"max_new_tokens": 5}}, "max_new_tokens"),
-        ({"extra_body": {"best_of": 2}}, "best_of"),
-        ({"frequency_penalty": 2.5}, "frequency_penalty"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"n": 2, "temperature": 0}, "n"),
+        ({"top_p": 1.5}, "top_p", "invalid_value"),
+        ({"extra_body": {"max_new_tokens": 5}}, "max_new_tokens", "unknown_parameter"),
+        ({"extra_body": {"best_of": 2}}, "best_of", "unknown_parameter"),
+        ({"extra_body": {"min_tokens": 2}}, "min_tokens", "unsupported_parameter"),
+        ({"extra_body": {"n": "2"}}, "n", "invalid_type"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         # Refused by the engine, where the field has another name.
-        ({"max_tokens": 100_000}, "max_tokens"),
-        ({"max_completion_tokens": 100_000}, "max_completion_tokens"),
-        ({"logit_bias": {"5": 1, "1024": 1}}, "logit_bias.1024"),
-        ({"extra_body": {"quantize_bits": 8, "dtype": "float16"}}, "dtype"),
-        ({"extra_body": {"chat_template_kwargs": {"tools": []}}}, "chat_template_kwargs.tools"),
+        ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 10**5}, "max_completion_tokens", "context_length_exceeded"),
+        ({"logit_bias": {"5": 1, "1024": 1}}, "logit_bias.1024", "invalid_value"),
+        ({"extra_body": {"quantize_bits": 8, "dtype": "float16"}}, "dtype", "invalid_value"),
+        (
+            {"extra_body": {"chat_template_kwargs": {"tools": []}}},
+            "chat_template_kwargs.tools",
+            "invalid_value",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_bad_request_names_the_field(
-    api: OpenAI, settings: dict[str, Any], param: str, stream: bool
+    api: OpenAI, settings: dict[str, Any], param: str, code: str, stream: bool
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         api.chat.completions.create(model="demo", messages=COUNT, stream=stream, **settings)
     error = caught.value
-    assert (error.param, error.type, error.code) == (
-        param,
-        "invalid_request_error",
-        "invalid_value",
-    )
+    assert (error.param, error.type, error.code) == (param, "invalid_request_error", code)
     assert param in error.message
     assert "generation_config" not in error.message
 

@@ -49,6 +49,7 @@ CLOSED = {
 FEATURES: dict[str, tuple[dict[str, Any], str]] = {
     "plain": ({"messages": COUNT, "temperature": 0}, "content"),
     "three": ({"n": 3, "temperature": 1.3, "top_p": 0.9}, "content"),
+    "equal choices": ({"messages": COUNT, "temperature": 0, "n": 3, "logprobs": True}, "content"),
     "stop strings": ({"n": 2, "stop": [" the", "o", "w."]}, "content"),
     "limit": ({"max_completion_tokens": 5}, "content"),
     "logprobs": ({"n": 2, "logprobs": True, "top_logprobs": 3, "stop": "fox"}, "logprobs"),

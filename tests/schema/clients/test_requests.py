@@ -1,0 +1,271 @@
+"""Requests of the Responses API and of the Messages API: their tasks, and their JSON Schemas."""
+
+import copy
+import json
+from typing import Any, get_args
+
+import pytest
+from anthropic.types import MessageCreateParams
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from openai.types.responses import response_create_params
+from pydantic import ValidationError
+
+from schema import Message, TaskArgsInvalid, schemas
+from schema.clients.anthropic import MessagesRequest
+from schema.clients.responses import ResponsesRequest
+from tests.schema.edges import places
+from tests.schema.malformed import PNG
+from tests.schema.test_agreement import beyond_schema, same_each_time, values
+
+URL = f"data:image/png;base64,{PNG}"
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+RESPONSES: list[dict[str, Any]] = [
+    {"model": "m", "input": "Hi"},
+    {
+        "model": "m",
+        "instructions": "Be brief.",
+        "input": [
+            {"role": "developer", "content": "Now."},
+            {
+                "type": "message",
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "See"},
+                    {"type": "input_image", "image_url": URL, "detail": "low"},
+                ],
+            },
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "Hm."}],
+                "encrypted_content": None,
+            },
+            {
+                "type": "message",
+                "id": "msg_1",
+                "role": "assistant",
+                "status": "completed",
+                "content": [
+                    {"type": "output_text", "text": "I ", "annotations": [], "logprobs": []},
+                    {"type": "output_text", "text": "look.", "annotations": []},
+                ],
+            },
+            {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "c1",
+                "name": "f",
+                "arguments": '{"a": "b"}',
+                "status": "completed",
+            },
+            {"type": "function_call_output", "call_id": "c1", "output": "12"},
+        ],
+        "tools": [{"type": "function", "name": "f", "parameters": PARAMETERS, "strict": None}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {"format": {"type": "text"}, "verbosity": "low"},
+        "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+        "top_logprobs": 3,
+        "max_output_tokens": 9,
+        "metadata": {"a": "b"},
+        "reasoning": {"effort": "high"},
+        "truncation": "disabled",
+        "store": True,
+        "stream": True,
+        "stream_options": {"include_obfuscation": False},
+        "top_k": 5,
+        "seed": 1,
+    },
+    {
+        "model": "m",
+        "input": [{"role": "user", "content": ""}],
+        "text": {"format": {"type": "json_schema", "name": "f", "schema": {}, "strict": True}},
+    },
+]
+MESSAGES: list[dict[str, Any]] = [
+    {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]},
+    {
+        "model": "m",
+        "max_tokens": 9,
+        "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "system", "content": "Now."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "See"},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": PNG},
+                    },
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    {"type": "text", "text": "I "},
+                    {"type": "text", "text": "look."},
+                    {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": "b"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "12"}],
+            },
+        ],
+        "tools": [{"name": "f", "input_schema": PARAMETERS}],
+        "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": False},
+        "stop_sequences": ["x"],
+        "thinking": {"type": "adaptive"},
+        "metadata": {"user_id": "u"},
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "seed": 1,
+        "stream": True,
+    },
+]
+SAID: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "system", "content": "Now."},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "See"}, {"type": "image", "base64": PNG}],
+    },
+    {
+        "role": "assistant",
+        "content": "I look.",
+        "reasoning_content": "Hm.",
+        "tool_calls": [
+            {
+                "id": "c1",
+                "type": "function",
+                "function": {"name": "f", "arguments": '{"a": "b"}'},
+            }
+        ],
+    },
+    {"role": "tool", "content": "12", "tool_call_id": "c1"},
+]
+"""What both of the long requests mean."""
+
+KINDS: dict[str, Any] = {"responses_request": ResponsesRequest, "messages_request": MessagesRequest}
+GOOD = [("responses_request", one) for one in RESPONSES]
+GOOD += [("messages_request", one) for one in MESSAGES]
+VALIDATORS = {name: Draft202012Validator(schemas()[name]) for name in KINDS}
+
+
+def test_every_field_of_the_clients_is_known() -> None:
+    fields = {*response_create_params.ResponseCreateParamsBase.__annotations__, "stream"}
+    assert fields <= set(ResponsesRequest.model_fields)
+    for base in get_args(MessageCreateParams):
+        assert set(base.__annotations__) <= set(MessagesRequest.model_fields)
+
+
+@pytest.mark.parametrize(("name", "fields"), [GOOD[1], GOOD[4]])
+def test_both_mean_the_same_conversation(name: str, fields: dict[str, Any]) -> None:
+    task = KINDS[name].parse(json.dumps(fields)).task(seed=7)
+    said = [message.model_dump(exclude_none=True) for message in task.messages]
+    wanted = [Message.model_validate(one).model_dump(exclude_none=True) for one in SAID]
+    texts = [
+        {**one, "content": one["content"][0]["text"]}
+        if isinstance(one["content"], list) and one["role"] == "system"
+        else one
+        for one in said
+    ]
+    assert texts == wanted
+    function = {"name": "f", "parameters": PARAMETERS}
+    assert task.tools == [{"type": "function", "function": function}]
+    assert task.seed == 7
+    assert task.answer_format == "message"
+
+
+@pytest.mark.parametrize(
+    "content", [[], "", [{"type": "output_text", "text": "", "annotations": []}]]
+)
+def test_an_answer_without_text_may_come_back(content: Any) -> None:
+    items = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}]
+    ResponsesRequest.parse(json.dumps({"model": "m", "input": items})).task(0)
+    if isinstance(content, list):
+        items[1]["content"] = [{"type": "text", "text": ""}] if content else []
+    fields = {"model": "m", "max_tokens": 1, "messages": [*items, {"role": "user", "content": ""}]}
+    MessagesRequest.parse(json.dumps(fields)).task(0)
+
+
+def test_an_answer_that_is_all_reasoning_may_come_back() -> None:
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    asked = ResponsesRequest.parse(json.dumps({"model": "m", "input": [thought]}))
+    thinking = {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}]}
+    other = MessagesRequest.parse(
+        json.dumps({"model": "m", "max_tokens": 1, "messages": [thinking]})
+    )
+    for task in (asked.task(0), other.task(0)):
+        (message,) = task.messages
+        assert (message.role, message.reasoning_content) == ("assistant", "Hm.")
+
+
+@pytest.mark.parametrize(("name", "fields"), GOOD)
+def test_good_requests_are_valid(name: str, fields: dict[str, Any]) -> None:
+    VALIDATORS[name].validate(fields)
+    KINDS[name].model_validate(fields)
+
+
+WORDS = ["user", "assistant", "system", "tool", "message", "text", "tool_result", "input_text"]
+NAMES = ["type", "role", "content", "text", "id", "name", "input", "output", "tools", "x"]
+whatever = values | st.sampled_from(WORDS)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> tuple[str, Any]:
+    """A good request with a few things replaced, removed or added."""
+    name, good = draw(st.sampled_from(GOOD))
+    request = copy.deepcopy(good)
+    for _ in range(draw(st.integers(0, 3))):
+        container, key, _ = draw(st.sampled_from(places(request)))
+        action = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+        if action == "replace":
+            container[key] = draw(whatever)
+        elif action == "remove":
+            del container[key]
+        elif isinstance(container, dict):
+            container[draw(st.sampled_from(NAMES))] = draw(whatever)
+        else:
+            container.append(draw(whatever))
+        if not places(request):
+            break
+    return name, request
+
+
+@same_each_time
+@given(mutated())
+def test_models_and_schemas_agree(case: tuple[str, Any]) -> None:
+    name, request = case
+    valid = VALIDATORS[name].is_valid(request)
+    try:
+        KINDS[name].model_validate(request)
+    except ValidationError as error:
+        if not valid:
+            return
+        for detail in error.errors():
+            if detail["type"] != "json_value":
+                problem = detail.get("ctx", {}).get("problem", "")
+                assert beyond_schema(problem), detail
+    else:
+        assert valid, list(VALIDATORS[name].iter_errors(request))
+
+
+@same_each_time
+@given(mutated())
+def test_a_request_is_a_task_or_a_clean_refusal(case: tuple[str, Any]) -> None:
+    name, request = case
+    try:
+        KINDS[name].parse(json.dumps(request)).task(0)
+        return
+    except TaskArgsInvalid as error:
+        refusal = error
+    assert len(refusal.message) < 2000
+    json.dumps(refusal.to_dict(), ensure_ascii=False).encode()
