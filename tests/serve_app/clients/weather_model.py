@@ -47,9 +47,10 @@ _TEMPLATE = """
     {%- endfor -%}
     {{- '[[ ## completed ## ]]' -}}
 {%- endmacro -%}
-{%- macro call(name, argument, value) -%}
+{%- macro call(name, parameters, value) -%}
     {{- '<tool_call>\\n' -}}
-    {{- {'name': name, 'arguments': {argument: value}} | tojson -}}
+    {%- set first = parameters.properties | first if parameters.properties else none -%}
+    {{- {'name': name, 'arguments': {first: value} if first else {}} | tojson -}}
     {{- '\\n</tool_call>' -}}
 {%- endmacro -%}
 {%- set said = namespace(system='', text='', result=false) -%}
@@ -84,12 +85,12 @@ _TEMPLATE = """
     {%- elif '[[ ## reasoning ## ]]' in said.system -%}
         {{- dspy([('reasoning', 'The tool said so.'), ('answer', observed)]) -}}
     {%- elif said.result and tools and tools[-1].function.name == 'final_answer' -%}
-        {{- call('final_answer', 'answer', result) -}}
+        {{- call('final_answer', tools[-1].function.parameters, result) -}}
     {%- elif said.result -%}
         {{- result -}}
     {%- elif tools -%}
         {%- set function = tools[0].function -%}
-        {{- call(function.name, function.parameters.properties | first, 'Paris') -}}
+        {{- call(function.name, function.parameters, 'Paris') -}}
     {%- else -%}
         {{- '{"city": "Paris"}' -}}
     {%- endif -%}
@@ -169,7 +170,7 @@ def weather_server(folder: Path) -> Iterator[str]:
         "source": str(folder / "model"),
         "dtype": "float32",
         "device": "cpu",
-        "engine": {"max_sequences": 4, "kv_cache_tokens": 2 * CONTEXT},
+        "engine": {"max_sequences": 8, "kv_cache_tokens": 4 * CONTEXT},
     }
     application = {
         "name": "default",

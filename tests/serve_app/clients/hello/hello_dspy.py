@@ -1,10 +1,11 @@
-"""DSPy: a ReAct module, which asks for its calls of tools in a text of its own form."""
+"""DSPy: a ReAct module, whose calls are texts of its own form, and fields read as JSON."""
 
 import dspy
 from weather import BASE_URL, MODEL, QUESTION, check, get_weather
 
-dspy.configure(
-    lm=dspy.LM(f"openai/{MODEL}", api_base=f"{BASE_URL}/v1", api_key="none", cache=False)
-)
-agent = dspy.ReAct("question -> answer", tools=[get_weather])
-check(agent(question=QUESTION).answer)
+model = dspy.LM(f"openai/{MODEL}", api_base=f"{BASE_URL}/v1", api_key="none", cache=False)
+dspy.configure(lm=model)
+check(dspy.ReAct("question -> answer", tools=[get_weather])(question=QUESTION).answer)
+
+with dspy.context(adapter=dspy.JSONAdapter()):
+    assert dspy.Predict("question -> city")(question=QUESTION).city == "Paris"

@@ -1,6 +1,7 @@
 """instructor: an object read from an answer, by a forced call of a tool and as JSON."""
 
 import instructor
+from instructor import Mode
 from openai import OpenAI
 from pydantic import BaseModel
 from weather import BASE_URL, MODEL, QUESTION, check, get_weather
@@ -12,12 +13,15 @@ class GetWeather(BaseModel):
     city: str
 
 
-for times, mode in enumerate((instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA), 1):
+for mode in (Mode.TOOLS, Mode.JSON_SCHEMA, Mode.JSON, Mode.RESPONSES_TOOLS):
     client = instructor.from_openai(OpenAI(base_url=f"{BASE_URL}/v1", api_key="none"), mode=mode)
-    wanted = client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": QUESTION}],
-        response_model=GetWeather,
-        max_retries=0,
-    )
-    check(get_weather(wanted.city), times)
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "response_model": GetWeather,
+        "max_retries": 0,
+    }
+    wanted = client.chat.completions.create(**asked)
+    check(get_weather(wanted.city))
+    *_, wanted = client.chat.completions.create_partial(**asked)
+    check(get_weather(wanted.city))

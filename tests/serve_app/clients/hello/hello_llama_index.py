@@ -1,8 +1,9 @@
-"""LlamaIndex: a FunctionAgent with OpenAILike."""
+"""LlamaIndex: a FunctionAgent with OpenAILike; whole, streamed, asked twice."""
 
 import asyncio
 
 from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.workflow import Context
 from llama_index.llms.openai_like import OpenAILike
 from weather import BASE_URL, MODEL, QUESTION, check, get_weather
 
@@ -15,14 +16,16 @@ async def main() -> None:
         is_chat_model=True,
         is_function_calling_model=True,
     )
-    for times, streaming in enumerate((False, True), 1):
+    for streaming in (False, True):
         agent = FunctionAgent(
             llm=model,
             tools=[get_weather],
             system_prompt="You are a helpful assistant.",
             streaming=streaming,
         )
-        check(str(await agent.run(QUESTION)), times)
+        context = Context(agent)
+        for _ in range(2):
+            check(str(await agent.run(QUESTION, ctx=context)))
 
 
 asyncio.run(main())

@@ -1,9 +1,9 @@
-"""Semantic Kernel: a ChatCompletionAgent with a plugin."""
+"""Semantic Kernel: a ChatCompletionAgent and an OpenAIResponsesAgent with a plugin."""
 
 import asyncio
 
 from openai import AsyncOpenAI
-from semantic_kernel.agents import ChatCompletionAgent
+from semantic_kernel.agents import ChatCompletionAgent, OpenAIResponsesAgent
 from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion
 from semantic_kernel.functions import kernel_function
 from weather import BASE_URL, MODEL, QUESTION, check
@@ -25,10 +25,23 @@ async def main() -> None:
         instructions="You are a helpful assistant.",
         plugins=[Weather()],
     )
-    response = await agent.get_response(messages=QUESTION)
-    check(str(response.content))
+    first = await agent.get_response(messages=QUESTION)
+    check(str(first.content))
+    second = await agent.get_response(messages=QUESTION, thread=first.thread)
+    check(str(second.content))
     pieces = [str(piece.content) async for piece in agent.invoke_stream(messages=QUESTION)]
-    check("".join(pieces), 2)
+    check("".join(pieces))
+
+    # The server keeps no responses, so that the agent has to send all items.
+    responses = OpenAIResponsesAgent(
+        ai_model_id=MODEL,
+        client=client,
+        name="Assistant",
+        instructions="You are a helpful assistant.",
+        plugins=[Weather()],
+        store_enabled=False,
+    )
+    check(str((await responses.get_response(messages=QUESTION)).content))
 
 
 asyncio.run(main())

@@ -19,9 +19,10 @@ def get_weather(city: str) -> str:
     return f"18 degrees and sunny in {city}"
 
 
-def check(answer: object, times: int = 1) -> None:
-    """Fail unless the tool was called so many times and an answer came; print the answer."""
-    assert calls == ["Paris"] * times, f"get_weather was called with {calls}"
+def check(answer: object) -> None:
+    """Fail unless the tool was called once since the last time, and the answer has its result."""
+    assert calls == ["Paris"], f"get_weather was called with {calls}"
+    calls.clear()
     assert isinstance(answer, str), f"no text: {answer!r}"
     assert "sunny" in answer, answer
     print(answer)
