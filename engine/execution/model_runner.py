@@ -186,7 +186,7 @@ class ModelRunner:
         num_keep = sizes.for_decode(len(keep))
         num_rows = len(prompts) + len(decoding)
         scored = [scored_rows(chunks, n, sizes) for n in range(len(chunks))]
-        output = self._ranks.run(
+        output = self.ranks.run(
             Forward(
                 torch.cat(token_ids),
                 [*map(self._with_features, chunks), *decoding],
@@ -270,7 +270,7 @@ class ModelRunner:
 
         if not forward.scored:
             return ForwardOutput(logits_of(keep)[:num_wanted], ())
-        with body_runs_once(self._loaded.model):
+        with body_runs_once(self.loaded.model):
             scores = [rows.scores(logits_of, self.device) for rows in forward.scored]
             return ForwardOutput(logits_of(keep)[:num_wanted], scores)
 

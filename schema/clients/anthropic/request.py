@@ -125,7 +125,7 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
         """A message or a path of a task's error, with the names of this request's fields."""
         return renamed(self._told.renamed(text), self.limit[0], _PATHS)
 
-    def task(self, seed: int) -> Task:
+    def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means."""
         given = None if isinstance(self.tool_choice, NoChoice) else self.tools
         form = self.output_config.format if self.output_config is not None else None

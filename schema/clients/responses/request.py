@@ -214,7 +214,7 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
         """A message or a path of a task's error, with the names of this request's fields."""
         return renamed(self._told.renamed(text), self.limit[0], _PATHS)
 
-    def task(self, seed: int) -> Task:
+    def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means."""
         given = None if self.tool_choice == "none" else self.tools
         return self._task(
