@@ -46,12 +46,15 @@ serve_app.models           > .status schema
 serve_app.status           > .ready schema
 serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
-serve_app.http             > .http.openai .http.responses .http.anthropic .http.description
-                             .http.middleware .graph .observability .config .protocol schema
-                             schema.clients schema.published
-serve_app.http.openai      > .http .graph .observability .protocol schema schema.clients.openai
-serve_app.http.responses   > .http .graph schema schema.clients.responses
-serve_app.http.anthropic   > .http .graph .observability schema schema.clients.anthropic
+serve_app.http             > .http.clients.openai .http.clients.responses .http.clients.anthropic
+                             .http.description .http.middleware .graph .observability .config
+                             .protocol schema schema.published
+serve_app.http.clients     > .http .graph .observability schema schema.clients
+serve_app.http.clients.openai    > .http .http.clients .graph .observability .protocol schema
+                                   schema.clients.openai
+serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients.responses
+serve_app.http.clients.anthropic > .http .http.clients .graph .observability schema
+                                   schema.clients.anthropic
 serve_app.http.description > .http .config schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema
@@ -90,7 +93,7 @@ schema                     > .published .validation
 schema.published           > .clients.openai .clients.responses .clients.anthropic schema
 schema.clients.anthropic   > .clients schema
 schema.clients.responses   > .clients .clients.openai schema
-schema.clients.openai      > .clients schema
+schema.clients.openai      > .clients .validation schema
 schema.clients             > schema .validation
 schema.validation          > schema
 """

@@ -27,7 +27,6 @@ from schema.task import Task
 from serve_app.config.app_args import AppArgs
 from serve_app.config.image_url_args import opened_schemes
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.http.anthropic.routes import AnthropicRoutes
 from serve_app.http.bodies import (
     BYTES_PER_MB,
     error_response,
@@ -35,6 +34,9 @@ from serve_app.http.bodies import (
     read_body,
     refuse_query,
 )
+from serve_app.http.clients.anthropic.routes import AnthropicRoutes
+from serve_app.http.clients.openai.routes import OpenAIRoutes
+from serve_app.http.clients.responses.routes import ResponsesRoutes
 from serve_app.http.description.docs import DocsRoutes, static_files
 from serve_app.http.description.front_page import FrontPage
 from serve_app.http.errors import told
@@ -42,8 +44,6 @@ from serve_app.http.middleware.access_log import RequestLog
 from serve_app.http.middleware.admission import Gate, path_of
 from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
-from serve_app.http.openai.routes import OpenAIRoutes
-from serve_app.http.responses.routes import ResponsesRoutes
 from serve_app.http.routes import asgi_routes, error_form
 from serve_app.http.shutdown import Shutdown
 from serve_app.http.sse import TaskEvents, relay

@@ -13,8 +13,8 @@ from pydantic_core import from_json
 from schema.clients.anthropic import MessagesRequest
 from schema.errors import TaskError
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
+from serve_app.http.clients.parts import Change, Part, Parts, parts_of
 from serve_app.http.errors import ErrorForm, told
-from serve_app.http.parts import Change, Part, Parts, parts_of
 from serve_app.http.sse import event
 
 SIGNATURE = "unsigned"

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from schema.clients.anthropic import MessagesRequest
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.http.answering import answer, asked_body
-from serve_app.http.anthropic.answer import MessagesAnswer
 from serve_app.http.bodies import refuse_query
+from serve_app.http.clients.answering import answer, asked_body
+from serve_app.http.clients.anthropic.answer import MessagesAnswer
 from serve_app.observability.request_record import entry
 
 REQUEST_ID_HEADER = "request-id"

@@ -18,7 +18,7 @@ from schema.response import (
     TaskResponse,
     TokenLogprob,
 )
-from serve_app.http.openai.logprobs import CompletionLogprobs, EchoedLogprobs, chat_logprobs
+from serve_app.http.clients.openai.logprobs import CompletionLogprobs, EchoedLogprobs, chat_logprobs
 from serve_app.http.sse import DONE, event
 
 

@@ -23,10 +23,10 @@ from schema.response import StreamChunk, TaskResponse, Usage
 from schema.task import Task
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.graph.retry import PAUSE_S
-from serve_app.http.answering import begun
 from serve_app.http.bodies import json_response
-from serve_app.http.openai.answers import CompletionAnswer
-from serve_app.http.openai.logprobs import EchoedLogprobs
+from serve_app.http.clients.answering import begun
+from serve_app.http.clients.openai.answers import CompletionAnswer
+from serve_app.http.clients.openai.logprobs import EchoedLogprobs
 from serve_app.http.places import FurtherPlaces
 from serve_app.http.sse import relay
 from serve_app.observability.identity import call_as_another_request

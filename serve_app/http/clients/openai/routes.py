@@ -11,10 +11,10 @@ from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.errors import ModelInvalid
 from schema.json_values import clipped
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.http.answering import answer, asked_body
 from serve_app.http.bodies import json_response, refuse_query
-from serve_app.http.openai.answers import ChatAnswer, CompletionAnswer
-from serve_app.http.openai.prompt_list import answer_list
+from serve_app.http.clients.answering import answer, asked_body
+from serve_app.http.clients.openai.answers import ChatAnswer, CompletionAnswer
+from serve_app.http.clients.openai.prompt_list import answer_list
 from serve_app.http.places import places_of
 
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from schema.clients.responses import ResponsesRequest
 from schema.errors import RateLimited, TaskArgsInvalid, TaskError
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
-from serve_app.http.parts import Part, Parts, parts_of
-from serve_app.http.responses.items import Items
+from serve_app.http.clients.parts import Part, Parts, parts_of
+from serve_app.http.clients.responses.items import Items
 from serve_app.http.sse import event
 
 _ERROR_CODES = {TaskArgsInvalid: "invalid_prompt", RateLimited: "rate_limit_exceeded"}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from schema.response import TokenLogprob, TopLogprob
-from serve_app.http.parts import Change, Part
+from serve_app.http.clients.parts import Change, Part
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 

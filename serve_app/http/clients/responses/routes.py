@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from schema.clients.responses import ResponsesRequest
 from serve_app.graph.dispatcher import Dispatcher
-from serve_app.http.answering import answer, asked_body
 from serve_app.http.bodies import refuse_query
-from serve_app.http.responses.answer import ResponsesAnswer
+from serve_app.http.clients.answering import answer, asked_body
+from serve_app.http.clients.responses.answer import ResponsesAnswer
 
 
 class ResponsesRoutes:

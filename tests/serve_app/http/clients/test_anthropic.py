@@ -10,7 +10,7 @@ from anthropic import Anthropic
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from tests.serve_app.http.openai.test_openai import COUNT, STORY
+from tests.serve_app.http.clients.openai.test_openai import COUNT, STORY
 from tests.serve_app.tasks import events_of_stream
 
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)

@@ -10,7 +10,7 @@ from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from tests.serve_app.http.openai.test_openai import COUNT, STORY
+from tests.serve_app.http.clients.openai.test_openai import COUNT, STORY
 from tests.serve_app.tasks import events_of_stream
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)

@@ -11,7 +11,7 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from tests.serve_app.http.openai.test_openai import COUNT, STORY, image
+from tests.serve_app.http.clients.openai.test_openai import COUNT, STORY, image
 
 PICTURE = image("red_circle.png")
 LOOK = "What is in this image?"

@@ -1,6 +1,6 @@
 """Responses and messages of a model that reasons, calls tools and fails, all on demand.
 
-The replica has no model: see `tests.serve_app.http.openai.test_openai_tools`.
+The replica has no model: see `tests.serve_app.http.clients.openai.test_openai_tools`.
 """
 
 import json
@@ -17,7 +17,12 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from starlette.types import ASGIApp
 
-from tests.serve_app.http.openai.test_openai_tools import CALLS, EXPECTED, WritingReplica, seen
+from tests.serve_app.http.clients.openai.test_openai_tools import (
+    CALLS,
+    EXPECTED,
+    WritingReplica,
+    seen,
+)
 from tests.serve_app.scripted import app_maker, client, task
 from tests.serve_app.tasks import events_of_stream
 

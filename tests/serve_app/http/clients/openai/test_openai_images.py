@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.serve_app.http.openai.test_openai import image, joined, texts
+from tests.serve_app.http.clients.openai.test_openai import image, joined, texts
 from tests.serve_app.replicas.images.image_host import IMAGES, ImageHost
 
 

@@ -25,7 +25,7 @@ from schema.clients.openai import ChatCompletionRequest
 from schema.response import collect
 from schema.tool_choice import functions_of
 from tests.engine.requests.test_prompt import renderer
-from tests.serve_app.http.openai.test_openai_tools import CALLS, TIME, WEATHER
+from tests.serve_app.http.clients.openai.test_openai_tools import CALLS, TIME, WEATHER
 from tests.serve_app.scripted import StandIn, app_maker
 
 CHAT = Draft202012Validator(schemas()["chat_completion_request"])

@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openai import OpenAI
 
-from tests.serve_app.http.openai.test_openai import COUNT, STORY, image
+from tests.serve_app.http.clients.openai.test_openai import COUNT, STORY, image
 
 COLOURS = {"enum": ["red", "green", "blue"]}
 PARAMETERS = {

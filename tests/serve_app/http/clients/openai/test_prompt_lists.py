@@ -194,7 +194,7 @@ def make() -> Callable[..., ASGIApp]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.http.openai.prompt_list.PAUSE_S", 0.05)
+    monkeypatch.setattr("serve_app.http.clients.openai.prompt_list.PAUSE_S", 0.05)
     monkeypatch.setattr("serve_app.graph.load_shedding.HOLD_S", 0.0)
     Counting.room, Counting.most = 100, 0
     Counting.running.clear()

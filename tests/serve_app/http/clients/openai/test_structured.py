@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from tests.serve_app.http.openai.test_openai import joined, texts
+from tests.serve_app.http.clients.openai.test_openai import joined, texts
 from tests.serve_app.tasks import text_task
 
 ASK: list[Any] = [{"role": "user", "content": "Describe a red circle as JSON."}]

@@ -1,0 +1,1 @@
+"""The APIs of clients: OpenAI's two, and Anthropic's, as renderings of the same tasks."""
