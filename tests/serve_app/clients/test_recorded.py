@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.config.app_args import REPOSITORY
 from tests.serve_app.clients.answers import calls_in, read
 from tests.serve_app.clients.frameworks import FRAMEWORKS, HERE, Framework
 from tests.serve_app.clients.recorded import recorded
@@ -60,6 +61,12 @@ def last_said(body: Any) -> str:
 def test_what_was_recorded_is_of_the_version_that_is_named(framework: Framework) -> None:
     found = recorded(framework)
     assert (found["package"], found["version"]) == (framework.package, framework.version)
+
+
+@each_framework
+def test_the_page_names_the_version(framework: Framework) -> None:
+    page = (REPOSITORY / "docs/clients.md").read_text(encoding="utf-8")
+    assert f"\n| {framework.title} | {framework.version} |" in page
 
 
 def test_every_script_and_every_recording_is_of_a_framework() -> None:
