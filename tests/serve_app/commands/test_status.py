@@ -101,7 +101,7 @@ def test_answers_and_replays() -> None:
     requests = {"": {"not_found": 2}, "Model:a": {"ok": 5, "server_is_overloaded": 1}}
     said = report(_sample(0.0, requests=requests, replays={"Model:a": 3}))
     assert "  no model: not_found 2, replays 0" in said
-    assert "  Model:a: ok 5, overloaded 1, replays 3" in said
+    assert "  Model:a: ok 5, server_is_overloaded 1, replays 3" in said
     assert "ingress i-1" in said
 
 
