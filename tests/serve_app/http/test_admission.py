@@ -337,7 +337,7 @@ async def test_refusals_within_a_second_share_a_line(
         refused = (http.post("/v1/tasks", json=task("overload"), headers=BEARER) for _ in range(9))
         await asyncio.gather(*refused)
     await asyncio.sleep(0.3)  # which ends after the period, because it began after it
-    own = [line for line in lines if "error=overloaded" in line]
+    own = [line for line in lines if "error=server_is_overloaded" in line]
     shared = [line for line in lines if "were refused" in line]
     assert 'key=alice model="demo"' in own[0]
     assert all('for "Model:demo" key=alice' in line for line in shared)

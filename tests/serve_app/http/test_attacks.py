@@ -80,7 +80,7 @@ async def test_invalid_json_is_refused_on_every_route(path: str, case: Malformed
     async with client(APP) as http:
         response = await http.post(path, content=case.body)
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "invalid_value"
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 async def test_a_compressed_body_is_refused() -> None:
