@@ -36,6 +36,7 @@ class _Said:
     calls: list[dict[str, Any]] = field(default_factory=list)
     call_paths: list[str] = field(default_factory=list)
     call_id: str | None = None
+    name: str | None = None
 
     def fields(self) -> dict[str, Any]:
         content: Any = self.content
@@ -45,6 +46,7 @@ class _Said:
             content = ""  # an answer that was all reasoning, or cut before it said anything
         made = {
             "role": self.role,
+            "name": self.name,
             "content": content,
             "tool_call_id": self.call_id,
             "tool_calls": self.calls or None,
@@ -74,11 +76,16 @@ class Conversation:
         self._answer: _Said | None = None
 
     def say(
-        self, role: str, path: str, content: str | list[Block], call_id: str | None = None
+        self,
+        role: str,
+        path: str,
+        content: str | list[Block],
+        call_id: str | None = None,
+        name: str | None = None,
     ) -> None:
         """Add a message that is not the model's: of the system, the user or a tool."""
         self._answer = None
-        self._said.append(_Said(role, path, content, call_id=call_id))
+        self._said.append(_Said(role, path, content, call_id=call_id, name=name))
 
     def answer(self, path: str, content: str | list[Block]) -> None:
         """Add what the model wrote. It continues the model's message if that has only reasoning."""

@@ -158,6 +158,8 @@ class ClientRequest(Strict):
         }
 
     def _task(self, seed: int, number: int = 0, **fields: Any) -> Task:
+        if fields.get("tool_choice", "auto") != "auto":
+            fields["structured_output"] = None  # the form of text, and an answer has none of it
         with self.own_terms(number):
             return Task.from_fields(
                 model=self.model,

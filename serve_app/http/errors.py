@@ -28,6 +28,11 @@ _ANTHROPIC_TYPES: dict[int, str] = {
     HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
 }
 
+# Anthropic's clients look for it, and then send the whole conversation at each turn instead.
+_DETAILS: dict[str | None, Any] = {
+    "thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+}
+
 
 def told(error: ErrorResponse, status: int, form: ErrorForm | None = None) -> Any:
     """An error's body.
@@ -40,11 +45,10 @@ def told(error: ErrorResponse, status: int, form: ErrorForm | None = None) -> An
     if (form or ErrorForm(entry().error_form)) is ErrorForm.OPENAI:
         return error
     other = "api_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    return {
-        "type": "error",
-        "error": {
-            "type": _ANTHROPIC_TYPES.get(status, other),
-            "message": error["error"]["message"],
-        },
-        "request_id": entry().request_id,
+    body = {
+        "type": _ANTHROPIC_TYPES.get(status, other),
+        "message": error["error"]["message"],
     }
+    if details := _DETAILS.get(error["error"]["param"]):
+        body["details"] = details
+    return {"type": "error", "error": body, "request_id": entry().request_id}

@@ -266,14 +266,6 @@ ADDRESS = "messages.0.content.0.image_url.url"
         ({"tools": [TOOL], "tool_choice": _named("f")}, "tool_choice.function.name"),
         ({"tool_choice": _named("clock", nam="f")}, "tool_choice.function.nam"),
         ({"tools": [TOOL], "tool_choice": "required", "num_beams": 2}, "tool_choice"),
-        (
-            {
-                "tools": [TOOL],
-                "tool_choice": _named("clock"),
-                "response_format": {"type": "json_object"},
-            },
-            "tool_choice",
-        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),

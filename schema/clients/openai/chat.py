@@ -53,7 +53,7 @@ _FORM: dict[str, Any] = {
 }
 _RULES: list[dict[str, Any]] = [
     {
-        "$comment": "Forced calls need tools, and cannot be combined with another form.",
+        "$comment": "Forced calls need tools, and no beam search makes them.",
         "if": {
             "properties": {"tool_choice": {"not": {"enum": ["none", "auto", None]}}},
             "required": ["tool_choice"],
@@ -61,7 +61,7 @@ _RULES: list[dict[str, Any]] = [
         "then": {
             "properties": {"tools": {"type": "array", "minItems": 1}},
             "required": ["tools"],
-            "not": {"anyOf": [BEAMS, _FORM]},
+            "not": BEAMS,
         },
     },
     {

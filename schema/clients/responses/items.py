@@ -25,7 +25,7 @@ from schema.clients.responses.content import (
     blocks,
     written,
 )
-from schema.message import MAX_BLOCKS, MAX_TOOL_CALL_ID_CHARS
+from schema.message import MAX_BLOCKS, MAX_NAME_CHARS, MAX_TOOL_CALL_ID_CHARS
 from schema.task import MAX_MESSAGES
 from schema.tool_choice import MAX_FUNCTION_NAME_CHARS
 
@@ -48,6 +48,10 @@ class MessageItem(Strict):
         description="developer is OpenAI's newer name for system, and the same here."
     )
     content: Content
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = Field(
+        default=None,
+        description="Of who speaks, as in chat completions; for chat templates that read it.",
+    )
     id: Annotated[Any, Hint(_ID)] = None
     status: Annotated[Any, Hint(_ID)] = None
     phase: Annotated[Any, Hint("Templates do not read it.")] = None
@@ -58,7 +62,8 @@ class MessageItem(Strict):
             told.answer(f"{path}.content", written(self.content, f"{path}.content"))
         else:
             role = "system" if self.role == "developer" else self.role
-            told.say(role, f"{path}.content", blocks(self.content, f"{path}.content"))
+            content = blocks(self.content, f"{path}.content")
+            told.say(role, f"{path}.content", content, name=self.name)
 
 
 class FunctionCallItem(Strict):
@@ -157,8 +162,8 @@ Item = Annotated[
         _item_tag,
         custom_error_type="block_type",
         custom_error_message='must be "message", "function_call", "function_call_output" or '
-        '"reasoning": nothing is stored that an item_reference could name, and there are no '
-        "built-in tools",
+        '"reasoning": nothing is stored that an item_reference could name (clients send the items '
+        "themselves with store: false), and there are no built-in tools",
     ),
 ]
 Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]

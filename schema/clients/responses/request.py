@@ -181,10 +181,6 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
     previous_response_id: Annotated[Any, Only(_STATE)] = None
     conversation: Annotated[Any, Only(_STATE)] = None
     background: Annotated[Any, Only("is not supported: nothing is stored", (False,))] = None
-    truncation: Annotated[
-        Any,
-        Only("must be disabled: what the model does not get, it cannot answer to", ("disabled",)),
-    ] = None
     prompt: Annotated[Any, Only("is not supported: no templates are stored; use input")] = None
     context_management: Annotated[Any, Only("is not supported; send fewer items", ([],))] = None
     moderation: Annotated[Any, not_yet()] = None
@@ -192,6 +188,7 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
     access_programs: Annotated[Any, Hint("There are none here.")] = None
     image: Annotated[Any, Hint("Images are prepared as their model does it.")] = None
     max_tool_calls: Annotated[Any, Hint("It counts built-in tools, which are not here.")] = None
+    truncation: Annotated[Any, Hint("No item is dropped; too many are refused.")] = None
     store: Annotated[Any, Hint("Nothing is stored.")] = None
     service_tier: Annotated[Any, Hint("There is one tier.")] = None
     user: Annotated[Any, Hint("An end user; nothing of it is kept.")] = None

@@ -133,7 +133,7 @@ _ANTHROPIC_ERROR = {
         "error": {
             "type": "object",
             "required": ["type", "message"],
-            "properties": {"type": _NAME, "message": _NAME},
+            "properties": {"type": _NAME, "message": _NAME, "details": {"type": "object"}},
         },
         "request_id": {"type": "string"},
     },

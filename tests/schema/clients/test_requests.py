@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 from anthropic.types import MessageCreateParams
+from anthropic.types.beta import MessageCreateParams as BetaMessageCreateParams
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 
 from schema import Message, TaskArgsInvalid, schemas
 from schema.clients.anthropic import MessagesRequest
+from schema.clients.openai import ChatCompletionRequest
+from schema.clients.request import ClientRequest
 from schema.clients.responses import ResponsesRequest
 from tests.schema.edges import places
 from tests.schema.malformed import PNG
@@ -162,8 +165,9 @@ VALIDATORS = {name: Draft202012Validator(schemas()[name]) for name in KINDS}
 def test_every_field_of_the_clients_is_known() -> None:
     fields = {*response_create_params.ResponseCreateParamsBase.__annotations__, "stream"}
     assert fields <= set(ResponsesRequest.model_fields)
-    for base in get_args(MessageCreateParams):
-        assert set(base.__annotations__) <= set(MessagesRequest.model_fields)
+    for base in (*get_args(MessageCreateParams), *get_args(BetaMessageCreateParams)):
+        fields = set(base.__annotations__) - {"betas"}  # a header
+        assert fields <= set(MessagesRequest.model_fields)
 
 
 @pytest.mark.parametrize(("name", "fields"), [GOOD[1], GOOD[4]])
@@ -269,3 +273,63 @@ def test_a_request_is_a_task_or_a_clean_refusal(case: tuple[str, Any]) -> None:
         refusal = error
     assert len(refusal.message) < 2000
     json.dumps(refusal.to_dict(), ensure_ascii=False).encode()
+
+
+# An answer that has to be calls has no text, whose form a client could ask for beside them;
+# instructor sends both.
+FORM = {"type": "object", "properties": {"city": {"type": "string"}}}
+BOTH: list[tuple[type[ClientRequest], dict[str, Any], dict[str, Any]]] = [
+    (
+        ChatCompletionRequest,
+        {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": FORM}}],
+            "tool_choice": "required",
+        },
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "form", "schema": FORM},
+            }
+        },
+    ),
+    (
+        ResponsesRequest,
+        {
+            "input": "Hi",
+            "tools": [{"type": "function", "name": "f", "parameters": FORM}],
+            "tool_choice": {"type": "function", "name": "f"},
+        },
+        {"text": {"format": {"type": "json_schema", "name": "form", "schema": FORM}}},
+    ),
+    (
+        MessagesRequest,
+        {
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "Hi"}],
+            "tools": [{"name": "f", "input_schema": FORM}],
+            "tool_choice": {"type": "any"},
+        },
+        {"output_config": {"format": {"type": "json_schema", "schema": FORM}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "form"), BOTH, ids=["chat", "responses", "messages"])
+def test_forced_calls_need_no_form(
+    kind: type[ClientRequest], fields: dict[str, Any], form: dict[str, Any]
+) -> None:
+    plain = kind.parse(json.dumps({"model": "m", **fields})).task(0)
+    assert kind.parse(json.dumps({"model": "m", **fields, **form})).task(0) == plain
+    assert plain.forces_calls
+
+
+def test_a_name_is_the_same_in_both_apis_of_openai() -> None:
+    said = [
+        {"role": "system", "name": "rules", "content": "Be brief."},
+        {"role": "user", "name": "Ada", "content": "Hi"},
+    ]
+    chat = ChatCompletionRequest.parse(json.dumps({"model": "m", "messages": said})).task(0)
+    responses = ResponsesRequest.parse(json.dumps({"model": "m", "input": said})).task(0)
+    names = [message.name for message in responses.messages]
+    assert names == [message.name for message in chat.messages] == ["rules", "Ada"]

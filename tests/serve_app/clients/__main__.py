@@ -44,17 +44,15 @@ def main() -> int:
         for framework in chosen:
             problem = _run(framework, address, arguments.environments.absolute())
             exchanges = recorder.exchanges.get(framework.name, [])
-            refused = [exchange for exchange in exchanges if exchange.error is not None]
-            result = f"{len(exchanges)} requests"
-            if problem or refused:
-                failed += 1
-                result = "FAILED"
+            failed += problem is not None
+            result = f"{len(exchanges)} requests" if problem is None else "FAILED"
             print(f"{framework.title:<20} {framework.version:<10} {result}", flush=True)
-            for exchange in refused:
-                print(f"    {_in_one_line(exchange)}")
-            if problem:
+            for exchange in exchanges:
+                if exchange.error is not None:  # some have another way
+                    print(f"    {_in_one_line(exchange)}")
+            if problem is not None:
                 print("    " + "\n    ".join(problem.strip().splitlines()[-_SHOWN_LINES:]))
-            elif arguments.record and not refused:
+            elif arguments.record:
                 write(framework, exchanges)
     return bool(failed)
 

@@ -41,4 +41,5 @@ def _request(exchange: Exchange) -> dict[str, Any]:
         "path": exchange.path,
         "headers": headers,
         "body": exchange.body,
+        "status": exchange.status,
     }

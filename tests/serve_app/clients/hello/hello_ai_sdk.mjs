@@ -37,7 +37,14 @@ function check(answer) {
 
 const question = { role: "user", content: "What is the weather in Paris?" };
 for (const model of [compatible(name), openai.chat(name), openai.responses(name)]) {
-  const asked = { model, tools: { get_weather }, stopWhen: stepCountIs(4), maxRetries: 0 };
+  const asked = {
+    model,
+    tools: { get_weather },
+    stopWhen: stepCountIs(4),
+    maxRetries: 0,
+    // The server keeps no responses, so that the client has to send the items, not their ids.
+    providerOptions: { openai: { store: false } },
+  };
   const first = await generateText({ ...asked, messages: [question] });
   check(first.text);
   const messages = [question, ...first.response.messages, question];

@@ -213,6 +213,19 @@ def test_errors_name_the_field(api: Anthropic, fields: dict[str, Any], said: str
         assert caught.value.body["request_id"]
 
 
+def test_runners_of_tools_learn_that_there_are_no_threads(api: Anthropic) -> None:
+    """They ask for one first, and go on without if the error says so."""
+
+    @anthropic.beta_tool
+    def paint(shape: str) -> str:
+        return f"A {shape}."
+
+    runner = api.beta.messages.tool_runner(
+        model="demo", max_tokens=16, messages=[{"role": "user", "content": "Hi"}], tools=[paint]
+    )
+    assert runner.until_done().role == "assistant"
+
+
 def test_other_errors(api: Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as caught:
         api.messages.create(**_asked(model="org/none"))

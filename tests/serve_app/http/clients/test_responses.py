@@ -51,7 +51,7 @@ def test_a_response(api: OpenAI) -> None:
         store=True,
         user="u",
         reasoning={"effort": "low", "summary": "auto"},
-        truncation="disabled",
+        truncation="auto",
         include=["reasoning.encrypted_content"],
     )
     assert made.output_text == "3, 4, 5, 6, 7, 8, 9."
@@ -180,7 +180,6 @@ def test_a_loop_with_tools(api: OpenAI, stream: bool) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
-        ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
         ({"tools": [PAINT], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
