@@ -10,7 +10,6 @@ from openai.types.chat import ChatCompletionAssistantMessageParam
 from openai.types.chat import completion_create_params as chat_create_params
 
 from schema import OutOfMemory, Task, TaskArgsInvalid, schemas
-from schema.clients.fields import Hint, marked
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.openai.messages import ChatMessage
 from schema.message import MAX_BLOCKS_OF_TASK
@@ -379,26 +378,6 @@ def test_later_errors_name_the_fields_of_the_request(
     assert caught.value.retry_after_s == 3.0
     assert (renamed or "too much") in caught.value.message
     assert "generation_config" not in caught.value.message
-
-
-ANY_VALUES: list[Any] = [None, True, 0, -1.5, "x" * 600, [], ["a"], {}, {"a": [{"b": None}]}]
-
-
-@pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: json.dumps(value)[:16])
-def test_a_hint_takes_any_value_and_changes_nothing(value: Any) -> None:
-    hints = dict.fromkeys(marked(ChatCompletionRequest, Hint), value)
-    assert {"user", "metadata", "store", "service_tier", "prompt_cache_key"} <= set(hints)
-    part = {"type": "image_url", "image_url": {"url": URL, "detail": value}}
-    fields: dict[str, Any] = {
-        "messages": [{"role": "user", "content": [part]}],
-        "stream": True,
-        "stream_options": {"include_obfuscation": value},
-        **hints,
-    }
-    CHAT.validate({"model": "m"} | fields)
-    request = chat(**fields)
-    assert request == chat(messages=_image(url=URL), stream=True, stream_options={})
-    assert "x" * 600 not in repr(request)
 
 
 @pytest.mark.parametrize("strict", [None, False, True])
