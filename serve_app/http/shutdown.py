@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
 
 from serve_app.protocol.failures import Stopping
 
@@ -59,31 +61,9 @@ class Shutdown:
             if not self._running:
                 self._idle.set()
 
-    @asynccontextmanager
-    async def limit(self) -> AsyncIterator[asyncio.Timeout]:
-        """Around waiting: ended when the time of running requests is over; `lift` prevents that.
-
-        Raises:
-            Stopping: in place of any error that the code inside makes of its cancellation.
-        """
-        limit = asyncio.timeout_at(self._deadline)
-        try:
-            async with limit:
-                self._limits.add(limit)
-                try:
-                    yield limit
-                finally:
-                    self._limits.discard(limit)
-        except Exception as error:
-            if limit.expired():
-                self._cut += 1
-                raise self.cut_off() from error
-            raise
-
-    def lift(self, limit: asyncio.Timeout) -> None:
-        """End a limit that has not expired, before its block ends."""
-        self._limits.discard(limit)
-        limit.reschedule(None)
+    def limit(self) -> Limit:
+        """Around waiting: it is ended when the time of running requests is over."""
+        return Limit(self)
 
     def cut_off(self) -> Stopping:
         """The error of a request that has not ended in time."""
@@ -93,3 +73,46 @@ class Shutdown:
             None,
             self._grace_s,
         )
+
+
+class Limit:
+    """A block that waits, and that the end of an ingress ends: see `Shutdown.limit`.
+
+    A class and not a generator, because the chunks of all streams pass one each.
+
+    Raises:
+        Stopping: in place of any error that the code inside makes of its cancellation.
+    """
+
+    def __init__(self, shutdown: Shutdown) -> None:
+        self._shutdown = shutdown
+        self._timeout = asyncio.timeout_at(shutdown._deadline)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._shutdown._limits.add(self._timeout)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._shutdown._limits.discard(self._timeout)
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as ended:
+            error = ended
+        if isinstance(error, Exception) and self.expired():
+            self._shutdown._cut += 1
+            raise self._shutdown.cut_off() from error
+
+    def expired(self) -> bool:
+        """Whether it has ended its block."""
+        return self._timeout.expired()
+
+    def lift(self) -> None:
+        """Let the block end by itself; for a limit that has not expired."""
+        self._shutdown._limits.discard(self._timeout)
+        self._timeout.reschedule(None)

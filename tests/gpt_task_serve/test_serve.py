@@ -85,6 +85,7 @@ class _Request(threading.Thread):
             "stream": stream,
         }
         self._address = address
+        self.sent = threading.Event()
         self.began = threading.Event()
         self.lines: list[str] = []
         self.status = 0
@@ -92,11 +93,16 @@ class _Request(threading.Thread):
 
     def run(self) -> None:
         url = f"{self._address}/v1/chat/completions"
-        with httpx.stream("POST", url, json=self._body, timeout=120) as response:
+        told = {"trace": self._told}
+        with httpx.stream("POST", url, json=self._body, timeout=120, extensions=told) as response:
             self.status = response.status_code
             for line in response.iter_lines():
                 self.lines.append(line)
                 self.began.set()
+
+    def _told(self, event: str, _: Any) -> None:
+        if event == "http11.send_request_body.complete":
+            self.sent.set()
 
     def events(self) -> list[Any]:
         """What came, after the end has been waited for."""
@@ -125,8 +131,9 @@ def test_running_requests_end_as_if_nothing_was(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with _command(path, log) as process:
         _wait_until_ready(process, address, log, _is_ready)
-        stream = _Request(address, 600, stream=True)
         whole = _Request(address, 600, stream=False)
+        assert whole.sent.wait(60)
+        stream = _Request(address, 600, stream=True)
         assert stream.began.wait(60)
         started = _processes(process)
         process.send_signal(signal.SIGINT)

@@ -87,7 +87,7 @@ class ScriptedReplica(StandIn):
     """Does what the task's first message says."""
 
     async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
-        act = str(task.messages[0].content)
+        act = str(task.messages[0].content) if task.messages else ""
         if not act.startswith("later "):
             await self._act(act)
         if act == "nothing":

@@ -110,7 +110,7 @@ class Gate:
                         if limit.expired():  # what somebody has made of the cancellation
                             raise self._shutdown.cut_off()
                         begun = True
-                        self._shutdown.lift(limit)
+                        limit.lift()
                     await send(message)
 
                 await self._app(scope, receive, beginning)

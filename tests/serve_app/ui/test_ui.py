@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve_app.config.app_args import REPOSITORY
+from tests.serve_app.tasks import served as models_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -122,7 +123,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 def _tasks(address: str) -> Any:
     """What the unquantized model's replica counts."""
     with httpx.Client(base_url=address) as client:
-        (replica,) = served(client)[0]["replicas"]
+        (replica,) = models_of(client)[0]["replicas"]
     return replica["tasks"]
 
 
