@@ -94,7 +94,10 @@ class _Request(threading.Thread):
     def run(self) -> None:
         url = f"{self._address}/v1/chat/completions"
         told = {"trace": self._told}
-        with httpx.stream("POST", url, json=self._body, timeout=120, extensions=told) as response:
+        with (
+            httpx.Client(timeout=120) as client,
+            client.stream("POST", url, json=self._body, extensions=told) as response,
+        ):
             self.status = response.status_code
             for line in response.iter_lines():
                 self.lines.append(line)
