@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from engine.quantization.base import Split
 from engine.quantization.registry import quantization
+from schema.generation import DEFAULT_MAX_NEW_TOKENS
 from schema.model_variant import Dtype, ModelVariant, QuantizeBits
 from schema.validation.strict import NonNegativeInt, PositiveInt, Strict, StrictCall
 
@@ -33,6 +34,11 @@ class EngineOptions(Strict):
         default=False,
         description="Lower a task's max_new_tokens to what its prompt leaves of the context. False "
         "refuses a task that asks for more.",
+    )
+    default_max_new_tokens: PositiveInt = Field(
+        default=DEFAULT_MAX_NEW_TOKENS,
+        description="Most tokens of an answer where neither the task nor the model's own settings "
+        "say. Programs such as Codex do not say.",
     )
     max_sequences: PositiveInt = Field(
         default=32,

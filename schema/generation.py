@@ -9,7 +9,8 @@ from pydantic_core import PydanticCustomError
 from schema.json_values import WHOLE, quoted
 
 DEFAULT_MAX_NEW_TOKENS = 256
-"""The default if neither the task nor the model's own generation_config has a value."""
+"""The default if neither the task nor the model's own generation_config has a value, nor the
+operator another default."""
 DEFAULT_NUM_RETURN_SEQUENCES = 1
 
 MAX_NEW_TOKENS = 1_000_000
@@ -134,8 +135,8 @@ class GenerationConfig(BaseModel):
     max_new_tokens: MaxNewTokensOrNone | None = Field(
         default=None,
         description="The most tokens to generate per choice. "
-        f"{DEFAULT_MAX_NEW_TOKENS} where neither the task nor the model says. 0, which only reads "
-        "the prompt, needs prompt_logprobs.",
+        f"{DEFAULT_MAX_NEW_TOKENS} where neither the task, the model nor the operator says. 0, "
+        "which only reads the prompt, needs prompt_logprobs.",
     )
     stop_strings: (
         Annotated[

@@ -52,7 +52,8 @@ serve_app.http             > .http.clients.openai .http.clients.responses .http.
 serve_app.http.clients     > .http .graph .observability schema schema.clients
 serve_app.http.clients.openai    > .http .http.clients .graph .observability .protocol schema
                                    schema.clients.openai
-serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients.responses
+serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients
+                                   schema.clients.responses
 serve_app.http.clients.anthropic > .http .http.clients .graph .observability schema
                                    schema.clients.anthropic
 serve_app.http.description > .http .config schema schema.published

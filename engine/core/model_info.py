@@ -17,6 +17,7 @@ from engine.execution.prepack import PackedLinear
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.requests.prompt import PromptRenderer
+from schema.generation import DEFAULT_MAX_NEW_TOKENS
 
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
@@ -100,6 +101,8 @@ def model_card(
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
+    if config.default_max_new_tokens != DEFAULT_MAX_NEW_TOKENS:
+        arithmetic["default_max_new_tokens"] = config.default_max_new_tokens
     if config.layout is not None:
         arithmetic["layout"] = spread.name if spread else config.layout
     # Hashed under its first name: a fingerprint changes with the arithmetic, and not with a word.

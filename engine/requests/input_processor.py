@@ -156,6 +156,7 @@ class InputProcessor:
             prompt_tokens=len(prompt.token_ids),
             context_length=self._loaded.context_length,
             cut_to_context=self._config.cut_to_context,
+            default_max_new_tokens=self._config.default_max_new_tokens,
             continuous_batching=self._continuous_batching,
         )
         if not settings.batched and self._config.tensor_parallel:

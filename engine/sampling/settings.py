@@ -79,6 +79,7 @@ def resolve_settings(
     context_length: int,
     continuous_batching: bool,
     cut_to_context: bool = False,
+    default_max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
 ) -> SamplingParams:
     """Overlay the task's settings on the model's own.
 
@@ -92,7 +93,7 @@ def resolve_settings(
     own = model.generation_config
     max_new_tokens = _max_new_tokens(
         asked.max_new_tokens,
-        own.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
+        own.max_new_tokens or default_max_new_tokens,
         prompt_tokens,
         context_length,
         cut_to_context,

@@ -7,7 +7,7 @@ from schema.message import MAX_BLOCKS_OF_TASK, rule
 
 _LISTS = ("content", "output", "summary")
 """Where a message, or a block of one, may have further blocks."""
-_ANYTHING = ("tool_calls", "input")
+_ANYTHING = ("tool_calls", "input", "tools")
 """Where a message, or a block of one, may have any JSON."""
 
 

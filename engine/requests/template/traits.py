@@ -16,8 +16,9 @@ from schema.message import Message
 Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], str]
 """Renders messages and tools with a template. Raises what the template raises."""
 
-_SYSTEM, _USER, _RESULT, _NAME, _KEY, _VALUE = (
-    f"probe{word}" for word in ("system", "user", "result", "name", "key", "value")
+_SYSTEM, _FURTHER, _LATE, _USER, _RESULT, _NAME, _KEY, _VALUE = (
+    f"probe{word}"
+    for word in ("system", "further", "late", "user", "result", "name", "key", "value")
 )
 _TOOL = {
     "type": "function",
@@ -59,12 +60,16 @@ class TemplateTraits:
 
     Attributes:
         system: a system message at the beginning; False if it is left out, or refused.
+        systems: further system messages, there and later.
+        repeats: several messages of the user in a row.
         tools: the tools.
         with_tools: how it takes earlier calls in a task that has tools.
         without_tools: how it takes them in one that has none.
     """
 
     system: bool
+    systems: bool
+    repeats: bool
     tools: bool
     with_tools: History
     without_tools: History
@@ -80,12 +85,18 @@ def find_traits(render: Render, *, blocks: bool) -> TemplateTraits:
     form = MessageForm(blocks=blocks)
     plain, with_tools = _Probe(render, None), _Probe(render, [_TOOL])
     system = Message(role="system", content=_SYSTEM)
+    further, late = (Message(role="system", content=word) for word in (_FURTHER, _LATE))
+    asked_again = Message(role="user", content=_LATE)
     written = plain.text([system, _ASKED], form)
+    several = plain.text([system, further, _ASKED, late], form)
+    repeated = plain.text([_ASKED, asked_again], form)
     reads_tools = any(
         _NAME in with_tools.text(asked, form) for asked in ([_ASKED], [system, _ASKED])
     )
     return TemplateTraits(
         system=_SYSTEM in written and _USER in written,
+        systems=all(word in several for word in (_SYSTEM, _FURTHER, _USER, _LATE)),
+        repeats=_USER in repeated and _LATE in repeated,
         tools=reads_tools,
         with_tools=_history(with_tools if reads_tools else plain, form),
         without_tools=_history(plain, form),

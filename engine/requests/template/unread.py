@@ -2,7 +2,9 @@
 
 Tools and how to call them stand in the system message, earlier calls in the text of their message,
 results between tags in a message of the user, as models of Hermes and Qwen know them. A system
-message that a template leaves out or refuses stands at the beginning of the user's first message.
+message that a template leaves out or refuses stands at the beginning of the user's first message, a
+later one is a message of the user; and neighbouring messages of the user are one, where a template
+wants user and assistant to take turns.
 """
 
 from __future__ import annotations
@@ -55,6 +57,33 @@ def with_history_written(messages: Messages, history: History, layout: CallLayou
     return written
 
 
+def with_one_system(messages: Messages) -> Messages:
+    """The messages with the leading system messages as one, and later ones as the user's."""
+    written: Messages = []
+    for message in messages:
+        is_system = message["role"] == "system"
+        if is_system and written and all(each["role"] == "system" for each in written):
+            content = _joined(written[-1]["content"], message["content"])
+            written[-1] = written[-1] | {"content": content}
+        elif is_system and written:
+            written.append(message | {"role": "user"})
+        else:
+            written.append(message)
+    return written
+
+
+def with_users_joined(messages: Messages) -> Messages:
+    """The messages with neighbouring messages of the user as one."""
+    written: Messages = []
+    for message in messages:
+        if written and message["role"] == written[-1]["role"] == "user":
+            content = _joined(written[-1]["content"], message["content"])
+            written[-1] = written[-1] | {"content": content}
+        else:
+            written.append(message)
+    return written
+
+
 def with_system_in_user(messages: Messages) -> Messages:
     """The messages with the leading system messages as the beginning of the user's first one."""
     number = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
@@ -75,9 +104,13 @@ def written_for(
     """The messages with all that a template with these traits would leave out."""
     history = traits.with_tools if tools and traits.tools else traits.without_tools
     messages = with_history_written(messages, history, layout)
+    if not traits.systems:
+        messages = with_one_system(messages)
     if tools and not traits.tools:
         messages = with_tools_written(messages, tools, layout)
-    return messages if traits.system else with_system_in_user(messages)
+    if not traits.system:
+        messages = with_system_in_user(messages)
+    return messages if traits.repeats else with_users_joined(messages)
 
 
 def _description(tools: Sequence[Any], layout: CallLayout) -> str:

@@ -15,15 +15,17 @@ from schema.clients.anthropic import content, messages, tools
 from schema.clients.anthropic.content import CACHE, System
 from schema.clients.anthropic.messages import AssistantMessage, Messages, UserMessage, shown
 from schema.clients.anthropic.tools import (
+    AnyTool,
     NoChoice,
     OutputConfig,
-    OwnTool,
+    Tool,
     ToolChoice,
     one_call,
     task_choice,
 )
 from schema.clients.conversation import Conversation
 from schema.clients.fields import Hint, Only
+from schema.clients.offered import OfferedTool, in_request
 from schema.clients.request import ClientRequest
 from schema.clients.terms import SETTINGS, Renames, renamed
 from schema.generation import MAX_STOP_STRINGS, MaxNewTokens, StopString
@@ -55,8 +57,7 @@ _PATHS: Renames = (
     *SETTINGS,
     (re.compile(r"\bparallel_tool_calls\b"), "tool_choice.disable_parallel_tool_use"),
     (re.compile(r"^tool_choice\.function\b"), "tool_choice.name"),
-    (re.compile(r"\btools\.(\d+)\.function\.parameters\b"), r"tools.\1.input_schema"),
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
+    (re.compile(r"\b(tools\.\d+)\.parameters\b"), r"\1.input_schema"),
     (re.compile(r"\bstructured_output\.schema\b"), "output_config.format.schema"),
     (re.compile(r"\bstructured_output\b"), "output_config.format"),
 )
@@ -91,8 +92,10 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
     stop_sequences: (
         Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None
     ) = Field(default=None, description="Texts that end the answer; they are not part of it.")
-    tools: Annotated[list[OwnTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
-        default=None, description="Functions that the model may call."
+    tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
+        default=None,
+        description="Functions that the model may call. Tools of other types are hints: the model "
+        "does not get them.",
     )
     tool_choice: ToolChoice | None = Field(
         default=None, description="The arguments of forced calls are valid under input_schema."
@@ -117,8 +120,8 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
     fallbacks: Annotated[Any, Hint("No other model answers.")] = None
     fallback_credit_token: Annotated[Any, Hint("There are no credits here.")] = None
     billing_policy: Annotated[Any, Hint("There are no bills here.")] = None
+    mcp_servers: Annotated[Any, Hint("Nothing calls them; the model gets no tools of them.")] = None
     container: Annotated[Any, Only("is not supported: there are no containers")] = None
-    mcp_servers: Annotated[Any, Only("is not supported; call them as tools", ([],))] = None
     inference_geo: Annotated[Any, Only("is not supported: the server is where it is")] = None
 
     @property
@@ -128,16 +131,17 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
-        return renamed(self._told.renamed(text), self.limit[0], _PATHS)
+        text = in_request(self._told.renamed(text), self.offered)
+        return renamed(text, self.limit[0], _PATHS)
 
     def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means."""
-        given = None if isinstance(self.tool_choice, NoChoice) else self.tools
+        given = () if isinstance(self.tool_choice, NoChoice) else self.offered
         form = self.output_config.format if self.output_config is not None else None
         return self._task(
             seed,
             messages=self._told.messages(),
-            tools=[tool.task_tool() for tool in given or ()] or None,
+            tools=[tool.value for tool in given] or None,
             tool_choice=task_choice(self.tool_choice),
             parallel_tool_calls=not one_call(self.tool_choice),
             template_args=self._template_args(),
@@ -154,6 +158,15 @@ class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
         if isinstance(last, AssistantMessage) and last.text and not last.calls:
             return {"continue_final_message": True} | (self.chat_template_kwargs or {})
         return self.chat_template_kwargs
+
+    @cached_property
+    def offered(self) -> list[OfferedTool]:
+        """The functions that the model may call."""
+        return [
+            tool.offered(f"tools.{number}")
+            for number, tool in enumerate(self.tools or ())
+            if isinstance(tool, Tool)
+        ]
 
     @cached_property
     def _told(self) -> Conversation:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from schema.clients.fields import Hint, Strict
+from schema.clients.offered import OfferedTool, function_tool
 from schema.json_values import quoted
 from schema.message import MAX_TEXT_CHARS, JsonObject, rule
 from schema.structured import AnswerSchema
@@ -13,6 +14,7 @@ from schema.task import MAX_EFFORT_CHARS
 from schema.tool_choice import FUNCTION_TAG, MAX_FUNCTION_NAME_CHARS
 
 AUTO_TAG, ANY_TAG, NONE_TAG = ("<auto>", "<any>", "<none>")
+TOOL_TAG, OTHER_TAG = ("<tool>", "<other tool>")
 _Name = Annotated[str, Field(min_length=1, max_length=MAX_FUNCTION_NAME_CHARS)]
 
 
@@ -30,29 +32,60 @@ class Tool(Strict):
     allowed_callers: Annotated[Any, Hint("The model calls.")] = None
     input_examples: Annotated[Any, Hint("Templates do not read them.")] = None
 
-    def task_tool(self) -> dict[str, Any]:
-        """The same in a task: as chat completions write it."""
-        function = {
+    def offered(self, path: str) -> OfferedTool:
+        """The tool as the model gets it; ``path`` leads to it in the request."""
+        fields = {
             "name": self.name,
             "description": self.description,
             "parameters": self.input_schema,
             "strict": self.strict,
         }
-        return {
-            "type": "function",
-            "function": {name: value for name, value in function.items() if value is not None},
-        }
+        return OfferedTool(function_tool(fields), path, self.name)
 
 
-def _not_of_a_server(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind not in (None, "custom"):
-        shown = quoted(kind) if isinstance(kind, str) else "something else"
-        raise rule(f'must be "custom", not {shown}: there are no server tools here', "type")
-    return value
+_IS_TOOL = (None, "custom")
 
 
-OwnTool = Annotated[Tool, BeforeValidator(_not_of_a_server)]
+class OtherTool(BaseModel):
+    """A tool that Anthropic's servers run, or whose form only its models know.
+
+    The model does not get it. One with an ``input_schema`` is a function whose type is misspelt.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="ignore",
+        frozen=True,
+        json_schema_extra={"not": {"required": ["input_schema"]}},
+    )
+
+    type: str = Field(json_schema_extra={"not": {"const": "custom"}})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_function(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "input_schema" in value:
+            kind = value.get("type")
+            shown = quoted(kind) if isinstance(kind, str) else "something else"
+            raise rule(
+                f'must be "custom", not {shown}: a tool of another type has no input_schema, and '
+                "is not offered to the model",
+                "type",
+            )
+        return value
+
+
+def _tool_tag(value: Any) -> str:
+    if isinstance(value, OtherTool):
+        return OTHER_TAG
+    return (
+        OTHER_TAG if isinstance(value, Mapping) and value.get("type") not in _IS_TOOL else TOOL_TAG
+    )
+
+
+AnyTool = Annotated[
+    Annotated[Tool, Tag(TOOL_TAG)] | Annotated[OtherTool, Tag(OTHER_TAG)], Discriminator(_tool_tag)
+]
 
 
 class _Calls(Strict):
@@ -125,7 +158,8 @@ class OutputConfig(Strict):
 
 
 INNER: dict[str | int, type[BaseModel]] = {
-    "tools": Tool,
+    TOOL_TAG: Tool,
+    OTHER_TAG: OtherTool,
     AUTO_TAG: AutoChoice,
     ANY_TAG: AnyChoice,
     FUNCTION_TAG: FunctionChoice,

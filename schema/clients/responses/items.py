@@ -1,4 +1,4 @@
-"""The items of ``input``: messages, calls, their results, reasoning.
+"""The items of ``input``: messages, calls, their results, reasoning, further tools.
 
 Answers come back as items of the next request, with their ids and states, so all that an answer
 may hold is taken here.
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from schema.clients.conversation import Conversation
-from schema.clients.fields import Hint, Only, Strict
+from schema.clients.fields import Hint, Strict
 from schema.clients.responses.content import (
     INPUT_IMAGE_TAG,
     INPUT_TEXT_TAG,
@@ -25,22 +25,34 @@ from schema.clients.responses.content import (
     blocks,
     written,
 )
+from schema.clients.responses.tools import FlatTools, qualified
 from schema.message import MAX_BLOCKS, MAX_NAME_CHARS, MAX_TOOL_CALL_ID_CHARS
 from schema.task import MAX_MESSAGES
 from schema.tool_choice import MAX_FUNCTION_NAME_CHARS
 
-MESSAGE_TAG, CALL_TAG, OUTPUT_TAG, REASONING_TAG = (
+MESSAGE_TAG, CALL_TAG, OUTPUT_TAG, REASONING_TAG, TOOLS_TAG = (
     "<message>",
     "<function call>",
     "<function call output>",
     "<reasoning>",
+    "<additional tools>",
 )
 CallId = Annotated[str, Field(min_length=1, max_length=MAX_TOOL_CALL_ID_CHARS)]
+
+_Name = Annotated[str, Field(max_length=MAX_FUNCTION_NAME_CHARS)]
 
 _ID = "Of an item that an earlier answer had."
 
 
-class MessageItem(Strict):
+class _Item(Strict):
+    """What every item may have."""
+
+    id: Annotated[Any, Hint(_ID)] = None
+    status: Annotated[Any, Hint(_ID)] = None
+    internal_chat_message_metadata_passthrough: Annotated[Any, Hint("Codex sends it.")] = None
+
+
+class MessageItem(_Item):
     """A message. What an assistant says is what the model wrote in an earlier answer."""
 
     type: Literal["message"] | None = None
@@ -52,8 +64,6 @@ class MessageItem(Strict):
         default=None,
         description="Of who speaks, as in chat completions; for chat templates that read it.",
     )
-    id: Annotated[Any, Hint(_ID)] = None
-    status: Annotated[Any, Hint(_ID)] = None
     phase: Annotated[Any, Hint("Templates do not read it.")] = None
 
     def tell(self, told: Conversation, path: str) -> None:
@@ -66,33 +76,33 @@ class MessageItem(Strict):
             told.say(role, f"{path}.content", content, name=self.name)
 
 
-class FunctionCallItem(Strict):
+class FunctionCallItem(_Item):
     """A call that the model made in an earlier answer."""
 
     type: Literal["function_call"]
     call_id: CallId
     name: Annotated[str, Field(min_length=1, max_length=MAX_FUNCTION_NAME_CHARS)]
     arguments: Text
-    id: Annotated[Any, Hint(_ID)] = None
-    status: Annotated[Any, Hint(_ID)] = None
     parsed_arguments: Annotated[Any, Hint("What OpenAI's client has read in the arguments.")] = None
     caller: Annotated[Any, Hint("The model called.")] = None
-    namespace: Annotated[Any, Only("is not supported: functions have no namespaces")] = None
+    namespace: _Name | None = Field(
+        default=None, description="The namespace whose function it calls."
+    )
 
     def tell(self, told: Conversation, path: str) -> None:
         """Add it to a conversation."""
-        told.call(path, self.call_id, self.name, self.arguments)
+        name = qualified(self.name, self.namespace)
+        told.call(path, self.call_id, name, self.arguments)
 
 
-class FunctionCallOutputItem(Strict):
+class FunctionCallOutputItem(_Item):
     """What a function that the model called has returned."""
 
     type: Literal["function_call_output"]
     call_id: CallId
     output: Content
-    id: Annotated[Any, Hint(_ID)] = None
-    status: Annotated[Any, Hint(_ID)] = None
     name: Annotated[Any, Hint("The call has it.")] = None
+    namespace: Annotated[Any, Hint("The call has it.")] = None
     caller: Annotated[Any, Hint("The model called.")] = None
 
     def tell(self, told: Conversation, path: str) -> None:
@@ -115,7 +125,7 @@ class ReasoningText(Strict):
     text: Text
 
 
-class ReasoningItem(Strict):
+class ReasoningItem(_Item):
     """Reasoning of an earlier answer; for chat templates that read it."""
 
     type: Literal["reasoning"]
@@ -125,8 +135,6 @@ class ReasoningItem(Strict):
     content: Annotated[list[ReasoningText], Field(max_length=MAX_BLOCKS, fail_fast=True)] | None = (
         Field(default=None, description="What the model reads; without it, the summary.")
     )
-    id: Annotated[Any, Hint(_ID)] = None
-    status: Annotated[Any, Hint(_ID)] = None
     encrypted_content: Annotated[Any, Hint("Only the server that wrote it can read it.")] = None
 
     def tell(self, told: Conversation, path: str) -> None:
@@ -135,11 +143,23 @@ class ReasoningItem(Strict):
         told.reason(path, "".join(part.text for part in texts))
 
 
+class AdditionalToolsItem(_Item):
+    """Tools beside those of the request, of which the model knows from the beginning."""
+
+    type: Literal["additional_tools"]
+    tools: FlatTools
+    role: Annotated[Any, Hint("Tools are the developer's.")] = None
+
+    def tell(self, told: Conversation, path: str) -> None:
+        """It says nothing."""
+
+
 _TAGS = {
     "message": MESSAGE_TAG,
     "function_call": CALL_TAG,
     "function_call_output": OUTPUT_TAG,
     "reasoning": REASONING_TAG,
+    "additional_tools": TOOLS_TAG,
 }
 
 
@@ -157,7 +177,8 @@ Item = Annotated[
     Annotated[MessageItem, Tag(MESSAGE_TAG)]
     | Annotated[FunctionCallItem, Tag(CALL_TAG)]
     | Annotated[FunctionCallOutputItem, Tag(OUTPUT_TAG)]
-    | Annotated[ReasoningItem, Tag(REASONING_TAG)],
+    | Annotated[ReasoningItem, Tag(REASONING_TAG)]
+    | Annotated[AdditionalToolsItem, Tag(TOOLS_TAG)],
     Discriminator(
         _item_tag,
         custom_error_type="block_type",
@@ -166,13 +187,14 @@ Item = Annotated[
         "themselves with store: false), and there are no built-in tools",
     ),
 ]
-Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+Items = Annotated[list[Item], Field(fail_fast=True, max_length=MAX_MESSAGES)]
 
 INNER: dict[str | int, type[BaseModel]] = {
     MESSAGE_TAG: MessageItem,
     CALL_TAG: FunctionCallItem,
     OUTPUT_TAG: FunctionCallOutputItem,
     REASONING_TAG: ReasoningItem,
+    TOOLS_TAG: AdditionalToolsItem,
     "summary": SummaryText,
     "content": ReasoningText,
     INPUT_TEXT_TAG: InputText,

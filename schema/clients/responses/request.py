@@ -13,16 +13,17 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from schema.clients.conversation import Conversation
 from schema.clients.fields import Hint, Only, Strict, not_yet
+from schema.clients.offered import OfferedTool, in_request
 from schema.clients.request import ClientRequest
 from schema.clients.responses import items, tools
 from schema.clients.responses import text as forms
-from schema.clients.responses.items import Items, MessageItem
+from schema.clients.responses.items import AdditionalToolsItem, Items, MessageItem
 from schema.clients.responses.text import TextConfig, structured_output
-from schema.clients.responses.tools import FlatTool, ToolChoice, task_choice, task_tool
+from schema.clients.responses.tools import FlatTools, ToolChoice, offered, task_choice
 from schema.clients.terms import SETTINGS, Renames, renamed
 from schema.generation import MaxNewTokens, NumLogprobs
 from schema.message import BLOCKS_TAG, MAX_TEXT_CHARS, TEXT_TAG, JsonObject
-from schema.task import MAX_EFFORT_CHARS, MAX_TOOLS, Task
+from schema.task import MAX_EFFORT_CHARS, Task
 
 MAX_METADATA = 16
 MAX_METADATA_KEY_CHARS = 64
@@ -65,7 +66,6 @@ _EXAMPLES: list[Any] = [
 _PATHS: Renames = (
     *SETTINGS,
     (re.compile(r"^tool_choice\.function\b"), "tool_choice.name"),
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
     (re.compile(r"\bstructured_output\.schema\b"), "text.format.schema"),
     (re.compile(r"\bstructured_output\b"), "text.format"),
 )
@@ -85,6 +85,7 @@ class ResponsesStreamOptions(Strict):
     include_obfuscation: Annotated[
         Any, Hint("Events are not padded; their sizes show those of the texts.")
     ] = None
+    reasoning_summary_delivery: Annotated[Any, Hint("The answer has the reasoning itself.")] = None
 
 
 class Reasoning(Strict):
@@ -126,22 +127,27 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
     messages_field: ClassVar[str] = "input"
 
     input: Annotated[
-        Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), Tag(TEXT_TAG)]
+        Annotated[str, Field(max_length=MAX_TEXT_CHARS), Tag(TEXT_TAG)]
         | Annotated[Items, Tag(BLOCKS_TAG)],
         Discriminator(
             _input_tag,
             custom_error_type="content_type",
             custom_error_message="must be a string or an array of items",
         ),
-    ] = Field(description="What the user says, or the items of the conversation so far.")
+    ] = Field(
+        description="What the user says, or the items of the conversation so far. An empty array "
+        "is the same as an empty string."
+    )
     instructions: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = Field(
         default=None, description="A system message before the input."
     )
     max_output_tokens: MaxNewTokens | None = Field(
         default=None, description="The most tokens of the answer, reasoning included."
     )
-    tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
-        default=None, description="Functions that the model may call."
+    tools: FlatTools | None = Field(
+        default=None,
+        description="Functions that the model may call. Tools of other types are hints: the model "
+        "does not get them.",
     )
     tool_choice: ToolChoice | None = Field(
         default=None,
@@ -182,8 +188,9 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
     conversation: Annotated[Any, Only(_STATE)] = None
     background: Annotated[Any, Only("is not supported: nothing is stored", (False,))] = None
     prompt: Annotated[Any, Only("is not supported: no templates are stored; use input")] = None
-    context_management: Annotated[Any, Only("is not supported; send fewer items", ([],))] = None
+    context_management: Annotated[Any, Hint("The model gets all that is sent.")] = None
     moderation: Annotated[Any, not_yet()] = None
+    client_metadata: Annotated[Any, Hint("Nothing of it is kept.")] = None
     background_options: Annotated[Any, Hint("Nothing runs in the background.")] = None
     access_programs: Annotated[Any, Hint("There are none here.")] = None
     image: Annotated[Any, Hint("Images are prepared as their model does it.")] = None
@@ -209,15 +216,16 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
 
     def renamed(self, text: str) -> str:
         """A message or a path of a task's error, with the names of this request's fields."""
-        return renamed(self._told.renamed(text), self.limit[0], _PATHS)
+        text = in_request(self._told.renamed(text), self.offered)
+        return renamed(text, self.limit[0], _PATHS)
 
     def task(self, seed: int, number: int = 0) -> Task:
         """The task that this request means."""
-        given = None if self.tool_choice == "none" else self.tools
+        given = () if self.tool_choice == "none" else self.offered
         return self._task(
             seed,
             messages=self._told.messages(),
-            tools=[task_tool(tool) for tool in given or ()] or None,
+            tools=[tool.value for tool in given] or None,
             tool_choice=task_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls is not False,
             template_args=self.chat_template_kwargs,
@@ -226,13 +234,25 @@ class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES})
         )
 
     @cached_property
+    def offered(self) -> list[OfferedTool]:
+        """The functions that the model may call, those of the request first."""
+        found = [*offered(self.tools or (), "tools")]
+        for index, item in enumerate(self._items):
+            if isinstance(item, AdditionalToolsItem):
+                found += offered(item.tools, f"input.{index}.tools")
+        return found
+
+    @property
+    def _items(self) -> Items:
+        return [] if isinstance(self.input, str) else self.input
+
+    @cached_property
     def _told(self) -> Conversation:
         told = Conversation("input")
         if self.instructions:
             told.say("system", "instructions", self.instructions)
-        if isinstance(self.input, str):
-            told.say("user", "input", self.input)
-        else:
-            for index, item in enumerate(self.input):
-                item.tell(told, f"input.{index}")
+        for index, item in enumerate(self._items):
+            item.tell(told, f"input.{index}")
+        if all(isinstance(item, AdditionalToolsItem) for item in self._items):
+            told.say("user", "input", self.input if isinstance(self.input, str) else "")
         return told

@@ -138,6 +138,16 @@ def test_an_answer_longer_than_the_context(make_engine: MakeEngine) -> None:
     assert engine.run_blocking(task("Hi", max_new_tokens=98))["usage"]["total_tokens"] == 100
 
 
+def test_the_operators_default_of_an_answers_length(make_engine: MakeEngine) -> None:
+    asked = Task.from_fields(model="tiny", messages=[{"role": "user", "content": "Hi"}])
+    usual, engine = make_engine(), make_engine(default_max_new_tokens=300)
+    assert usual.run_blocking(asked)["usage"]["completion_tokens"] == 256
+    assert engine.run_blocking(asked)["usage"]["completion_tokens"] == 300
+    assert engine.run_blocking(task("Hi", max_new_tokens=9))["usage"]["completion_tokens"] == 9
+    # Answers to the same task differ, so the fingerprints do.
+    assert engine.card()["system_fingerprint"] != usual.card()["system_fingerprint"]
+
+
 def test_several_greedy_answers_of_a_greedy_model(make_engine: MakeEngine) -> None:
     asked = Task.from_fields(
         model="tiny",

@@ -67,6 +67,10 @@ TEMPLATES = {
     "print": "{%- for m in messages -%}<|{{ m.role }}|>{{ m.content }}"
     "{%- for c in m.tool_calls or [] -%}{{ c.function.name }} {{ c.function.arguments }}"
     "{%- endfor -%}{%- endfor -%}",
+    # As Qwen 3.5: one system message, at the beginning.
+    "first": "{%- for m in messages -%}"
+    "{%- if m.role == 'system' and not loop.first %}{{ raise_exception('not first') }}{% endif -%}"
+    "<|{{ m.role }}|>{{ m.content }}{%- endfor -%}" + BEGIN,
     "broken": "{% if %}",
 }
 
@@ -87,6 +91,7 @@ def traits(name: str) -> TemplateTraits:
         ("string", True, False, True, True),
         ("ids", True, True, True, True),
         ("print", True, False, True, True),
+        ("first", True, False, False, True),
         ("broken", False, False, False, False),
     ],
 )
@@ -187,6 +192,46 @@ def test_a_system_message_that_is_not_read_begins_that_of_the_user(name: str) ->
         tokenize=False,
     )
     assert text == expected
+
+
+AGENTS: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "system", "content": "Be kind."},
+    *user("Here is a tree."),
+    *user("Say hi."),
+    {"role": "system", "content": "Agents: one."},
+]
+"""As Codex begins, and as Claude Code goes on."""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain", AGENTS),
+        (
+            "first",
+            [
+                {"role": "system", "content": "Be brief.\n\nBe kind."},
+                *AGENTS[2:4],
+                *user("Agents: one."),
+            ],
+        ),
+        ("strict", user("\n\n".join(message["content"] for message in AGENTS))),
+        (
+            "skips",
+            [
+                *user("Be brief.\n\nBe kind.\n\nHere is a tree."),
+                *AGENTS[3:4],
+                *user("Agents: one."),
+            ],
+        ),
+    ],
+)
+def test_messages_in_an_order_that_a_template_does_not_read(name: str, expected: Any) -> None:
+    text = byte_tokenizer().apply_chat_template(
+        expected, chat_template=TEMPLATES[name], add_generation_prompt=True, tokenize=False
+    )
+    assert text_of(renderer(TEMPLATES[name]).render(task(AGENTS))) == text
 
 
 @pytest.mark.parametrize("tools", [None, [TOOL]])

@@ -84,6 +84,36 @@ RESPONSES: list[dict[str, Any]] = [
     },
     {
         "model": "m",
+        "input": [
+            {
+                "type": "additional_tools",
+                "role": "developer",
+                "tools": [{"type": "function", "name": "late"}],
+            },
+            {
+                "type": "function_call",
+                "call_id": "c1",
+                "name": "f",
+                "namespace": "group",
+                "arguments": "{}",
+            },
+        ],
+        "tools": [
+            {"type": "web_search", "external_web_access": False},
+            {"type": "tool_search", "execution": "client", "parameters": PARAMETERS},
+            {
+                "type": "namespace",
+                "name": "group",
+                "description": "",
+                "tools": [
+                    {"type": "custom", "name": "g", "format": {"type": "text"}},
+                    {"type": "function", "name": "f", "parameters": PARAMETERS},
+                ],
+            },
+        ],
+    },
+    {
+        "model": "m",
         "input": [{"role": "user", "content": ""}],
         "text": {"format": {"type": "json_schema", "name": "f", "schema": {}, "strict": True}},
     },
@@ -121,7 +151,10 @@ MESSAGES: list[dict[str, Any]] = [
                 "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "12"}],
             },
         ],
-        "tools": [{"name": "f", "input_schema": PARAMETERS}],
+        "tools": [
+            {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+            {"name": "f", "input_schema": PARAMETERS},
+        ],
         "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": False},
         "stop_sequences": ["x"],
         "thinking": {"type": "adaptive"},
@@ -170,7 +203,9 @@ def test_every_field_of_the_clients_is_known() -> None:
         assert fields <= set(MessagesRequest.model_fields)
 
 
-@pytest.mark.parametrize(("name", "fields"), [GOOD[1], GOOD[4]])
+@pytest.mark.parametrize(
+    ("name", "fields"), [("responses_request", RESPONSES[1]), ("messages_request", MESSAGES[1])]
+)
 def test_both_mean_the_same_conversation(name: str, fields: dict[str, Any]) -> None:
     task = KINDS[name].parse(json.dumps(fields)).task(seed=7)
     said = [message.model_dump(exclude_none=True) for message in task.messages]
@@ -210,6 +245,15 @@ def test_an_answer_that_is_all_reasoning_may_come_back() -> None:
     for task in (asked.task(0), other.task(0)):
         (message,) = task.messages
         assert (message.role, message.reasoning_content) == ("assistant", "Hm.")
+
+
+@pytest.mark.parametrize("empty", ["", []])
+def test_an_empty_input_is_an_empty_text(empty: Any) -> None:
+    asked = {"model": "m", "input": empty, "max_output_tokens": 1}
+    said = {**asked, "input": [{"role": "user", "content": ""}]}
+    assert ResponsesRequest.parse(json.dumps(asked)).task(0) == ResponsesRequest.parse(
+        json.dumps(said)
+    ).task(0)
 
 
 @pytest.mark.parametrize(("name", "fields"), GOOD)

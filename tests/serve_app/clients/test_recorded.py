@@ -1,6 +1,8 @@
-"""Requests that frameworks have sent, with their versions, sent again to a real server.
+"""Requests that frameworks and programs have sent, with their versions, sent to a real server.
 
-``make test-clients RECORD=1`` runs the frameworks themselves and writes the requests anew.
+``make test-clients RECORD=1`` runs the frameworks themselves and writes their requests anew. Those
+of ``programs/`` are the first that two programs have sent, with every field and a tool of each
+kind; texts are cut. `docs/clients.md` says how to run the programs.
 """
 
 from __future__ import annotations
@@ -28,9 +30,18 @@ each_framework = pytest.mark.parametrize(
 )
 
 
+PROGRAMS: list[dict[str, Any]] = [
+    json.loads(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("programs/*.json"))
+]
+
+Answers = dict[str, list[httpx.Response]]
+
+
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[httpx.Response]]]:
-    """The answers to all recorded requests, several at a time, by the framework's name."""
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
+    """The answers to all recorded requests, several at a time, by the framework or program."""
+    recordings = {each.name: recorded(each) for each in FRAMEWORKS}
+    recordings |= {each["program"]: each for each in PROGRAMS}
     with (
         weather_server(tmp_path_factory.mktemp("weather")) as address,
         httpx.Client(base_url=address, timeout=120) as client,
@@ -46,8 +57,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
             )
 
         sent = {
-            each.name: [pool.submit(send, request) for request in recorded(each)["requests"]]
-            for each in FRAMEWORKS
+            name: [pool.submit(send, request) for request in recording["requests"]]
+            for name, recording in recordings.items()
         }
         yield {name: [each.result() for each in waiting] for name, waiting in sent.items()}
 
@@ -76,9 +87,7 @@ def test_every_script_and_every_recording_is_of_a_framework() -> None:
 
 
 @each_framework
-def test_a_frameworks_requests_are_answered(
-    answers: dict[str, list[httpx.Response]], framework: Framework
-) -> None:
+def test_a_frameworks_requests_are_answered(answers: Answers, framework: Framework) -> None:
     """A tool that is offered is called, and a result that came back is in the answer. The call is
     the one that the framework has executed and sent back when it was recorded.
     """
@@ -102,3 +111,25 @@ def test_a_frameworks_requests_are_answered(
             (call,) = said.calls
             # smolagents writes its calls as text.
             assert call in calls_in(following) or framework.name == "smolagents"
+
+
+@pytest.mark.parametrize(
+    "program", PROGRAMS, ids=[f"{each['program']} {each['version']}" for each in PROGRAMS]
+)
+def test_a_programs_first_requests_are_answered(answers: Answers, program: dict[str, Any]) -> None:
+    """The model calls the first function with its first parameter: it has read the tools."""
+    for request, answer in zip(program["requests"], answers[program["program"]], strict=True):
+        if request["method"] == "HEAD":
+            assert (answer.status_code, answer.content) == (200, b"")
+            continue
+        tool = request["body"]["tools"][0]
+        parameters = tool.get("parameters") or tool["input_schema"]
+        said = read(request["path"], answer)
+        assert said.calls == [(tool["name"], {next(iter(parameters["properties"])): "Paris"})]
+
+
+def test_the_page_of_clients_names_the_versions() -> None:
+    page = (HERE.parents[2] / "docs/clients.md").read_text(encoding="utf-8")
+    tried = [f"{each['program']} | {each['version']}" for each in PROGRAMS]
+    tried += [f"{each.title} | {each.version}" for each in FRAMEWORKS]
+    assert [one for one in tried if f"| {one} |" not in page] == []

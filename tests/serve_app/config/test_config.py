@@ -98,6 +98,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "cache_dir": "models",
         "context_length": 100,
         "cut_to_context": True,
+        "default_max_new_tokens": 999,
         "max_sequences": 2,
         "max_waiting": 3,
         "prefill_chunk": 64,

@@ -33,7 +33,7 @@ class ResponsesAnswer:
         self._created = created
         self._seed = seed
         self._id = f"resp_{request_id}"
-        self._items = Items(request_id)
+        self._items = Items(request_id, asked.offered)
         self._parts = Parts()
         self._number = 0
         self._reason: FinishReason = "stop"

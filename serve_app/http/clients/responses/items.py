@@ -5,9 +5,10 @@ Types: https://platform.openai.com/docs/api-reference/responses-streaming
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from schema.clients.offered import OfferedTool
 from schema.response import TokenLogprob, TopLogprob
 from serve_app.http.clients.parts import Change, Part
 
@@ -17,8 +18,10 @@ _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 class Items:
     """The items of one response; an item is a part of the answer under an id."""
 
-    def __init__(self, response_id: str) -> None:
+    def __init__(self, response_id: str, offered: Iterable[OfferedTool]) -> None:
+        """``offered`` are the functions that the model may call."""
         self._response_id = response_id
+        self._offered = {tool.value["function"]["name"]: tool for tool in offered}
 
     def item(self, part: Part, status: str) -> dict[str, Any]:
         """A part as an item of the output.
@@ -33,7 +36,7 @@ class Items:
                 "type": "function_call",
                 **common,
                 "call_id": part.call_id,
-                "name": part.name,
+                **self._function(part),
                 "arguments": part.text,
             }
         begun = part.is_whole or bool(part.pieces)
@@ -61,12 +64,25 @@ class Items:
         elif change.kind == "grown":
             yield {"type": f"{_NAMES[part.kind]}.delta", **place, **_grown(change)}
         else:
-            yield {"type": f"{_NAMES[part.kind]}.done", **place, **_whole(part)}
+            yield {"type": f"{_NAMES[part.kind]}.done", **place, **self._whole(part)}
             if part.kind != "call":
                 shown = {"content_index": 0, "part": _content(part, part.text)}
                 yield {"type": "response.content_part.done", **place, **shown}
             item = self.item(part, status)
             yield {"type": "response.output_item.done", **added, "item": item}
+
+    def _whole(self, part: Part) -> dict[str, Any]:
+        if part.kind == "call":
+            return {"name": self._function(part)["name"], "arguments": part.text}
+        whole: dict[str, Any] = {"content_index": 0, "text": part.text}
+        return whole | _told(part, part.logprobs)
+
+    def _function(self, part: Part) -> dict[str, str]:
+        """The function that a call names, as the client knows it."""
+        tool = self._offered.get(part.name)
+        if tool is None or tool.namespace is None:
+            return {"name": part.name}
+        return {"name": tool.name, "namespace": tool.namespace}
 
     def _id(self, part: Part) -> str:
         return f"{_PREFIXES[part.kind]}_{self._response_id}_{part.index}"
@@ -91,13 +107,6 @@ def _grown(change: Change) -> dict[str, Any]:
         return {"delta": change.text}
     grown: dict[str, Any] = {"content_index": 0, "delta": change.text}
     return grown | _told(change.part, change.logprobs)
-
-
-def _whole(part: Part) -> dict[str, Any]:
-    if part.kind == "call":
-        return {"name": part.name, "arguments": part.text}
-    whole: dict[str, Any] = {"content_index": 0, "text": part.text}
-    return whole | _told(part, part.logprobs)
 
 
 def _told(part: Part, listed: Sequence[TokenLogprob]) -> dict[str, Any]:

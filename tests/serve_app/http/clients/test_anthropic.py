@@ -171,7 +171,13 @@ def test_a_loop_with_tools(api: Anthropic, client: httpx.Client, stream: bool) -
         ({"max_tokens": 0}, "max_tokens: "),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: "),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type: "),
+        (
+            {
+                "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+                "tool_choice": {"type": "any"},
+            },
+            "tool_choice: ",
+        ),
         ({"tools": [PAINT], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: "),
         (
             {

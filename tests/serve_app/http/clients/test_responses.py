@@ -26,6 +26,12 @@ PAINT: Any = {
     },
 }
 
+GROUPED: Any = [
+    {"type": "web_search"},
+    {"type": "namespace", "name": "art", "description": "Art.", "tools": [PAINT]},
+]
+"""The same in a namespace, as Codex sends tools of MCP servers, after one that is not offered."""
+
 
 class Shape(BaseModel):
     shape: Literal["circle", "star"]
@@ -98,6 +104,7 @@ def test_logprobs(api: OpenAI) -> None:
     [
         {},
         {"tools": [PAINT], "tool_choice": "required"},
+        {"tools": GROUPED, "tool_choice": "required"},
         {"include": ["message.output_text.logprobs"]},
         {"max_output_tokens": 2},
     ],
@@ -135,9 +142,12 @@ def test_parse_reads_a_model(api: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_loop_with_tools(api: OpenAI, stream: bool) -> None:
+@pytest.mark.parametrize(("tools", "namespace"), [([PAINT], None), (GROUPED, "art")])
+def test_a_loop_with_tools(
+    api: OpenAI, stream: bool, tools: list[Any], namespace: str | None
+) -> None:
     turns: list[Any] = [*STORY]
-    asked: Any = {"model": "demo", "tools": [PAINT], "max_output_tokens": 100}
+    asked: Any = {"model": "demo", "tools": tools, "max_output_tokens": 100}
     asked |= {"extra_body": {"seed": 5}}
     if stream:
         with api.responses.stream(**asked, input=turns, tool_choice="required") as events:
@@ -146,7 +156,7 @@ def test_a_loop_with_tools(api: OpenAI, stream: bool) -> None:
     else:
         first = api.responses.create(**asked, input=turns, tool_choice="required")
     calls = [item for item in first.output if item.type == "function_call"]
-    assert calls
+    assert {(call.name, call.namespace) for call in calls} == {("paint", namespace)}
     turns += first.output
     turns += [
         {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
@@ -163,7 +173,10 @@ def test_a_loop_with_tools(api: OpenAI, stream: bool) -> None:
                 {
                     "id": call.call_id,
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": {
+                        "name": f"{namespace}__paint" if namespace else "paint",
+                        "arguments": call.arguments,
+                    },
                 }
                 for call in calls
             ],
@@ -180,7 +193,12 @@ def test_a_loop_with_tools(api: OpenAI, stream: bool) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
+<<<<<<< HEAD
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+=======
+        ({"truncation": "auto"}, "truncation"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+>>>>>>> i16-agents
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
         ({"tools": [PAINT], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
