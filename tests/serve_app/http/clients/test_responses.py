@@ -193,12 +193,7 @@ def test_a_loop_with_tools(
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
-<<<<<<< HEAD
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-=======
-        ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
->>>>>>> i16-agents
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
         ({"tools": [PAINT], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
