@@ -120,6 +120,16 @@ WHOLE = BeforeValidator(_whole)
 would not publish otherwise."""
 
 
+def _all_whole(value: Any) -> Any:
+    if isinstance(value, list) and float in set(map(type, value)):
+        return [_whole(item) for item in value]
+    return value
+
+
+ALL_WHOLE = BeforeValidator(_all_whole)
+"""The same for lists of integers. There may be a million, of which each would be a call."""
+
+
 def count_values(value: Any, most: int) -> int:
     """Values in parsed JSON at all depths; stops counting soon after ``most``."""
     count = 0
