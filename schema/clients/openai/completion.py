@@ -106,7 +106,12 @@ _RULES: list[Any] = [
         "$comment": "Log probabilities are not reported for beams.",
         "if": BEAMS,
         "then": {"properties": {"logprobs": {"const": None}}},
-    }
+    },
+    {
+        "$comment": "A request that generates nothing echoes its prompt.",
+        "if": {"properties": {"max_tokens": {"const": 0}}, "required": ["max_tokens"]},
+        "then": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+    },
 ]
 
 
