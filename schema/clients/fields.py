@@ -104,6 +104,24 @@ def published(
     return extra
 
 
+def forced_calls(choice: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """The rule between a request's ``tool_choice`` and its other fields, in JSON Schema.
+
+    Args:
+        choice: a ``tool_choice`` that forces calls.
+        others: forms of an answer that cannot be combined with calls.
+    """
+    return {
+        "$comment": "Forced calls need tools, and cannot be combined with another form.",
+        "if": {"properties": {"tool_choice": choice}, "required": ["tool_choice"]},
+        "then": {
+            "properties": {"tools": {"type": "array", "minItems": 1}},
+            "required": ["tools"],
+            "not": {"anyOf": list(others)},
+        },
+    }
+
+
 def not_yet(what: str = "is not supported yet; leave it out") -> Only:
     """A field that this server may learn to honour, and for now has to be left out."""
     return Only(what)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from schema.clients.conversation import Conversation
-from schema.clients.fields import Hint, Only, Strict, not_yet
+from schema.clients.fields import Hint, Only, Strict, forced_calls, not_yet, published
 from schema.clients.request import ClientRequest
 from schema.clients.responses import items, tools
 from schema.clients.responses import text as forms
@@ -69,6 +69,19 @@ _PATHS: Renames = (
     (re.compile(r"\bstructured_output\.schema\b"), "text.format.schema"),
     (re.compile(r"\bstructured_output\b"), "text.format"),
 )
+_FORM: dict[str, Any] = {
+    "properties": {
+        "text": {
+            "type": "object",
+            "properties": {
+                "format": {"type": "object", "properties": {"type": {"not": {"const": "text"}}}}
+            },
+            "required": ["format"],
+        }
+    },
+    "required": ["text"],
+}
+_RULES = [forced_calls({"not": {"enum": ["none", "auto", None]}}, _FORM)]
 _CACHE = "Beginnings of prompts are kept for all, and a kept one does not change the answer."
 _STATE = "is not supported: nothing is stored; send the earlier items in input"
 
@@ -99,7 +112,7 @@ class Reasoning(Strict):
     mode: Annotated[Any, Hint("There is one mode.")] = None
 
 
-class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
+class ResponsesRequest(ClientRequest, json_schema_extra=published(_EXAMPLES, _RULES)):
     """A conversation to continue, as clients of OpenAI's Responses API send it."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {
