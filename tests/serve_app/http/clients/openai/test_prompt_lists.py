@@ -237,7 +237,7 @@ async def test_without_room_for_one_the_request_is_refused(make: Callable[..., A
     Counting.room = 0
     response = await sent(make(), ["a", "b", "c"])
     assert response.status_code == 503
-    assert response.json()["error"]["code"] == "overloaded"
+    assert response.json()["error"]["code"] == "server_is_overloaded"
     assert "retry-after" in response.headers
 
 
