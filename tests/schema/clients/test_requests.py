@@ -222,7 +222,7 @@ def test_images_may_stand_in_any_message() -> None:
 def test_strict_means_the_same_as_in_chat_completions(strict: bool | None) -> None:
     """It closes objects that the schema leaves open."""
     named = {"name": "f", "schema": PARAMETERS | {"additionalProperties": True}, "strict": strict}
-    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
     asked["response_format"] = {"type": "json_schema", "json_schema": named}
     chat = ChatCompletionRequest.parse(json.dumps(asked)).task(0)
     form = {"format": {"type": "json_schema", **named}}
