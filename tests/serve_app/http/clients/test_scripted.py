@@ -150,6 +150,25 @@ async def test_blocks_of_a_message(anthropic: AsyncAnthropic, before: str) -> No
     assert [result.tool_call_id for result in told] == [weather.id, time.id]
 
 
+@pytest.mark.parametrize("text", [f"{CALLS}\nThere.", f"I look.\n{CALLS}\nThere."])
+async def test_text_after_calls(openai: AsyncOpenAI, anthropic: AsyncAnthropic, text: str) -> None:
+    """Streamed and whole it stands in the same place: how an answer is cut must not show."""
+    asked: Any = {"model": "demo", "input": text, "tools": FLAT, "extra_body": {"seed": 7}}
+    whole = await openai.responses.create(**asked)
+    async with openai.responses.stream(**asked) as events:
+        assert _parts(await events.get_final_response()) == _parts(whole)
+    assert [item.type for item in whole.output] == ["message", "function_call", "function_call"]
+    asked = {"model": "demo", "max_tokens": 99, "tools": TOOLS, "extra_body": {"seed": 7}}
+    asked["messages"] = [{"role": "user", "content": text}]
+    message = await anthropic.messages.create(**asked)
+    async with anthropic.messages.stream(**asked) as stream:
+        streamed = await stream.get_final_message()
+    assert [block.to_dict() for block in streamed.content] == [
+        block.to_dict() for block in message.content
+    ]
+    assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"]
+
+
 async def test_an_answer_that_says_nothing(openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
     """Clients read the first text without asking whether there is one."""
     made = await openai.responses.create(model="demo", input=[{"role": "user", "content": ""}])
