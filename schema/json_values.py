@@ -115,17 +115,19 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _whole_each(value: Any) -> Any:
-    if isinstance(value, list) and any(isinstance(item, float) for item in value):
+WHOLE = BeforeValidator(_whole)
+"""For integers: 10.0 is one, as it is in JSON Schema. Behind the limits of its type, which pydantic
+would not publish otherwise."""
+
+
+def _all_whole(value: Any) -> Any:
+    if isinstance(value, list) and float in set(map(type, value)):
         return [_whole(item) for item in value]
     return value
 
 
-WHOLE = BeforeValidator(_whole)
-"""For integers: 10.0 is one, as it is in JSON Schema. Behind the limits of its type, which pydantic
-would not publish otherwise."""
-WHOLE_EACH = BeforeValidator(_whole_each)
-"""For long lists of integers, which are looked through much faster than one by one."""
+ALL_WHOLE = BeforeValidator(_all_whole)
+"""The same for lists of integers. There may be a million, of which each would be a call."""
 
 
 def count_values(value: Any, most: int) -> int:

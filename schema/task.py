@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from schema.generation import GenerationConfig
-from schema.json_values import WHOLE, WHOLE_EACH, parse_json
+from schema.json_values import ALL_WHOLE, WHOLE, parse_json
 from schema.message import (
     MAX_IMAGES,
     ImageBlock,
@@ -129,7 +129,7 @@ _ONE_PROMPT: dict[str, Any] = {
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]],
     Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True),
-    WHOLE_EACH,
+    ALL_WHOLE,
 ]
 
 

@@ -54,7 +54,7 @@ serve_app.http.clients.openai    > .http .http.clients .graph .observability .pr
                                    schema.clients.openai
 serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients
                                    schema.clients.responses
-serve_app.http.clients.anthropic > .http .http.clients .graph .observability schema
+serve_app.http.clients.anthropic > .http .http.clients .graph schema
                                    schema.clients.anthropic
 serve_app.http.description > .http .config schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema

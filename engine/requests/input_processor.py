@@ -125,7 +125,7 @@ class InputProcessor:
                 num_choices=settings.num_sequences * settings.copies,
                 stop_strings=settings.stop_strings,
             )
-            if task.is_templated:
+            if task.use_chat_template:
                 hidden = formats.hidden_tokens(with_tools=bool(task.tools))
         watch = stop_watch(formats, task, prompt.text_end, settings.stop_strings)
         answers = [

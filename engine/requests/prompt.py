@@ -244,7 +244,10 @@ class PromptRenderer:
 
     def _refuse_what_templates_read(self, task: Task) -> None:
         none = "this model has none" if task.is_templated else "the task uses none"
-        unread = [name for name in (task.template_args or {}) if name not in HINTS]
+        arguments = dict(task.template_args or {})
+        if task.messages and arguments.get("continue_final_message") is True:
+            del arguments["continue_final_message"]  # joined contents are continued in any case
+        unread = [name for name in arguments if name not in HINTS]
         for name, value in (("tools", task.tools), ("template_args", unread)):
             if value:
                 raise TaskArgsInvalid(
@@ -267,7 +270,8 @@ class PromptRenderer:
             arguments.setdefault("reasoning_effort", effort)
             arguments.setdefault("enable_thinking", effort != "none")
         if self._places is not None:
-            tools, arguments = map(self._places.as_words, (tools, arguments))
+            tools = self._places.as_words(tools)
+            arguments = {name: self._places.as_words(arguments[name]) for name in arguments}
         template = self._for_tools if tools else self._template
         assert template is not None
         layout = (self.formats.tools and self.formats.tools.layout) or HERMES.layout

@@ -74,7 +74,7 @@ class ImagePlaces:
         if isinstance(value, str):
             return self._tokens.sub(f"{_BEGIN}\\g<0>{_END}", value)
         if isinstance(value, dict):
-            return {key: self.as_words(item) for key, item in value.items()}
+            return {self.as_words(key): self.as_words(item) for key, item in value.items()}
         return [self.as_words(item) for item in value] if isinstance(value, list) else value
 
     def fill(self, text: str, placeholders: Sequence[str]) -> str:
@@ -142,7 +142,7 @@ class ImagePlaces:
     ) -> Message:
         changes: dict[str, Any] = {
             name: self.as_words(value)
-            for name in ("reasoning_content", "tool_calls")
+            for name in ("name", "tool_call_id", "reasoning_content", "tool_calls")
             if (value := getattr(message, name)) is not None
         }
         content = message.content

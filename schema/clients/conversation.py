@@ -11,7 +11,7 @@ from typing import Any
 
 from schema.message import ImageBlock
 
-_IN_MESSAGE = re.compile(r"\bmessages\.(\d+)((?:\.\w+)*)")
+_IN_MESSAGE = re.compile(r"\bmessages\.([0-9]{1,6})((?:\.\w+)*)")
 _MESSAGES = re.compile(r"\bmessages\b(?!\.\d)")
 _BLOCK = 2
 """How many names a path has that leads from a message to one of its blocks or calls."""
@@ -23,6 +23,11 @@ class Block:
 
     value: dict[str, str] | ImageBlock
     path: str
+
+    @property
+    def text(self) -> str | None:
+        """The text; None of an image."""
+        return self.value.get("text") if isinstance(self.value, dict) else None
 
 
 @dataclass

@@ -104,6 +104,24 @@ def published(
     return extra
 
 
+def forced_calls(choice: dict[str, Any], beside: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The rule between a request's ``tool_choice`` and its other fields, in JSON Schema.
+
+    Args:
+        choice: a ``tool_choice`` that forces calls.
+        beside: what cannot stand beside it.
+    """
+    then: dict[str, Any] = {
+        "properties": {"tools": {"type": "array", "minItems": 1}},
+        "required": ["tools"],
+    }
+    return {
+        "$comment": "Forced calls need tools.",
+        "if": {"properties": {"tool_choice": choice}, "required": ["tool_choice"]},
+        "then": then if beside is None else then | {"not": beside},
+    }
+
+
 def not_yet(what: str = "is not supported yet; leave it out") -> Only:
     """A field that this server may learn to honour, and for now has to be left out."""
     return Only(what)

@@ -35,10 +35,12 @@ class RetryPolicy:
             num_bytes: of the request that the task was made of.
             max_replays: how often it runs again at the most.
         """
-        # Chunks are small unless each token brings twenty others with it, or all of the prompt.
+        # Chunks are small unless each token brings twenty others with it, or all of the prompt, or
+        # token ids become text: four bytes may stand for a hundred characters.
         config = task.generation_config
         reports = config.logprobs is not None or config.prompt_logprobs is not None
-        self._is_small = num_bytes <= MAX_MESSAGE and not reports
+        spells = task.echo and task.prompt_token_ids is not None
+        self._is_small = num_bytes <= MAX_MESSAGE and not reports and not spells
         self._max_replays = max_replays
         self.losses = 0
 

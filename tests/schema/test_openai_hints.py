@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from schema import Task, schemas
+from schema import Task, TaskArgsInvalid, schemas
 from schema.clients.fields import Hint, marked
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.openai.messages import ChatMessage, ImageUrl, TextPart
@@ -212,8 +212,18 @@ def test_what_a_message_means(message: dict[str, Any], meant: dict[str, Any]) ->
         f"data:image/png;base64,{PNG[:20]}\n{PNG[20:]}\r\n",
         f"data:image/png;base64,{PNG.rstrip('=')}",
         "data:image/png;base64," + PNG.replace("+", "%2B").replace("=", "%3D"),
+        "data:image/png;base64," + PNG.replace("+", "%2b").replace("=", "%3d") + "%0D%0A%20",
     ],
 )
 def test_forms_of_data_urls(url: str) -> None:
     CHAT.validate({"model": "m", "messages": _image(url=url)})
     assert chat(messages=_image(url=url)).task(0) == chat(messages=_image(url=URL)).task(0)
+
+
+@pytest.mark.parametrize("escape", ["%41", "%4", "%", "%00", "%25"])
+def test_escapes_that_base64_never_needs_are_no_base64(escape: str) -> None:
+    """They are not decoded: a body of them would take half a minute and gigabytes."""
+    url = f"data:image/png;base64,{PNG[:4]}{escape * 4}{PNG[4:]}"
+    with pytest.raises(TaskArgsInvalid, match="base64") as caught:
+        chat(messages=_image(url=url)).task(0)
+    assert caught.value.param == "messages.0.content.0.image_url.url"

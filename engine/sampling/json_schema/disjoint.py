@@ -112,6 +112,7 @@ def _values(node: Node, document: Document, depth: int) -> frozenset[str] | None
         return None
     own = _own_values(node)
     if own is not None:
+        document.spend(len(own))
         return frozenset(_canonical(value) for value in own)
     if "$ref" in node:
         found = _values(document.resolve(node["$ref"]), document, depth + 1)

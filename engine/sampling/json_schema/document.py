@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ Node = Any
 
 CHOICES = ("anyOf", "oneOf")
 _MAX_WORK = 400_000
+_INDEX = re.compile(r"[0-9]{1,6}")  # Python refuses to read thousands of digits
 ANNOTATIONS = {
     *("$defs", "definitions", "$comment", "title", "description", "default", "examples"),
     *("readOnly", "writeOnly", "deprecated", "contentEncoding", "contentMediaType"),
@@ -103,7 +105,7 @@ class Document:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(node, dict) and key in node:
                 node = node[key]
-            elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            elif isinstance(node, list) and _INDEX.fullmatch(key) and int(key) < len(node):
                 node = node[int(key)]
             else:
                 self.refuse(f"$ref {quoted(reference)} names nothing in it")

@@ -79,6 +79,7 @@ def check_multiples(steps: set[float], document: Document) -> None:
     scaled = sorted({_decimal(step) for step in steps if _positive(step)})
     for index, (one, places) in enumerate(scaled):
         for other, more in scaled[index + 1 :]:
+            document.spend()
             most = max(places, more)
             if one * 10 ** (most - places) * other * 10 ** (most - more) > _MAX_FACTOR:
                 document.refuse(

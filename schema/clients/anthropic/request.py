@@ -24,7 +24,7 @@ from schema.clients.anthropic.tools import (
     task_choice,
 )
 from schema.clients.conversation import Conversation
-from schema.clients.fields import Hint, Only
+from schema.clients.fields import Hint, Only, forced_calls, published
 from schema.clients.offered import OfferedTool, in_request
 from schema.clients.request import ClientRequest
 from schema.clients.terms import SETTINGS, Renames, renamed
@@ -61,9 +61,16 @@ _PATHS: Renames = (
     (re.compile(r"\bstructured_output\.schema\b"), "output_config.format.schema"),
     (re.compile(r"\bstructured_output\b"), "output_config.format"),
 )
+_FORCED: dict[str, Any] = {
+    "type": "object",
+    "properties": {"type": {"enum": ["any", "tool"]}},
+    "required": ["type"],
+}
 
 
-class MessagesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
+class MessagesRequest(
+    ClientRequest, json_schema_extra=published(_EXAMPLES, [forced_calls(_FORCED)])
+):
     """A conversation to continue, as clients of Anthropic's Messages API send it."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {

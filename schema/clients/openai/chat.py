@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from schema.clients.fields import Hint, Only, not_yet, published
+from schema.clients.fields import Hint, Only, forced_calls, not_yet, published
 from schema.clients.openai import response_format as formats
 from schema.clients.openai import tool_choice as choices
 from schema.clients.openai.messages import ChatMessage, Function
@@ -52,18 +52,7 @@ _FORM: dict[str, Any] = {
     "required": ["response_format"],
 }
 _RULES: list[dict[str, Any]] = [
-    {
-        "$comment": "Forced calls need tools, and no beam search makes them.",
-        "if": {
-            "properties": {"tool_choice": {"not": {"enum": ["none", "auto", None]}}},
-            "required": ["tool_choice"],
-        },
-        "then": {
-            "properties": {"tools": {"type": "array", "minItems": 1}},
-            "required": ["tools"],
-            "not": BEAMS,
-        },
-    },
+    forced_calls({"not": {"enum": ["none", "auto", None]}}, BEAMS),
     {
         "$comment": "A beam search follows no form, and its tokens have no log probabilities.",
         "if": BEAMS,

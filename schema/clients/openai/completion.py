@@ -108,7 +108,7 @@ _RULES: list[Any] = [
         "then": {"properties": {"logprobs": {"const": None}}},
     },
     {
-        "$comment": "Nothing is generated where the prompt is the answer.",
+        "$comment": "A request that generates nothing echoes its prompt.",
         "if": {"properties": {"max_tokens": {"const": 0}}, "required": ["max_tokens"]},
         "then": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
     },

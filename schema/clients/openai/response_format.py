@@ -41,6 +41,11 @@ class NamedSchema(Strict):
         "additionalProperties says. The answer is valid under the schema in any case.",
     )
 
+    def form(self) -> dict[str, Any]:
+        """The same in a task."""
+        schema = closed_strictly(self.json_schema) if self.strict else self.json_schema
+        return {"type": "json_schema", "schema": schema}
+
 
 class JsonSchemaFormat(Strict):
     """JSON that is valid under a JSON Schema."""
@@ -85,8 +90,5 @@ def structured_output(
 ) -> dict[str, Any] | None:
     """The same in a task."""
     if isinstance(form, JsonSchemaFormat):
-        schema = form.json_schema.json_schema
-        if form.json_schema.strict:
-            schema = closed_strictly(schema)
-        return {"type": "json_schema", "schema": schema}
+        return form.json_schema.form()
     return {"type": "json_object"} if isinstance(form, JsonObjectFormat) else None

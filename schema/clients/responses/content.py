@@ -122,6 +122,7 @@ def blocks(content: Any, path: str) -> str | list[Block]:
 def written(content: Any, path: str) -> str | list[Block]:
     """As `blocks`, for what the model wrote: one text, as chat completions get it back."""
     made = blocks(content, path)
-    if isinstance(made, str) or not all(isinstance(block.value, dict) for block in made):
+    if isinstance(made, str):
         return made
-    return "".join(block.value["text"] for block in made if isinstance(block.value, dict))
+    texts = [block.text for block in made if block.text is not None]
+    return "".join(texts) if len(texts) == len(made) else made

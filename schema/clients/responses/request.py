@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from schema.clients.conversation import Conversation
-from schema.clients.fields import Hint, Only, Strict, not_yet
+from schema.clients.fields import Hint, Only, Strict, not_yet, published
 from schema.clients.offered import OfferedTool, in_request
 from schema.clients.request import ClientRequest
 from schema.clients.responses import items, tools
@@ -100,7 +100,7 @@ class Reasoning(Strict):
     mode: Annotated[Any, Hint("There is one mode.")] = None
 
 
-class ResponsesRequest(ClientRequest, json_schema_extra={"examples": _EXAMPLES}):
+class ResponsesRequest(ClientRequest, json_schema_extra=published(_EXAMPLES)):
     """A conversation to continue, as clients of OpenAI's Responses API send it."""
 
     inner: ClassVar[dict[str | int, type[BaseModel]]] = {

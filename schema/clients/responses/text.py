@@ -60,5 +60,5 @@ def structured_output(text: TextConfig | None) -> dict[str, Any] | None:
     """The same in a task."""
     form = text.format if text is not None else None
     if isinstance(form, JsonSchemaFormat):
-        return {"type": "json_schema", "schema": form.json_schema}
+        return form.form()
     return {"type": "json_object"} if isinstance(form, JsonObjectFormat) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -60,21 +60,16 @@ class Begun(NamedTuple, Generic[Made]):
     headers: dict[str, str]
 
 
-def begun(
-    asked: Asked,
-    form: Callable[[Asked, str, int, int], Made],
-    headers: Mapping[str, str] | None = None,
-) -> Begun[Made]:
+def begun(asked: Asked, form: Callable[[Asked, str, int, int], Made]) -> Begun[Made]:
     """Begin the answer to a request.
 
     Args:
         asked: the request.
         form: makes the answer, from the request, its id, the Unix time and the seed.
-        headers: of the answer, beside the seed.
     """
     seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
     made = form(asked, entry().request_id, int(time.time()), seed)
-    return Begun(seed, made, {SEED_HEADER: str(seed), **(headers or {})})
+    return Begun(seed, made, {SEED_HEADER: str(seed)})
 
 
 async def answer(
@@ -82,7 +77,6 @@ async def answer(
     asked: Asked,
     num_bytes: int,
     form: Callable[[Asked, str, int, int], Answer],
-    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Run the task that a request means, and answer in the form of its API.
 
@@ -91,12 +85,11 @@ async def answer(
         asked: the request.
         num_bytes: of its body.
         form: as for `begun`.
-        headers: as for `begun`.
 
     Raises:
         TaskError: in the terms of the request.
     """
-    seed, made, headers = begun(asked, form, headers)
+    seed, made, headers = begun(asked, form)
     task = asked.task(seed)
     if asked.stream:
         return await relay(dispatcher.stream(task, num_bytes), made, headers)

@@ -59,13 +59,18 @@ class Change(NamedTuple):
 class Parts:
     """Takes the deltas of one choice and tells how the parts change.
 
+    The order is reasoning, text, calls, whatever the model writes first: a message does not say how
+    text and calls were mixed, and chunks do not either, as their cuts depend on the load. Text may
+    still follow a call, so calls are told when the answer ends.
+
     An answer that says nothing has one part, an empty text. Log probabilities are those of all
     tokens and belong to the text: those of reasoning come with the text that follows, those of
-    calls are added to the text before when the answer ends.
+    calls are added to the text when the answer ends.
     """
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+        self._calls: list[Part] = []
         self._logprobs: list[TokenLogprob] = []
 
     def push(self, choice: StreamChoice) -> Iterator[Change]:
@@ -74,19 +79,20 @@ class Parts:
         self._logprobs += choice.get("logprobs", ())
         if reasoning := delta.get("reasoning_content"):
             yield from self._grow("reasoning", reasoning)
-        calls = list(delta.get("tool_calls", ()))
-        while calls and "id" not in calls[0]:
-            # It goes on with a call that is open, so it was written before what else is new here.
-            yield self._grown(self.parts[-1], calls.pop(0)["function"]["arguments"])
         if delta["content"]:
             yield from self._grow("text", delta["content"])
-        for call in calls:
-            yield from self._call(call)
+        for call in delta.get("tool_calls", ()):
+            self._keep(call)
 
     def end(self) -> Iterator[Change]:
         """The changes at the end of the answer."""
-        if not self.parts:
+        if not self.parts and not self._calls:
             yield from self._begin(Part(0, "text"))
+        for call in self._calls:
+            begun = Part(len(self.parts), "call", call_id=call.call_id, name=call.name)
+            yield from self._begin(begun)
+            if call.text:
+                yield self._grown(begun, call.text)
         yield from self._close()
         texts = [part for part in self.parts if part.kind == "text"]
         if texts:
@@ -97,13 +103,11 @@ class Parts:
             yield from self._begin(Part(len(self.parts), kind))
         yield self._grown(self.parts[-1], text)
 
-    def _call(self, call: ToolCallDelta) -> Iterator[Change]:
+    def _keep(self, call: ToolCallDelta) -> None:
         function = call["function"]
         if "id" in call:
-            part = Part(len(self.parts), "call", call_id=call["id"], name=function["name"])
-            yield from self._begin(part)
-        if function["arguments"]:
-            yield self._grown(self.parts[-1], function["arguments"])
+            self._calls.append(Part(0, "call", call_id=call["id"], name=function["name"]))
+        self._calls[-1].pieces.append(function["arguments"])
 
     def _grown(self, part: Part, text: str) -> Change:
         logprobs: list[TokenLogprob] = []

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.http.bodies import error_response
+from serve_app.http.errors import ErrorForm
 from serve_app.http.middleware.admission import OPEN_PATHS, path_of
 from serve_app.http.middleware.refusal_log import RefusalLog
 from serve_app.http.routes import error_form
@@ -24,6 +25,8 @@ from serve_app.protocol.failures import LOST, NotReady, Stopping
 logger = logging.getLogger("ray.serve")
 
 REQUEST_ID_HEADER = "x-request-id"
+ANTHROPIC_ID_HEADER = "request-id"
+"""Where Anthropic's clients look for the same, above all in an error."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@+/=~-]{1,128}")
 _REFUSED = (Overloaded.code, NotReady.code, Stopping.code)
 MAX_PATH = 200
@@ -53,6 +56,7 @@ class RequestLog:
             return
         given = [value for name, value in scope["headers"] if name == REQUEST_ID_HEADER.encode()]
         request_id = given[0].decode("latin-1") if given else str(uuid.uuid4())
+        is_id = len(given) <= 1 and _REQUEST_ID.fullmatch(request_id) is not None
         made = Entry(request_id, error_form=error_form(path_of(scope)).value)
 
         complete = False
@@ -61,14 +65,17 @@ class RequestLog:
             nonlocal complete
             if message["type"] == "http.response.start":
                 made.status = message["status"]
+                headers = MutableHeaders(scope=message)
                 if not given:
-                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                    headers[REQUEST_ID_HEADER] = request_id
+                if made.error_form == ErrorForm.ANTHROPIC.value and is_id:
+                    headers[ANTHROPIC_ID_HEADER] = request_id
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         token = current.set(made)
         try:
-            if len(given) > 1 or not _REQUEST_ID.fullmatch(request_id):
+            if not is_id:
                 await error_response(_bad_id())(scope, receive, observed)
             else:
                 await self._app(scope, _with_disconnects(receive), observed)

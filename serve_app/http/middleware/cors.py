@@ -24,7 +24,7 @@ class Cors(CORSMiddleware):
             allow_methods=["GET", "POST"],
             # OpenAI's client for browsers sends a dozen headers of its own.
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-seed", "retry-after"],
+            expose_headers=["x-request-id", "request-id", "x-seed", "retry-after"],
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

@@ -208,3 +208,26 @@ def test_markers_that_are_special_tokens(internlm: Ask) -> None:
         answer, reason = _choice(internlm(100, **fields)[0])
         assert answer == {"role": "assistant", "content": dropped}
         assert reason == "stop"
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    directory = tmp_path_factory.mktemp("mistral")
+    scripts = {100: "[THINK]Hm.[/THINK]It rains."}
+    markers = ("[THINK]", "[/THINK]")
+    save_scripted_model(directory, scripts, template=PLAIN_TEMPLATE, special=markers)
+    engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
+    yield engine
+    engine.close()
+
+
+def test_the_message_after_a_prompt_of_token_ids(mistral: Engine) -> None:
+    """A client that renders the template itself gets the same message as one that does not."""
+    message = {"role": "assistant", "content": "It rains.", "reasoning_content": "Hm."}
+    asked: dict[str, Any] = {"model": "m", "prompt_token_ids": [60] * 100}
+    response = mistral.run_blocking(Task.from_fields(**asked, answer_format="message"))
+    assert _choice(response) == (message, "stop")
+    templated, _ = _asker(mistral)(100, answer_format="message")
+    assert _choice(templated) == (message, "stop")
+    text = mistral.run_blocking(Task.from_fields(**asked))
+    assert _choice(text)[0]["content"] == "Hm.It rains."

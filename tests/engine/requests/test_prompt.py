@@ -229,6 +229,18 @@ def test_without_a_template_nothing_reads_its_settings(settings: dict[str, Any])
     assert error.param == next(iter(settings))
 
 
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_contents_that_are_joined_are_continued(template: str | None) -> None:
+    """As clients of the Messages API mean it whose last message is the assistant's."""
+    messages = [*user("Count."), {"role": "assistant", "content": "3, 4"}]
+    own = {"use_chat_template": template is None}
+    plain = renderer(template).render(task(messages, **own))
+    continued = task(messages, template_args={"continue_final_message": True}, **own)
+    assert renderer(template).render(continued) == plain
+    other = task(messages, template_args={"continue_final_message": False}, **own)
+    assert refused(lambda: renderer(template).render(other)).param == "template_args"
+
+
 @pytest.mark.parametrize(
     "name",
     ["tokenize", "chat_template", "tools", "truncation", "max_length", "return_tensors",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.sampling.grammar import Grammar
+from engine.sampling.json_schema.rewrite import rewritten
 from schema.errors import TaskArgsInvalid, TaskExecutionError
 from tests.engine.conftest import TinyEngine
 from tests.engine.sampling.grammar_tasks import closed, refusal, task, under
@@ -179,7 +180,20 @@ ODD: list[dict[str, Any]] = [
     {"oneOf": [{"additionalProperties": False, "properties": 3}, {"required": ["a"]}]},
     {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(1500)}, "$ref": "#/$defs/a0"},
     bomb("oneOf", 20, 30),
+    {"anyOf": [{}], "$ref": "#/anyOf/" + "9" * 5000},
 ]
+
+# Each pair of their parts would be compared.
+MANY: list[dict[str, Any]] = [
+    {"anyOf": [{"multipleOf": step} for step in range(1, 3000)]},
+    {"oneOf": [{"enum": [f"{i}{j}" for j in range(80)]} for i in range(100, 200)]},
+]
+
+
+@pytest.mark.parametrize("schema", MANY)
+def test_schemas_whose_parts_are_too_many_to_compare(schema: dict[str, Any]) -> None:
+    with pytest.raises(TaskArgsInvalid, match="too large"):
+        rewritten(schema, "schema")
 
 
 @pytest.mark.parametrize("schema", ODD)

@@ -103,11 +103,18 @@ def test_the_models_own_token_is_a_word_where_the_template_places_the_images(
     assert list(tagged(content, number).token_ids) == expected + real("[assistant]")["input_ids"]
 
 
-@pytest.mark.parametrize("where", ["tools", "template_args", "reasoning_content", "tool_calls"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("tools", "template_args", "reasoning_content", "tool_calls"),
+        *("keys of tools", "name", "tool_call_id"),
+    ],
+)
 def test_the_models_own_token_is_a_word_wherever_a_task_has_it(where: str) -> None:
     """Beside an image, whose place it must not take."""
     template = (
         "{{ mood }}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}"
+        "{{ m.name }}{{ m.tool_call_id }}"
         "{{ m.reasoning_content }}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}"
         "{% for b in m.content %}{% if b.type == 'image' %}" + IMAGE + "{% else %}{{ b.text }}"
         "{% endif %}{% endfor %}{% endfor %}"
@@ -118,6 +125,10 @@ def test_the_models_own_token_is_a_word_wherever_a_task_has_it(where: str) -> No
     fields: dict[str, Any] = {"messages": [*user([BLOCK]), answer]}
     if where == "tools":
         fields["tools"] = [call]
+    elif where == "keys of tools":
+        fields["tools"] = [{"type": "function", "function": {"name": "f", IMAGE: {IMAGE: 1}}}]
+    elif where in ("name", "tool_call_id"):
+        fields["messages"].append({"role": "tool", "content": "12", where: IMAGE})
     elif where == "template_args":
         fields["template_args"] = {"mood": IMAGE}
     else:
@@ -126,6 +137,7 @@ def test_the_models_own_token_is_a_word_wherever_a_task_has_it(where: str) -> No
     prompt = renderer(template, images=True).render(Task.from_fields(model="m", **fields), inputs)
     assert prompt.token_ids.count(byte_tokenizer().convert_tokens_to_ids(IMAGE)) == 1
     assert text_of(prompt).count(IMAGE) > 1
+    assert not any(mark in text_of(prompt) for mark in "\U000f0000\U000f0001")
     assert prompt.token_ids[prompt.image_starts[0]] == IMAGE_ID
 
 

@@ -18,7 +18,7 @@ from schema.clients.anthropic import MessagesRequest
 from schema.clients.openai import ChatCompletionRequest
 from schema.clients.request import ClientRequest
 from schema.clients.responses import ResponsesRequest
-from tests.schema.edges import places
+from tests.schema.edges import near, places, respelled
 from tests.schema.malformed import PNG
 from tests.schema.test_agreement import beyond_schema, same_each_time, values
 
@@ -256,10 +256,62 @@ def test_an_empty_input_is_an_empty_text(empty: Any) -> None:
     ).task(0)
 
 
+def test_images_may_stand_in_any_message() -> None:
+    """Whether the model sees one in its own message is up to the template, as in a task."""
+    parts = [{"type": "output_text", "text": "I"}, {"type": "input_image", "image_url": URL}]
+    asked = {"model": "m", "input": [{"role": "assistant", "content": parts}]}
+    (message,) = ResponsesRequest.parse(json.dumps(asked)).task(0).messages
+    blocks = [{"type": "text", "text": "I"}, {"type": "image", "base64": PNG}]
+    assert message == Message.model_validate({"role": "assistant", "content": blocks})
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_strict_means_the_same_as_in_chat_completions(strict: bool | None) -> None:
+    """It closes objects that the schema leaves open."""
+    named = {"name": "f", "schema": PARAMETERS | {"additionalProperties": True}, "strict": strict}
+    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    asked["response_format"] = {"type": "json_schema", "json_schema": named}
+    chat = ChatCompletionRequest.parse(json.dumps(asked)).task(0)
+    form = {"format": {"type": "json_schema", **named}}
+    other = ResponsesRequest.parse(json.dumps({"model": "m", "input": "Hi", "text": form}))
+    assert other.task(0) == chat
+
+
+def test_an_error_may_have_any_digits() -> None:
+    """Of a template that tells what it was given, say."""
+    for name, fields in GOOD:
+        request = KINDS[name].parse(json.dumps(fields))
+        assert "9" in request.renamed(f"messages: not messages.{'9' * 5000}")
+
+
 @pytest.mark.parametrize(("name", "fields"), GOOD)
 def test_good_requests_are_valid(name: str, fields: dict[str, Any]) -> None:
-    VALIDATORS[name].validate(fields)
-    KINDS[name].model_validate(fields)
+    made = KINDS[name].parse(json.dumps(fields)).task(0)
+    for floats in (False, True):
+        other = respelled(fields, floats=floats)
+        VALIDATORS[name].validate(other)
+        assert KINDS[name].parse(json.dumps(other)).task(0) == made
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_requests_near_a_limit(name: str) -> None:
+    """The schema says what the server says: the request is parsed, and then its task is made."""
+
+    @same_each_time
+    @given(near([fields for kind, fields in GOOD if kind == name], schemas()[name]))
+    def check(body: Any) -> None:
+        problem = None
+        try:
+            KINDS[name].parse(json.dumps(body), ("http", "https", "file")).task(0)
+        except TaskArgsInvalid as error:
+            problem = error.message
+        faults = [fault.message[:200] for fault in VALIDATORS[name].iter_errors(body)]
+        if problem is None:
+            assert not faults
+        else:
+            assert faults or beyond_schema(problem), problem
+
+    check()
 
 
 WORDS = ["user", "assistant", "system", "tool", "message", "text", "tool_result", "input_text"]

@@ -50,5 +50,8 @@ def test_a_small_task_is_sent_as_a_message_the_first_time() -> None:
     assert small.transport(with_images=True) == "by_reference"
     assert policy(MAX_MESSAGE + 1).transport(with_images=False) == "by_reference"
     assert policy(logprobs=5).transport(with_images=False) == "by_reference"
+    for echo, transport in ((False, "plain"), (True, "by_reference")):  # ids become text
+        ids = Task.from_fields(model="demo", prompt_token_ids=[1], echo=echo)
+        assert RetryPolicy(ids, 100, 3).transport(with_images=False) == transport
     small.pause_after(LOST)
     assert small.transport(with_images=False) == "by_reference"

@@ -257,6 +257,8 @@ async def test_allowed_origins(app: Callable[..., ASGIApp], allowed: str) -> Non
     for response in (asked, answered, refused):
         assert response.headers["access-control-allow-origin"] == allowed
         assert "access-control-allow-credentials" not in response.headers
+    readable = answered.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "request-id", "retry-after"} <= set(readable)
     assert other.status_code == (200 if allowed == "*" else 400)
     if allowed != "*":
         assert other.json()["error"]["code"] == "invalid_value"

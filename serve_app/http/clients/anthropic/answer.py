@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import PydanticCustomError, from_json
 
 from schema.clients.anthropic import MessagesRequest
 from schema.errors import TaskError
+from schema.json_values import check_json
 from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from serve_app.http.clients.parts import Change, Part, Parts, parts_of
 from serve_app.http.errors import ErrorForm, told
@@ -133,13 +134,16 @@ def _block(part: Part) -> dict[str, Any]:
 def _arguments(text: str) -> dict[str, Any]:
     """A call's arguments as an object; those that were cut as far as they go.
 
-    Anthropic's clients read the pieces of a stream in the same way.
+    Anthropic's clients read the pieces of a stream in the same way. What a request may not have
+    (NaN, which is not JSON, or integers of many digits) could not be sent back as it is.
     """
     try:
         read = from_json(text or "{}", allow_partial="trailing-strings")
-    except ValueError:
-        read = None
-    return read if isinstance(read, dict) else {INVALID_JSON: text}
+        if isinstance(read, dict):
+            return check_json(read)
+    except (ValueError, PydanticCustomError):
+        pass
+    return {INVALID_JSON: text}
 
 
 def _events(change: Change) -> Iterator[dict[str, Any]]:

@@ -12,10 +12,6 @@ from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import refuse_query
 from serve_app.http.clients.answering import answer, asked_body
 from serve_app.http.clients.anthropic.answer import MessagesAnswer
-from serve_app.observability.request_record import entry
-
-REQUEST_ID_HEADER = "request-id"
-"""Where Anthropic's clients look for the id of a request."""
 
 
 class AnthropicRoutes:
@@ -33,5 +29,4 @@ class AnthropicRoutes:
         refuse_query(request, allowed="beta")
         body = await asked_body(request, self._dispatcher, self._max_body)
         asked = MessagesRequest.parse(body, self._image_schemes)
-        headers = {REQUEST_ID_HEADER: entry().request_id}
-        return await answer(self._dispatcher, asked, len(body), MessagesAnswer, headers)
+        return await answer(self._dispatcher, asked, len(body), MessagesAnswer)

@@ -150,6 +150,25 @@ async def test_blocks_of_a_message(anthropic: AsyncAnthropic, before: str) -> No
     assert [result.tool_call_id for result in told] == [weather.id, time.id]
 
 
+@pytest.mark.parametrize("text", [f"{CALLS}\nThere.", f"I look.\n{CALLS}\nThere."])
+async def test_text_after_calls(openai: AsyncOpenAI, anthropic: AsyncAnthropic, text: str) -> None:
+    """Streamed and whole it stands in the same place: how an answer is cut must not show."""
+    asked: Any = {"model": "demo", "input": text, "tools": FLAT, "extra_body": {"seed": 7}}
+    whole = await openai.responses.create(**asked)
+    async with openai.responses.stream(**asked) as events:
+        assert _parts(await events.get_final_response()) == _parts(whole)
+    assert [item.type for item in whole.output] == ["message", "function_call", "function_call"]
+    asked = {"model": "demo", "max_tokens": 99, "tools": TOOLS, "extra_body": {"seed": 7}}
+    asked["messages"] = [{"role": "user", "content": text}]
+    message = await anthropic.messages.create(**asked)
+    async with anthropic.messages.stream(**asked) as stream:
+        streamed = await stream.get_final_message()
+    assert [block.to_dict() for block in streamed.content] == [
+        block.to_dict() for block in message.content
+    ]
+    assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"]
+
+
 async def test_an_answer_that_says_nothing(openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
     """Clients read the first text without asking whether there is one."""
     made = await openai.responses.create(model="demo", input=[{"role": "user", "content": ""}])
@@ -171,6 +190,35 @@ async def test_arguments_that_are_cut_or_wrong(http: Any) -> None:
         inputs += [block["input"] for block in answer["content"] if block["type"] == "tool_use"]
     assert inputs[0] == {"city": "Zür"}
     assert all(isinstance(one, dict) for one in inputs)
+
+
+WRONG = (
+    '{"city": NaN}',
+    '{"city": 1e999}',
+    '{"city": [-Infinity]}',
+    '{"city": 123456789012345678901234567890}',
+    '{"city": ' + "[" * 40 + "]" * 40 + "}",
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", WRONG)
+async def test_arguments_that_no_request_may_have(http: Any, arguments: str, stream: bool) -> None:
+    """They are told in a form in which they may be sent back."""
+    call = '<tool_call>\n{"name": "weather", "arguments": ' + arguments + "}\n</tool_call>"
+    turns: list[Any] = [{"role": "user", "content": call}]
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 99, "tools": TOOLS, "messages": turns}
+    answer = await http.post("http://test/v1/messages", json=asked | {"stream": stream})
+    assert answer.status_code == 200, answer.text
+    if stream:
+        deltas = [event.get("delta", {}) for _, event in events_of_stream(answer.text)]
+        assert "".join(delta.get("partial_json", "") for delta in deltas) == arguments
+        return
+    content = answer.json()["content"]
+    assert [block["input"] for block in content] == [{"INVALID_JSON": arguments}]
+    turns += [{"role": "assistant", "content": content}, {"role": "user", "content": "Thanks"}]
+    last = await http.post("http://test/v1/messages", json=asked)
+    assert last.json()["content"] == [{"type": "text", "text": "Thanks"}]
 
 
 def _to(path: str, act: str, **fields: Any) -> dict[str, Any]:
@@ -222,7 +270,7 @@ async def test_errors_of_messages_are_anthropics(
     assert (body["type"], body["error"]["type"]) == ("error", kind)
     assert set(body) == {"type", "error", "request_id"}
     assert set(body["error"]) == {"type", "message"}
-    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["request_id"] == answer.headers["x-request-id"] == answer.headers["request-id"]
     assert answer.headers.get("retry-after") == ("3" if act == "overload" else None)
 
 
@@ -246,7 +294,10 @@ async def test_refusals_before_the_route_are_anthropics_too(
         (405, "invalid_request_error"),
         (429, "rate_limit_error"),
     ]
+    for answer in (missing, other, often):  # Anthropic's clients read it there, in errors too
+        assert answer.headers["request-id"] == answer.json()["request_id"]
     assert "type" not in chat.json()
+    assert "request-id" not in chat.headers
 
 
 async def test_the_front_page_needs_no_key(
