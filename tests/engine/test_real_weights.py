@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ PAIRS = [(question, settings) for question in QUESTIONS for settings in SETTINGS
 
 ARITHMETIC = [
     pytest.param(dtype, bits, id=f"{dtype}-{bits}")
-    for dtype in ("float32", "bfloat16", "float16")
-    for bits in (None, 8, 4)
+    for dtype, bits in (*product(("float32", "bfloat16"), (None, 8, 4)), ("float16", None))
 ]
 
 

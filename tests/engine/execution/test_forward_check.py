@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -32,8 +33,7 @@ MOVED = {"all": range(1, 25), "second chunk": range(13, 24), "decode": range(24,
 
 ARITHMETIC = [
     pytest.param(dtype, bits, id=f"{dtype}-{bits}")
-    for dtype in ("float32", "bfloat16", "float16")
-    for bits in (None, 8, 4)
+    for dtype, bits in (*product(("float32", "bfloat16"), (None, 8, 4)), ("float16", None))
 ]
 KINDS = ("qwen2", "gpt2", "mistral", "gemma3")
 
