@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from engine.quantization.base import Split
 from engine.quantization.registry import quantization
@@ -13,6 +13,15 @@ from schema.model_variant import Dtype, ModelVariant, QuantizeBits
 from schema.validation.strict import NonNegativeInt, PositiveInt, Strict, StrictCall
 
 Device = Literal["auto", "cpu", "cuda"]
+# YAML reads on and off as true and false.
+Speculation = Annotated[
+    Literal["on", "off"],
+    BeforeValidator(
+        lambda value: (
+            {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        )
+    ),
+]
 SplitSetting = Literal["auto", Split]
 
 
@@ -88,6 +97,12 @@ class EngineOptions(Strict):
         default=None,
         description="Launch a step before the last one's tokens have been processed; None: on CUDA "
         "only. It changes no bits.",
+    )
+    speculation: Speculation = Field(
+        default="on",
+        description="Guess the next tokens of an answer and check several in one forward: what the "
+        "prompt or the answer has said before, and what a grammar forces. It changes no bits. off "
+        "generates token by token.",
     )
     threads: PositiveInt | None = Field(
         default=None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
 from engine.requests.stats import Meter, TaskTimes
 from engine.vision.preprocessor import ImageInputs
+from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.errors import ModelInvalid
 from schema.model_variant import is_path
-from schema.response import StreamChunk, TaskResponse, collect
 from schema.task import Task
 
 
@@ -71,7 +71,11 @@ class Engine:
     # --- The ways in -----------------------------------------------------------------------------
 
     async def submit(
-        self, task: Task, images: ImageInputs | None = None, log_id: str | None = None
+        self,
+        task: Task,
+        images: ImageInputs | None = None,
+        log_id: str | None = None,
+        known: Sequence[Sequence[int]] = (),
     ) -> RequestHandle:
         """Begin a task; its chunks come from the handle, which has to be cancelled at the end.
 
@@ -79,6 +83,9 @@ class Engine:
             task: the task.
             images: its prepared images; None to prepare them here.
             log_id: what the task is called in the engine's log lines.
+            known: what the first tokens of each answer are expected to be, because another engine
+                has begun it. As far as they are right they are read, which takes less time than to
+                generate them; they never change what the answer is.
 
         Raises:
             TaskError: the task is refused.
@@ -86,7 +93,7 @@ class Engine:
         outputs = RequestOutputCollector()
         with self._loop.place():
             request, builder = await asyncio.to_thread(
-                self._inputs.prepare, task, images, outputs.put
+                self._inputs.prepare, task, images, outputs.put, known
             )
             request.log_id = log_id or request.log_id
             self._loop.submit(request)

@@ -1,5 +1,18 @@
 """The task contract: tasks, responses, errors, and the JSON Schemas of all of them."""
 
+from schema.answers.response import (
+    Choice,
+    Delta,
+    FinishReason,
+    PromptTokenLogprob,
+    ResponseMessage,
+    StreamChoice,
+    StreamChunk,
+    TaskResponse,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from schema.errors import (
     BodyTimeout,
     Cancelled,
@@ -27,19 +40,6 @@ from schema.errors import (
 )
 from schema.generation import DEFAULT_MAX_NEW_TOKENS, DEFAULT_NUM_RETURN_SEQUENCES
 from schema.published.schemas import schemas
-from schema.response import (
-    Choice,
-    Delta,
-    FinishReason,
-    PromptTokenLogprob,
-    ResponseMessage,
-    StreamChoice,
-    StreamChunk,
-    TaskResponse,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
 from schema.task import (
     Dtype,
     GenerationConfig,

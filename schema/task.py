@@ -224,6 +224,11 @@ class Task(BaseModel):
     echo: bool = Field(
         default=False, description="true: the response has the prompt's text as prompt_text."
     )
+    return_token_ids: bool = Field(
+        default=False,
+        description="true: each choice of the response has token_ids, the tokens that were drawn, "
+        "a token that ends the answer included.",
+    )
     answer_format: AnswerFormat = Field(
         default="text",
         description="text: the answer is the text that the model writes. message: its reasoning "

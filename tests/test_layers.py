@@ -35,10 +35,10 @@ demo.training              > .data
 demo.data                  >
 
 gpt_task.inference         > gpt_task .cache .models engine engine.platform schema
-                             schema.validation
+                             schema.validation schema.answers
 gpt_task                   > schema
 gpt_task.cache             >
-gpt_task.models            > schema
+gpt_task.models            > schema schema.answers
 
 serve_app.check            > .ui .http.middleware .config schema.validation
 serve_app.ui               > .config schema schema.validation
@@ -48,26 +48,26 @@ serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
 serve_app.http             > .http.clients.openai .http.clients.responses .http.clients.anthropic
                              .http.description .http.middleware .graph .observability .config
-                             .protocol schema schema.published
-serve_app.http.clients     > .http .graph .observability schema schema.clients
+                             .protocol schema schema.published schema.answers
+serve_app.http.clients     > .http .graph .observability schema schema.clients schema.answers
 serve_app.http.clients.openai    > .http .http.clients .graph .observability .protocol schema
-                                   schema.clients.openai
+                                   schema.clients.openai schema.answers
 serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients
-                                   schema.clients.responses
+                                   schema.clients.responses schema.answers
 serve_app.http.clients.anthropic > .http .http.clients .graph schema
-                                   schema.clients.anthropic
+                                   schema.clients.anthropic schema.answers
 serve_app.http.description > .http .config schema schema.published
 serve_app.http.middleware  > .http .observability .config .protocol schema
-serve_app.graph            > .observability .config .protocol schema
+serve_app.graph            > .observability .config .protocol schema schema.answers
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
                              engine.parallel engine.vision engine.loading engine.config schema
 serve_app.replicas.images  > .config schema
-serve_app.observability    > .config engine.engine schema
+serve_app.observability    > .config engine.engine schema schema.answers
 serve_app.config           > engine.config schema schema.validation
-serve_app.protocol         > schema
+serve_app.protocol         > schema schema.answers
 
 engine                     > .engine .vision .platform .config
-engine.engine              > .core .parallel .requests .vision .config schema
+engine.engine              > .core .parallel .requests .vision .config schema schema.answers
 engine.core                > .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
@@ -75,27 +75,29 @@ engine.execution           > .execution.attention .requests .vision .sampling .l
                              .config schema
 engine.execution.attention > .execution .requests .platform
 engine.requests            > .requests.template .vision .sampling .loading .loading.families .text
-                             .text.tool_calls .config schema
+                             .text.tool_calls .config schema schema.answers
 engine.requests.template   > .text schema
 engine.vision              > .loading .loading.families .config schema
-engine.sampling            > .sampling.json_schema .text .platform schema
+engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
 engine.sampling.json_schema > schema
 engine.loading             > .loading.families .loading.sharding .platform .config .quantization
                              schema
 engine.loading.families    > .config schema
 engine.loading.sharding    > .loading .platform .config schema
-engine.text                > .text.tool_calls schema
+engine.text                > .text.tool_calls schema schema.answers
 engine.text.tool_calls     > .text schema
 engine.platform            > schema
 engine.config              > .quantization schema schema.validation
 engine.quantization        > schema
 
-schema                     > .published .validation
+schema                     > .published .validation .answers
 schema.published           > .clients.openai .clients.responses .clients.anthropic schema
+                             schema.answers
 schema.clients.anthropic   > .clients schema
 schema.clients.responses   > .clients .clients.openai schema
 schema.clients.openai      > .clients .validation schema
 schema.clients             > schema .validation
+schema.answers             >
 schema.validation          > schema
 """
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from starlette.types import Message as AsgiMessage
 
 from benchmarks.harness.report import aligned
-from schema.response import StreamChunk
+from schema.answers.response import StreamChunk
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.message import MessageParser
-from schema.response import (
+from schema.answers.response import (
     Delta,
     StreamChoice,
     StreamChunk,
@@ -67,6 +67,8 @@ class ChunkBuilder(NamedTuple):
         choice: StreamChoice = {"index": index, "delta": delta, "finish_reason": reason}
         if new.logprobs is not None:
             choice["logprobs"] = list(new.logprobs)
+        if new.token_ids is not None:
+            choice["token_ids"] = list(new.token_ids)
         if reason is not None and parser is not None and parser.stop_string is not None:
             choice["stop_string"] = parser.stop_string
         return choice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.request import Request
-from schema.response import StreamChunk
+from schema.answers.response import StreamChunk
 
 
 class RequestHandle:

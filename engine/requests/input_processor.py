@@ -74,7 +74,11 @@ class InputProcessor:
         self._lock = threading.Lock()  # tokenizers are not safe to share between threads
 
     def prepare(
-        self, task: Task, images: ImageInputs | None, sink: Sink
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        sink: Sink,
+        known: Sequence[Sequence[int]] = (),
     ) -> tuple[Request, ChunkBuilder]:
         """Validate, render and tokenize a task.
 
@@ -82,6 +86,7 @@ class InputProcessor:
             task: the task.
             images: its prepared images; None to prepare them here.
             sink: takes the outputs of the request.
+            known: what the answers' first tokens are expected to be, see `Engine.submit`.
 
         Returns:
             The request, and the builder of its chunks.
@@ -90,14 +95,18 @@ class InputProcessor:
             TaskError: the task is refused.
         """
         try:
-            return self._prepared(task, images, sink)
+            return self._prepared(task, images, sink, known)
         except TaskArgsInvalid as error:
             if task.prompt_token_ids is None:
                 raise
             raise _about_token_ids(error) from error
 
     def _prepared(
-        self, task: Task, images: ImageInputs | None, sink: Sink
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        sink: Sink,
+        known: Sequence[Sequence[int]],
     ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
@@ -132,6 +141,8 @@ class InputProcessor:
             SequenceState(index, Detokenizer(self._loaded.tokenizer, watch.fork(), hidden))
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
+        for answer, expected in zip(answers, known, strict=False):
+            answer.known = tuple(expected)
         sink = self._meter.watch(
             sink,
             prompt_tokens=len(prompt.token_ids),
@@ -141,6 +152,7 @@ class InputProcessor:
         request = Request(
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
+        request.reports_token_ids = task.return_token_ids
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)

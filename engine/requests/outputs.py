@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from schema.answers.response import FinishReason, PromptTokenLogprob, TokenLogprob
 from schema.errors import TaskError
-from schema.response import FinishReason, PromptTokenLogprob, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     """New text of one choice; ``finish_reason`` is None until the choice's last delta.
 
-    ``logprobs`` are of the tokens since the last delta; None if the task does not ask for them.
+    ``logprobs`` and ``token_ids`` are of the tokens since the last delta; None if the task does not
+    ask for them.
     """
 
     index: int
     text: str
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 class PromptOutput(NamedTuple):
@@ -52,13 +54,22 @@ def join(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
     texts: dict[int, list[str]] = {}
     reasons: dict[int, FinishReason | None] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
+    token_ids: dict[int, list[int]] = {}
     for delta in deltas:
         texts.setdefault(delta.index, []).append(delta.text)
         reasons[delta.index] = delta.finish_reason
         if delta.logprobs is not None:
             logprobs.setdefault(delta.index, []).extend(delta.logprobs)
+        if delta.token_ids is not None:
+            token_ids.setdefault(delta.index, []).extend(delta.token_ids)
     return [
-        ChoiceDelta(i, "".join(texts[i]), reasons[i], tuple(logprobs[i]) if i in logprobs else None)
+        ChoiceDelta(
+            i,
+            "".join(texts[i]),
+            reasons[i],
+            tuple(logprobs[i]) if i in logprobs else None,
+            tuple(token_ids[i]) if i in token_ids else None,
+        )
         for i in sorted(texts)
     ]
 

@@ -10,9 +10,9 @@ from engine.requests.outputs import PromptOutput
 from engine.requests.prompt import Prompt
 from engine.sampling.logprobs import TokenTexts
 from engine.sampling.sampler import invalid_logits
+from schema.answers.response import PromptTokenLogprob
 from schema.errors import TaskArgsInvalid
 from schema.generation import MAX_PROMPT_LOGPROBS
-from schema.response import PromptTokenLogprob
 
 
 class PromptReport:

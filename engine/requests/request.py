@@ -21,8 +21,8 @@ from engine.sampling.sampler import Sampler, invalid_logits
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
 from engine.vision.features import Features, MRopePositions
+from schema.answers.response import FinishReason, TokenLogprob
 from schema.errors import Cancelled, TaskError
-from schema.response import FinishReason, TokenLogprob
 
 _ids = count()
 
@@ -108,6 +108,9 @@ class SequenceState:
         num_sampled: the number of these tokens and of those that are launched but not read yet.
         last_token: the last one sampled, a scalar on the device.
         logprobs: of tokens that no delta has reported yet, where the task asks for them.
+        num_reported: how many tokens deltas have reported, where the task asks for their ids.
+        known: what the first tokens are expected to be: of an answer that another engine has begun.
+            They are read instead of generated as far as they are right, and change nothing.
         matcher: its place in the grammar that constrains it, if there is one.
     """
 
@@ -119,6 +122,8 @@ class SequenceState:
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_reported: int = 0
+    known: Sequence[int] = ()
     matcher: Matcher | None = None
 
     @property
@@ -151,6 +156,7 @@ class Request:
     beams: BeamSearch | None = None
     token_texts: TokenTexts | None = None  # for log probabilities
     report: PromptReport | None = None  # where the task wants to know of its prompt
+    reports_token_ids: bool = False  # whether deltas have the ids of their tokens
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
 
@@ -250,7 +256,8 @@ class Request:
         reported = None
         if self.settings.logprobs is not None:
             reported, sequence.logprobs = tuple(sequence.logprobs), []
-        return ChoiceDelta(sequence.index, text, sequence.finish_reason, reported)
+        token_ids = self._new_token_ids(sequence)
+        return ChoiceDelta(sequence.index, text, sequence.finish_reason, reported, token_ids)
 
     def answer(self, answers: Sequence[Sequence[int]]) -> None:
         """End the task with whole answers, as a beam search has them: their tokens, best first.
@@ -265,10 +272,19 @@ class Request:
             # If no limit was reached, the search has ended because no beam can continue.
             sequence.finish_reason = self._reason(sequence) or "stop"
             logprobs = None if self.settings.logprobs is None else ()  # beams have none
-            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason, logprobs))
+            new = self._new_token_ids(sequence)
+            deltas.append(ChoiceDelta(sequence.index, text, sequence.finish_reason, logprobs, new))
         for sequence in self.sequences[len(answers) :]:
             sequence.finish_reason = "stop"
         self.emit(deltas)
+
+    def _new_token_ids(self, sequence: SequenceState) -> tuple[int, ...] | None:
+        """The tokens that no delta has reported yet; None if the task does not ask for them."""
+        if not self.reports_token_ids:
+            return None
+        new = tuple(sequence.token_ids[sequence.num_reported :])
+        sequence.num_reported += len(new)
+        return new
 
     def _reason(self, sequence: SequenceState) -> FinishReason | None:
         """Why a sequence ends with its last token, if it does."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from engine.text.detokenizer import Detokenizer
-from schema.response import PromptTokenLogprob, TokenLogprob, TopLogprob
+from schema.answers.response import PromptTokenLogprob, TokenLogprob, TopLogprob
 
 NEVER = -9999.0
 """Reported for a probability of 0, because JSON has no minus infinity; OpenAI's value."""

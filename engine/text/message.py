@@ -17,7 +17,7 @@ from engine.text.detect import MessageFormats
 from engine.text.events import Out
 from engine.text.reasoning import Stage
 from engine.text.stop_strings import StopStringTrimmer, StopWatch, TextWatch
-from schema.response import Delta, FinishReason, ToolCallDelta
+from schema.answers.response import Delta, FinishReason, ToolCallDelta
 from schema.task import Task
 from schema.tool_choice import Functions, functions_of
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from engine import EngineConfig
 from gpt_task.config import Config
 from gpt_task.models import GPTTaskArgs, GPTTaskResponse, GPTTaskStreamResponse
+from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.generation import MAX_BEAMS, MAX_NEW_TOKENS, MAX_RETURN_SEQUENCES
-from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.task import Task
 
 # Settings in which gpt-task overrides the model's own; the contract lets the model's own decide.

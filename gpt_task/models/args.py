@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, Tag, model_validator, with_config
 from typing_extensions import TypedDict
 
+from schema.answers.response import Choice, StreamChoice, Usage
 from schema.json_values import clipped
 from schema.message import BLOCK_KIND, BLOCKS_TAG, CONTENT_KIND, IMAGE_BLOCK_TAG, TEXT_BLOCK_TAG
 from schema.message import TEXT_TAG as STRING_TAG
-from schema.response import Choice, StreamChoice, Usage
 from schema.task import Dtype, QuantizeBits
 
 __all__ = [

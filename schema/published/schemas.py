@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from schema.answers.response import StreamChunk, TaskResponse
 from schema.clients.anthropic import MessagesRequest
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.responses import ResponsesRequest
 from schema.errors import Cancelled, ErrorResponse, TaskArgsInvalid
-from schema.response import StreamChunk, TaskResponse
 from schema.task import Task
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

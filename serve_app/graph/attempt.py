@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from schema.answers.response import StreamChunk
 from schema.errors import Cancelled, EngineStopped, RequestTimeout, TaskError
-from schema.response import StreamChunk
 from schema.task import Task
 from serve_app.graph.health import Deployments
 from serve_app.protocol.failures import RETRY_AFTER_S, as_task_error

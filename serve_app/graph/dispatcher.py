@@ -10,8 +10,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.errors import EngineStopped, TaskError, TaskExecutionError
-from schema.response import StreamChunk, TaskResponse, collect
 from schema.task import Task
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.attempt import Attempt, Call, Limits

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from schema.answers.response import StreamChoice, StreamChunk
 from schema.errors import ReplayDiffers
-from schema.response import StreamChoice, StreamChunk
 
 Path = tuple[str | int, ...]
 """Where a text stands in a chunk: the choice's index, then keys, and the index of list items that

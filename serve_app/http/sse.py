@@ -10,8 +10,8 @@ from typing import Any, Protocol, Self
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from schema.answers.response import StreamChunk
 from schema.errors import TaskError, TaskExecutionError
-from schema.response import StreamChunk
 from serve_app.http.shutdown import SCOPE_KEY, Shutdown
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import as_task_error

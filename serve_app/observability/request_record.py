@@ -6,7 +6,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from schema.response import Usage
+from schema.answers.response import Usage
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from schema.response import StreamChunk
+from schema.answers.response import StreamChunk
 from schema.task import Task
 
 HEARTBEAT_S = 2.0

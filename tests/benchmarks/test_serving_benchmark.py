@@ -37,7 +37,7 @@ from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
 from engine import Engine, EngineConfig
 from schema import Task
-from schema.response import TaskResponse
+from schema.answers.response import TaskResponse
 
 MODEL = ServedModel("", "float32", images=True, padded=True, told=False)
 TARGET = Target(first_token_s=1.0, per_token_s=0.1)

@@ -20,7 +20,7 @@ from gpt_task.cache import MemoryModelCache
 from gpt_task.inference import get_executed_gpu_count, get_execution_dtype, run_task
 from gpt_task.inference.translation import ChunkStream
 from gpt_task.models import GPTTaskArgs, GPTTaskResponse, GPTTaskStreamResponse, TextContentBlock
-from schema.response import StreamChunk
+from schema.answers.response import StreamChunk
 from tests.engine.models.tiny_models import save_tiny_model
 from tests.gpt_task.conftest import DEMO
 

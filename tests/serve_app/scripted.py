@@ -20,7 +20,7 @@ from schema import (
     TaskArgsInvalid,
     TaskExecutionError,
 )
-from schema.response import collect
+from schema.answers.response import collect
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app

@@ -10,8 +10,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from schema.answers.response import TaskResponse
 from schema.clients.request import ClientRequest
-from schema.response import TaskResponse
 from schema.task import MAX_SEED
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import json_response, read_body

@@ -1,7 +1,8 @@
 """An answer's message as a row of parts, for APIs whose answers are lists of blocks or items.
 
-A message grows in fields (`schema.response.Delta`). In those APIs it is a row of parts, each of
-which begins, grows and ends before the next: reasoning, text, and one for each call of a function.
+A message grows in fields (`schema.answers.response.Delta`). In those APIs it is a row of parts,
+each of which begins, grows and ends before the next: reasoning, text, and one for each call of a
+function.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from schema.response import (
+from schema.answers.response import (
     Choice,
     Delta,
     StreamChoice,

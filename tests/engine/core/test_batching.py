@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from engine import Engine
 from schema import Task, TaskResponse
-from schema.response import collect
+from schema.answers.response import collect
 from tests.engine.conftest import TinyEngine
 from tests.engine.models.tiny_models import IMAGE, Kind
 from tests.engine.sampling.test_generate_oracle import drawing

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from engine import Engine, EngineConfig
 from schema import GenerationConfig, StreamChunk, Task, TaskResponse
+from schema.answers.response import collect
 from schema.errors import EngineStopped, Overloaded, TaskArgsInvalid, TaskError, TaskExecutionError
-from schema.response import collect
 from tests.engine.conftest import TinyModel
 
 LONG = 100_000

@@ -13,7 +13,7 @@ from engine import Engine
 from engine.execution.batch_sizes import BatchSizes
 from engine.requests.request import ScheduledTokens
 from schema import EngineStopped, OutOfMemory, Task, TaskExecutionError
-from schema.response import collect
+from schema.answers.response import collect
 from tests.engine.conftest import TinyEngine
 
 GUILTY = "the guilty one"

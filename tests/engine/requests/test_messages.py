@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig
-from schema.response import TaskResponse, joined
+from schema.answers.response import TaskResponse, joined
 from schema.task import Task
 from tests.engine.models.scripted_model import save_scripted_model
 

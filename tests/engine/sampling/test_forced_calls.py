@@ -27,7 +27,7 @@ from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema import Task, TaskArgsInvalid
-from schema.response import ResponseMessage, joined
+from schema.answers.response import ResponseMessage, joined
 from schema.tool_choice import functions_of
 from tests.engine.conftest import TinyModel
 from tests.engine.models.scripted_model import save_scripted_model

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import Engine, EngineConfig
 from engine.sampling.logprobs import Logprobs, TokenTexts
 from schema import Task, TaskArgsInvalid, TaskResponse
-from schema.response import collect
+from schema.answers.response import collect
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.models.tiny_models import Kind

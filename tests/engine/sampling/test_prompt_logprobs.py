@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine
 from schema import Task, TaskArgsInvalid, TaskResponse
+from schema.answers.response import collect
 from schema.generation import MAX_PROMPT_LOGPROBS
-from schema.response import collect
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.models.tiny_models import TEXT_KINDS, Kind

@@ -18,7 +18,7 @@ from engine.text.tool_calls.hermes import HERMES, INTERNLM
 from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL, MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
-from schema.response import FinishReason, ResponseMessage, joined
+from schema.answers.response import FinishReason, ResponseMessage, joined
 from schema.task import Task
 from schema.tool_choice import functions_of
 from tests.engine.text.test_stop_strings import expected as before_stop

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.types import ASGIApp
 
 from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task
-from schema.response import collect
+from schema.answers.response import collect
 from serve_app.graph.replay import Delivered
 from tests.serve_app.scripted import StandIn, app_maker, chunk, client, events_of, task
 

@@ -20,7 +20,7 @@ from engine.text.tool_calls.llama import LLAMA
 from engine.text.tool_calls.mistral import MISTRAL_NAMED
 from engine.text.tool_calls.qwen_coder import QWEN_CODER
 from schema import StreamChunk
-from schema.response import TokenLogprob, collect
+from schema.answers.response import TokenLogprob, collect
 from serve_app.graph.replay import Delivered
 
 _CHUNK: TypeAdapter[StreamChunk] = TypeAdapter(StreamChunk)

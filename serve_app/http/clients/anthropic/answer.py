@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError, from_json
 
+from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.clients.anthropic import MessagesRequest
 from schema.errors import TaskError
 from schema.json_values import check_json
-from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from serve_app.http.clients.parts import Change, Part, Parts, parts_of
 from serve_app.http.errors import ErrorForm, told
 from serve_app.http.sse import event

@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from schema.clients.openai import ChatCompletionRequest, OpenAIRequest
-from schema.errors import TaskError
-from schema.response import (
+from schema.answers.response import (
     Choice,
     Delta,
     FinishReason,
@@ -18,6 +16,8 @@ from schema.response import (
     TaskResponse,
     TokenLogprob,
 )
+from schema.clients.openai import ChatCompletionRequest, OpenAIRequest
+from schema.errors import TaskError
 from serve_app.http.clients.openai.logprobs import CompletionLogprobs, EchoedLogprobs, chat_logprobs
 from serve_app.http.sse import DONE, event
 

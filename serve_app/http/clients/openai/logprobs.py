@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from schema.answers.response import PromptTokenLogprob, TokenLogprob, TopLogprob
 from schema.clients.openai import OpenAIRequest
 from schema.errors import TaskArgsInvalid
-from schema.response import PromptTokenLogprob, TokenLogprob, TopLogprob
 
 
 def chat_logprobs(listed: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, cast
 
 from starlette.responses import Response
 
+from schema.answers.response import StreamChunk, TaskResponse, Usage
 from schema.clients.openai import CompletionRequest
 from schema.errors import Overloaded, TaskError
-from schema.response import StreamChunk, TaskResponse, Usage
 from schema.task import Task
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.graph.retry import PAUSE_S

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.clients.responses import ResponsesRequest
 from schema.errors import RateLimited, TaskArgsInvalid, TaskError
-from schema.response import FinishReason, StreamChunk, TaskResponse, Usage
 from serve_app.http.clients.parts import Part, Parts, parts_of
 from serve_app.http.clients.responses.items import Items
 from serve_app.http.sse import event

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from schema.answers.response import TokenLogprob, TopLogprob
 from schema.clients.offered import OfferedTool
-from schema.response import TokenLogprob, TopLogprob
 from serve_app.http.clients.parts import Change, Part
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}

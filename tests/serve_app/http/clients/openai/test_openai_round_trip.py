@@ -21,8 +21,8 @@ from engine.text.message import MessageParser
 from engine.text.reasoning import THINK
 from engine.text.tool_calls.hermes import HERMES
 from schema import StreamChunk, Task, schemas
+from schema.answers.response import collect
 from schema.clients.openai import ChatCompletionRequest
-from schema.response import collect
 from schema.tool_choice import functions_of
 from tests.engine.requests.test_prompt import renderer
 from tests.serve_app.http.clients.openai.test_openai_tools import CALLS, TIME, WEATHER

@@ -167,6 +167,14 @@ _Logprobs = Annotated[
     ),
 ]
 
+_TokenIds = Annotated[
+    list[_Count],
+    Field(
+        description="The tokens of the answer in order, a token that ends it included, where the "
+        "task has `return_token_ids`. In a stream, those that no earlier chunk has reported."
+    ),
+]
+
 
 _StopString = Annotated[
     str,
@@ -185,6 +193,7 @@ class Choice(TypedDict):
     index: _Count
     message: ResponseMessage
     logprobs: NotRequired[_Logprobs]
+    token_ids: NotRequired[_TokenIds]
     stop_string: NotRequired[_StopString]
     finish_reason: FinishReason
 
@@ -236,6 +245,7 @@ class StreamChoice(TypedDict):
     index: _Count
     delta: Delta
     logprobs: NotRequired[_Logprobs]
+    token_ids: NotRequired[_TokenIds]
     stop_string: NotRequired[_StopString]
     finish_reason: FinishReason | None
 
@@ -260,6 +270,7 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     deltas: dict[int, list[Delta]] = {}
     reasons: dict[int, FinishReason] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
+    token_ids: dict[int, list[int]] = {}
     stop_strings: dict[int, str] = {}
     prompt_text: str | None = None
     prompt_logprobs: list[PromptTokenLogprob] | None = None
@@ -274,6 +285,8 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
                 reasons[choice["index"]] = reason
             if "logprobs" in choice:
                 logprobs.setdefault(choice["index"], []).extend(choice["logprobs"])
+            if "token_ids" in choice:
+                token_ids.setdefault(choice["index"], []).extend(choice["token_ids"])
             if "stop_string" in choice:
                 stop_strings[choice["index"]] = choice["stop_string"]
     if last is None or set(deltas) != set(reasons):
@@ -289,6 +302,8 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     for whole in choices:
         if whole["index"] in logprobs:
             whole["logprobs"] = logprobs[whole["index"]]
+        if whole["index"] in token_ids:
+            whole["token_ids"] = token_ids[whole["index"]]
         if whole["index"] in stop_strings:
             whole["stop_string"] = stop_strings[whole["index"]]
     response: TaskResponse = {
