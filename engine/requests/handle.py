@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.request import Request
-from schema.answers.response import StreamChunk
+from engine.requests.verification import verdict
+from schema.answers.response import StreamChunk, collect
+from schema.answers.verification import Claim, Verdict
 
 
 class RequestHandle:
@@ -48,3 +52,27 @@ class RequestHandle:
     def cancel(self) -> None:
         """End the task, if it still runs, and free what it holds. Idempotent."""
         self._request.cancel_requested = True
+
+
+class VerificationHandle:
+    """The verification of a claim, as seen by the coroutine that waits for the verdict.
+
+    The owner calls `cancel` at the end, on every way out.
+    """
+
+    def __init__(self, task: RequestHandle, claim: Claim) -> None:
+        self._task = task
+        self._claim = claim
+
+    async def next(self, patience_s: float | None = None) -> Verdict | None:
+        """The verdict; None if there is none after ``patience_s`` (None waits without a limit).
+
+        Raises:
+            TaskError: the task has failed.
+        """
+        chunk = await self._task.next(patience_s, math.inf)
+        return None if chunk is None else verdict(self._claim, collect([chunk]))
+
+    def cancel(self) -> None:
+        """End the verification, if it still runs, and free what it holds. Idempotent."""
+        self._task.cancel()

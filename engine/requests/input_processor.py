@@ -26,6 +26,7 @@ from engine.text.detect import MessageFormats
 from engine.text.detokenizer import Detokenizer
 from engine.text.message import MessageParser, message_parsers, stop_watch
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
+from schema.answers.verification import Claim
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.task import Task
 
@@ -79,6 +80,7 @@ class InputProcessor:
         images: ImageInputs | None,
         sink: Sink,
         known: Sequence[Sequence[int]] = (),
+        claim: Claim | None = None,
     ) -> tuple[Request, ChunkBuilder]:
         """Validate, render and tokenize a task.
 
@@ -87,6 +89,7 @@ class InputProcessor:
             images: its prepared images; None to prepare them here.
             sink: takes the outputs of the request.
             known: what the answers' first tokens are expected to be, see `Engine.submit`.
+            claim: what is claimed to be the answer, if it is only to be verified.
 
         Returns:
             The request, and the builder of its chunks.
@@ -95,7 +98,9 @@ class InputProcessor:
             TaskError: the task is refused.
         """
         try:
-            return self._prepared(task, images, sink, known)
+            if claim is not None:
+                known = [choice.token_ids for choice in claim.response.choices]
+            return self._prepared(task, images, sink, known, verifies=claim is not None)
         except TaskArgsInvalid as error:
             if task.prompt_token_ids is None:
                 raise
@@ -107,6 +112,8 @@ class InputProcessor:
         images: ImageInputs | None,
         sink: Sink,
         known: Sequence[Sequence[int]],
+        *,
+        verifies: bool,
     ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
@@ -148,11 +155,12 @@ class InputProcessor:
             prompt_tokens=len(prompt.token_ids),
             num_answers=settings.num_sequences,
             arrived=arrived,
+            verifies=verifies,
         )
         request = Request(
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
-        request.reports_token_ids = task.return_token_ids
+        request.reports_token_ids = task.return_token_ids or verifies
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)

@@ -11,11 +11,12 @@ from typing import Any, Self
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from schema.answers.response import StreamChunk
+from schema.answers.verification import Claim, Verdict
 from schema.errors import Cancelled, EngineStopped, RequestTimeout, TaskError
 from schema.task import Task
 from serve_app.graph.health import Deployments
 from serve_app.protocol.failures import RETRY_AFTER_S, as_task_error
-from serve_app.protocol.messages import Chunk, Message, Started
+from serve_app.protocol.messages import Chunk, Judged, Message, Started
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Call:
         images: the task's images, as `Task.split_images` gives them.
         caller: `actor_name` of this process.
         streamed: whether the answer is read while it grows.
+        claim: what is claimed to be the answer, if it is to be verified.
     """
 
     deployment: str
@@ -54,6 +56,7 @@ class Call:
     images: list[str]
     caller: str
     streamed: bool
+    claim: Claim | None = None
 
 
 class Attempt:
@@ -61,6 +64,7 @@ class Attempt:
 
     Attributes:
         silent_replica: the name of the replica that was given up because it was silent.
+        verdict: on the claim, once it has come; then `next` has no chunks.
     """
 
     def __init__(self, call: Call, limits: Limits, deployments: Deployments) -> None:
@@ -73,6 +77,7 @@ class Attempt:
         self._replica: str | None = None  # once it has begun
         self._ended = False
         self.silent_replica: str | None = None
+        self.verdict: Verdict | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +115,8 @@ class Attempt:
                     return message.chunk
                 if isinstance(message, Started):
                     self._replica = message.replica
+                elif isinstance(message, Judged):
+                    self.verdict = message.verdict
         except StopAsyncIteration:
             self._ended = True
             return None
@@ -130,8 +137,9 @@ class Attempt:
         if call.images:
             # Never awaited here: the replica gets a pointer to the tensors.
             self._prepared = call.preprocessor.remote(call.deployment, call.task, call.images)
+        verifies = {} if call.claim is None else {"claim": call.claim}
         self._messages = call.handle.remote(
-            call.task, self._prepared, call.caller, streamed=call.streamed
+            call.task, self._prepared, call.caller, streamed=call.streamed, **verifies
         )
 
     async def _translated(self, error: Exception) -> TaskError:

@@ -27,6 +27,7 @@ _GAUGES = {
 _COUNTERS = {
     "prompt_tokens": metrics.PROMPT_TOKENS,
     "generated_tokens": metrics.GENERATED_TOKENS,
+    "verified_tokens": metrics.VERIFIED_TOKENS,
     "prefix_tokens_reused": metrics.PREFIX_TOKENS,
     "images_encoded": metrics.IMAGES_ENCODED,
     "images_reused": metrics.IMAGES_REUSED,

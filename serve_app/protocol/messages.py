@@ -1,8 +1,9 @@
 """What a replica sends to the ingress about a task: that it has begun, is alive, and chunks.
 
 A replica's `stream` yields these and nothing else: first `Started`, then any number of `Alive` and
-`Chunk`. It ends after the task's last chunk, or raises a `TaskError`. They are small, because one
-is pickled for every chunk of every stream.
+`Chunk`. It ends after the task's last chunk, or raises a `TaskError`. Where an answer is verified,
+the last message is the only `Judged`, and there are no chunks. They are small, because one is
+pickled for every chunk of every stream.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from schema.answers.response import StreamChunk
+from schema.answers.verification import Claim, Verdict
 from schema.task import Task
 
 HEARTBEAT_S = 2.0
@@ -51,16 +53,32 @@ class Chunk:
         return Chunk, (self.chunk,)
 
 
-Message = Started | Alive | Chunk
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The verdict on a claimed answer, JSON-ready."""
+
+    verdict: Verdict
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Judged, (self.verdict,)
+
+
+Message = Started | Alive | Chunk | Judged
 
 
 class TaskReplica(Protocol):
     """What the ingress may ask of a replica that runs tasks."""
 
     def stream(
-        self, task: Task, images: Any, caller: str = "", *, streamed: bool = True
+        self,
+        task: Task,
+        images: Any,
+        caller: str = "",
+        *,
+        streamed: bool = True,
+        claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
-        """Run a task. Closing the iterator cancels the task.
+        """Run a task, or verify an answer to it. Closing the iterator cancels the task.
 
         An async generator, because Ray cannot cancel a plain method.
 
@@ -70,6 +88,7 @@ class TaskReplica(Protocol):
             caller: `actor_name` of the ingress that asks; when it dies, the task is cancelled.
             streamed: whether the client reads the answer while it grows. If not, it comes as one
                 chunk at the end.
+            claim: what is claimed to be the answer, if it is to be verified.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.

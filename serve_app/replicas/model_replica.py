@@ -10,13 +10,14 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from schema.answers.verification import Claim
 from schema.errors import Cancelled, TaskError
 from schema.task import Task
 from serve_app.config.app_args import ModelArgs
 from serve_app.observability.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
 from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import REFUSALS, leave_out_refusals
-from serve_app.protocol.messages import HEARTBEAT_S, Alive, Chunk, Message, Started
+from serve_app.protocol.messages import HEARTBEAT_S, Alive, Chunk, Judged, Message, Started
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
 from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
@@ -93,6 +94,7 @@ class ModelReplica:
         caller: str = "",
         *,
         streamed: bool = True,
+        claim: Claim | None = None,
         log_id: str | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run a task: see `serve_app.protocol.messages.TaskReplica`.
@@ -101,7 +103,18 @@ class ModelReplica:
         """
         with self._counted():
             yield Started(self._name)
-            running = await self._engine.submit(task, images, log_id or request_id())
+            log_id = log_id or request_id()
+            if claim is not None:
+                verification = await self._engine.submit_verification(task, claim, images, log_id)
+                try:
+                    while (found := await verification.next(HEARTBEAT_S)) is None:
+                        self._caller_monitor.check(caller)
+                        yield Alive()
+                    yield Judged(found)
+                finally:
+                    verification.cancel()
+                return
+            running = await self._engine.submit(task, images, log_id)
             hold_s = 0.0 if streamed else math.inf
             try:
                 while not running.done:
