@@ -23,9 +23,10 @@ from engine.requests.input_processor import InputProcessor
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
 from engine.requests.stats import Meter, TaskTimes
+from engine.requests.verification import verdict
 from engine.vision.preprocessor import ImageInputs
 from schema.answers.response import StreamChunk, TaskResponse, collect
-from schema.answers.verification import Claim, Verdict, claim_of
+from schema.answers.verification import Claim, ClaimedResponse, Verdict, claim_of
 from schema.errors import ModelInvalid
 from schema.model_variant import is_path
 from schema.task import Task
@@ -152,7 +153,7 @@ class Engine:
     async def verify(
         self,
         task: Task,
-        response: TaskResponse | Mapping[str, Any],
+        response: TaskResponse | ClaimedResponse | Mapping[str, Any],
         tolerance: float = 0.0,
         images: ImageInputs | None = None,
     ) -> Verdict:
@@ -176,10 +177,24 @@ class Engine:
             handle.cancel()
 
     def verify_blocking(
-        self, task: Task, response: TaskResponse | Mapping[str, Any], tolerance: float = 0.0
+        self,
+        task: Task,
+        response: TaskResponse | ClaimedResponse | Mapping[str, Any],
+        tolerance: float = 0.0,
+        render: Callable[[TaskResponse], TaskResponse] | None = None,
     ) -> Verdict:
-        """`verify` from a thread without an event loop."""
-        return asyncio.run(self.verify(task, response, tolerance))
+        """`verify` from a thread without an event loop.
+
+        Args:
+            task: the task.
+            response: what is claimed to be its answer, with token ids.
+            tolerance: see `schema.answers.verification.VerificationRequest`.
+            render: makes of this engine's response what the claimed one is compared with; None
+                leaves it as it is.
+        """
+        claim = claim_of(response, tolerance)
+        expected = self._run_blocking(task, claim=claim)
+        return verdict(claim, expected if render is None else render(expected))
 
     def run_blocking(
         self, task: Task, stream_callback: Callable[[StreamChunk], None] | None = None
@@ -191,9 +206,17 @@ class Engine:
             stream_callback: called with every chunk, on this thread; an exception in it cancels the
                 task and is raised here.
         """
+        return self._run_blocking(task, stream_callback)
+
+    def _run_blocking(
+        self,
+        task: Task,
+        stream_callback: Callable[[StreamChunk], None] | None = None,
+        claim: Claim | None = None,
+    ) -> TaskResponse:
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
-            request, response = self._inputs.prepare(task, None, outputs.put)
+            request, response = self._inputs.prepare(task, None, outputs.put, claim=claim)
             self._loop.submit(request)
         chunks: list[StreamChunk] = []
         try:

@@ -1,0 +1,275 @@
+"""Verification on real engines: an answer is exact, and any change of it is found where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import Engine, EngineConfig
+from schema import Task, TaskArgsInvalid
+from schema.answers.verification import Verdict
+from tests.engine.conftest import TinyEngine
+from tests.engine.core.test_generate_fallback import OUTSIDE, save_architecture
+from tests.engine.models.tiny_vision_models import VISION_KINDS
+from tests.schema.malformed import PNG
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"do_sample": True},
+    "top_k and top_p": {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 0.8},
+    "several": {"do_sample": True, "num_return_sequences": 3},
+    "copies": {"num_return_sequences": 2},
+    "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.25},
+    "log probabilities": {"do_sample": True, "logprobs": 3, "prompt_logprobs": 2},
+    "stop strings": {"do_sample": True, "stop_strings": ["e", "a", "\\x10"], "max_new_tokens": 64},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "guidance": {"guidance_scale": 1.5},
+}
+
+
+def task(seed: int = 0, **fields: Any) -> Task:
+    settings = {"max_new_tokens": 12, **fields.pop("generation_config", {})}
+    messages = fields.pop("messages", [{"role": "user", "content": "One, two, three."}])
+    return Task.from_fields(
+        model="tiny",
+        messages=messages,
+        seed=seed,
+        return_token_ids=True,
+        generation_config=settings,
+        **fields,
+    )
+
+
+def answered(engine: Engine, asked: Task) -> Any:
+    """The answer to a task as a client reads it."""
+    return json.loads(json.dumps(engine.run_blocking(asked)))
+
+
+def with_tokens(response: Any, choice: int, ids: list[int]) -> Any:
+    claim = copy.deepcopy(response)
+    claim["choices"][choice]["token_ids"] = ids
+    return claim
+
+
+def found_at(verdict: Verdict) -> tuple[int, int, int | None, int | None]:
+    first = verdict["first_difference"]
+    assert verdict["verdict"] == "different"
+    assert first is not None
+    return first["choice"], first["position"], first["claimed"], first["expected"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_answer_is_exact_and_a_change_is_found(tiny_engine: TinyEngine, name: str) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(seed=3, generation_config=SETTINGS[name])
+    response = answered(engine, asked)
+    right = engine.verify_blocking(asked, response)
+    assert right["verdict"] == "exact", right
+    assert right["tokens_checked"] == response["usage"]["completion_tokens"]
+    assert right["same_fingerprint"] is True
+    for choice in response["choices"]:
+        index, ids = choice["index"], choice["token_ids"]
+        at = len(ids) // 2
+        other = [*ids[:at], ids[at] ^ 1, *ids[at + 1 :]]
+        found = engine.verify_blocking(asked, with_tokens(response, index, other))
+        assert found_at(found) == (index, at, ids[at] ^ 1, ids[at])
+        assert found["response_differences"] == []
+        choice["message"]["content"] += "x"
+        found = engine.verify_blocking(asked, response)
+        assert found["verdict"] == "different"
+        (difference,) = found["response_differences"]
+        assert difference["field"] == f"choices.{index}.message.content"
+        choice["message"]["content"] = choice["message"]["content"][:-1]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_token_changed_dropped_or_added_anywhere_is_found_there(
+    tiny_engine: TinyEngine, sampled: bool
+) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(seed=1, generation_config={"do_sample": sampled, "max_new_tokens": 8})
+    response = answered(engine, asked)
+    (choice,) = response["choices"]
+    ids = choice["token_ids"]
+    for at, token in enumerate(ids):
+        changed = [*ids[:at], token ^ 1, *ids[at + 1 :]]
+        found = engine.verify_blocking(asked, with_tokens(response, 0, changed))
+        assert found_at(found) == (0, at, token ^ 1, token)
+        assert found["tokens_checked"] == at + 1
+        cut = engine.verify_blocking(asked, with_tokens(response, 0, ids[:at]))
+        assert found_at(cut) == (0, at, None, token)
+        assert cut["tokens_checked"] == at
+        added = engine.verify_blocking(asked, with_tokens(response, 0, [*ids[:at], 7, *ids[at:]]))
+        if token == 7:
+            assert added["verdict"] == "different"
+        else:
+            assert found_at(added) == (0, at, 7, token)
+    longer = engine.verify_blocking(asked, with_tokens(response, 0, [*ids, 7]))
+    assert found_at(longer) == (0, len(ids), 7, None)
+
+
+def test_tokens_that_no_model_has_are_a_difference(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(generation_config={"do_sample": True})
+    response = answered(engine, asked)
+    ids = response["choices"][0]["token_ids"]
+    for odd in (2**31 - 1, 10_000):
+        claim = with_tokens(response, 0, [*ids[:3], odd, *ids[4:]])
+        for tolerance in (0.0, 100.0):
+            found = engine.verify_blocking(asked, claim, tolerance)
+            assert found_at(found) == (0, 3, odd, ids[3])
+            assert found["first_difference"] is not None
+            assert found["first_difference"]["margin"] is None
+
+
+def test_another_seed_setting_model_or_prompt_is_found(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    sampled = {"do_sample": True, "max_new_tokens": 24}
+    asked = task(seed=1, generation_config=sampled)
+    response = answered(engine, asked)
+    others = [
+        task(seed=2, generation_config=sampled),
+        task(seed=1, generation_config=sampled | {"temperature": 1.5}),
+        task(seed=1, generation_config=sampled | {"max_new_tokens": 23}),
+        task(seed=1, generation_config=sampled | {"num_return_sequences": 2}),
+        task(seed=1, generation_config=sampled, messages=[{"role": "user", "content": "One"}]),
+    ]
+    for other in others:
+        assert engine.verify_blocking(other, response)["verdict"] == "different"
+    found = tiny_engine("llama").verify_blocking(asked, response)
+    assert (found["verdict"], found["same_fingerprint"]) == ("different", False)
+
+
+def test_another_fingerprint_is_said_and_checked_all_the_same(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    response = answered(engine, task())
+    response["system_fingerprint"] = "fp_other"
+    found = engine.verify_blocking(task(), response)
+    assert (found["verdict"], found["same_fingerprint"]) == ("exact", False)
+    assert found["system_fingerprint"] == engine.card()["system_fingerprint"]
+
+
+def test_a_grammar(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(
+        seed=5,
+        generation_config={"do_sample": True, "max_new_tokens": 40},
+        structured_output={"type": "json_schema", "schema": SCHEMA},
+    )
+    response = answered(engine, asked)
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    ids = response["choices"][0]["token_ids"]
+    changed = with_tokens(response, 0, [ids[0] ^ 1, *ids[1:]])
+    found = engine.verify_blocking(asked, changed, 100.0)
+    assert found_at(found) == (0, 0, ids[0] ^ 1, ids[0])
+
+
+def test_a_message_with_a_stop_string(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    stops = list("abcdefghijklmnopqrstuvwxyz")[:16]
+    asked = task(
+        answer_format="message",
+        generation_config={"do_sample": True, "max_new_tokens": 200, "stop_strings": stops},
+    )
+    response = answered(engine, asked)
+    assert "stop_string" in response["choices"][0]
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    response["choices"][0]["stop_string"] += "x"
+    found = engine.verify_blocking(asked, response)
+    assert [one["field"] for one in found["response_differences"]] == ["choices.0.stop_string"]
+
+
+def test_an_answer_without_tokens(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(generation_config={"max_new_tokens": 0, "prompt_logprobs": 1}, echo=True)
+    response = answered(engine, asked)
+    assert response["choices"][0]["token_ids"] == []
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    found = engine.verify_blocking(asked, with_tokens(response, 0, [5]))
+    assert found_at(found) == (0, 0, 5, None)
+
+
+@pytest.mark.parametrize("kind", VISION_KINDS[:2])
+def test_images(tiny_engine: TinyEngine, kind: Any) -> None:
+    engine = tiny_engine(kind)
+    image = {"type": "image", "base64": PNG}
+    content = [image, {"type": "text", "text": "What is it?"}]
+    asked = task(messages=[{"role": "user", "content": content}])
+    response = answered(engine, asked)
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    ids = response["choices"][0]["token_ids"]
+    found = engine.verify_blocking(asked, with_tokens(response, 0, [*ids[:-1], ids[-1] ^ 1]))
+    assert found_at(found)[1] == len(ids) - 1
+
+
+def test_the_task_need_not_ask_for_token_ids(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    response = answered(engine, task())
+    silent = task().model_copy(update={"return_token_ids": False})
+    assert engine.verify_blocking(silent, response)["verdict"] == "exact"
+    del response["choices"][0]["token_ids"]
+    with pytest.raises(TaskArgsInvalid, match="return_token_ids"):
+        engine.verify_blocking(silent, response)
+
+
+async def test_verifications_run_among_tasks(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    before = engine.stats()
+    tasks = [task(seed=seed, generation_config={"do_sample": True}) for seed in range(4)]
+    responses = await asyncio.gather(*map(engine.run, tasks))
+    generated = engine.stats()["generated_tokens"]
+    found = await asyncio.gather(
+        *(engine.verify(asked, one) for asked, one in zip(tasks, responses, strict=True)),
+        engine.run(tasks[0]),
+        engine.verify(tasks[0], responses[1]),
+    )
+    *right, again, wrong = found
+    assert all(one["verdict"] == "exact" for one in right)  # type: ignore[typeddict-item]
+    assert again == responses[0]
+    assert wrong["verdict"] == "different"  # type: ignore[typeddict-item]
+    after = engine.stats()
+    one_answer = responses[0]["usage"]["completion_tokens"]
+    assert after["generated_tokens"] == generated + one_answer
+    read = sum(one["usage"]["completion_tokens"] for one in responses)
+    assert after["verified_tokens"] - before["verified_tokens"] >= read
+    assert after["kv_pages_free"] + after["kv_pages_kept"] == after["kv_pages"]
+
+
+async def test_a_cancelled_verification_frees_what_it_holds(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(generation_config={"max_new_tokens": 300, "num_beams": 4})
+    response = await engine.run(task())
+    waiting = asyncio.create_task(engine.verify(asked, response))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    while engine.stats()["running"]:
+        await asyncio.sleep(0.01)
+    stats = engine.stats()
+    assert stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]
+
+
+def test_the_whole_of_a_fallback_model_is_run(tmp_path: Path) -> None:
+    save_architecture("mamba", OUTSIDE["mamba"], tmp_path)
+    config = EngineConfig(model=str(tmp_path), dtype="float32", threads=1)
+    with closing(Engine(config)) as engine:
+        assert engine.card()["continuous_batching"] is False
+        asked = task(generation_config={"do_sample": True})
+        response = answered(engine, asked)
+        assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+        ids = response["choices"][0]["token_ids"]
+        claim = with_tokens(response, 0, [*ids[:5], ids[5] ^ 1, *ids[6:]])
+        assert found_at(engine.verify_blocking(asked, claim)) == (0, 5, ids[5] ^ 1, ids[5])
