@@ -23,7 +23,7 @@ from engine.requests.input_processor import InputProcessor
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
 from engine.requests.stats import Meter, TaskTimes
-from engine.requests.verification import verdict
+from engine.requests.verification import Loss, verdict
 from engine.vision.preprocessor import ImageInputs
 from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.answers.verification import Claim, ClaimedResponse, Verdict, claim_of
@@ -193,8 +193,8 @@ class Engine:
                 leaves it as it is.
         """
         claim = claim_of(response, tolerance)
-        expected = self._run_blocking(task, claim=claim)
-        return verdict(claim, expected if render is None else render(expected))
+        expected, losses = self._run_blocking(task, claim=claim)
+        return verdict(claim, expected if render is None else render(expected), losses)
 
     def run_blocking(
         self, task: Task, stream_callback: Callable[[StreamChunk], None] | None = None
@@ -206,14 +206,15 @@ class Engine:
             stream_callback: called with every chunk, on this thread; an exception in it cancels the
                 task and is raised here.
         """
-        return self._run_blocking(task, stream_callback)
+        return self._run_blocking(task, stream_callback)[0]
 
     def _run_blocking(
         self,
         task: Task,
         stream_callback: Callable[[StreamChunk], None] | None = None,
         claim: Claim | None = None,
-    ) -> TaskResponse:
+    ) -> tuple[TaskResponse, dict[int, Sequence[Loss]]]:
+        """The response, and by choice the claimed tokens that lost."""
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
             request, response = self._inputs.prepare(task, None, outputs.put, claim=claim)
@@ -228,7 +229,7 @@ class Engine:
                 if stream_callback is not None:
                     stream_callback(chunks[-1])
                 if progress.done:
-                    return collect(chunks)
+                    return collect(chunks), response.by_choice(request.losses)
         finally:
             request.cancel_requested = True
 

@@ -20,12 +20,17 @@ class Row(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Tokens of a request, scalars on the device, and their log probabilities if it wants them."""
+    """Tokens of a request, scalars on the device, and their log probabilities if it wants them.
+
+    Of a request that verifies claims ``judged`` has, for each token, the one that was drawn and by
+    how much the claimed one lost to it: float64 [rows, 2].
+    """
 
     request: Request
     rows: Sequence[Row]
     tokens: Sequence[torch.Tensor]
     report: AsyncCopy | None
+    judged: AsyncCopy | None = None
 
 
 class Round(NamedTuple):

@@ -8,7 +8,7 @@ from engine.requests.chunks import ChunkBuilder
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.request import Request
 from engine.requests.verification import verdict
-from schema.answers.response import StreamChunk, collect
+from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.answers.verification import Claim, Verdict
 
 
@@ -49,6 +49,10 @@ class RequestHandle:
         self.done = output.done
         return self._builder.chunk(output) if output.deltas or output.done else None
 
+    def verdict(self, claim: Claim, expected: TaskResponse) -> Verdict:
+        """The verdict on a claim, once the task that verifies it is done."""
+        return verdict(claim, expected, self._builder.by_choice(self._request.losses))
+
     def cancel(self) -> None:
         """End the task, if it still runs, and free what it holds. Idempotent."""
         self._request.cancel_requested = True
@@ -71,7 +75,7 @@ class VerificationHandle:
             TaskError: the task has failed.
         """
         chunk = await self._task.next(patience_s, math.inf)
-        return None if chunk is None else verdict(self._claim, collect([chunk]))
+        return None if chunk is None else self._task.verdict(self._claim, collect([chunk]))
 
     def cancel(self) -> None:
         """End the verification, if it still runs, and free what it holds. Idempotent."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from json import dumps
 
 from engine.config import EngineConfig
@@ -18,6 +19,7 @@ from engine.requests.prompt import Prompt, PromptRenderer
 from engine.requests.prompt_report import PromptReport
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
+from engine.requests.verification import ClaimCheck, known_tokens
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.logprobs import TokenTexts
 from engine.sampling.settings import SamplingParams, resolve_settings
@@ -72,6 +74,7 @@ class InputProcessor:
         self._token_texts = TokenTexts(loaded.tokenizer)
         self._preprocessor: ImagePreprocessor | None = None
         self._grammars: GrammarCompiler | None = None
+        self._vocab_size: int = loaded.model.config.get_text_config().vocab_size
         self._lock = threading.Lock()  # tokenizers are not safe to share between threads
 
     def prepare(
@@ -98,9 +101,7 @@ class InputProcessor:
             TaskError: the task is refused.
         """
         try:
-            if claim is not None:
-                known = [choice.token_ids for choice in claim.response.choices]
-            return self._prepared(task, images, sink, known, verifies=claim is not None)
+            return self._prepared(task, images, sink, known, claim)
         except TaskArgsInvalid as error:
             if task.prompt_token_ids is None:
                 raise
@@ -112,8 +113,7 @@ class InputProcessor:
         images: ImageInputs | None,
         sink: Sink,
         known: Sequence[Sequence[int]],
-        *,
-        verifies: bool,
+        claim: Claim | None,
     ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
@@ -123,6 +123,9 @@ class InputProcessor:
         with self._lock:
             prompt = self._renderer.render(task, images)
             settings = self._settings(task, prompt)
+        if claim is not None:
+            known = [choice.token_ids for choice in claim.response.choices]
+            settings = _for_claims(settings, known)
         texts = self._token_texts
         report = None
         if task.echo or settings.prompt_logprobs is not None:
@@ -149,18 +152,21 @@ class InputProcessor:
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         for answer, expected in zip(answers, known, strict=False):
-            answer.known = tuple(expected)
+            answer.known = known_tokens(expected, self._vocab_size)
         sink = self._meter.watch(
             sink,
             prompt_tokens=len(prompt.token_ids),
             num_answers=settings.num_sequences,
             arrived=arrived,
-            verifies=verifies,
+            verifies=claim is not None,
         )
         request = Request(
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
-        request.reports_token_ids = task.return_token_ids or verifies
+        request.reports_token_ids = task.return_token_ids or claim is not None
+        if claim is not None and settings.batched and settings.num_beams == 1:
+            for answer, claimed in zip_longest(answers, known[: len(answers)], fillvalue=()):
+                answer.check = ClaimCheck(claimed, claim.tolerance)
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
@@ -226,6 +232,13 @@ class InputProcessor:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self._config)
             return self._preprocessor(task.split_images()[1], params)
+
+
+def _for_claims(settings: SamplingParams, claimed: Sequence[Sequence[int]]) -> SamplingParams:
+    """Settings under which each claim is checked: different ones of equal answers one by one."""
+    if settings.copies == 1 or all(one == claimed[0] for one in claimed):
+        return settings
+    return replace(settings, num_sequences=settings.copies, copies=1)
 
 
 def _about_token_ids(error: TaskArgsInvalid) -> TaskArgsInvalid:

@@ -14,6 +14,7 @@ import torch
 from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
 from engine.requests.prompt_report import PromptReport
+from engine.requests.verification import ClaimCheck, Loss
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
@@ -125,6 +126,7 @@ class SequenceState:
         num_right: how many of these drafts were what was drawn.
         waits: it takes no further step before its last token has been read, because there will be
             drafts then.
+        check: of what is claimed to be the answer, where it is verified token by token.
         matcher: its place in the grammar that constrains it, if there is one.
     """
 
@@ -141,6 +143,7 @@ class SequenceState:
     drafts: Sequence[int] = ()
     num_right: int = 0
     waits: bool = False
+    check: ClaimCheck | None = None
     matcher: Matcher | None = None
 
     @property
@@ -190,6 +193,16 @@ class Request:
     reports_token_ids: bool = False  # whether deltas have the ids of their tokens
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether claimed answers are verified token by token."""
+        return self.sequences[0].check is not None
+
+    @property
+    def losses(self) -> list[Sequence[Loss]]:
+        """Of each answer that was verified token by token, the claimed tokens that lost."""
+        return [s.check.losses for s in self.sequences if s.check is not None]
 
     @property
     def scores_prompt(self) -> bool:
@@ -324,6 +337,8 @@ class Request:
     def _reason(self, sequence: SequenceState) -> FinishReason | None:
         """Why a sequence ends with its last token, if it does."""
         last = sequence.token_ids[-1:]
+        if sequence.check is not None and sequence.check.decided:
+            return "stop"
         if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
             return "stop"
         if sequence.matcher is not None and sequence.matcher.done:

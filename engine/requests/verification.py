@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from schema.answers.response import Choice, TaskResponse
@@ -59,6 +61,53 @@ def first_loss(claimed: Sequence[int], drawn: Sequence[int]) -> list[Loss]:
     return []
 
 
+class ClaimCheck:
+    """The tokens that are claimed of one answer, beside those that are drawn.
+
+    Belongs to the engine's thread until the answer has ended.
+
+    Attributes:
+        tolerance: by how much a claimed token may have lost; then the answer goes on with it.
+        losses: the claimed tokens that were not drawn, in order.
+        decided: whether one was not within the tolerance, so that the answer need not go on.
+    """
+
+    def __init__(self, claimed: Sequence[int], tolerance: float) -> None:
+        self._claimed = claimed
+        self.tolerance = tolerance
+        self.losses: list[Loss] = []
+        self.decided = False
+
+    def token(self, position: int) -> int | None:
+        """The claimed token in a place; None after the last one."""
+        return self._claimed[position] if position < len(self._claimed) else None
+
+    def judge(self, position: int, drawn: int, margin: float) -> None:
+        """Take what was drawn in a place, and by how much a claimed token lost to it.
+
+        A margin that is not finite means that it could not be drawn.
+        """
+        claimed = self.token(position)
+        if claimed == drawn:
+            return
+        known = claimed is not None and math.isfinite(margin)
+        self._lost(Loss(position, claimed, drawn, margin if known else None))
+
+    def end(self, num_tokens: int) -> None:
+        """Take that the answer has ended after so many tokens."""
+        if not self.decided and (claimed := self.token(num_tokens)) is not None:
+            self._lost(Loss(num_tokens, claimed, None))
+
+    def _lost(self, loss: Loss) -> None:
+        self.losses.append(loss)
+        self.decided = not within(loss, self.tolerance)
+
+
+def known_tokens(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """Expected tokens up to the first that is not one of the model's."""
+    return tuple(takewhile(lambda token: token < vocab_size, token_ids))
+
+
 @dataclass(frozen=True)
 class _Difference:
     """A field that differs, and whether it does by no more than the tolerance."""
@@ -80,7 +129,7 @@ class _Difference:
 
 
 def verdict(
-    claim: Claim, expected: TaskResponse, losses: Mapping[int, Sequence[Loss]] | None = None
+    claim: Claim, expected: TaskResponse, found: Mapping[int, Sequence[Loss]] | None = None
 ) -> Verdict:
     """The verdict on a claim.
 
@@ -88,22 +137,25 @@ def verdict(
         claim: the response, and the tolerance.
         expected: the response of this engine, with token ids. Its tokens are the claimed ones where
             these were within the tolerance.
-        losses: by choice, the claimed tokens that were not drawn, in order; of each choice only the
-            last may be beyond the tolerance. None: the task was run without regard to the claim.
+        found: by choice, the claimed tokens that were not drawn, in order; of each choice only the
+            last may be beyond the tolerance. A choice that is not there was drawn without regard
+            to the claim.
     """
     claimed = claim.response
     expected_ids = {one["index"]: one.get("token_ids", []) for one in expected["choices"]}
     claimed_ids = {one.index: one.token_ids for one in claimed.choices}
-    if losses is None:
-        losses = {
-            index: first_loss(claimed_ids.get(index, []), expected_ids.get(index, []))
-            for index in sorted({*claimed_ids, *expected_ids})
-        }
+    found = found or {}
+    losses = {
+        index: found[index]
+        if index in found and index in claimed_ids
+        else first_loss(claimed_ids.get(index, []), expected_ids.get(index, []))
+        for index in {*claimed_ids, *expected_ids}
+    }
     beyond = {
         index: loss
-        for index, found in losses.items()
-        for loss in found
-        if not _within(loss, claim.tolerance)
+        for index, of_choice in losses.items()
+        for loss in of_choice
+        if not within(loss, claim.tolerance)
     }
     fields = list(_fields(claim, expected, different=beyond.keys()))
     serious = [one for one in fields if not one.within]
@@ -111,7 +163,7 @@ def verdict(
     if beyond or serious:
         word, fields = "different", serious
     else:
-        named = _first((index, loss) for index, found in losses.items() for loss in found)
+        named = _first((index, loss) for index, own in losses.items() for loss in own)
         word = "within_tolerance" if named or fields else "exact"
     given = claimed.system_fingerprint
     return {
@@ -129,7 +181,7 @@ def verdict(
     }
 
 
-def _within(loss: Loss, tolerance: float) -> bool:
+def within(loss: Loss, tolerance: float) -> bool:
     """Whether a loss is forgiven. Without a tolerance none is, not even between equal scores."""
     return tolerance > 0 and loss.margin is not None and loss.margin <= tolerance
 
