@@ -196,8 +196,6 @@ class Drawing:
                     sequence.check.judge(len(sequence.token_ids), int(number), margin)
                 if delta := request.accept(sequence, token, report):
                     deltas.append(delta)
-                if sequence.check is not None and sequence.finished:
-                    sequence.check.end(len(sequence.token_ids))
                 last[sequence] = on_device
                 if token in sequence.drafts[row.ahead : row.ahead + 1]:
                     sequence.num_right = row.ahead + 1

@@ -201,8 +201,9 @@ class Request:
 
     @property
     def losses(self) -> list[Sequence[Loss]]:
-        """Of each answer that was verified token by token, the claimed tokens that lost."""
-        return [s.check.losses for s in self.sequences if s.check is not None]
+        """Of each answer that was verified token by token and has ended, the claimed tokens that
+        lost."""
+        return [s.check.found(len(s.token_ids)) for s in self.sequences if s.check is not None]
 
     @property
     def scores_prompt(self) -> bool:

@@ -91,16 +91,14 @@ class ClaimCheck:
         if claimed == drawn:
             return
         known = claimed is not None and math.isfinite(margin)
-        self._lost(Loss(position, claimed, drawn, margin if known else None))
-
-    def end(self, num_tokens: int) -> None:
-        """Take that the answer has ended after so many tokens."""
-        if not self.decided and (claimed := self.token(num_tokens)) is not None:
-            self._lost(Loss(num_tokens, claimed, None))
-
-    def _lost(self, loss: Loss) -> None:
+        loss = Loss(position, claimed, drawn, margin if known else None)
         self.losses.append(loss)
         self.decided = not within(loss, self.tolerance)
+
+    def found(self, num_tokens: int) -> list[Loss]:
+        """The losses once the answer has ended after so many tokens: the claim may go on."""
+        claimed = None if self.decided else self.token(num_tokens)
+        return [*self.losses, *([] if claimed is None else [Loss(num_tokens, claimed, None)])]
 
 
 def known_tokens(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

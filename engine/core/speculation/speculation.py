@@ -54,8 +54,8 @@ class Speculation:
         num_rows = len(decoding)
         room = self._sizes.max_head - num_rows - num_prompts
         if prefill_rows:
-            padded = self._sizes.for_prefill(prefill_rows + num_rows)
-            room = min(room, padded - prefill_rows - num_rows)
+            whole = self._sizes.for_prefill(prefill_rows + num_rows)
+            room = min(room, whole - prefill_rows - num_rows)
         if room <= 0:
             return decoding
         guesses = [self._guess(tokens.owner, tokens.sequence, room) for tokens in decoding]
@@ -63,7 +63,14 @@ class Speculation:
             return decoding
         chances = [guess.chances for guess in guesses]
         seconds = {} if prefill_rows else self._sizes.seconds
-        counts = drafts_that_pay(chances, room, seconds, self._sizes.for_decode(num_rows))
+        # Known tokens are certain, and a step costs more than its forward: read as many as fit.
+        num_known = sum(
+            len(guess.tokens)
+            for guess, tokens in zip(guesses, decoding, strict=True)
+            if tokens.sequence is not None and tokens.sequence.known
+        )
+        padded = self._sizes.for_decode(num_rows + min(num_known, room))
+        counts = drafts_that_pay(chances, room, seconds, padded)
         rows: list[ScheduledTokens] = []
         for tokens, guess, count in zip(decoding, guesses, counts, strict=True):
             sequence = tokens.sequence

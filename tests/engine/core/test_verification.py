@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import Engine, EngineConfig
 from schema import Task, TaskArgsInvalid
 from schema.answers.verification import Verdict
-from tests.engine.conftest import TinyEngine
+from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, save_architecture
+from tests.engine.models.tiny_models import byte_tokenizer
 from tests.engine.models.tiny_vision_models import VISION_KINDS
 from tests.schema.malformed import PNG
 
@@ -25,6 +28,7 @@ SCHEMA = {
     "required": ["a", "b"],
     "additionalProperties": False,
 }
+END = str(byte_tokenizer().eos_token_id)
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"do_sample": True},
@@ -35,7 +39,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "log probabilities": {"do_sample": True, "logprobs": 3, "prompt_logprobs": 2},
     "stop strings": {"do_sample": True, "stop_strings": ["e", "a", "\\x10"], "max_new_tokens": 64},
     "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "guidance": {"guidance_scale": 1.5},
 }
 
 
@@ -55,6 +58,16 @@ def task(seed: int = 0, **fields: Any) -> Task:
 def answered(engine: Engine, asked: Task) -> Any:
     """The answer to a task as a client reads it."""
     return json.loads(json.dumps(engine.run_blocking(asked)))
+
+
+async def all_pages_free(engine: Engine) -> None:
+    """Wait until no task holds a page: they are freed in the step after its end."""
+    async with asyncio.timeout(30):
+        while True:
+            stats = engine.stats()
+            if stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]:
+                return
+            await asyncio.sleep(0.01)
 
 
 def with_tokens(response: Any, choice: int, ids: list[int]) -> Any:
@@ -118,6 +131,120 @@ def test_a_token_changed_dropped_or_added_anywhere_is_found_there(
             assert found_at(added) == (0, at, 7, token)
     longer = engine.verify_blocking(asked, with_tokens(response, 0, [*ids, 7]))
     assert found_at(longer) == (0, len(ids), 7, None)
+
+
+def test_a_change_at_each_of_256_positions_is_found(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2", max_sequences=16)
+    free = {"do_sample": True, "max_new_tokens": 256, "logit_bias": {END: -100}}
+    asked = task(seed=2, generation_config=free)
+    response = answered(engine, asked)
+    ids = response["choices"][0]["token_ids"]
+    assert len(ids) == 256
+
+    async def check(at: int) -> Verdict:
+        claim = with_tokens(response, 0, [*ids[:at], ids[at] ^ 1, *ids[at + 1 :]])
+        return await engine.verify(asked, claim)
+
+    async def check_all() -> list[Verdict]:
+        return [await check(at) for at in range(256)]
+
+    for at, found in enumerate(asyncio.run(check_all())):
+        assert found_at(found) == (0, at, ids[at] ^ 1, ids[at])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_verified_answer_takes_few_forwards(tiny_engine: TinyEngine, sampled: bool) -> None:
+    """It is read 64 rows at a time: the last token and 63 that are known to follow it."""
+    engine = tiny_engine("qwen2", speculation="off", prefill_chunk=64)
+    free = {"do_sample": sampled, "max_new_tokens": 256, "logit_bias": {END: -100}}
+    asked = task(seed=2, generation_config=free)
+    response = answered(engine, asked)
+    assert response["usage"]["completion_tokens"] == 256
+    before = engine.stats()
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    after = engine.stats()
+    assert after["decode_steps"] - before["decode_steps"] <= 6
+    assert after["known_tokens_read"] - before["known_tokens_read"] >= 256 - 6 - 1
+
+
+# --- The tolerance -------------------------------------------------------------------------------
+
+
+def reference_scores(engine_model: Path, prompt: str, ids: list[int]) -> Any:
+    """Float32 logits of transformers' own forward: a row for each token of an answer."""
+    model: Any = AutoModelForCausalLM.from_pretrained(engine_model, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(engine_model)
+    before = tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*before, *ids]])).logits[0].clone()
+    return logits[len(before) - 1 : -1]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_margins_are_those_of_the_race(
+    tiny_engine: TinyEngine, tiny_model: TinyModel, sampled: bool
+) -> None:
+    """With a tolerance the check goes on with what is claimed: so do the scores and the noise."""
+    engine = tiny_engine("qwen2")
+    free = {"do_sample": sampled, "top_k": 0, "max_new_tokens": 12, "logit_bias": {END: -100}}
+    asked = task(seed=9, generation_config=free)
+    response = answered(engine, asked)
+    claimed = list(response["choices"][0]["token_ids"])
+    claimed[3] ^= 1
+    claimed[7] ^= 1
+    scores = reference_scores(tiny_model("qwen2"), "One, two, three.", claimed)
+    scores[:, int(END)] -= 100
+    if sampled:
+        generator = torch.Generator().manual_seed(9)
+        noise = torch.empty(1, scores.shape[1])
+        for step in range(len(scores)):
+            noise.exponential_(1, generator=generator)
+            scores[step] = torch.log_softmax(scores[step], -1) - noise[0].log()
+    winners = scores.argmax(-1).tolist()
+    margins = [
+        float(scores[i, w] - scores[i, c])
+        for i, (w, c) in enumerate(zip(winners, claimed, strict=True))
+    ]
+    losses = [i for i, (w, c) in enumerate(zip(winners, claimed, strict=True)) if w != c]
+    assert losses[0] == 3
+    claim = with_tokens(response, 0, claimed)
+    # Without a tolerance, and with one that is too small: the first one.
+    for tolerance in (0.0, margins[3] / 2):
+        found = engine.verify_blocking(asked, claim, tolerance)
+        assert found_at(found) == (0, 3, claimed[3], winners[3])
+        assert found["first_difference"] is not None
+        assert found["first_difference"]["margin"] == pytest.approx(margins[3], abs=1e-3)
+    # With one that forgives some: the first one that it does not forgive.
+    worst = max(losses, key=lambda i: margins[i])
+    found = engine.verify_blocking(asked, claim, margins[worst] - 0.01)
+    assert found_at(found) == (0, worst, claimed[worst], winners[worst])
+    # With one that forgives all: the first one. What follows from the tokens is that of the claim.
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model("qwen2"))
+    text = tokenizer.decode(claimed, skip_special_tokens=True)
+    claim["choices"][0]["message"]["content"] = text + "x"
+    found = engine.verify_blocking(asked, claim, margins[worst] + 0.01)
+    assert found["verdict"] == "different"
+    assert [one["field"] for one in found["response_differences"]] == ["choices.0.message.content"]
+    claim["choices"][0]["message"]["content"] = text
+    found = engine.verify_blocking(asked, claim, margins[worst] + 0.01)
+    assert found["verdict"] == "within_tolerance", found
+    assert found["first_difference"] is not None
+    assert found["first_difference"]["position"] == 3
+    assert found["tokens_checked"] == 12
+
+
+def test_claims_of_equal_answers_are_checked_one_by_one(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine("qwen2")
+    asked = task(generation_config={"num_return_sequences": 3})
+    response = answered(engine, asked)
+    ids = response["choices"][0]["token_ids"]
+    assert response["choices"][2]["token_ids"] == ids
+    claim = with_tokens(response, 2, [*ids[:5], ids[5] ^ 1, *ids[6:]])
+    found = engine.verify_blocking(asked, claim)
+    assert found_at(found) == (2, 5, ids[5] ^ 1, ids[5])
+    assert found["first_difference"] is not None
+    assert found["first_difference"]["margin"] is not None
+    assert found["tokens_checked"] == 2 * len(ids) + 6
 
 
 def test_tokens_that_no_model_has_are_a_difference(tiny_engine: TinyEngine) -> None:
@@ -244,7 +371,7 @@ async def test_verifications_run_among_tasks(tiny_engine: TinyEngine) -> None:
     assert after["generated_tokens"] == generated + one_answer
     read = sum(one["usage"]["completion_tokens"] for one in responses)
     assert after["verified_tokens"] - before["verified_tokens"] >= read
-    assert after["kv_pages_free"] + after["kv_pages_kept"] == after["kv_pages"]
+    await all_pages_free(engine)
 
 
 async def test_a_cancelled_verification_frees_what_it_holds(tiny_engine: TinyEngine) -> None:
@@ -256,9 +383,7 @@ async def test_a_cancelled_verification_frees_what_it_holds(tiny_engine: TinyEng
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await engine.run(task())  # after this one the other has been dropped
-    stats = engine.stats()
-    assert stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]
+    await all_pages_free(engine)
 
 
 def test_the_whole_of_a_fallback_model_is_run(tmp_path: Path) -> None:
