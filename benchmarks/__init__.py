@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine                   the engine beside transformers' ways to generate
     python -m benchmarks.engine.products          a model's matrix products on a CPU
+    python -m benchmarks.engine.trees             this tree beside another checkout
     python -m benchmarks.speculation              tokens a second with speculation and without
     python -m benchmarks.verification             time of verifying an answer, and of answering
     python -m benchmarks.loading.memory           memory while a model loads
