@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from typing import Literal
 
 from benchmarks.harness import command, report
 from benchmarks.harness.engine_api import Engine, EngineConfig
@@ -72,7 +73,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _config(options: argparse.Namespace, speculation: str) -> EngineConfig:
+def _config(options: argparse.Namespace, speculation: Literal["on", "off"]) -> EngineConfig:
     return EngineConfig(
         model=options.model_dir,
         model_id=MODEL,

@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.harness.engine_api import Engine
 from benchmarks.speculation.workloads import HALVES, MIX, mixed_tasks, tasks_of
 from schema.answers.response import TaskResponse
 from schema.task import Task
 
-OFF, ON = "off", "on"
+OFF: Literal["off"] = "off"
+ON: Literal["on"] = "on"
 _COUNTS = ("decode_steps", "drafts_proposed", "drafts_accepted")
 
 

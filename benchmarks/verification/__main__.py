@@ -27,7 +27,7 @@ import httpx
 from benchmarks.harness import command, report
 from benchmarks.harness.report import say
 from benchmarks.harness.server import serving
-from benchmarks.speculation.workloads import HALVES, MODEL, tasks_of
+from benchmarks.speculation.workloads import HALVES, MODEL, Half, tasks_of
 
 TARGETS = {"off": 12.0, "on": 8.0}
 """How many times as long answering has to take as verifying, by the engine's speculation."""
@@ -66,12 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, int] = {}
     try:
         for speculation in options.speculation:
-            with serving(_args(options, speculation)) as server:
-                base = {"base_url": server.address, "timeout": _TIMEOUT_S}
-                with httpx.Client(**base) as http:
-                    rows += _measure(http, options, speculation)
-                    if speculation == options.speculation[0]:
-                        found = {half: _changed(http, options, half) for half in HALVES}
+            with (
+                serving(_args(options, speculation)) as server,
+                httpx.Client(base_url=server.address, timeout=_TIMEOUT_S) as http,
+            ):
+                rows += _measure(http, options, speculation)
+                if speculation == options.speculation[0]:
+                    found = {half: _changed(http, options, half) for half in HALVES}
     except WrongVerdictError as error:
         sys.exit(str(error))
     print(text(rows, found))
@@ -105,7 +106,7 @@ def _args(options: argparse.Namespace, speculation: str) -> dict[str, Any]:
 
 
 def _long_answers(
-    http: httpx.Client, options: argparse.Namespace, half: str
+    http: httpx.Client, options: argparse.Namespace, half: Half
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Tasks of the workload *chat* whose answers have all the tokens, with their answers."""
     for task in tasks_of("chat", half, 64, "verification"):
@@ -149,7 +150,7 @@ def _measure(http: httpx.Client, options: argparse.Namespace, speculation: str) 
     return rows
 
 
-def _changed(http: httpx.Client, options: argparse.Namespace, half: str) -> int:
+def _changed(http: httpx.Client, options: argparse.Namespace, half: Half) -> int:
     """Change one token of an answer, at each position in turn; at how many that was found.
 
     Raises:
