@@ -105,7 +105,7 @@ def _run(
     with opened(directory, **options, speculation="off") as off:
         cases = asyncio.run(make_cases(off, vocabulary, seeds))
     with opened(directory, **options, speculation="on") as on:
-        found = asyncio.run(differences(Guided.of(on, vocabulary), cases))
+        found = asyncio.run(differences(Guided(on, vocabulary), cases))
     counts = Counter(
         tasks=len(cases),
         errors=sum("error" in case.want for case in cases),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from shutil import copytree
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from engine import Engine, EngineConfig
+from engine.core.speculation.guesser import Guess, Guesser
 from engine.requests.request import Request, SequenceState
 from tests.engine.core.speculation.drafts import DRAFTS, Place
 from tests.engine.core.speculation.random_tasks import Vocabulary
@@ -91,7 +92,7 @@ def tiny_vocabulary(
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     return Vocabulary(
         "tiny",
-        size=len(tokenizer),
+        size=AutoConfig.from_pretrained(directory).get_text_config().vocab_size,
         prompt_ids=range(256),  # bytes
         end=tokenizer.eos_token_id,
         image=None if image is None else tokenizer.convert_tokens_to_ids(image),
@@ -104,7 +105,7 @@ def smollm2_vocabulary(directory: Path, quantize_bits: int | None = None) -> Voc
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     return Vocabulary(
         "SmolLM2",
-        size=len(tokenizer),
+        size=AutoConfig.from_pretrained(directory).get_text_config().vocab_size,
         prompt_ids=range(256, len(tokenizer)),
         end=tokenizer.eos_token_id,
         longest=24,
@@ -134,39 +135,44 @@ class Script:
 class ScriptedGuesser:
     """Takes the place of an engine's guesser: by the request's `log_id` it plays a script."""
 
-    own: Any
+    own: Guesser
     vocabulary: Vocabulary
     scripts: dict[str, Script] = field(default_factory=dict)
 
-    def guess(self, request: Request, sequence: SequenceState, limit: int) -> Sequence[int]:
-        """At most ``limit`` tokens that are said to follow."""
+    def guess(self, request: Request, sequence: SequenceState, limit: int) -> Guess:
+        """At most ``limit`` tokens that are said to follow, with certainty."""
+        assert request.beams is None, "beams do not speculate"
         script = self.scripts.get(request.log_id)
         if script is None or script.kind is None:
-            guessed: Sequence[int] = self.own.guess(request, sequence, limit)
-            return guessed
+            return self.own.guess(request, sequence, limit)
         answer: Sequence[int] = ()
         if sequence.index < len(script.answers):
             answer = script.answers[sequence.index]
         place = Place(answer[sequence.num_sampled :], script.rng, self.vocabulary)
         draft = DRAFTS[script.kind](place)[:limit]
         script.offered += len(draft)
-        return draft
+        return Guess(draft, [1.0] * len(draft))
+
+    def learn(self, sequence: SequenceState, num_drafts: int, num_right: int) -> None:
+        """Let the engine's own guesser learn, as far as the guesses were its own."""
+        self.own.learn(sequence, num_drafts, num_right)
 
 
-@dataclass(frozen=True)
 class Guided:
     """An engine with speculation, whose drafts a test chooses."""
 
-    engine: Engine
-    guesser: ScriptedGuesser
-    vocabulary: Vocabulary
-
-    @classmethod
-    def of(cls, engine: Engine, vocabulary: Vocabulary) -> Guided:
+    def __init__(self, engine: Engine, vocabulary: Vocabulary) -> None:
         """Put a scripted guesser into an engine."""
-        execution: Any = engine._loop._execution
-        execution.guesser = ScriptedGuesser(getattr(execution, "guesser", None), vocabulary)
-        return cls(engine, execution.guesser, vocabulary)
+        self.engine = engine
+        self.vocabulary = vocabulary
+        self._speculation: Any = engine._loop._execution.speculation
+        self._sizes = self._speculation._sizes
+        self.guesser = ScriptedGuesser(self._speculation.guesser, vocabulary)
+        self._speculation.guesser = self.guesser
+
+    def take_all(self, yes: bool) -> None:
+        """Whether a step has as many drafts as it can hold, or as many as pay."""
+        self._speculation._sizes = replace(self._sizes, seconds={}) if yes else self._sizes
 
 
 @contextmanager

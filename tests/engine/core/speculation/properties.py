@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -113,15 +114,14 @@ async def check(guided: Guided, case: Case, way: Way) -> Difference | None:
 
 async def leave(guided: Guided, task: Task, chunks: int) -> None:
     """A client that disconnects in the middle of its answer."""
-    handle = await guided.engine.submit(task, log_id="leaves")
-    try:
-        while chunks > 0 and not handle.done:
-            await handle.next()
-            chunks -= 1
-    except TaskError:
-        pass  # it would have failed anyway
-    finally:
-        handle.cancel()
+    with suppress(TaskError):  # it would have failed anyway
+        handle = await guided.engine.submit(task, log_id="leaves")
+        try:
+            while chunks > 0 and not handle.done:
+                await handle.next()
+                chunks -= 1
+        finally:
+            handle.cancel()
 
 
 async def differences(guided: Guided, cases: Sequence[Case]) -> list[Difference]:
@@ -134,9 +134,11 @@ async def differences(guided: Guided, cases: Sequence[Case]) -> list[Difference]
     for start in range(0, len(cases), TOGETHER):
         some = list(cases[start : start + TOGETHER])
         rng = Random(some[0].seed)
+        guided.take_all(True)
         for case in some:
             found.append(await check(guided, case, some_way(rng, together=False)))
         for own in (False, True):
+            guided.take_all(not own)
             ways = [some_way(rng, together=True) for _ in some]
             if own:
                 ways = [replace(way, drafts=None, known="nothing") for way in ways]

@@ -51,7 +51,7 @@ async def test_answers_are_the_same(
     with opened(directory, **options, speculation="off") as off:
         cases = await make_cases(off, vocabulary, seeds)
     with opened(directory, **options) as on:
-        found = await differences(Guided.of(on, vocabulary), cases)
+        found = await differences(Guided(on, vocabulary), cases)
     assert not found, "\n".join(map(str, found))
 
 
@@ -80,7 +80,7 @@ async def test_real_weights(smollm2: Path) -> None:
     with opened(smollm2, dtype="bfloat16", **limits, speculation="off") as off:
         cases = await make_cases(off, vocabulary, range(4))
     with opened(smollm2, dtype="bfloat16", **limits) as on:
-        found = await differences(Guided.of(on, vocabulary), cases)
+        found = await differences(Guided(on, vocabulary), cases)
     assert not found, "\n".join(map(str, found))
 
 
