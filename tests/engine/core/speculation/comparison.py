@@ -52,17 +52,6 @@ def with_token_ids(task: Task) -> Task:
     return task.model_copy(update={"return_token_ids": True})
 
 
-def without_token_ids(response: Outcome) -> Outcome:
-    """The same response as it is without `return_token_ids`."""
-    if "choices" not in response:
-        return response
-    choices = [
-        {name: value for name, value in choice.items() if name != "token_ids"}
-        for choice in response["choices"]
-    ]
-    return response | {"choices": choices}
-
-
 def difference(want: Any, got: Any, path: str = "response") -> str | None:
     """The first place where two JSON values differ, to the bits of their numbers; None if none.
 

@@ -1,4 +1,4 @@
-"""Pairs of engines, one with speculation and one without, and the model that they serve."""
+"""The models of these tests, and engines whose drafts a test chooses."""
 
 from __future__ import annotations
 

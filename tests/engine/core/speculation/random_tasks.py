@@ -85,7 +85,7 @@ def random_task(seed: int, vocabulary: Vocabulary) -> Task:
         "model": vocabulary.model,
         "seed": rng.choice([0, seed, 2**32 - 1 - seed]),
         "quantize_bits": vocabulary.quantize_bits,
-        "return_token_ids": rng.random() < 0.5,
+        "return_token_ids": rng.random() < 0.7,
         "echo": rng.random() < 0.15,
     }
     if rng.random() < 0.4:
