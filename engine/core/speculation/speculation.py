@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.core.speculation.guesser import Guess, Guesser
-from engine.core.speculation.row_budget import drafts_that_pay
+from engine.core.speculation.row_budget import Candidate, drafts_that_pay
 from engine.execution.batch_sizes import BatchSizes
 from engine.requests.request import Request, ScheduledTokens, SequenceState
 
@@ -67,9 +67,11 @@ class Speculation:
         guesses = [self._guess(tokens.owner, tokens.sequence, room) for tokens in decoding]
         if not any(guess.tokens for guess in guesses):
             return decoding
-        chances = [guess.chances for guess in guesses]
-        seconds = {} if prefill_rows else self._sizes.seconds
-        counts = drafts_that_pay(chances, room, seconds, self._sizes.for_decode(num_rows))
+        candidates = [
+            Candidate(guess.chances, tokens.stop)
+            for guess, tokens in zip(guesses, decoding, strict=True)
+        ]
+        counts = drafts_that_pay(candidates, room, self._sizes, prefill_rows)
         rows: list[ScheduledTokens] = []
         for tokens, guess, count in zip(decoding, guesses, counts, strict=True):
             sequence = tokens.sequence
