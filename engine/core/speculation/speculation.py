@@ -27,7 +27,12 @@ class Speculation:
     """
 
     def __init__(
-        self, sizes: BatchSizes | None, guesser: Guesser | None, image_token_id: int | None
+        self,
+        sizes: BatchSizes | None,
+        guesser: Guesser | None,
+        *,
+        vocab_size: int,
+        image_token_id: int | None,
     ) -> None:
         """For a model with these batch sizes; None for one that has no decode steps.
 
@@ -35,6 +40,7 @@ class Speculation:
         """
         self.guesser = guesser
         self._sizes = sizes
+        self._vocab_size = vocab_size
         self._image_token_id = image_token_id
         self.num_proposed = 0
         self.num_accepted = 0
@@ -131,7 +137,8 @@ class Speculation:
         ends = request.settings.eos_token_ids
         stop = 0
         for token in guess.tokens:
-            if token in ends or token == self._image_token_id:
+            is_token = 0 <= token < self._vocab_size  # what is said to be known may be anything
+            if not is_token or token in ends or token == self._image_token_id:
                 break
             stop += 1
         if stop and sequence.matcher is not None:
