@@ -229,6 +229,11 @@ class Task(BaseModel):
         description="true: each choice of the response has token_ids, the tokens that were drawn, "
         "a token that ends the answer included.",
     )
+    receipt: bool = Field(
+        default=False,
+        description="true: the response has a receipt, signed by the server, of what was asked and "
+        "answered and how it was computed.",
+    )
     answer_format: AnswerFormat = Field(
         default="text",
         description="text: the answer is the text that the model writes. message: its reasoning "

@@ -51,7 +51,7 @@ class MessagesAnswer:
         (choice,) = response["choices"]
         content = [_block(part) for part in parts_of(choice)]
         ending = _ending(choice["finish_reason"], choice.get("stop_string"))
-        return self._message(response, content, ending)
+        return self._message(response, content, ending) | _receipt(response)
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk of the stream; empty if it has nothing new."""
@@ -73,7 +73,8 @@ class MessagesAnswer:
             return b""
         made = [one for change in self._parts.end() for one in _events(change)]
         usage = _usage(self._last["usage"])
-        made.append({"type": "message_delta", "delta": self._ending, "usage": usage})
+        ending = {"type": "message_delta", "delta": self._ending, "usage": usage}
+        made.append(ending | _receipt(self._last))
         made.append({"type": "message_stop"})
         return _written(made)
 
@@ -102,6 +103,11 @@ class MessagesAnswer:
             "seed": self._seed,
             "system_fingerprint": answer.get("system_fingerprint"),
         }
+
+
+def _receipt(answer: TaskResponse | StreamChunk) -> dict[str, Any]:
+    """The receipt beside the other fields, where there is one."""
+    return {"receipt": answer["receipt"]} if "receipt" in answer else {}
 
 
 def _ending(reason: FinishReason, stop_string: str | None) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Answer(ABC):
         usage = Counter[str]()
         for response in responses:
             usage.update(response["usage"])
-        return self._object(self.whole_kind, responses[0], choices) | {"usage": dict(usage)}
+        made = self._object(self.whole_kind, responses[0], choices) | {"usage": dict(usage)}
+        return made | _receipt(responses[0])
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk of the stream; empty if it has nothing new."""
@@ -68,7 +69,10 @@ class Answer(ABC):
         for choice in chunk["choices"]:
             choices += self._grown(choice)
         self._last = chunk
-        return b"".join(event(self._chunk(chunk, [choice])) for choice in choices)
+        made = [self._chunk(chunk, [choice]) for choice in choices]
+        if made:
+            made[-1] |= _receipt(chunk)
+        return b"".join(map(event, made))
 
     def end(self) -> bytes:
         """The event with the usage, if the request asks for it."""
@@ -143,6 +147,11 @@ class Answer(ABC):
     @abstractmethod
     def _logprobs(self, index: int, listed: Sequence[TokenLogprob]) -> dict[str, Any]:
         """The next log probabilities of a choice. Of its text a stop string is cut, here not."""
+
+
+def _receipt(answer: TaskResponse | StreamChunk) -> dict[str, Any]:
+    """The receipt beside the other fields, where there is one: only of a single response."""
+    return {"receipt": answer["receipt"]} if "receipt" in answer else {}
 
 
 class ChatAnswer(Answer):

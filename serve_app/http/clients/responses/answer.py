@@ -113,6 +113,8 @@ class ResponsesAnswer:
         ]
         response = self._response(self._status, output, answer)
         response["usage"] = _usage(answer["usage"])
+        if "receipt" in answer:
+            response["receipt"] = answer["receipt"]
         if self._status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
