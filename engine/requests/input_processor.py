@@ -155,6 +155,7 @@ class InputProcessor:
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
         request.reports_token_ids = task.return_token_ids
+        request.is_traced = task.receipt
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine.requests.request import Request
+from engine.sampling.trace import trace
 from schema.answers.canonical import digest
 from schema.answers.receipt import ExecutionRecord
 
@@ -28,14 +29,21 @@ class Recorder(NamedTuple):
         Of an answer that is told several times there are as many choices.
         """
         answers = request.sequences[: request.settings.num_sequences]
-        digests = [digest(answer.token_ids) for answer in answers]
-        told = [each for each in digests for _ in range(request.settings.copies)]
+        has_trace = request.settings.num_beams == 1
+        of_answers = [
+            (
+                digest(answer.token_ids),
+                trace(answer.token_ids, answer.logits) if has_trace else None,
+            )
+            for answer in answers
+        ]
+        told = [each for each in of_answers for _ in range(request.settings.copies)]
         return {
             "dtype": self.dtype,
             "quantize_bits": self.quantize_bits,
             "layout": self.layout,
             "choices": [
-                {"index": index, "token_ids_digest": each, "trace": None}
-                for index, each in enumerate(told)
+                {"index": index, "token_ids_digest": of_tokens, "trace": link}
+                for index, (of_tokens, link) in enumerate(told)
             ],
         }
