@@ -63,8 +63,8 @@ def read_keys(source: str) -> dict[str, PublicKey]:
         raise Uncheckable(f"{source}: must be a JWK Set, an object with the list keys")
     if not listed:
         raise Uncheckable(f"{source}: has no keys; the server signs no receipts")
-    keys = [key for each in listed if (key := _from_jwk(each)) is not None]
-    return {key["kid"]: key for key in keys}
+    keys = [known for each in listed if (known := _from_jwk(each)) is not None]
+    return {known["kid"]: known for known in keys}
 
 
 def is_address(source: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.types import ASGIApp
 
-from schema import schemas
+from schema import EngineStopped, StreamChunk, Task, schemas
 from tests.serve_app.http.receipts.signed import (
     configured,
     new_key,
@@ -22,8 +23,10 @@ from tests.serve_app.http.receipts.signed import (
     public_half,
     server_maker,
 )
-from tests.serve_app.scripted import client, events_of
+from tests.serve_app.scripted import StandIn, app_maker, chunk, client, events_of
 from tests.serve_app.tasks import joined
+
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
 
 RECEIPT = Draft202012Validator(schemas()["receipt"])
 SAMPLED = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.5, "num_return_sequences": 2}
@@ -311,6 +314,48 @@ async def test_a_hint_that_has_no_canonical_form_is_refused(
         body = json.dumps(asked)[:-1] + f', "metadata": {deep}}}'
         response = await http.post("/v1/chat/completions", content=body)
         assert response.status_code in (200, 400)  # as deep as the interpreter can go
+
+
+class LosingReplica(StandIn):
+    """Is lost in the middle of the first answer to a task with a seed."""
+
+    runs = 0
+
+    async def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
+        LosingReplica.runs += 1
+        record: Any = {"dtype": "float32", "quantize_bits": None, "layout": None}
+        record["choices"] = [{"index": 0, "token_ids_digest": "0" * 64, "trace": None}]
+        texts = ("One", ", two", ", three", ".")
+        for number, text in enumerate(texts):
+            if task.seed and LosingReplica.runs == 1 and number == 2:
+                raise EngineStopped("gone", retry_after_s=1)
+            if number < len(texts) - 1:
+                yield chunk(text)
+            else:
+                yield {**chunk(text, "stop"), "record": record}
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+async def test_a_lost_replica_does_not_change_the_receipt(
+    stream: str, key: Path, tmp_path: Path
+) -> None:
+    """The message that is signed is the one that the client has put together."""
+    app = app_maker(LosingReplica)(receipts=configured(key))
+    receipts = []
+    for seed in (0, 1):
+        LosingReplica.runs = 0
+        asked = {"model": "demo", "messages": QUESTION, "receipt": True, "seed": seed}
+        async with client(app) as http:
+            response = await http.post(f"/v1/tasks?stream={stream}", json=asked)
+        events = events_of(response.text) if stream == "true" else [response.json()]
+        assert LosingReplica.runs == (2 if seed else 1)
+        assert "record" not in response.text
+        receipts.append(events[-1]["receipt"])
+    message = {"role": "assistant", "content": "One, two, three."}
+    for receipt in receipts:
+        check_signature(receipt, key, tmp_path)
+        assert receipt["choices"][0]["message_digest"] == sha256(canonical(message))
+    assert receipts[0]["choices"] == receipts[1]["choices"]
 
 
 async def test_rotation(serve_with: Callable[..., ASGIApp], tmp_path: Path) -> None:
