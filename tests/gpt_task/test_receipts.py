@@ -168,7 +168,7 @@ def test_every_change_is_found(
     """Each value in request, response and receipt, changed and left out; nothing is overlooked."""
     claim = make()
     # A receipt does not cover these; null stands for what a chat's message has not.
-    free = {("response", name) for name in ("id", "object")}
+    free: set[tuple[Any, ...]] = {("response", name) for name in ("id", "object")}
     if leave_out:
         free |= {("response", "seed"), ("response", "choices", 0, "message", "refusal")}
         free |= {("response", "choices", 0, "message", "content")} if "request" in claim else set()

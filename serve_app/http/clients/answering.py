@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.answers.response import TaskResponse
+from schema.answers.response import StreamChunk, TaskResponse
 from schema.clients.request import ClientRequest
 from schema.task import MAX_SEED
 from serve_app.graph.dispatcher import Dispatcher
@@ -46,6 +46,11 @@ async def asked_body(request: Request, dispatcher: Dispatcher, max_body: int) ->
     body = await read_body(request, max_body)
     dispatcher.refuse_if_full(body)
     return body
+
+
+def receipt_of(answer: TaskResponse | StreamChunk) -> dict[str, Any]:
+    """The receipt, to stand beside an answer's other fields; empty where there is none."""
+    return {"receipt": answer["receipt"]} if "receipt" in answer else {}
 
 
 class Begun(NamedTuple, Generic[Made]):
