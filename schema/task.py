@@ -230,6 +230,11 @@ class Task(BaseModel):
         "token_ids, which are the tokens that were drawn, a token that ends the answer included. "
         "generation_config.logprobs has one entry for each of them then.",
     )
+    receipt: bool = Field(
+        default=False,
+        description="true: the response has a receipt, signed by the server, of what was asked and "
+        "answered and how it was computed.",
+    )
     answer_format: AnswerFormat = Field(
         default="text",
         description="text: the answer is the text that the model writes. message: its reasoning "

@@ -25,6 +25,7 @@ from engine.requests.outputs import ChoiceDelta, join
 from engine.requests.request import Request, SequenceState, Status
 from engine.sampling.grammar import Matcher
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, invalid_logits, sample
+from engine.sampling.trace import logits_of
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class Drawing:
             with fail_on_error([one.request]):
                 logprobs = one.candidates.logprobs
                 report = None if logprobs is None else AsyncCopy(logprobs.of(part))
+                of_model = one.candidates.logits
+                logits = None if of_model is None else AsyncCopy(logits_of(part, of_model))
                 own = part.unbind()
                 plain = [
                     (row.sequence, token)
@@ -136,7 +139,7 @@ class Drawing:
                     if not row.sequence.drafts
                 ]
                 _advance(one.request, plain)
-                draws.append(Draw(one.request, one.rows, own, report))
+                draws.append(Draw(one.request, one.rows, own, report, logits))
         return Round(draws, AsyncCopy(tokens))
 
     # --- Finish ----------------------------------------------------------------------------------
@@ -160,16 +163,19 @@ class Drawing:
         last: dict[SequenceState, torch.Tensor] = {}
         deltas: list[ChoiceDelta] = []
         for draw, tokens in draws:
-            reports = [None] * len(tokens) if draw.report is None else draw.report.wait().tolist()
-            for row, token, on_device, report in zip(
-                draw.rows, tokens, draw.tokens, reports, strict=True
+            reports, logits = (
+                [None] * len(tokens) if each is None else each.wait().tolist()
+                for each in (draw.report, draw.logits)
+            )
+            for row, token, on_device, report, logit in zip(
+                draw.rows, tokens, draw.tokens, reports, logits, strict=True
             ):
                 sequence = row.sequence
                 if sequence.finished or row.ahead > sequence.num_right:
                     continue
                 if token == INVALID_LOGITS:
                     raise invalid_logits()
-                if delta := request.accept(sequence, token, report):
+                if delta := request.accept(sequence, token, report, logit):
                     deltas.append(delta)
                 last[sequence] = on_device
                 if token in sequence.drafts[row.ahead : row.ahead + 1]:

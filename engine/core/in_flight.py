@@ -20,12 +20,16 @@ class Row(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Tokens of a request, scalars on the device, and their log probabilities if it wants them."""
+    """Tokens of a request, scalars on the device.
+
+    ``report`` has their log probabilities and ``logits`` their logits, where the task needs them.
+    """
 
     request: Request
     rows: Sequence[Row]
     tokens: Sequence[torch.Tensor]
     report: AsyncCopy | None
+    logits: AsyncCopy | None = None
 
 
 class Round(NamedTuple):

@@ -94,7 +94,7 @@ class Execution:
                 request.beams = BeamSearch(*task, text)
             else:
                 constrained = request.sequences[0].matcher is not None
-                request.sampler = Sampler(*task, constrained=constrained)
+                request.sampler = Sampler(*task, constrained=constrained, traced=request.is_traced)
 
     # --- A step ----------------------------------------------------------------------------------
 

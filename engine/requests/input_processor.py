@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from json import dumps
 
 from engine.config import EngineConfig
@@ -16,6 +17,7 @@ from engine.requests.chunks import ChunkBuilder
 from engine.requests.outputs import Sink
 from engine.requests.prompt import Prompt, PromptRenderer
 from engine.requests.prompt_report import PromptReport
+from engine.requests.record import Recorder
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
 from engine.sampling.grammar import Grammar, GrammarCompiler
@@ -40,7 +42,7 @@ class InputProcessor:
         renderer: PromptRenderer,
         formats: MessageFormats,
         *,
-        dtype: str,
+        recorder: Recorder,
         fingerprint: str,
         continuous_batching: bool,
         check_fits: Callable[[Request], None],
@@ -53,7 +55,7 @@ class InputProcessor:
             loaded: the model.
             renderer: of its prompts.
             formats: of its messages.
-            dtype: of its weights, by name.
+            recorder: of its answers.
             fingerprint: what its answers carry as ``system_fingerprint``.
             continuous_batching: whether its tasks can run together.
             check_fits: raises `TaskError` for a request that could never run.
@@ -63,7 +65,7 @@ class InputProcessor:
         self._loaded = loaded
         self._renderer = renderer
         self._formats = formats
-        self._dtype = dtype
+        self._recorder = recorder
         self._fingerprint = fingerprint
         self._continuous_batching = continuous_batching
         self._check_fits = check_fits
@@ -159,11 +161,17 @@ class InputProcessor:
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
         request.reports_token_ids = task.return_token_ids
+        request.is_traced = task.receipt
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
         response = ChunkBuilder(
-            task.model, self._fingerprint, request.prompt_tokens, parsers, settings.copies
+            task.model,
+            self._fingerprint,
+            request.prompt_tokens,
+            parsers,
+            settings.copies,
+            partial(self._recorder.of, request) if task.receipt else None,
         )
         return request, response
 
@@ -191,7 +199,7 @@ class InputProcessor:
         A directory without ``model_id`` has no name that a task could use.
         """
         config, wanted = self._config, task.variant
-        own = replace(config.variant, dtype=self._dtype)
+        own = replace(config.variant, dtype=self._recorder.dtype)
         if wanted.id != own.id and (config.model_id or not is_directory(config)):
             raise ModelInvalid(
                 f"model {wanted.id!r} is not served here; served: {own.id}", param="model"

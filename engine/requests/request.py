@@ -117,6 +117,7 @@ class SequenceState:
         num_sampled: the number of these tokens and of those that are launched but not read yet.
         last_token: the last one sampled, a scalar on the device.
         logprobs: of tokens that no delta has reported yet, where the task asks for them.
+        logits: of its tokens, the model's own, where the task has a trace.
         num_reported: how many tokens deltas have reported, where the task asks for their ids.
         known: what the first tokens are expected to be: of an answer that another engine has begun.
             They are read instead of generated as far as they are right, and change nothing.
@@ -136,6 +137,7 @@ class SequenceState:
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
     num_reported: int = 0
     known: Sequence[int] = ()
     drafts: Sequence[int] = ()
@@ -188,6 +190,7 @@ class Request:
     token_texts: TokenTexts | None = None  # for log probabilities
     report: PromptReport | None = None  # where the task wants to know of its prompt
     reports_token_ids: bool = False  # whether deltas have the ids of their tokens
+    is_traced: bool = False  # whether the logits of its tokens are kept, for a receipt
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
 
@@ -273,11 +276,16 @@ class Request:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
     def accept(
-        self, sequence: SequenceState, token_id: int, report: Sequence[float] | None = None
+        self,
+        sequence: SequenceState,
+        token_id: int,
+        report: Sequence[float] | None = None,
+        logit: float | None = None,
     ) -> ChoiceDelta | None:
         """Append a token to a sequence; returns new text or the end, if there is any to report.
 
-        ``report`` has its log probabilities (`of`) if the task wants them.
+        ``report`` has its log probabilities (`of`) if the task wants them, and ``logit`` is its
+        logit if the task has a trace.
 
         Raises:
             TaskExecutionError: these are not numbers.
@@ -289,6 +297,10 @@ class Request:
             if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
+        if logit is not None:
+            if isnan(logit):
+                raise invalid_logits()
+            sequence.logits.append(logit)
         text = sequence.detokenizer.push(token_id)
         if sequence.matcher is not None:
             sequence.matcher.accept(token_id)

@@ -143,9 +143,13 @@ def app_maker(scripted: type = ScriptedReplica) -> Callable[..., ASGIApp]:
     preprocessor = _local(NoImages, "images")
 
     def make(
-        auth: dict[str, Any] | None = None, cors: dict[str, Any] | None = None, **limits: float
+        auth: dict[str, Any] | None = None,
+        cors: dict[str, Any] | None = None,
+        receipts: dict[str, Any] | None = None,
+        **limits: float,
     ) -> ASGIApp:
-        args = AppArgs.model_validate({"models": [{"id": "demo"}], "auth": auth, "cors": cors})
+        given = {"auth": auth, "cors": cors, "receipts": receipts}
+        args = AppArgs.model_validate({"models": [{"id": "demo"}], **given})
         # Not validated: tests do not wait for as long as operators must.
         args = args.model_copy(update={"limits": args.limits.model_copy(update=limits)})
         return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))

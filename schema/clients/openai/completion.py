@@ -120,6 +120,21 @@ _RULES: list[Any] = [
             ]
         },
     },
+    {
+        "$comment": "A receipt is of one prompt.",
+        "if": {"properties": {"receipt": {"const": True}}, "required": ["receipt"]},
+        "then": {
+            "properties": {
+                "prompt": {
+                    "not": {
+                        "type": "array",
+                        "items": {"type": ["string", "array"]},
+                        "minItems": 2,
+                    }
+                }
+            }
+        },
+    },
 ]
 
 
@@ -164,6 +179,15 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
                 f"is {self.n} for each of {self.num_prompts} prompts, {num_choices} choices; at "
                 f"most {MAX_CHOICES} are allowed: send several requests",
                 "n",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _receipt_of_one_prompt(self) -> Self:
+        if self.receipt and self.num_prompts > 1:
+            raise rule(
+                f"is of one prompt, and there are {self.num_prompts}; send a request for each",
+                "receipt",
             )
         return self
 

@@ -18,6 +18,7 @@ from schema.answers.response import (
 )
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from schema.errors import TaskError
+from serve_app.http.clients.answering import receipt_of
 from serve_app.http.clients.openai.logprobs import (
     CompletionLogprobs,
     PromptsTold,
@@ -66,7 +67,7 @@ class Answer(ABC):
         for response in responses:
             usage.update(response["usage"])
         whole = self._object(self.whole_kind, responses[0], choices) | {"usage": dict(usage)}
-        return whole | self._of_prompt(responses[0])
+        return whole | self._of_prompt(responses[0]) | receipt_of(responses[0])
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk of the stream; empty if it has nothing new."""
@@ -80,6 +81,7 @@ class Answer(ABC):
         chunks = [self._chunk(chunk, [ids | choice]) for choice in choices]
         if chunks:
             chunks[0] |= self._of_prompt(chunk)
+            chunks[-1] |= receipt_of(chunk)
         return b"".join(map(event, chunks))
 
     def end(self) -> bytes:
