@@ -24,6 +24,7 @@ from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
 from engine.requests.request import Request
+from engine.sampling.grammar import Matcher
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import LastLogits, Logprobs
 from engine.sampling.penalties import own_processors
@@ -89,6 +90,11 @@ class _NumbersOnly(LogitsProcessor):
         return scores
 
 
+def _matchers(request: Request) -> list[Matcher | None]:
+    """Of the rows of `generate`, which goes on with sequences that are finished."""
+    return [None if answer.finished else answer.matcher for answer in request.sequences]
+
+
 @torch.inference_mode()
 def _score_prompt(loaded: LoadedModel, request: Request, inputs: dict[str, Any]) -> None:
     """Report the log probabilities of the prompt's tokens, from the model's own forward."""
@@ -121,7 +127,7 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
     logits = LastLogits()
     watch = _Watch(request, logits, stream=not beams)
     constrained = request.sequences[0].matcher is not None
-    mask = [GrammarMask(request.sequences)] if constrained else []
+    mask = [GrammarMask(lambda: _matchers(request))] if constrained else []
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([request.prompt.token_ids], device=loaded.device),
         **images,

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
 
 from engine.platform.transfer import AsyncCopy
 from engine.requests.request import Request, SequenceState
 
 
-@dataclass(frozen=True)
-class SampledTokens:
-    """Tokens in the order of their owners; log probabilities by the id of the request."""
+class Row(NamedTuple):
+    """A row of logits: it predicts what follows a sequence's last token and ``ahead`` drafts."""
 
-    owners: Sequence[tuple[Request, Sequence[SequenceState]]]
+    sequence: SequenceState
+    ahead: int = 0
+
+
+class Draw(NamedTuple):
+    """Tokens of a request, scalars on the device, and their log probabilities if it wants them."""
+
+    request: Request
+    rows: Sequence[Row]
+    tokens: Sequence[torch.Tensor]
+    report: AsyncCopy | None
+
+
+class Round(NamedTuple):
+    """Tokens that were drawn at once, in the order of ``draws``."""
+
+    draws: Sequence[Draw]
     download: AsyncCopy
-    reports: Mapping[int, AsyncCopy]
+
+
+@dataclass(frozen=True)
+class DrawnTokens:
+    """The tokens of a step: each round has those with one more draft before them."""
+
+    rounds: list[Round] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Wait until all of them can be read."""
+        for each in self.rounds:
+            each.download.wait()
 
 
 @dataclass(frozen=True)
@@ -48,5 +77,5 @@ class ScoredChunk:
             self.request.answer([()] * self.request.settings.num_sequences)
 
 
-InFlight = SampledTokens | Proposed | ScoredChunk
+InFlight = DrawnTokens | Proposed | ScoredChunk
 """A launched part of a step, to be finished."""

@@ -57,10 +57,10 @@ class EngineLoop:
         self.assembly = assembly.result()
         self._cache = self.assembly.batching.cache
         self.scheduler = _scheduler(config, self.assembly.batching)
-        self._execution = Execution(self.assembly, self.scheduler)
         self._lookahead = config.lookahead
         if self._lookahead is None:
             self._lookahead = platform_of(self.assembly.loaded.device).lookahead
+        self._execution = Execution(self.assembly, self.scheduler, lookahead=self._lookahead)
         self._in_flight: list[InFlight] = []
 
     # --- For other threads -----------------------------------------------------------------------
@@ -107,6 +107,10 @@ class EngineLoop:
             "kv_pages_free": self._cache.num_free_pages,
             "kv_pages_kept": self.scheduler.prefixes.num_kept_pages,
             "prefix_tokens_reused": self.scheduler.prefixes.reused_tokens,
+            "decode_steps": self._execution.num_decode_steps,
+            "drafts_proposed": self._execution.speculation.num_proposed,
+            "drafts_accepted": self._execution.speculation.num_accepted,
+            "known_tokens_read": self._execution.speculation.num_known,
             "images_encoded": vision.num_encoded,
             "images_reused": vision.num_reused,
         }

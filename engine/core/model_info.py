@@ -127,10 +127,17 @@ def model_card(
             "kv_cache_bytes": batching.cache.num_bytes,
         },
         "continuous_batching": batching.problem is None,
+        "speculation": _speculation(config, batching),
         "fallback_reason": batching.problem,
         "deterministic_reason": _why(config, batching),
         **arithmetic,
     }
+
+
+def _speculation(config: EngineConfig, batching: ContinuousBatching) -> str:
+    """Whether next tokens are guessed. It needs decode steps whose bits do not change with rows."""
+    can = batching.problem is None and config.deterministic
+    return config.speculation if can else "off"
 
 
 def _why(config: EngineConfig, batching: ContinuousBatching) -> str:

@@ -13,44 +13,46 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from engine.core.build import Assembly
+from engine.core.draw import Drawing, Wanted
 from engine.core.faults import fail_on_error, parts_of
 from engine.core.generate_fallback import run_generate_fallback
-from engine.core.in_flight import InFlight, Proposed, SampledTokens, ScoredChunk
+from engine.core.in_flight import DrawnTokens, InFlight, Proposed, Row, ScoredChunk
 from engine.core.scheduler import Scheduler
+from engine.core.speculation.guesser import Guesser
+from engine.core.speculation.speculation import Speculation
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.model_runner import plain_attention
 from engine.platform.transfer import AsyncCopy, upload
-from engine.requests.outputs import ChoiceDelta
-from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
+from engine.requests.request import Request, ScheduledTokens, Status
 from engine.sampling.beam_search import BeamSearch
-from engine.sampling.grammar_mask import GrammarMask
-from engine.sampling.sampler import INVALID_LOGITS, Candidates, Sampler, invalid_logits, sample
+from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SamplingInput:
-    """A request, the sequences of it that get a token, and what these are sampled from."""
-
-    request: Request
-    answers: Sequence[SequenceState]
-    candidates: Candidates
-
-
 class Execution:
-    """Runs steps. Belongs to the engine's thread."""
+    """Runs steps. Belongs to the engine's thread.
 
-    def __init__(self, assembly: Assembly, scheduler: Scheduler) -> None:
+    Attributes:
+        speculation: adds drafts to decode steps.
+        num_decode_steps: forwards that decoded, so far.
+    """
+
+    def __init__(self, assembly: Assembly, scheduler: Scheduler, *, lookahead: bool) -> None:
         self._loaded = assembly.loaded
         self._executor = assembly.executor
         self._batching = assembly.batching
         self._scheduler = scheduler
+        guesser = Guesser() if assembly.card["speculation"] == "on" else None
+        self.speculation = Speculation(
+            self._batching.batch_sizes, guesser, self._loaded.image_token_id
+        )
+        self._drawing = Drawing(self.speculation, lookahead=lookahead)
+        self.num_decode_steps = 0
 
     @property
     def batch_sizes(self) -> BatchSizes:
@@ -89,8 +91,7 @@ class Execution:
                 request.beams = BeamSearch(*task, text)
             else:
                 constrained = request.sequences[0].matcher is not None
-                mask = GrammarMask(request.sequences) if constrained else None
-                request.sampler = Sampler(*task, mask)
+                request.sampler = Sampler(*task, constrained=constrained)
 
     # --- A step ----------------------------------------------------------------------------------
 
@@ -104,12 +105,26 @@ class Execution:
         if decoding and self.batch_sizes.can_mix_prefill_and_decode:
             chunks = self._scheduler.prefill_chunks(beside=len(decoding))
             if chunks and not any(_places_itself(chunk.owner) for chunk in chunks):
-                return self._isolated([*chunks, *decoding])
+                return self._isolated([*chunks, *self._with_drafts(decoding, chunks)])
         chunks = self._scheduler.prefill_chunks()
         if not chunks:
-            return self._isolated(decoding)
+            return self._isolated(self._with_drafts(decoding))
         # A prompt that is complete now decodes its first token at once.
-        return [*self._isolated(chunks), *self._isolated(self._scheduler.decoding())]
+        launched = self._isolated(chunks)
+        return [*launched, *self._isolated(self._with_drafts(self._scheduler.decoding()))]
+
+    def _with_drafts(
+        self, decoding: Sequence[ScheduledTokens], chunks: Sequence[ScheduledTokens] = ()
+    ) -> Sequence[ScheduledTokens]:
+        """The rows of a decode step, and of its drafts, in a forward with these chunks."""
+        if not decoding:
+            return decoding
+        self.num_decode_steps += 1
+        return self.speculation.with_drafts(
+            decoding,
+            num_prompts=sum(chunk.completes_prompt for chunk in chunks),
+            prefill_rows=sum(chunk.num_tokens for chunk in chunks),
+        )
 
     def finish(self, launched: InFlight) -> None:
         """Wait for tokens, append them to their sequences and report the new text."""
@@ -118,36 +133,16 @@ class Execution:
                 with fail_on_error([launched.request]):
                     launched.finish()
             return
-        result = launched.download.wait()
-        self._executor.check_health()  # else the tokens may come from an exchange that broke off
-        if isinstance(launched, Proposed):
-            if launched.request.status < Status.FINISHED:
-                with fail_on_error([launched.request]):
-                    self._advance_beams(launched.request, result)
+        if isinstance(launched, DrawnTokens):
+            launched.wait()
+            self._executor.check_health()  # else tokens may come from an exchange that broke off
+            self._drawing.finish(launched)
             return
-        tokens = iter(result.tolist())
-        for request, answers in launched.owners:
-            sampled = [(answer, next(tokens)) for answer in answers]
-            if request.status < Status.FINISHED:
-                with fail_on_error([request]):
-                    self._append(request, sampled, launched.reports.get(request.id))
-
-    def _append(
-        self,
-        request: Request,
-        sampled: Sequence[tuple[SequenceState, int]],
-        reports: AsyncCopy | None,
-    ) -> None:
-        deltas: list[ChoiceDelta] = []
-        rows = [None] * len(sampled) if reports is None else reports.wait().tolist()
-        for (answer, token), report in zip(sampled, rows, strict=True):
-            if answer.finished:
-                continue
-            if token == INVALID_LOGITS:
-                raise invalid_logits()
-            if delta := request.accept(answer, token, report):
-                deltas.append(delta)
-        request.emit(deltas)
+        candidates = launched.download.wait()
+        self._executor.check_health()
+        if launched.request.status < Status.FINISHED:
+            with fail_on_error([launched.request]):
+                self._advance_beams(launched.request, candidates)
 
     def _advance_beams(self, request: Request, candidates: torch.Tensor) -> None:
         """Choose the next beams among the candidates, and move their keys and values there."""
@@ -170,90 +165,53 @@ class Execution:
         """Run chunks of prompts and decode steps in one forward, and sample what follows."""
         logits, scores = self._batching.runner.step(batch, self.batch_sizes)
         chunk_scores = iter(scores)
-        scored: list[InFlight] = []
-        inputs: list[SamplingInput | Proposed] = []
+        launched: list[InFlight] = []
+        wanted: list[Wanted] = []
         row = 0
         for part in parts_of(batch):
             request = part[0].owner
             if not part[0].of_prompt:
-                answers = [tokens.sequence for tokens in part if tokens.sequence is not None]
+                rows = [Row(t.sequence, t.ahead) for t in part if t.sequence is not None]
+                own = logits[row : row + len(rows)]
+                row += len(rows)
+                if request.beams is None:
+                    wanted.append(Wanted(request, rows, own))
+                    continue
                 with fail_on_error([request]):
-                    inputs.append(self._input(request, answers, logits[row : row + len(answers)]))
-                row += len(answers)
+                    launched.append(_proposed(request, own))
                 continue
             request.num_prefilled = part[0].stop
             of_chunk, complete = next(chunk_scores), part[0].completes_prompt
             if request.scores_prompt:
                 download = None if of_chunk is None else AsyncCopy(of_chunk)
-                scored.append(ScoredChunk(request, download, complete))
+                launched.append(ScoredChunk(request, download, complete))
             if complete:
                 with fail_on_error([request]):
-                    inputs += self._first(request, logits[row])
+                    first = self._first(request, logits[row])
+                    if isinstance(first, Proposed):
+                        launched.append(first)
+                    elif first is not None:
+                        wanted.append(first)
                 row += 1
-        return [*scored, *self._sample(inputs)]
+        return [*launched, self._drawing.launch(wanted)] if wanted else launched
 
-    def _first(self, request: Request, logits: torch.Tensor) -> list[SamplingInput | Proposed]:
+    def _first(self, request: Request, logits: torch.Tensor) -> Wanted | Proposed | None:
         """From a complete prompt to the first token of every sequence; ``logits`` [vocab].
 
-        There is none of a request that generates nothing.
+        None for a request that generates nothing.
         """
         self._scheduler.prefilled(request)
         request.features = None  # not needed any more; frees memory of the device
         request.status = Status.DECODE
         if not request.settings.max_new_tokens:
-            return []
+            return None
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
         rows = logits.expand(len(request.sequences), -1)
-        return [self._input(request, request.sequences, rows)]
-
-    @staticmethod
-    def _input(
-        request: Request, answers: Sequence[SequenceState], logits: torch.Tensor
-    ) -> SamplingInput | Proposed:
         if request.beams is not None:
-            return Proposed(request, AsyncCopy(request.beams.candidates(logits)))
-        assert request.sampler is not None
-        indices = [answer.index for answer in answers]
-        return SamplingInput(request, answers, request.sampler.candidates(logits, indices))
-
-    def _sample(self, inputs: Sequence[SamplingInput | Proposed]) -> list[InFlight]:
-        """Sample the tokens of a batch, at once for all; they are the input of the next step.
-
-        An error here must not fail the forward: it would run again, and draw again.
-        """
-        launched: list[InFlight] = [one for one in inputs if isinstance(one, Proposed)]
-        to_sample = [one for one in inputs if isinstance(one, SamplingInput)]
-        try:
-            if to_sample:
-                tokens = sample([one.candidates for one in to_sample])
-                launched.append(self._advance(to_sample, tokens))
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any error: one member may be its cause
-            logger.warning("sampling for %d failed, each follows alone: %r", len(to_sample), error)
-            for one in to_sample:
-                with fail_on_error([one.request]):
-                    launched.append(self._advance([one], sample([one.candidates])))
-        return launched
-
-    def _advance(self, inputs: Sequence[SamplingInput], tokens: torch.Tensor) -> SampledTokens:
-        """Make the sampled tokens [sequences of all] the last ones of their sequences."""
-        reports: dict[int, AsyncCopy] = {}
-        parts = tokens.split([len(one.answers) for one in inputs])
-        for one, part in zip(inputs, parts, strict=True):
-            with fail_on_error([one.request]):
-                assert one.request.sampler is not None
-                one.request.sampler.advance(part, [answer.index for answer in one.answers])
-                if one.candidates.logprobs is not None:
-                    reports[one.request.id] = AsyncCopy(one.candidates.logprobs.of(part))
-                for answer, token in zip(one.answers, part.unbind(), strict=True):
-                    answer.last_token = token
-                    answer.num_sampled += 1
-        return SampledTokens(
-            [(one.request, one.answers) for one in inputs], AsyncCopy(tokens), reports
-        )
+            return _proposed(request, rows)
+        return Wanted(request, [Row(sequence) for sequence in request.sequences], rows)
 
     # --- Faults ----------------------------------------------------------------------------------
 
@@ -282,6 +240,11 @@ class Execution:
                     with fail_on_error([request]):
                         launched += self._forward(part)
         return launched
+
+
+def _proposed(request: Request, logits: torch.Tensor) -> Proposed:
+    assert request.beams is not None
+    return Proposed(request, AsyncCopy(request.beams.candidates(logits)))
 
 
 def _places_itself(request: Request) -> bool:

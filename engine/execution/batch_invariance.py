@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -29,6 +28,9 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
 _TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
+_KNOWN_ROWS = 64
+"""Rows that a step may have at least: known tokens are read as so many at once. Twice as many would
+take almost twice the time."""
 
 
 class BatchInvarianceError(RuntimeError):
@@ -67,7 +69,7 @@ def find_batch_sizes(
         BatchInvarianceError: a row's bits depend on its position or on the other rows.
     """
     candidates = candidate_rows(max_sequences, prefill_chunk)
-    at_once = max(max_sequences, 2)
+    at_once = max(max_sequences, _KNOWN_ROWS)
     check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once)
     prefill_groups = _agreeing(check, candidates)
     decode_check, decode_groups = check, prefill_groups
@@ -79,13 +81,15 @@ def find_batch_sizes(
     if decode is None or prefill is None:
         raise BatchInvarianceError("a row's result depends on its position or on the other rows")
     logger.info("batch sizes that agree bit for bit: decode %s, prefill %s", decode, prefill)
-    used = decode[: bisect_left(decode, max_sequences) + 1]
+    max_head = min(at_once, decode[-1])
+    seconds = _timed(decode_check, [n for n in decode if n <= max_head])
     return BatchSizes(
         decode,
         prefill,
-        max_head=max_sequences,
+        max_head,
         can_mix_prefill_and_decode=decode == prefill and not runner.backend.decodes_apart,
-        faster=_faster(_timed(decode_check, used)),
+        faster=_faster(seconds),
+        seconds=_undisturbed(seconds),
     )
 
 
@@ -118,6 +122,11 @@ def _timed(check: _InvarianceCheck, sizes: Sequence[int]) -> dict[int, float]:
             break
         rounds.append({n: check.seconds(n) for n in sizes})
     return {n: min(seconds[n] for seconds in rounds) for n in sizes}
+
+
+def _undisturbed(seconds: Mapping[int, float]) -> dict[int, float]:
+    """What a size takes, or a larger one that took less time: then the machine was busy."""
+    return {n: min(s for m, s in seconds.items() if m >= n) for n in seconds}
 
 
 def _faster(seconds: Mapping[int, float]) -> dict[int, int]:

@@ -14,7 +14,8 @@ class BatchSizes:
     Within each tuple all batch sizes give the same bits. With ``can_mix_prefill_and_decode`` the
     bits are the same in both tuples: decoded tokens may then share a forward with chunks of
     prompts. ``faster`` names, for a decode size, a larger one that takes less time; it affects
-    speed only. ``max_head`` is the most rows that the language model head may run on.
+    speed only. ``max_head`` is the most rows that the language model head may run on. ``seconds``
+    is what a forward takes at each decode size, measured with short contexts.
     """
 
     decode: tuple[int, ...]
@@ -22,6 +23,7 @@ class BatchSizes:
     max_head: int
     can_mix_prefill_and_decode: bool = False
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
+    seconds: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     def for_decode(self, rows: int) -> int:
         """The fastest decode size that holds ``rows``."""

@@ -159,7 +159,7 @@ class ModelRunner:
     def step(
         self, batch: Sequence[ScheduledTokens], sizes: BatchSizes
     ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """Prefill chunks of prompts and decode one token of other sequences, at once.
+        """Prefill chunks of prompts and decode tokens of other sequences, at once.
 
         Args:
             batch: tokens of requests, those of prompts first; both kinds only if the batch sizes
@@ -167,7 +167,7 @@ class ModelRunner:
             sizes: at which the forward may run.
 
         Returns:
-            Logits [last chunks of prompts and sequences, vocab], in order; and for each chunk of
+            Logits [last chunks of prompts and decode rows, vocab], in order; and for each chunk of
             a prompt the scores of the prompt's tokens that it predicts, where they are wanted.
         """
         chunks = [tokens for tokens in batch if tokens.of_prompt]
@@ -178,9 +178,7 @@ class ModelRunner:
         keep += range(len(prompts), len(prompts) + len(decoding))
         token_ids = [upload(prompts, self.device)] if prompts else []
         if decoding:
-            sampled = [tokens.sequence.last_token for tokens in decoding if tokens.sequence]
-            # An id that is not a token (`engine.sampling.sampler`) ends its task, but later.
-            token_ids.append(torch.stack([t for t in sampled if t is not None]).clamp_(min=0))
+            token_ids.append(self._decoded(decoding))
         # The head runs at a decode size in all kinds of forward, so that the first token's logits
         # come from the same kernels as all others.
         num_keep = sizes.for_decode(len(keep))
@@ -201,6 +199,18 @@ class ModelRunner:
         scores = iter(output.scores)
         of_chunks = [[next(scores) for _ in of_chunk] for of_chunk in scored]
         return output.logits, [torch.cat(parts) if parts else None for parts in of_chunks]
+
+    def _decoded(self, decoding: Sequence[ScheduledTokens]) -> torch.Tensor:
+        """The tokens of decode rows: drafts are known to the host, last tokens to the device."""
+        drafts = [tokens.draft for tokens in decoding]
+        rows = [row for row, draft in enumerate(drafts) if draft is None]
+        sampled = [t.sequence.last_token for t in decoding if t.sequence and not t.ahead]
+        # An id that is not a token (`engine.sampling.sampler`) ends its task, but later.
+        last = torch.stack([t for t in sampled if t is not None]).clamp_(min=0)
+        if len(rows) == len(decoding):
+            return last
+        token_ids = upload([draft or 0 for draft in drafts], self.device)
+        return token_ids.index_copy_(0, upload(rows, self.device), last)
 
     def forward(
         self,

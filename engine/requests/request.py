@@ -17,6 +17,7 @@ from engine.requests.prompt_report import PromptReport
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
+from engine.sampling.noise import Place
 from engine.sampling.sampler import Sampler, invalid_logits
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
@@ -48,6 +49,8 @@ class ScheduledTokens:
         bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
             attend to each other.
         features: of the image tokens among them.
+        ahead: of a decode row, how many drafts its sequence has up to it in this forward; 0 for its
+            last token.
         request: the owner; None in a measurement, and on ranks other than the first.
         sequence: which of its sequences.
     """
@@ -58,6 +61,7 @@ class ScheduledTokens:
     rotary: MRopePositions | None = None
     bidirectional_spans: Sequence[tuple[int, int]] = ()
     features: Features | None = None
+    ahead: int = 0
     request: Request | None = None
     sequence: SequenceState | None = None
 
@@ -71,6 +75,11 @@ class ScheduledTokens:
         """The request, of tokens that have one."""
         assert self.request is not None
         return self.request
+
+    @property
+    def draft(self) -> int | None:
+        """The token, of a row that is a draft; None of others."""
+        return self.sequence.drafts[self.ahead - 1] if self.sequence and self.ahead else None
 
     @property
     def of_prompt(self) -> bool:
@@ -111,6 +120,11 @@ class SequenceState:
         num_reported: how many tokens deltas have reported, where the task asks for their ids.
         known: what the first tokens are expected to be: of an answer that another engine has begun.
             They are read instead of generated as far as they are right, and change nothing.
+        drafts: tokens that may come next, in the step that is in flight: rows of it beside the last
+            token's. While there are any it takes no further step.
+        num_right: how many of these drafts were what was drawn.
+        waits: it takes no further step before its last token has been read, because there will be
+            drafts then.
         matcher: its place in the grammar that constrains it, if there is one.
     """
 
@@ -124,12 +138,29 @@ class SequenceState:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_reported: int = 0
     known: Sequence[int] = ()
+    drafts: Sequence[int] = ()
+    num_right: int = 0
+    waits: bool = False
     matcher: Matcher | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the answer is complete."""
         return self.finish_reason is not None
+
+    def place(self, ahead: int = 0) -> Place:
+        """Where the token after its last one is drawn, or after so many drafts."""
+        return Place(self.index, self.num_sampled + ahead)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all of its tokens that were sampled have been read."""
+        return self.num_sampled == len(self.token_ids)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its last token has to be read before its next step."""
+        return self.waits and not self.is_read
 
 
 @dataclass(eq=False)
@@ -193,7 +224,11 @@ class Request:
         if any(s.matcher and s.num_sampled > len(s.token_ids) for s in running):
             return []
         limit = self.settings.max_new_tokens
-        return [sequence for sequence in running if sequence.num_sampled < limit]
+        return [
+            sequence
+            for sequence in running
+            if sequence.num_sampled < limit and not sequence.drafts and not sequence.is_awaited
+        ]
 
     def prefill_chunk(self, start: int, stop: int) -> ScheduledTokens:
         """The tokens ``start .. stop`` of the prompt, without their images' features."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -278,6 +279,21 @@ class Matcher:
         if self._guard is not None:
             self._guard.accept(token_id)
         self.done = self._inner.is_stopped()
+
+    def forced(self) -> list[int]:
+        """The tokens that come next in any case, as the text that they spell is mostly tokenized.
+
+        Other tokens may spell the same text, so they are a guess.
+        """
+        return [] if self.done else list(self._inner.compute_ff_tokens())
+
+    def allowed(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, from the first on, the grammar allows one after the other.
+
+        What a `JsonGuard` takes out is not looked at. Tokens that end the answer do not count.
+        """
+        inside = takewhile(lambda t: t < self._vocab_size and t not in self._eos, token_ids)
+        return int(self._inner.validate_tokens(list(inside)))
 
     def _check(self) -> None:
         if self._inner.is_error():

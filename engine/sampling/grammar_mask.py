@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import LogitsProcessor
@@ -12,37 +11,24 @@ from engine.platform.transfer import send, staged
 from engine.sampling.grammar import Matcher
 
 
-class Answer(Protocol):
-    """The part of one answer's state that the mask reads."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is complete."""
-        ...
-
-    @property
-    def matcher(self) -> Matcher | None:
-        """How far it has come in its grammar."""
-        ...
-
-
 class GrammarMask(LogitsProcessor):
-    """A processor of `generate`'s kind, for all tasks: reads the matchers, never moves them."""
+    """A processor of `generate`'s kind, for all tasks: reads matchers, never moves them."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        """``answers`` are the task's, all with a matcher."""
-        self._matchers = [(answer, answer.matcher) for answer in answers if answer.matcher]
+    def __init__(self, matchers: Callable[[], Sequence[Matcher | None]]) -> None:
+        """``matchers`` gives those of the rows, at least one; None for rows that are not read."""
+        self._matchers = matchers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [sequences, vocab] with -inf for what is not allowed.
+        """Scores [rows, vocab] with -inf for what is not allowed.
 
         Raises:
             TaskExecutionError: see `engine.sampling.grammar.Matcher.fill`.
         """
-        shape = (len(self._matchers), self._matchers[0][1].num_words)
-        bits = staged(shape, -1, torch.int32, scores.device)
-        for row, (answer, matcher) in zip(bits, self._matchers, strict=True):
-            if not answer.finished:  # rows of finished answers are not read
+        matchers = self._matchers()
+        num_words = next(matcher.num_words for matcher in matchers if matcher is not None)
+        bits = staged((len(matchers), num_words), -1, torch.int32, scores.device)
+        for row, matcher in zip(bits, matchers, strict=True):
+            if matcher is not None:
                 matcher.fill(row)
         return apply_token_bitmask(scores, send(bits, scores.device))
 

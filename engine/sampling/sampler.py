@@ -15,16 +15,43 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch.nn.functional import pad
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from engine.platform.transfer import upload
+from engine.sampling.grammar import Matcher
+from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import Logprobs
-from engine.sampling.penalties import own_processors
+from engine.sampling.noise import Noise, Place, max_steps_ahead
+from engine.sampling.penalties import TokenBias, own_processors
 from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid, TaskExecutionError
 
 INVALID_LOGITS = -1
 """In place of a token: the model's logits, or what processors made of them, are not numbers."""
+
+_READ_NO_HISTORY = (
+    GrammarMask,
+    TokenBias,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
+"""Processors that make of a row of scores the same whatever tokens came before."""
 
 
 class Candidates(NamedTuple):
@@ -42,7 +69,12 @@ class Candidates(NamedTuple):
 
 
 class Sampler:
-    """Scores tokens for the sequences of one task; owns its random state."""
+    """Scores tokens for the sequences of one task; owns its random state.
+
+    A place may be computed before the tokens before it are certain (`expect`). What is computed
+    there is a function of the task and of these tokens; if they turn out to be others, it is
+    computed again.
+    """
 
     def __init__(
         self,
@@ -51,55 +83,104 @@ class Sampler:
         prompt_ids: Sequence[int],
         seed: int,
         device: torch.device,
-        mask: LogitsProcessor | None = None,
+        *,
+        constrained: bool = False,
     ) -> None:
-        """``mask`` runs before every processor that chooses among the tokens, such as top_k."""
-        self._do_sample = bool(settings.hf.do_sample)
+        """``constrained``: a grammar forbids tokens, before the processors that choose among them,
+        such as top_k."""
         self._num_sequences = settings.num_sequences
         self._num_top = settings.logprobs
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._prompt_tokens = len(prompt_ids)
+        vocab_size = model.config.get_text_config().vocab_size
+        self._noise: Noise | None = None
+        self.max_steps_ahead = settings.max_new_tokens
+        if settings.hf.do_sample:
+            self._noise = Noise(settings.num_sequences, seed, device)
+            self.max_steps_ahead = max_steps_ahead(settings.num_sequences, vocab_size)
+        self._matchers: Sequence[Matcher | None] = ()
+        mask = GrammarMask(lambda: self._matchers) if constrained else None
         prompt = upload(prompt_ids, device)[None]
         self._processors = logits_processors(model, settings, prompt, mask)
-        # [num_sequences, tokens so far], as `generate` passes to processors.
+        self._reads_history = any(not isinstance(p, _READ_NO_HISTORY) for p in self._processors)
+        # [num_sequences, tokens]: what processors read. Rows are filled as far as tokens are known
+        # or expected.
         self._ids = prompt.repeat(self._num_sequences, 1)
+        if self._reads_history:
+            self._ids = pad(self._ids, (0, settings.max_new_tokens))
 
-    def candidates(self, logits: torch.Tensor, alive: Sequence[int]) -> Candidates:
+    def candidates(
+        self,
+        logits: torch.Tensor,
+        places: Sequence[Place],
+        matchers: Sequence[Matcher | None] = (),
+    ) -> Candidates:
         """What the next tokens are sampled from; draws from the task's generator.
 
         Args:
-            logits: float32 [len(alive), vocab], in the order of ``alive``.
-            alive: indices of the running sequences, ascending.
+            logits: float32 [places, vocab].
+            places: at least one; each sequence and step at most once.
+            matchers: at each place, of a constrained task.
         """
-        scores = logits
         logprobs = None if self._num_top is None else Logprobs(logits, self._num_top)
-        if self._processors:
-            scores = self._processors(self._ids, self._spread(logits, alive))
-            scores = self._only(scores, alive)
-        if not self._do_sample:
-            return Candidates(scores, None, logprobs)
-        # `generate` goes on drawing for sequences that are finished, so this does too.
-        noise = logits.new_empty(self._num_sequences, logits.shape[1])
-        noise.exponential_(1, generator=self._generator)
-        return Candidates(scores, self._only(noise, alive), logprobs)
+        scores = self._processed(logits, places, matchers) if self._processors else logits
+        noise = None if self._noise is None else self._noise.of(places, logits.shape[1])
+        return Candidates(scores, noise, logprobs)
 
-    def advance(self, tokens: torch.Tensor, alive: Sequence[int]) -> None:
-        """Append the sampled tokens [len(alive)], for the processors that read earlier tokens."""
-        if self._processors:
+    def _processed(
+        self,
+        logits: torch.Tensor,
+        places: Sequence[Place],
+        matchers: Sequence[Matcher | None],
+    ) -> torch.Tensor:
+        """Scores [places, vocab]. Processors take rows with equally many tokens before them."""
+        groups: dict[int, list[int]] = {}
+        for row, place in enumerate(places):
+            groups.setdefault(place.step if self._reads_history else 0, []).append(row)
+        parts: list[torch.Tensor] = []
+        for step, rows in groups.items():
+            self._matchers = [matchers[row] for row in rows] if matchers else ()
+            ids = self._rows_of([places[row].sequence for row in rows])[
+                :, : self._prompt_tokens + step
+            ]
+            whole = len(groups) == 1
+            part = logits if whole else logits.index_select(0, upload(rows, logits.device))
+            parts.append(self._processors(ids, part))
+        if len(parts) == 1:
+            return parts[0]
+        order = [row for rows in groups.values() for row in rows]
+        if order == sorted(order):
+            return torch.cat(parts)
+        return torch.empty_like(logits).index_copy_(
+            0, upload(order, logits.device), torch.cat(parts)
+        )
+
+    def _rows_of(self, indices: Sequence[int]) -> torch.Tensor:
+        if list(indices) == list(range(self._num_sequences)):
+            return self._ids
+        if len(indices) == 1:
+            return self._ids[indices[0] : indices[0] + 1]
+        return self._ids.index_select(0, upload(indices, self._ids.device))
+
+    def expect(self, place: Place, tokens: Sequence[int]) -> None:
+        """Say which tokens probably come at a place and after it."""
+        if self._reads_history and tokens:
+            start = self._prompt_tokens + place.step
+            self._ids[place.sequence, start : start + len(tokens)] = upload(
+                tokens, self._ids.device
+            )
+
+    def advance(self, tokens: Sequence[tuple[Place, torch.Tensor]]) -> None:
+        """Say which tokens, scalars, come at places, for processors that read earlier tokens."""
+        if not self._reads_history:
+            return
+        for place, token in tokens:
             # `INVALID_LOGITS` ends the task, but later: until then it must not be an index.
-            column = self._spread(tokens, alive)[:, None].clamp(min=0)
-            self._ids = torch.cat([self._ids, column], dim=1)
+            self._ids[place.sequence, self._prompt_tokens + place.step] = token.clamp(min=0)
 
-    def _spread(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
-        """Rows of the running sequences, spread over rows of all; the other rows are not used."""
-        if len(alive) == self._num_sequences:
-            return rows
-        full = rows.new_zeros(self._num_sequences, *rows.shape[1:])
-        return full.index_copy_(0, upload(alive, rows.device), rows)
-
-    def _only(self, rows: torch.Tensor, alive: Sequence[int]) -> torch.Tensor:
-        if len(alive) == self._num_sequences:
-            return rows
-        return rows.index_select(0, upload(alive, rows.device))
+    def forget(self, step: int) -> None:
+        """Say that no place before this step is computed any more."""
+        if self._noise is not None:
+            self._noise.forget(step)
 
 
 def sample(batch: Sequence[Candidates]) -> torch.Tensor:
