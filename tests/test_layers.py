@@ -68,8 +68,9 @@ serve_app.protocol         > schema schema.answers
 
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .vision .config schema schema.answers
-engine.core                > .parallel .execution .requests .sampling .loading
+engine.core                > .core.speculation .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
+engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
                              .config schema

@@ -50,9 +50,11 @@ class ChunkBuilder(NamedTuple):
             "system_fingerprint": self.system_fingerprint,
         }
         if progress.prompt is not None:
-            text, logprobs = progress.prompt
+            text, token_ids, logprobs = progress.prompt
             if text is not None:
                 chunk["prompt_text"] = text
+            if token_ids is not None:
+                chunk["prompt_token_ids"] = list(token_ids)
             if logprobs is not None:
                 chunk["prompt_logprobs"] = logprobs
         return chunk

@@ -118,8 +118,14 @@ class InputProcessor:
             settings = self._settings(task, prompt)
         texts = self._token_texts
         report = None
-        if task.echo or settings.prompt_logprobs is not None:
-            report = PromptReport(prompt, texts, echo=task.echo, num_top=settings.prompt_logprobs)
+        if task.echo or task.return_token_ids or settings.prompt_logprobs is not None:
+            report = PromptReport(
+                prompt,
+                texts,
+                echo=task.echo,
+                token_ids=task.return_token_ids,
+                num_top=settings.prompt_logprobs,
+            )
         formats = self._formats
         if task.forces_calls:
             formats = formats.that_can_be_forced()

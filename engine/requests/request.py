@@ -197,6 +197,15 @@ class Request:
         return self.settings.prompt_logprobs is not None
 
     @property
+    def reports_end(self) -> bool:
+        """Whether an end token is among the log probabilities.
+
+        It is beside the ids of all tokens, with which clients pair them, and beside those of the
+        prompt: who cuts off one generated token must not cut off one of the prompt.
+        """
+        return self.scores_prompt or self.reports_token_ids
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, image tokens included."""
         return len(self.prompt.token_ids)
@@ -275,7 +284,7 @@ class Request:
         """
         sequence.token_ids.append(token_id)
         ends = token_id in self.settings.eos_token_ids
-        if report is not None and (not ends or self.scores_prompt):
+        if report is not None and (not ends or self.reports_end):
             assert self.token_texts is not None
             if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()

@@ -158,12 +158,20 @@ _PromptLogprobs = Annotated[
         "chunk.",
     ),
 ]
+_PromptTokenIds = Annotated[
+    list[_Count],
+    Field(
+        description="The tokens of the prompt, image placeholders included, where the task has "
+        "`return_token_ids`. In a stream they are in the first chunk."
+    ),
+]
 _Logprobs = Annotated[
     list[TokenLogprob],
     Field(
         description="The tokens in order, where `generation_config.logprobs` asks for them. An "
-        "end-of-sequence token is among them only beside the `prompt_logprobs`. In a stream, those "
-        "of the text so far that no earlier chunk has reported."
+        "end-of-sequence token is among them only beside the `token_ids`, of which each has an "
+        "entry then, or the `prompt_logprobs`. In a stream, those of the text so far that no "
+        "earlier chunk has reported."
     ),
 ]
 
@@ -204,6 +212,7 @@ class TaskResponse(TypedDict):
 
     model: _Model
     prompt_text: NotRequired[_PromptText]
+    prompt_token_ids: NotRequired[_PromptTokenIds]
     prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[Choice], Field(min_length=1)]
     usage: Usage
@@ -259,6 +268,7 @@ class StreamChunk(TypedDict):
 
     model: _Model
     prompt_text: NotRequired[_PromptText]
+    prompt_token_ids: NotRequired[_PromptTokenIds]
     prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[StreamChoice], Field(min_length=1)]
     usage: Usage
@@ -273,11 +283,13 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     token_ids: dict[int, list[int]] = {}
     stop_strings: dict[int, str] = {}
     prompt_text: str | None = None
+    prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[PromptTokenLogprob] | None = None
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
         prompt_text = chunk.get("prompt_text", prompt_text)
+        prompt_token_ids = chunk.get("prompt_token_ids", prompt_token_ids)
         prompt_logprobs = chunk.get("prompt_logprobs", prompt_logprobs)
         for choice in chunk["choices"]:
             deltas.setdefault(choice["index"], []).append(choice["delta"])
@@ -314,6 +326,8 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     }
     if prompt_text is not None:
         response["prompt_text"] = prompt_text
+    if prompt_token_ids is not None:
+        response["prompt_token_ids"] = prompt_token_ids
     if prompt_logprobs is not None:
         response["prompt_logprobs"] = prompt_logprobs
     return response

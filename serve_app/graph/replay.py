@@ -24,7 +24,7 @@ have one, such as ``(0, "delta", "content")``."""
 _CONSTANT = ("index", "role")
 """Said with every chunk, and no part of what adds up."""
 
-_OF_PROMPT = ("prompt_text", "prompt_logprobs")
+_OF_PROMPT = ("prompt_text", "prompt_token_ids", "prompt_logprobs")
 """Said once, in the first chunk of a run."""
 
 _TEXT_CHOICE, _TEXT_DELTA = 3, 2
@@ -118,10 +118,10 @@ class Delivered:
             if news:
                 raise _differs()
             return None
-        # An answer without tokens has log probabilities and token ids too: none.
-        for of_tokens in ("logprobs", "token_ids"):
-            if of_tokens in choice:
-                news.setdefault(of_tokens, [])
+        # An answer without tokens has log probabilities and ids too: none.
+        for name in ("logprobs", "token_ids"):
+            if name in choice:
+                news.setdefault(name, [])
         # Every delta has these two.
         delta = {"role": choice["delta"]["role"], "content": "", **news.pop("delta", {})}
         return {"index": index, **news, "delta": delta, "finish_reason": reason}

@@ -31,6 +31,10 @@ told: list[TokenIds] = []
 """What each call was told to expect."""
 
 
+loads: list[dict[str, int]] = []
+"""What the engine had counted when each call began."""
+
+
 class DyingReplica(ModelReplica):
     """Dies when the test says so."""
 
@@ -50,6 +54,7 @@ class DyingReplica(ModelReplica):
     ) -> AsyncGenerator[Message, None]:
         left = lives.pop(0) if lives else math.inf
         told.append(known)
+        loads.append(self._engine.stats())
         running = super().stream(
             task, images, caller, streamed=streamed, known=known, log_id=log_id
         )
@@ -74,6 +79,7 @@ async def ask(app: ASGIApp, path: str, body: dict[str, Any], *dying: float) -> A
     """The answer as one; of a stream, its chunks put together."""
     lives[:] = dying
     told.clear()
+    loads.clear()
     async with client(app) as http:
         response = await http.post(path, json=body)
     assert response.status_code == 200, response.text
@@ -173,6 +179,21 @@ async def test_the_next_replica_is_told_the_tokens(app: ASGIApp, streamed: bool)
             assert ids
     # What the second has not come to is known all the same.
     assert all(len(after) >= len(before) for after, before in zip(third, second, strict=True))
+
+
+async def test_the_next_replica_reads_and_does_not_generate(app: ASGIApp) -> None:
+    """Counted in forwards: of the tokens that are known, dozens share one."""
+    task = _task(config={"logit_bias": {END: -100.0}, "temperature": 5.0, "max_new_tokens": 400})
+    await ask(app, "/v1/tasks?stream=true", task, 20)
+    (known,), before = told[1], loads[1]
+    await ask(app, "/v1/tasks?stream=true", _task(config={"max_new_tokens": 1}))
+    (after,) = loads
+    assert len(known) >= 20
+    # A forward draws one token that is not counted as read.
+    steps = after["decode_steps"] - before["decode_steps"]
+    read = after["known_tokens_read"] - before["known_tokens_read"]
+    assert read >= len(known) * 3 // 4
+    assert steps <= 400 - read + 2  # what the lost call may still have done until it was cancelled
 
 
 async def test_beams_have_no_tokens_before_their_end(app: ASGIApp) -> None:
