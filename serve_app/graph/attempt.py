@@ -14,7 +14,8 @@ from schema.answers.response import StreamChunk
 from schema.errors import Cancelled, EngineStopped, RequestTimeout, TaskError
 from schema.task import Task
 from serve_app.graph.health import Deployments
-from serve_app.protocol.failures import RETRY_AFTER_S, as_task_error
+from serve_app.graph.replay import KnownTokens
+from serve_app.protocol.failures import RETRY_AFTER_S, ProcessLost, as_task_error
 from serve_app.protocol.messages import Chunk, Message, Started
 
 
@@ -63,11 +64,22 @@ class Attempt:
         silent_replica: the name of the replica that was given up because it was silent.
     """
 
-    def __init__(self, call: Call, limits: Limits, deployments: Deployments) -> None:
-        """Nothing is sent before the first chunk is asked for."""
+    def __init__(
+        self, call: Call, limits: Limits, deployments: Deployments, known: KnownTokens
+    ) -> None:
+        """Nothing is sent before the first chunk is asked for.
+
+        Args:
+            call: what is called.
+            limits: how long it may take.
+            deployments: which know why a replica cannot be called.
+            known: the tokens of earlier attempts, which the replica is told; it gets those of this
+                one.
+        """
         self._call = call
         self._limits = limits
         self._deployments = deployments
+        self._known = known
         self._messages: Any = None  # a DeploymentResponseGenerator while the call runs
         self._prepared: Any = None  # a DeploymentResponse until the replica has begun
         self._replica: str | None = None  # once it has begun
@@ -106,10 +118,13 @@ class Attempt:
                 async with timeout:
                     message: Message = await self._messages.__anext__()
                 self._prepared = None
-                if isinstance(message, Chunk):
-                    return message.chunk
                 if isinstance(message, Started):
                     self._replica = message.replica
+                    continue
+                if message.token_ids:
+                    self._known.take(message.token_ids)
+                if isinstance(message, Chunk):
+                    return message.chunk
         except StopAsyncIteration:
             self._ended = True
             return None
@@ -127,11 +142,16 @@ class Attempt:
 
     def _begin(self) -> None:
         call = self._call
+        self._known.again()
         if call.images:
             # Never awaited here: the replica gets a pointer to the tensors.
             self._prepared = call.preprocessor.remote(call.deployment, call.task, call.images)
         self._messages = call.handle.remote(
-            call.task, self._prepared, call.caller, streamed=call.streamed
+            call.task,
+            self._prepared,
+            call.caller,
+            streamed=call.streamed,
+            known=self._known.token_ids(),
         )
 
     async def _translated(self, error: Exception) -> TaskError:
@@ -162,9 +182,9 @@ def _is_cancelled() -> bool:
     return running is None or running.cancelling() > 0
 
 
-def _stopped() -> EngineStopped:
+def _stopped() -> ProcessLost:
     message = "the replica was stopped before the task had ended"
-    return EngineStopped(message, retry_after_s=RETRY_AFTER_S)
+    return ProcessLost(message, retry_after_s=RETRY_AFTER_S)
 
 
 def _cancel(call: Any) -> None:

@@ -19,7 +19,7 @@ from serve_app.graph.health import Deployments
 from serve_app.graph.load_shedding import LoadShedder
 from serve_app.graph.model_routes import Route, Routes, peek_variant
 from serve_app.graph.prefix_key import prefix_key
-from serve_app.graph.replay import Delivered
+from serve_app.graph.replay import Delivered, KnownTokens
 from serve_app.graph.retry import RetryPolicy, Transport
 from serve_app.observability.identity import actor_name
 from serve_app.observability.request_metrics import RequestMetrics
@@ -121,8 +121,8 @@ class Dispatcher:
     ) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them.
 
-        When the replica is lost another one begins the task anew, and what the client has already
-        is left out. The client's deadline stays.
+        When the replica is lost another one begins the task anew, reads the tokens that are known,
+        and what the client has already is left out. The client's deadline stays.
 
         Args:
             task: the task.
@@ -134,12 +134,12 @@ class Dispatcher:
             TaskError: and no other exception but cancellation.
         """
         route = self._routed(task)
-        logged, delivered = entry(), Delivered()
+        logged, delivered, known = entry(), Delivered(), KnownTokens()
         retry = RetryPolicy(task, num_bytes, self._args.limits.max_replays)
         limits = self._time_limits(deadline)
         while True:
             call = self._call(task, route, retry, streamed=streamed)
-            attempt = Attempt(call, limits, self.deployments)
+            attempt = Attempt(call, limits, self.deployments, known)
             try:
                 with self._place(route, retry), attempt:
                     while (chunk := await attempt.next()) is not None:
@@ -153,8 +153,11 @@ class Dispatcher:
                 if pause_s is None:
                     raise
                 if isinstance(error, EngineStopped):
-                    logger.warning("a task for %s runs again: %s", task.model, error)
-                    self.metrics.replayed(route.deployment)
+                    logger.warning(
+                        "a task for %s runs again, %d tokens are known: %s",
+                        *(task.model, len(known), error),
+                    )
+                    self.metrics.replayed(route.deployment, len(known))
             delivered.again()
             await asyncio.sleep(pause_s)
 

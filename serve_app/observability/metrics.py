@@ -128,6 +128,9 @@ REQUESTS = _counter(
     (*REQUEST_LABELS, "code"),
 )
 REPLAYS = _counter("replays", "Tasks run again because their replica was lost", REQUEST_LABELS)
+REPLAYED_TOKENS = _counter(
+    "replayed_tokens", "Tokens of such tasks that were known already, to be read", REQUEST_LABELS
+)
 REQUEST = _histogram(
     "request_seconds", "From a request to the end of its answer, without error", REQUEST_LABELS
 )

@@ -24,7 +24,7 @@ from schema.answers.response import collect
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app
-from serve_app.protocol.messages import Alive, Chunk, Message, Started
+from serve_app.protocol.messages import Alive, Chunk, Message, Started, TokenIds
 
 cancelled = threading.Event()
 
@@ -49,7 +49,13 @@ class StandIn:
     models: tuple[str, ...] = ("demo",)
 
     async def stream(
-        self, task: Task, images: None, caller: str = "", *, streamed: bool = True
+        self,
+        task: Task,
+        images: None,
+        caller: str = "",
+        *,
+        streamed: bool = True,
+        known: TokenIds = (),
     ) -> AsyncGenerator[Message, None]:
         if task.model not in self.models:
             raise ModelInvalid(f"model {task.model!r} is not served here", param="model")

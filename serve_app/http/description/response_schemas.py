@@ -171,8 +171,9 @@ ANSWERS: dict[str, Any] = {
             "ingress": {
                 "type": "object",
                 "description": "What the ingress replica that answers has counted of requests, by "
-                "deployment: `requests` by the code of their error (ok: none), `replays`",
-                "required": ["replica", "requests", "replays"],
+                "deployment: `requests` by the code of their error (ok: none), `replays`, and "
+                "`replayed_tokens`, which were known of these tasks when they ran again",
+                "required": ["replica", "requests", "replays", "replayed_tokens"],
             },
         },
     },

@@ -39,7 +39,7 @@ def _running(name: str, **load: int) -> dict[str, Any]:
 
 
 def _sample(at: float, *models: dict[str, Any], **ingress: Any) -> Sample:
-    counted = {"replica": "i-1", "requests": {}, "replays": {}} | ingress
+    counted = {"replica": "i-1", "requests": {}, "replays": {}, "replayed_tokens": {}} | ingress
     data = [{"id": model["id"], "variants": [model]} for model in models]
     return Sample({"object": "list", "data": data, "ingress": counted}, at)
 
