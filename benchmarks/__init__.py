@@ -2,6 +2,9 @@
 
     python -m benchmarks.engine                   the engine beside transformers' ways to generate
     python -m benchmarks.engine.products          a model's matrix products on a CPU
+    python -m benchmarks.engine.trees             this tree beside another checkout
+    python -m benchmarks.speculation              tokens a second with speculation and without
+    python -m benchmarks.verification             time of verifying an answer, and of answering
     python -m benchmarks.loading.memory           memory while a model loads
     python -m benchmarks.loading.load_time        one load in one process, stage by stage
     python -m benchmarks.loading.startup          from `serve run` to the first token

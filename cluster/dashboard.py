@@ -95,6 +95,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Requests that ended with an error, by its code",
         ),
         _counter("Replays", "reqps", metrics.REPLAYS, "deployment"),
+        _counter("Known tokens of replays", "none", metrics.REPLAYED_TOKENS, "deployment"),
         _quantiles("Time to first token", metrics.REQUEST_FIRST_TOKEN, "deployment"),
         _quantiles("Time per token", metrics.REQUEST_TOKEN, "deployment"),
         _quantiles("Time of a request", metrics.REQUEST, "deployment"),

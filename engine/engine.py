@@ -22,6 +22,7 @@ from engine.requests.handle import RequestHandle, VerificationHandle
 from engine.requests.input_processor import InputProcessor
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
+from engine.requests.record import Recorder
 from engine.requests.stats import Meter, TaskTimes
 from engine.requests.verification import Loss, verdict
 from engine.vision.preprocessor import ImageInputs
@@ -57,14 +58,14 @@ class Engine:
         self._meter = Meter()
         assembly = self._loop.assembly
         self._loaded = assembly.loaded
-        self._card = assembly.card
+        card = self._card = assembly.card
         self._inputs = InputProcessor(
             config,
             assembly.loaded,
             assembly.renderer,
             assembly.formats,
-            dtype=assembly.card["dtype"],
-            fingerprint=assembly.card["system_fingerprint"],
+            recorder=Recorder(card["dtype"], card["quantize_bits"], card["layout"]),
+            fingerprint=card["system_fingerprint"],
             continuous_batching=assembly.batching.problem is None,
             check_fits=self._loop.scheduler.check_fits,
             meter=self._meter,

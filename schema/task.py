@@ -226,8 +226,14 @@ class Task(BaseModel):
     )
     return_token_ids: bool = Field(
         default=False,
-        description="true: each choice of the response has token_ids, the tokens that were drawn, "
-        "a token that ends the answer included.",
+        description="true: the response has the prompt_token_ids, and each of its choices the "
+        "token_ids, which are the tokens that were drawn, a token that ends the answer included. "
+        "generation_config.logprobs has one entry for each of them then.",
+    )
+    receipt: bool = Field(
+        default=False,
+        description="true: the response has a receipt, signed by the server, of what was asked and "
+        "answered and how it was computed.",
     )
     answer_format: AnswerFormat = Field(
         default="text",

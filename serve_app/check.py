@@ -24,6 +24,7 @@ from schema.validation.strict import unknown_key
 from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
 from serve_app.config.strict import explain
 from serve_app.http.middleware.api_keys import read_keys, readable_by_others
+from serve_app.http.receipts import keys as receipts
 from serve_app.ui import config as chat
 
 BUILDER = "serve_app.app:build"
@@ -123,6 +124,11 @@ def _check_application(
             read_keys(args.auth)
         except ValueError as error:
             faults.append(f"{where}.args.auth.{error}")
+    if args.receipts is not None:
+        try:
+            receipts.read_receipt_keys(args.receipts)
+        except ValueError as error:
+            faults.append(f"{where}.args.receipts.{error}")
     known = [*GRAPH, *(owner.deployment for owner in args.deployments)]
     faults.extend(_check_overrides(application, where, known))
 
@@ -199,6 +205,13 @@ def plan_gate(args: AppArgs) -> list[str]:
             for name in own
         ]
         if warning := readable_by_others(auth):
+            lines.append(f"Warning: {warning}")
+    if args.receipts is not None:
+        keys = receipts.read_receipt_keys(args.receipts)
+        first, *others = (key["kid"] for key in keys.published)
+        lines.append(f"Receipts: signed by key {first}")
+        lines += [f"Receipts: key {other} is published too" for other in others]
+        if warning := receipts.readable_by_others(args.receipts):
             lines.append(f"Warning: {warning}")
     if cors is not None:
         lines.append(f"CORS: {', '.join(cors.allow_origins)}")

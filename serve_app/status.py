@@ -29,7 +29,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
     *("model", "deployment", "replicas", "running", "waiting", *_OUTCOMES),
-    *("tokens/s", "tokens", "KV used", "prefix hits", "images", "loaded in"),
+    *("tokens/s", "tokens", "KV used", "prefix hits", "guesses right", "images", "loaded in"),
 )
 CLEAR = "\x1b[H\x1b[2J"
 _RIGHT = 2
@@ -249,6 +249,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         str(total("load", "generated_tokens")),
         _share(held, pages),
         _share(total("load", "prefix_tokens_reused"), prompts),
+        _share(total("load", "drafts_accepted"), total("load", "drafts_proposed")),
         f"{images} ({again} again)",
         f"{max(replica['load_seconds'] for replica in replicas):.1f} s",
     )

@@ -16,12 +16,28 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ADDRESS", "local")  # never a running cluster
 
 
+SERVERS = ("tests/serve_app/", "tests/gpt_task_serve/")
+# Minutes in few tests: last of all, one of them would run alone while the other process is idle.
+LONG = (
+    "tests/engine/test_real_weights.py",
+    "tests/engine/core/test_batching.py",
+    "tests/engine/execution/test_forward_check.py",
+    "tests/benchmarks/",
+    "tests/gpt_task/",
+    "tests/test_packaging.py",
+)
+
+
 class Together(LoadScopeScheduling):  # type: ignore[misc]
     """What shares servers or models runs in one process, so that no two servers run at once."""
 
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False  # what a file takes is not its number of tests
+
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "tests/serve_app" if file.startswith("tests/serve_app/") else file
+        return "servers" if file.startswith(SERVERS) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
@@ -35,8 +51,17 @@ def _engine_logs_here() -> None:
     logging.getLogger("engine").parent = logging.getLogger()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+def _place(item: pytest.Item) -> int:
+    """The place of a test in the order of work: servers, what takes long, all others."""
+    if item.nodeid.startswith(SERVERS):
+        return 0
+    return 1 if item.nodeid.startswith(LONG) else 2
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, if tests are shared out; skip those of a GPU without one."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        items.sort(key=_place)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return

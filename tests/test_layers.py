@@ -36,27 +36,31 @@ demo.data                  >
 
 gpt_task.inference         > gpt_task .cache .models engine engine.platform schema
                              schema.validation schema.answers
+gpt_task.receipts          > schema schema.answers schema.clients.openai
 gpt_task                   > schema
 gpt_task.cache             >
 gpt_task.models            > schema schema.answers
 
-serve_app.check            > .ui .http.middleware .config schema.validation
+serve_app.check            > .ui .http.middleware .http.receipts .config schema.validation
 serve_app.ui               > .config schema schema.validation
 serve_app.models           > .status schema
 serve_app.status           > .ready schema
 serve_app.ready            >
 serve_app.app              > .http .http.middleware .replicas .config
 serve_app.http             > .http.clients.openai .http.clients.responses .http.clients.anthropic
-                             .http.description .http.middleware .graph .observability .config
+                             .http.description .http.middleware .http.receipts .graph
+                             .observability .config
                              .protocol schema schema.published schema.answers
-serve_app.http.clients     > .http .graph .observability schema schema.clients schema.answers
-serve_app.http.clients.openai    > .http .http.clients .graph .observability .protocol schema
-                                   schema.clients.openai schema.answers
-serve_app.http.clients.responses > .http .http.clients .graph schema schema.clients
+serve_app.http.clients     > .http .http.receipts .graph .observability schema schema.clients
+                             schema.answers
+serve_app.http.clients.openai    > .http .http.clients .http.receipts .graph .observability
+                                   .protocol schema schema.clients.openai schema.answers
+serve_app.http.clients.responses > .http .http.clients .http.receipts .graph schema schema.clients
                                    schema.clients.responses schema.answers
-serve_app.http.clients.anthropic > .http .http.clients .graph schema
+serve_app.http.clients.anthropic > .http .http.clients .http.receipts .graph schema
                                    schema.clients.anthropic schema.answers
 serve_app.http.description > .http .config schema schema.published
+serve_app.http.receipts    > .http .config schema schema.answers
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema schema.answers
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
@@ -69,8 +73,9 @@ serve_app.protocol         > schema schema.answers
 
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .vision .config schema schema.answers
-engine.core                > .parallel .execution .requests .sampling .loading
+engine.core                > .core.speculation .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
+engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
                              .config schema

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -164,12 +163,6 @@ class Answer:
         """From the request to the end of the answer, which has to be there."""
         assert self.ended is not None
         return self.ended - self.sent
-
-    def longest_stall(self) -> tuple[float, float]:
-        """The longest wait for an event, the first one included, and when that wait began."""
-        times = [self.sent, *(when for when, _ in self.lines)]
-        waits = [(after - before, before) for before, after in pairwise(times)]
-        return max(waits, default=(self.seconds, self.sent))
 
     @property
     def usage(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,12 @@ _START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 _LOG = "server.log"
+_SESSION = "--session_dir="
+_LOG_TIME = "%Y-%m-%d %H:%M:%S,%f"
+_STARTED = re.compile(
+    r"\S+ (?P<when>\S+ \S+) .*deployment='(?P<deployment>[^']+)'.* started successfully .*"
+    r"\(PID: (?P<pid>\d+)\)"
+)
 
 
 class NotReadyError(RuntimeError):
@@ -65,6 +73,28 @@ class Server:
     def processes(self) -> list[psutil.Process]:
         """The command's process and all that it has started."""
         return [self.process, *self.process.children(recursive=True)]
+
+    def starts(self, deployment: str) -> list[tuple[float, int]]:
+        """When Serve's controller had each replica of a deployment running, and its process.
+
+        From the controller's log; the times are those of `time.time`, to a millisecond.
+        """
+        found = []
+        for log in (self._session() / "logs" / "serve").glob("controller_*.log"):
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+                started = _STARTED.match(line)
+                if started and started["deployment"] == deployment:
+                    when = datetime.strptime(started["when"], _LOG_TIME).timestamp()
+                    found.append((when, int(started["pid"])))
+        return sorted(found)
+
+    def _session(self) -> Path:
+        """The folder of Ray's session, which its raylet is told."""
+        for process in self.processes():
+            for argument in process.cmdline():
+                if argument.startswith(_SESSION):
+                    return Path(argument.removeprefix(_SESSION))
+        raise RuntimeError("no process of this server is a raylet")
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The processes of a deployment's replicas that have started."""

@@ -26,6 +26,7 @@ from engine.requests.outputs import ChoiceDelta, join
 from engine.requests.request import Request, SequenceState, Status
 from engine.sampling.grammar import Matcher
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, invalid_logits, sample
+from engine.sampling.trace import logits_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,8 @@ class Drawing:
             with fail_on_error([one.request]):
                 logprobs = one.candidates.logprobs
                 report = None if logprobs is None else AsyncCopy(logprobs.of(part))
+                of_model = one.candidates.logits
+                logits = None if of_model is None else AsyncCopy(logits_of(part, of_model))
                 own = part.unbind()
                 plain = [
                     (row.sequence, token)
@@ -157,7 +160,7 @@ class Drawing:
                 _advance(one.request, plain)
                 judgement = judged.get(one.request.id)
                 told = None if judgement is None else judgement.report
-                draws.append(Draw(one.request, one.rows, own, report, told))
+                draws.append(Draw(one.request, one.rows, own, report, logits, told))
         return Round(draws, AsyncCopy(tokens))
 
     # --- Finish ----------------------------------------------------------------------------------
@@ -181,10 +184,12 @@ class Drawing:
         last: dict[SequenceState, torch.Tensor] = {}
         deltas: list[ChoiceDelta] = []
         for draw, tokens in draws:
-            reports = [None] * len(tokens) if draw.report is None else draw.report.wait().tolist()
-            judged = [None] * len(tokens) if draw.judged is None else draw.judged.wait().tolist()
-            for row, token, on_device, report, judgement in zip(
-                draw.rows, tokens, draw.tokens, reports, judged, strict=True
+            reports, logits, judgements = (
+                [None] * len(tokens) if each is None else each.wait().tolist()
+                for each in (draw.report, draw.logits, draw.judged)
+            )
+            for row, token, on_device, report, logit, judgement in zip(
+                draw.rows, tokens, draw.tokens, reports, logits, judgements, strict=True
             ):
                 sequence = row.sequence
                 if sequence.finished or row.ahead > sequence.num_right:
@@ -194,7 +199,7 @@ class Drawing:
                 if sequence.check is not None and judgement is not None:
                     number, margin = judgement
                     sequence.check.judge(len(sequence.token_ids), int(number), margin)
-                if delta := request.accept(sequence, token, report):
+                if delta := request.accept(sequence, token, report, logit):
                     deltas.append(delta)
                 last[sequence] = on_device
                 if token in sequence.drafts[row.ahead : row.ahead + 1]:

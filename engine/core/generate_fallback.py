@@ -29,6 +29,7 @@ from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import LastLogits, Logprobs
 from engine.sampling.penalties import own_processors
 from engine.sampling.sampler import check_numbers
+from engine.sampling.trace import logits_of
 from schema.errors import TaskExecutionError
 
 _HEAD_ROWS = 32
@@ -53,10 +54,11 @@ class _Watch(StoppingCriteria):
             tokens = input_ids[:, -1]
             deltas = [
                 delta
-                for sequence, token_id, report in zip(
+                for sequence, token_id, (report, logit) in zip(
                     request.sequences, tokens.tolist(), self._reports(tokens), strict=True
                 )
-                if not sequence.finished and (delta := request.accept(sequence, token_id, report))
+                if not sequence.finished
+                and (delta := request.accept(sequence, token_id, report, logit))
             ]
             request.emit(deltas)
         if request.cancel_requested:
@@ -67,19 +69,28 @@ class _Watch(StoppingCriteria):
             stop = self._beams_stopped(input_ids[:, request.prompt_tokens :].tolist())
         return torch.tensor(stop, device=input_ids.device)
 
-    def _reports(self, tokens: torch.Tensor) -> list[Any]:
-        """The log probabilities of tokens [sequences], as `Request.accept` takes them."""
-        num_top = self._request.settings.logprobs
-        if num_top is None:
-            return [None] * len(tokens)
-        reports: list[Any] = Logprobs(self._logits.take(), num_top).of(tokens).tolist()
-        return reports
+    def _reports(self, tokens: torch.Tensor) -> list[tuple[Any, Any]]:
+        """Log probabilities and logits of tokens [sequences], as `Request.accept` takes them."""
+        reports: list[Any] = [None] * len(tokens)
+        logits: list[Any] = [None] * len(tokens)
+        if _needs_logits(self._request):
+            of_model = self._logits.take()
+            if (num_top := self._request.settings.logprobs) is not None:
+                reports = Logprobs(of_model, num_top).of(tokens).tolist()
+            if self._request.is_traced:
+                logits = logits_of(tokens, of_model).tolist()
+        return list(zip(reports, logits, strict=True))
 
     def _beams_stopped(self, beams: list[list[int]]) -> list[bool]:
         if not self._request.settings.stop_strings:
             return [False] * len(beams)
         fresh = self._request.sequences[0].detokenizer
         return [fresh.stops_in(beam) for beam in beams]
+
+
+def _needs_logits(request: Request) -> bool:
+    """Whether something is reported of the model's own logits."""
+    return request.settings.logprobs is not None or request.is_traced
 
 
 class _NumbersOnly(LogitsProcessor):
@@ -142,7 +153,7 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
     random_state_kept = platform_of(loaded.device).random_state_kept(loaded.device)
     # `generate` draws from the global generator; give it the task's seed, then put it back.
     with random_state_kept, torch.inference_mode(), ExitStack() as hooks:
-        if settings.logprobs is not None:
+        if _needs_logits(request):
             hooks.callback(loaded.model.register_forward_hook(logits).remove)
         torch.manual_seed(request.seed)
         output = loaded.model.generate(

@@ -20,8 +20,9 @@ class Row(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Tokens of a request, scalars on the device, and their log probabilities if it wants them.
+    """Tokens of a request, scalars on the device.
 
+    ``report`` has their log probabilities and ``logits`` their logits, where the task needs them.
     Of a request that verifies claims ``judged`` has, for each token, the one that was drawn and by
     how much the claimed one lost to it: float64 [rows, 2].
     """
@@ -30,6 +31,7 @@ class Draw(NamedTuple):
     rows: Sequence[Row]
     tokens: Sequence[torch.Tensor]
     report: AsyncCopy | None
+    logits: AsyncCopy | None = None
     judged: AsyncCopy | None = None
 
 

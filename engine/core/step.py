@@ -49,7 +49,10 @@ class Execution:
         self._scheduler = scheduler
         guesser = Guesser() if assembly.card["speculation"] == "on" else None
         self.speculation = Speculation(
-            self._batching.batch_sizes, guesser, self._loaded.image_token_id
+            self._batching.batch_sizes,
+            guesser,
+            vocab_size=self._loaded.model.config.get_text_config().vocab_size,
+            image_token_id=self._loaded.image_token_id,
         )
         self._drawing = Drawing(self.speculation, lookahead=lookahead)
         self.num_decode_steps = 0
@@ -91,7 +94,7 @@ class Execution:
                 request.beams = BeamSearch(*task, text)
             else:
                 constrained = request.sequences[0].matcher is not None
-                request.sampler = Sampler(*task, constrained=constrained)
+                request.sampler = Sampler(*task, constrained=constrained, traced=request.is_traced)
 
     # --- A step ----------------------------------------------------------------------------------
 

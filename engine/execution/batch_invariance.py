@@ -28,6 +28,7 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
 _TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
+_LONG_CONTEXT, _LONG_ROWS = 1024, 8  # of the forward that shows what attention takes
 _KNOWN_ROWS = 64
 """Rows that a step may have at least: known tokens are read as so many at once. Twice as many would
 take almost twice the time."""
@@ -90,6 +91,9 @@ def find_batch_sizes(
         can_mix_prefill_and_decode=decode == prefill and not runner.backend.decodes_apart,
         faster=_faster(seconds),
         seconds=_undisturbed(seconds),
+        attention_seconds=decode_check.attention_seconds(
+            next(n for n in decode if n >= _LONG_ROWS)
+        ),
     )
 
 
@@ -187,12 +191,29 @@ class _InvarianceCheck:
                 seen.append(self._cache.bits(self._pages[member], _CONTEXT, _CONTEXT + 1))
         return b"".join(seen)
 
-    def seconds(self, num_rows: int) -> float:
-        """How long a forward takes, once."""
-        token_ids = torch.zeros(num_rows, dtype=torch.long)
+    def seconds(self, num_rows: int, row: ScheduledTokens | None = None) -> float:
+        """How long a forward takes, once. All its rows are this one, or one of a short context."""
+        scheduled = [row or ScheduledTokens(_CONTEXT, 1, self._scratch)] * num_rows
         start = time.perf_counter()
-        self._decode(token_ids, range(1), [0]).cpu()
+        self._forward(torch.zeros(num_rows, dtype=torch.long), scheduled, [0]).cpu()
         return time.perf_counter() - start
+
+    def attention_seconds(self, num_rows: int) -> float:
+        """What a row takes more for each token of its context; 0 if the cache is too small to tell.
+
+        ``num_rows`` are the rows of the forwards that are timed.
+        """
+        cache, longest = self._cache, min(_LONG_CONTEXT, self._runner.loaded.context_length)
+        pages = list(range(min(cache.num_pages, longest // cache.page_size)))
+        context = len(pages) * cache.page_size
+        if context < _LONG_CONTEXT // 4:
+            return 0.0
+        rounds = [
+            [self.seconds(num_rows, ScheduledTokens(place, 1, pages)) for place in (0, context - 1)]
+            for _ in range(_FEWEST_ROUNDS + 1)
+        ]
+        short, long = map(min, zip(*rounds, strict=True))
+        return float(max(0.0, long - short) / (num_rows * context))
 
     def _decode(
         self, token_ids: torch.Tensor, members: range, places: Sequence[int]
@@ -203,6 +224,12 @@ class _InvarianceCheck:
         for member, place in zip(members, places, strict=True):
             token_ids[place] = self._tokens[member]
             scheduled[place] = ScheduledTokens(_CONTEXT, 1, self._pages[member])
+        return self._forward(token_ids, scheduled, places)
+
+    def _forward(
+        self, token_ids: torch.Tensor, scheduled: Sequence[ScheduledTokens], places: Sequence[int]
+    ) -> torch.Tensor:
+        num_rows = len(token_ids)
         return self._runner.forward(
             token_ids.to(self._runner.device),
             scheduled,

@@ -15,7 +15,8 @@ class BatchSizes:
     bits are the same in both tuples: decoded tokens may then share a forward with chunks of
     prompts. ``faster`` names, for a decode size, a larger one that takes less time; it affects
     speed only. ``max_head`` is the most rows that the language model head may run on. ``seconds``
-    is what a forward takes at each decode size, measured with short contexts.
+    is what a forward takes at each decode size, measured with short contexts, and
+    ``attention_seconds`` what a row takes more for each token of its context.
     """
 
     decode: tuple[int, ...]
@@ -24,6 +25,7 @@ class BatchSizes:
     can_mix_prefill_and_decode: bool = False
     faster: Mapping[int, int] = field(default_factory=dict, compare=False)
     seconds: Mapping[int, float] = field(default_factory=dict, compare=False)
+    attention_seconds: float = field(default=0.0, compare=False)
 
     def for_decode(self, rows: int) -> int:
         """The fastest decode size that holds ``rows``."""

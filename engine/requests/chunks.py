@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.message import MessageParser
+from schema.answers.receipt import ExecutionRecord
 from schema.answers.response import (
     Delta,
     StreamChoice,
@@ -30,7 +31,8 @@ class ChunkBuilder(NamedTuple):
     """What all chunks and the response of one task have in common.
 
     ``parsers`` make the messages of its choices; there are none if the answer is text. Of one
-    answer that is told several times there are ``copies``.
+    answer that is told several times there are ``copies``. ``record`` makes the record of the
+    whole answer, if the task wants a receipt.
     """
 
     model: str
@@ -38,6 +40,7 @@ class ChunkBuilder(NamedTuple):
     prompt_tokens: int
     parsers: Sequence[MessageParser] = ()
     copies: int = 1
+    record: Callable[[], ExecutionRecord] | None = None
 
     def chunk(self, progress: RequestOutput) -> StreamChunk:
         """One stream chunk. Call once for each output, in order."""
@@ -52,11 +55,15 @@ class ChunkBuilder(NamedTuple):
             "system_fingerprint": self.system_fingerprint,
         }
         if progress.prompt is not None:
-            text, logprobs = progress.prompt
+            text, token_ids, logprobs = progress.prompt
             if text is not None:
                 chunk["prompt_text"] = text
+            if token_ids is not None:
+                chunk["prompt_token_ids"] = list(token_ids)
             if logprobs is not None:
                 chunk["prompt_logprobs"] = logprobs
+        if progress.done and self.record is not None:
+            chunk["record"] = self.record()
         return chunk
 
     def by_choice(self, of_answers: Sequence[Answered]) -> dict[int, Answered]:

@@ -11,6 +11,10 @@ from engine.requests.verification import verdict
 from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.answers.verification import Claim, Verdict
 
+MAX_TAKEN = 65_536
+"""Tokens that `RequestHandle.take_token_ids` returns at once; more follow with the next call. They
+become part of a message, whose size is limited."""
+
 
 class RequestHandle:
     """The chunks of one task, taken one by one. Belongs to one event loop.
@@ -27,6 +31,10 @@ class RequestHandle:
         self._request = request
         self._builder = builder
         self._outputs = outputs
+        # Beams change until the end, and the generate fallback cannot read tokens.
+        readable = request.settings.batched and request.settings.num_beams == 1
+        self._answers = request.sequences if readable else []
+        self._taken = [0] * len(self._answers)
         self.done = False
 
     async def next(
@@ -52,6 +60,24 @@ class RequestHandle:
     def verdict(self, claim: Claim, expected: TaskResponse) -> Verdict:
         """The verdict on a claim, once the task that verifies it is done."""
         return verdict(claim, expected, self._builder.by_choice(self._request.losses))
+
+    def take_token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each answer since the last call; empty if there are none.
+
+        They are what `Engine.submit` takes as ``known``, and may be ahead of the text that `next`
+        has returned. There are none of beams and of the generate fallback, which would not be
+        read, and none after the end of the task.
+        """
+        if self.done:
+            return ()
+        most = MAX_TAKEN // max(1, len(self._answers))
+        # The engine's thread only ever appends to these lists.
+        answers = zip(self._answers, self._taken, strict=True)
+        new = tuple(tuple(answer.token_ids[taken : taken + most]) for answer, taken in answers)
+        if not any(new):
+            return ()
+        self._taken = [taken + len(ids) for taken, ids in zip(self._taken, new, strict=True)]
+        return new
 
     def cancel(self) -> None:
         """End the task, if it still runs, and free what it holds. Idempotent."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from json import dumps
 
@@ -17,9 +18,10 @@ from engine.requests.chunks import ChunkBuilder
 from engine.requests.outputs import Sink
 from engine.requests.prompt import Prompt, PromptRenderer
 from engine.requests.prompt_report import PromptReport
+from engine.requests.record import Recorder
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
-from engine.requests.verification import ClaimCheck, known_tokens
+from engine.requests.verification import ClaimCheck
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.logprobs import TokenTexts
 from engine.sampling.settings import SamplingParams, resolve_settings
@@ -43,7 +45,7 @@ class InputProcessor:
         renderer: PromptRenderer,
         formats: MessageFormats,
         *,
-        dtype: str,
+        recorder: Recorder,
         fingerprint: str,
         continuous_batching: bool,
         check_fits: Callable[[Request], None],
@@ -56,7 +58,7 @@ class InputProcessor:
             loaded: the model.
             renderer: of its prompts.
             formats: of its messages.
-            dtype: of its weights, by name.
+            recorder: of its answers.
             fingerprint: what its answers carry as ``system_fingerprint``.
             continuous_batching: whether its tasks can run together.
             check_fits: raises `TaskError` for a request that could never run.
@@ -66,7 +68,7 @@ class InputProcessor:
         self._loaded = loaded
         self._renderer = renderer
         self._formats = formats
-        self._dtype = dtype
+        self._recorder = recorder
         self._fingerprint = fingerprint
         self._continuous_batching = continuous_batching
         self._check_fits = check_fits
@@ -74,7 +76,6 @@ class InputProcessor:
         self._token_texts = TokenTexts(loaded.tokenizer)
         self._preprocessor: ImagePreprocessor | None = None
         self._grammars: GrammarCompiler | None = None
-        self._vocab_size: int = loaded.model.config.get_text_config().vocab_size
         self._lock = threading.Lock()  # tokenizers are not safe to share between threads
 
     def prepare(
@@ -128,8 +129,15 @@ class InputProcessor:
             settings = _for_claims(settings, known)
         texts = self._token_texts
         report = None
-        if task.echo or settings.prompt_logprobs is not None:
-            report = PromptReport(prompt, texts, echo=task.echo, num_top=settings.prompt_logprobs)
+        tells_ids = task.return_token_ids or claim is not None
+        if task.echo or tells_ids or settings.prompt_logprobs is not None:
+            report = PromptReport(
+                prompt,
+                texts,
+                echo=task.echo,
+                token_ids=tells_ids,
+                num_top=settings.prompt_logprobs,
+            )
         formats = self._formats
         if task.forces_calls:
             formats = formats.that_can_be_forced()
@@ -152,7 +160,7 @@ class InputProcessor:
             for index in range(settings.num_rows if settings.batched else settings.num_sequences)
         ]
         for answer, expected in zip(answers, known, strict=False):
-            answer.known = known_tokens(expected, self._vocab_size)
+            answer.known = tuple(expected)
         sink = self._meter.watch(
             sink,
             prompt_tokens=len(prompt.token_ids),
@@ -163,7 +171,8 @@ class InputProcessor:
         request = Request(
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
-        request.reports_token_ids = task.return_token_ids or claim is not None
+        request.reports_token_ids = tells_ids
+        request.is_traced = task.receipt and claim is None
         if claim is not None and settings.batched and settings.num_beams == 1:
             for answer, claimed in zip_longest(answers, known[: len(answers)], fillvalue=()):
                 answer.check = ClaimCheck(claimed, claim.tolerance)
@@ -171,7 +180,12 @@ class InputProcessor:
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
         response = ChunkBuilder(
-            task.model, self._fingerprint, request.prompt_tokens, parsers, settings.copies
+            task.model,
+            self._fingerprint,
+            request.prompt_tokens,
+            parsers,
+            settings.copies,
+            partial(self._recorder.of, request) if task.receipt else None,
         )
         return request, response
 
@@ -199,7 +213,7 @@ class InputProcessor:
         A directory without ``model_id`` has no name that a task could use.
         """
         config, wanted = self._config, task.variant
-        own = replace(config.variant, dtype=self._dtype)
+        own = replace(config.variant, dtype=self._recorder.dtype)
         if wanted.id != own.id and (config.model_id or not is_directory(config)):
             raise ModelInvalid(
                 f"model {wanted.id!r} is not served here; served: {own.id}", param="model"

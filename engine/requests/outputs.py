@@ -29,6 +29,7 @@ class PromptOutput(NamedTuple):
     """What is reported of the prompt; None for what the task does not ask for."""
 
     text: str | None
+    token_ids: Sequence[int] | None
     logprobs: list[PromptTokenLogprob] | None
 
 

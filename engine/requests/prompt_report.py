@@ -1,4 +1,4 @@
-"""What the response of a task says of its prompt: its text, and its tokens' log probabilities."""
+"""What the response of a task says of its prompt: text, token ids, and log probabilities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ class PromptReport:
     """
 
     def __init__(
-        self, prompt: Prompt, texts: TokenTexts, *, echo: bool, num_top: int | None
+        self,
+        prompt: Prompt,
+        texts: TokenTexts,
+        *,
+        echo: bool,
+        token_ids: bool,
+        num_top: int | None,
     ) -> None:
         """Begin a report.
 
@@ -31,6 +37,7 @@ class PromptReport:
             prompt: with its text.
             texts: of the model's tokens.
             echo: whether the text is reported.
+            token_ids: whether the ids of its tokens are.
             num_top: see the class.
 
         Raises:
@@ -38,7 +45,8 @@ class PromptReport:
         """
         self._prompt = prompt
         self._texts = texts
-        self._echo = echo
+        self._text = prompt.text if echo else None
+        self._token_ids = prompt.token_ids if token_ids else None
         self.num_top = num_top
         self._entries: list[PromptTokenLogprob] = []
         self._reported = False
@@ -83,14 +91,13 @@ class PromptReport:
         if self._reported:
             return None
         self._reported = True
-        text = self._prompt.text
         if self.num_top is None:
-            return PromptOutput(text if self._echo else None, None)
+            return PromptOutput(self._text, self._token_ids, None)
         if not self._entries:  # of a prompt of one token
             self.add(())
         assert len(self._entries) == len(self._prompt.token_ids)
-        self._place(text)
-        return PromptOutput(text if self._echo else None, self._entries)
+        self._place(self._prompt.text)
+        return PromptOutput(self._text, self._token_ids, self._entries)
 
     def _place(self, text: str) -> None:
         """Say where in the prompt's text its tokens begin: where those before them end.

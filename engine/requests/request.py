@@ -118,6 +118,7 @@ class SequenceState:
         num_sampled: the number of these tokens and of those that are launched but not read yet.
         last_token: the last one sampled, a scalar on the device.
         logprobs: of tokens that no delta has reported yet, where the task asks for them.
+        logits: of its tokens, the model's own, where the task has a trace.
         num_reported: how many tokens deltas have reported, where the task asks for their ids.
         known: what the first tokens are expected to be: of an answer that another engine has begun.
             They are read instead of generated as far as they are right, and change nothing.
@@ -138,6 +139,7 @@ class SequenceState:
     last_token: torch.Tensor | None = None
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
     num_reported: int = 0
     known: Sequence[int] = ()
     drafts: Sequence[int] = ()
@@ -191,6 +193,7 @@ class Request:
     token_texts: TokenTexts | None = None  # for log probabilities
     report: PromptReport | None = None  # where the task wants to know of its prompt
     reports_token_ids: bool = False  # whether deltas have the ids of their tokens
+    is_traced: bool = False  # whether the logits of its tokens are kept, for a receipt
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
 
@@ -209,6 +212,15 @@ class Request:
     def scores_prompt(self) -> bool:
         """Whether log probabilities of the prompt are reported, which takes a forward of all."""
         return self.settings.prompt_logprobs is not None
+
+    @property
+    def reports_end(self) -> bool:
+        """Whether an end token is among the log probabilities.
+
+        It is beside the ids of all tokens, with which clients pair them, and beside those of the
+        prompt: who cuts off one generated token must not cut off one of the prompt.
+        """
+        return self.scores_prompt or self.reports_token_ids
 
     @property
     def prompt_tokens(self) -> int:
@@ -278,22 +290,31 @@ class Request:
         return sum(len(sequence.token_ids) for sequence in self.sequences)
 
     def accept(
-        self, sequence: SequenceState, token_id: int, report: Sequence[float] | None = None
+        self,
+        sequence: SequenceState,
+        token_id: int,
+        report: Sequence[float] | None = None,
+        logit: float | None = None,
     ) -> ChoiceDelta | None:
         """Append a token to a sequence; returns new text or the end, if there is any to report.
 
-        ``report`` has its log probabilities (`of`) if the task wants them.
+        ``report`` has its log probabilities (`of`) if the task wants them, and ``logit`` is its
+        logit if the task has a trace.
 
         Raises:
             TaskExecutionError: these are not numbers.
         """
         sequence.token_ids.append(token_id)
         ends = token_id in self.settings.eos_token_ids
-        if report is not None and (not ends or self.scores_prompt):
+        if report is not None and (not ends or self.reports_end):
             assert self.token_texts is not None
             if isnan(report[0]):  # processors may have hidden it from sampling
                 raise invalid_logits()
             sequence.logprobs.append(self.token_texts.entry(token_id, report))
+        if logit is not None:
+            if isnan(logit):
+                raise invalid_logits()
+            sequence.logits.append(logit)
         text = sequence.detokenizer.push(token_id)
         if sequence.matcher is not None:
             sequence.matcher.accept(token_id)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from schema.answers.response import Choice, TaskResponse
@@ -25,7 +24,9 @@ Path = tuple[str | int, ...]
 
 _BEFORE = 20
 """How many characters are shown before the first one that differs."""
-_WHERE_GIVEN = ("prompt_text", "prompt_logprobs")
+_MADE_OF_ANSWERS = ("receipt", "record")
+"""What is said of an answer beside it; it is no part of a claim."""
+_WHERE_GIVEN = ("prompt_text", "prompt_token_ids", "prompt_logprobs")
 """Fields of a response that a claim may leave out. So may a choice its `logprobs`."""
 
 
@@ -99,11 +100,6 @@ class ClaimCheck:
         """The losses once the answer has ended after so many tokens: the claim may go on."""
         claimed = None if self.decided else self.token(num_tokens)
         return [*self.losses, *([] if claimed is None else [Loss(num_tokens, claimed, None)])]
-
-
-def known_tokens(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    """Expected tokens up to the first that is not one of the model's."""
-    return tuple(takewhile(lambda token: token < vocab_size, token_ids))
 
 
 @dataclass(frozen=True)
@@ -211,6 +207,8 @@ def _fields(
     different = set(different)
     claimed_choices = {one["index"]: one for one in claimed.pop("choices")}
     choices: dict[int, Choice] = {one["index"]: one for one in known.pop("choices")}
+    for name in _MADE_OF_ANSWERS:
+        known.pop(name, None)
     for name in _WHERE_GIVEN:
         if claimed.get(name) is None:
             known.pop(name, None)

@@ -61,11 +61,13 @@ class Candidates(NamedTuple):
         scores: float32 [sequences, vocab].
         noise: Exp(1) in the same shape, to sample; None to take the largest score.
         logprobs: of the model's own logits, where the task asks for them.
+        logits: the model's own, float32 [sequences, vocab], where a trace is kept.
     """
 
     scores: torch.Tensor
     noise: torch.Tensor | None
     logprobs: Logprobs | None = None
+    logits: torch.Tensor | None = None
 
 
 class Sampler:
@@ -85,9 +87,11 @@ class Sampler:
         device: torch.device,
         *,
         constrained: bool = False,
+        traced: bool = False,
     ) -> None:
         """``constrained``: a grammar forbids tokens, before the processors that choose among them,
-        such as top_k."""
+        such as top_k. ``traced``: the logits of the tokens are kept, for a trace."""
+        self._traced = traced
         self._num_sequences = settings.num_sequences
         self._num_top = settings.logprobs
         self._prompt_tokens = len(prompt_ids)
@@ -122,9 +126,11 @@ class Sampler:
             matchers: at each place, of a constrained task.
         """
         logprobs = None if self._num_top is None else Logprobs(logits, self._num_top)
+        # A copy, because processors may write into what they get.
+        own = (logits.clone() if self._processors else logits) if self._traced else None
         scores = self._processed(logits, places, matchers) if self._processors else logits
         noise = None if self._noise is None else self._noise.of(places, logits.shape[1])
-        return Candidates(scores, noise, logprobs)
+        return Candidates(scores, noise, logprobs, own)
 
     def _processed(
         self,

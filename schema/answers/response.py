@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field, with_config
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-FinishReason = Literal["stop", "length", "tool_calls"]
-"""`stop`: the model ended its answer, or a stop string came. `length`: `max_new_tokens` or the
-model's context was reached. `tool_calls`: as `stop`, of a message that calls tools."""
+from schema.answers.receipt import ExecutionRecord, Receipt
+from schema.answers.usage import Count as _Count
+from schema.answers.usage import FinishReason as FinishReason
+from schema.answers.usage import Usage as Usage
 
-_Count = Annotated[int, Field(ge=0)]
 _Model = Annotated[str, Field(min_length=1, description="The model that answered.")]
 _Fingerprint = Annotated[
     str,
@@ -23,20 +24,6 @@ _Fingerprint = Annotated[
         "versions, device, dtype. The same task and the same fingerprint give the same bytes."
     ),
 ]
-
-
-@with_config(extra="forbid", strict=True)
-class Usage(TypedDict):
-    """How many tokens the task took.
-
-    `prompt_tokens` counts the prompt once, image placeholders included. `completion_tokens` counts
-    all generated tokens of all choices, end-of-sequence tokens included. `total_tokens` is their
-    sum. In a stream chunk the counts are cumulative: all tokens up to this chunk.
-    """
-
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    total_tokens: _Count
 
 
 _Reasoning = Annotated[
@@ -158,12 +145,20 @@ _PromptLogprobs = Annotated[
         "chunk.",
     ),
 ]
+_PromptTokenIds = Annotated[
+    list[_Count],
+    Field(
+        description="The tokens of the prompt, image placeholders included, where the task has "
+        "`return_token_ids`. In a stream they are in the first chunk."
+    ),
+]
 _Logprobs = Annotated[
     list[TokenLogprob],
     Field(
         description="The tokens in order, where `generation_config.logprobs` asks for them. An "
-        "end-of-sequence token is among them only beside the `prompt_logprobs`. In a stream, those "
-        "of the text so far that no earlier chunk has reported."
+        "end-of-sequence token is among them only beside the `token_ids`, of which each has an "
+        "entry then, or the `prompt_logprobs`. In a stream, those of the text so far that no "
+        "earlier chunk has reported."
     ),
 ]
 
@@ -175,6 +170,16 @@ _TokenIds = Annotated[
     ),
 ]
 
+
+_Receipt = Annotated[
+    Receipt,
+    Field(
+        description="What was asked and answered, and how, signed by the server: where the task "
+        "has `receipt`. In a stream it is in the last chunk."
+    ),
+]
+_Record = Annotated[ExecutionRecord, SkipJsonSchema()]
+"""Between an engine and its server, which makes the receipt of it: no client gets it."""
 
 _StopString = Annotated[
     str,
@@ -204,10 +209,13 @@ class TaskResponse(TypedDict):
 
     model: _Model
     prompt_text: NotRequired[_PromptText]
+    prompt_token_ids: NotRequired[_PromptTokenIds]
     prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[Choice], Field(min_length=1)]
     usage: Usage
     system_fingerprint: NotRequired[_Fingerprint]
+    receipt: NotRequired[_Receipt]
+    record: NotRequired[_Record]
 
 
 @with_config(extra="forbid", strict=True)
@@ -259,10 +267,13 @@ class StreamChunk(TypedDict):
 
     model: _Model
     prompt_text: NotRequired[_PromptText]
+    prompt_token_ids: NotRequired[_PromptTokenIds]
     prompt_logprobs: NotRequired[_PromptLogprobs]
     choices: Annotated[list[StreamChoice], Field(min_length=1)]
     usage: Usage
     system_fingerprint: NotRequired[_Fingerprint]
+    receipt: NotRequired[_Receipt]
+    record: NotRequired[_Record]
 
 
 def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
@@ -273,11 +284,13 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     token_ids: dict[int, list[int]] = {}
     stop_strings: dict[int, str] = {}
     prompt_text: str | None = None
+    prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[PromptTokenLogprob] | None = None
     last: Mapping[str, object] | None = None
     for chunk in chunks:
         last = chunk
         prompt_text = chunk.get("prompt_text", prompt_text)
+        prompt_token_ids = chunk.get("prompt_token_ids", prompt_token_ids)
         prompt_logprobs = chunk.get("prompt_logprobs", prompt_logprobs)
         for choice in chunk["choices"]:
             deltas.setdefault(choice["index"], []).append(choice["delta"])
@@ -314,8 +327,14 @@ def collect(chunks: Iterable[StreamChunk]) -> TaskResponse:
     }
     if prompt_text is not None:
         response["prompt_text"] = prompt_text
+    if prompt_token_ids is not None:
+        response["prompt_token_ids"] = prompt_token_ids
     if prompt_logprobs is not None:
         response["prompt_logprobs"] = prompt_logprobs
+    if "receipt" in chunk:
+        response["receipt"] = chunk["receipt"]
+    if "record" in chunk:
+        response["record"] = chunk["record"]
     return response
 
 

@@ -15,7 +15,7 @@ from schema.errors import TaskError
 from schema.generation import MAX_NEW_TOKENS, MAX_PROMPT_LOGPROBS, MAX_RETURN_SEQUENCES
 from schema.json_values import ALL_WHOLE, WHOLE, parse_json
 from schema.message import MAX_TEXT_CHARS, MAX_TOOL_CALLS, rule
-from schema.task import MAX_TOKEN_ID, Task
+from schema.task import MAX_TOKEN_ID, Task, TokenIds
 from schema.validation.problems import TASK_DIALECT, explain
 
 MAX_RESPONSE_DIFFERENCES = 16
@@ -137,7 +137,8 @@ class ClaimedUsage(_Claimed):
 class ClaimedResponse(_Claimed):
     """A response of the form of `TaskResponse`, with the `token_ids` of each choice.
 
-    `logprobs`, `prompt_logprobs` and `prompt_text` are compared where they are given. Fields that a
+    `logprobs`, `prompt_logprobs`, `prompt_text` and `prompt_token_ids` are compared where they are
+    given. Fields that a
     response of this server does not have are not looked at.
     """
 
@@ -149,6 +150,7 @@ class ClaimedResponse(_Claimed):
     usage: ClaimedUsage
     system_fingerprint: _Text | None = None
     prompt_text: _Text | None = None
+    prompt_token_ids: TokenIds | None = None
     prompt_logprobs: _PromptLogprobs | None = None
 
     @model_validator(mode="after")

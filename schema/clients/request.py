@@ -70,6 +70,9 @@ class ClientRequest(Strict):
     presence_penalty: CountPenalty | None = None
     logit_bias: LogitBias | None = None
     stream: bool | None = None
+    receipt: bool | None = Field(
+        default=None, description="true: the answer has a signed receipt, as a task's response."
+    )
     dtype: Dtype | None = Field(default=None, description="As in a task: which variant to ask.")
     quantize_bits: QuantizeBits | None = None
 
@@ -168,5 +171,6 @@ class ClientRequest(Strict):
                 quantize_bits=self.quantize_bits,
                 generation_config=self._generation_config(),
                 answer_format="message",
+                receipt=bool(self.receipt),
                 **fields,
             )

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from schema.answers.receipt import Receipt
 from schema.answers.response import StreamChunk, TaskResponse
 from schema.answers.verification import Verdict, VerificationRequest
 from schema.clients.anthropic import MessagesRequest
@@ -18,6 +19,31 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 _ANSWER = "A red circle."
 _FINGERPRINT = "fp_12559359b47a"
+# Signed with the key of RFC 8037, appendix A.1.
+_RECEIPT = {
+    "version": 1,
+    "route": "/v1/tasks",
+    "request_digest": "16d1237c8399cf8f9f9a8ef575d719838ecdca68653f9315a3dfad9c3d302418",
+    "model": "demo",
+    "system_fingerprint": _FINGERPRINT,
+    "dtype": "bfloat16",
+    "quantize_bits": None,
+    "layout": None,
+    "seed": 0,
+    "choices": [
+        {
+            "index": 0,
+            "message_digest": "7eeffd8d4200b9e3a518c7aff6153f29f7aae227f5ecededa6511af3db54e89b",
+            "token_ids_digest": "d9de7a933a65c5734e5720de5035f1ec83d6144b1df1870916285cc427b6820f",
+            "finish_reason": "stop",
+            "trace": "c9613997237f65491e06a014bcfff2df59b60534cf4c5d1eaf001e4764d4f15b",
+        }
+    ],
+    "usage": _USAGE,
+    "key_id": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+    "signature": "fBEaygMmoW_C9v4wL9U881JoxMHKlKwfAmbqQxFvBrBfKk3EbSOU0DiPGThi7gn_"
+    "jtqEP1yzvfFLmNAkcpYLCg",
+}
 
 # Name: the definition, its title, its examples.
 _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
@@ -93,6 +119,7 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
             ]
         ],
     ),
+    "receipt": (Receipt, "Receipt", [_RECEIPT]),
     "error": (
         ErrorResponse,
         "Error response",

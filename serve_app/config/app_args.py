@@ -22,6 +22,7 @@ from serve_app.config.accelerators import AcceleratorType
 from serve_app.config.engine_args import EngineArgs
 from serve_app.config.image_url_args import ImageUrlArgs
 from serve_app.config.limit_args import AuthArgs, CorsArgs, LimitArgs
+from serve_app.config.receipt_args import ReceiptArgs
 from serve_app.config.scaling_args import ScalingArgs
 from serve_app.config.strict import ModelId, NumGpus, Pattern
 
@@ -245,6 +246,7 @@ class AppArgs(Strict):
     limits: LimitArgs = LimitArgs()
     auth: AuthArgs | None = None
     cors: CorsArgs | None = None
+    receipts: ReceiptArgs | None = None
     ingress_replicas: PositiveInt = 1
     preprocessor_replicas: PositiveInt = 1
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from schema.validation.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict
+from serve_app.config.strict import EnvironmentVariable, FileName
 
 KEY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -78,8 +79,8 @@ class AuthArgs(KeyLimitArgs):
         public_docs: whether the API's description can be read without a key.
     """
 
-    keys_file: Annotated[str, Field(min_length=1)] | None = None
-    keys_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    keys_file: FileName | None = None
+    keys_env: EnvironmentVariable | None = None
     keys: dict[Annotated[str, AfterValidator(_key_name)], KeyLimitArgs] = Field(
         default_factory=dict
     )

@@ -29,6 +29,11 @@ Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?/-]+$")]
 """A pattern of hub ids, as a shell matches file names; ``*`` matches slashes too."""
 
 
+FileName = Annotated[str, Field(min_length=1)]
+EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Its name."""
+
+
 def explain(error: ValidationError, prefix: str = "args") -> list[str]:
     """One line for each fault, with the path of the key."""
     lines = []

@@ -15,7 +15,8 @@ from schema.answers.verification import Claim, Verdict
 from schema.errors import Cancelled, EngineStopped, RequestTimeout, TaskError
 from schema.task import Task
 from serve_app.graph.health import Deployments
-from serve_app.protocol.failures import RETRY_AFTER_S, as_task_error
+from serve_app.graph.replay import KnownTokens
+from serve_app.protocol.failures import RETRY_AFTER_S, ProcessLost, as_task_error
 from serve_app.protocol.messages import Chunk, Judged, Message, Started
 
 
@@ -67,11 +68,22 @@ class Attempt:
         verdict: on the claim, once it has come; then `next` has no chunks.
     """
 
-    def __init__(self, call: Call, limits: Limits, deployments: Deployments) -> None:
-        """Nothing is sent before the first chunk is asked for."""
+    def __init__(
+        self, call: Call, limits: Limits, deployments: Deployments, known: KnownTokens
+    ) -> None:
+        """Nothing is sent before the first chunk is asked for.
+
+        Args:
+            call: what is called.
+            limits: how long it may take.
+            deployments: which know why a replica cannot be called.
+            known: the tokens of earlier attempts, which the replica is told; it gets those of this
+                one.
+        """
         self._call = call
         self._limits = limits
         self._deployments = deployments
+        self._known = known
         self._messages: Any = None  # a DeploymentResponseGenerator while the call runs
         self._prepared: Any = None  # a DeploymentResponse until the replica has begun
         self._replica: str | None = None  # once it has begun
@@ -111,12 +123,16 @@ class Attempt:
                 async with timeout:
                     message: Message = await self._messages.__anext__()
                 self._prepared = None
-                if isinstance(message, Chunk):
-                    return message.chunk
                 if isinstance(message, Started):
                     self._replica = message.replica
-                elif isinstance(message, Judged):
+                    continue
+                if isinstance(message, Judged):
                     self.verdict = message.verdict
+                    continue
+                if message.token_ids:
+                    self._known.take(message.token_ids)
+                if isinstance(message, Chunk):
+                    return message.chunk
         except StopAsyncIteration:
             self._ended = True
             return None
@@ -134,12 +150,18 @@ class Attempt:
 
     def _begin(self) -> None:
         call = self._call
+        self._known.again()
         if call.images:
             # Never awaited here: the replica gets a pointer to the tensors.
             self._prepared = call.preprocessor.remote(call.deployment, call.task, call.images)
         verifies = {} if call.claim is None else {"claim": call.claim}
         self._messages = call.handle.remote(
-            call.task, self._prepared, call.caller, streamed=call.streamed, **verifies
+            call.task,
+            self._prepared,
+            call.caller,
+            streamed=call.streamed,
+            known=self._known.token_ids(),
+            **verifies,
         )
 
     async def _translated(self, error: Exception) -> TaskError:
@@ -170,9 +192,9 @@ def _is_cancelled() -> bool:
     return running is None or running.cancelling() > 0
 
 
-def _stopped() -> EngineStopped:
+def _stopped() -> ProcessLost:
     message = "the replica was stopped before the task had ended"
-    return EngineStopped(message, retry_after_s=RETRY_AFTER_S)
+    return ProcessLost(message, retry_after_s=RETRY_AFTER_S)
 
 
 def _cancel(call: Any) -> None:

@@ -20,7 +20,7 @@ from serve_app.graph.health import Deployments
 from serve_app.graph.load_shedding import LoadShedder
 from serve_app.graph.model_routes import Route, Routes, peek_variant
 from serve_app.graph.prefix_key import prefix_key
-from serve_app.graph.replay import Delivered
+from serve_app.graph.replay import Delivered, KnownTokens
 from serve_app.graph.retry import RetryPolicy, Transport
 from serve_app.observability.identity import actor_name
 from serve_app.observability.request_metrics import RequestMetrics
@@ -122,8 +122,8 @@ class Dispatcher:
     ) -> AsyncGenerator[StreamChunk, None]:
         """The answer in chunks, just as the engine made them.
 
-        When the replica is lost another one begins the task anew, and what the client has already
-        is left out. The client's deadline stays.
+        When the replica is lost another one begins the task anew, reads the tokens that are known,
+        and what the client has already is left out. The client's deadline stays.
 
         Args:
             task: the task.
@@ -135,12 +135,12 @@ class Dispatcher:
             TaskError: and no other exception but cancellation.
         """
         route = self._routed(task)
-        logged, delivered = entry(), Delivered()
+        logged, delivered, known = entry(), Delivered(), KnownTokens()
         retry = RetryPolicy(task, num_bytes, self._args.limits.max_replays)
         limits = self._time_limits(deadline)
         while True:
             call = self._call(task, route, retry, streamed=streamed)
-            attempt = Attempt(call, limits, self.deployments)
+            attempt = Attempt(call, limits, self.deployments, known)
             try:
                 with self._place(route, retry), attempt:
                     while (chunk := await attempt.next()) is not None:
@@ -150,7 +150,7 @@ class Dispatcher:
                             yield news
                 return
             except TaskError as error:
-                pause_s = self._pause_after(error, attempt, call, retry)
+                pause_s = self._pause_after(error, attempt, call, retry, len(known))
                 if pause_s is None:
                     raise
             delivered.again()
@@ -173,7 +173,7 @@ class Dispatcher:
         limits = self._time_limits(None)
         while True:
             call = self._call(request.task, route, retry, streamed=False, claim=request.claim)
-            attempt = Attempt(call, limits, self.deployments)
+            attempt = Attempt(call, limits, self.deployments, KnownTokens())
             try:
                 with self._place(route, retry), attempt:
                     await attempt.next()
@@ -189,13 +189,21 @@ class Dispatcher:
             await asyncio.sleep(pause_s)
 
     def _pause_after(
-        self, error: TaskError, attempt: Attempt, call: Call, retry: RetryPolicy
+        self,
+        error: TaskError,
+        attempt: Attempt,
+        call: Call,
+        retry: RetryPolicy,
+        num_known: int = 0,
     ) -> float | None:
         """Seconds until the next attempt, after one that has failed; None if there is none."""
         pause_s = retry.pause_after(error, attempt.silent_replica)
         if pause_s is not None and isinstance(error, EngineStopped):
-            logger.warning("a task for %s runs again: %s", call.task.model, error)
-            self.metrics.replayed(call.deployment)
+            logger.warning(
+                "a task for %s runs again, %d tokens are known: %s",
+                *(call.task.model, num_known, error),
+            )
+            self.metrics.replayed(call.deployment, num_known)
         return pause_s
 
     def _routed(self, task: Task) -> Route:

@@ -3,14 +3,19 @@
 The answer is a function of the task alone. So the task is run again, the part that the client has
 already is compared and dropped, and the rest follows: nothing is lost, doubled or changed. If the
 second run differs, the stream ends with an error; answers are never spliced.
+
+The replica that takes over reads the tokens that the lost one has generated (`KnownTokens`), as far
+as it would have generated the same ones. What it says is compared all the same.
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import Any, cast
 
 from schema.answers.response import StreamChoice, StreamChunk
 from schema.errors import ReplayDiffers
+from serve_app.protocol.messages import TokenIds
 
 Path = tuple[str | int, ...]
 """Where a text stands in a chunk: the choice's index, then keys, and the index of list items that
@@ -19,11 +24,12 @@ have one, such as ``(0, "delta", "content")``."""
 _CONSTANT = ("index", "role")
 """Said with every chunk, and no part of what adds up."""
 
-_OF_PROMPT = ("prompt_text", "prompt_logprobs")
+_OF_PROMPT = ("prompt_text", "prompt_token_ids", "prompt_logprobs")
 """Said once, in the first chunk of a run."""
 
 _TEXT_CHOICE, _TEXT_DELTA = 3, 2
-"""How many keys a choice and its delta have that carry nothing but text."""
+"""How many keys a choice and its delta have that carry nothing but text; a choice of a task that
+asks for them has its ``token_ids`` beside these."""
 
 
 class Delivered:
@@ -87,9 +93,13 @@ class Delivered:
     def _note(self, choice: StreamChoice) -> None:
         """Keep what a choice says in the first run, in which all of it is new."""
         index, delta, reason = choice["index"], choice["delta"], choice["finish_reason"]
-        if reason is None and len(choice) == _TEXT_CHOICE and len(delta) == _TEXT_DELTA:
+        token_ids = choice.get("token_ids")
+        is_text = len(choice) == _TEXT_CHOICE + (token_ids is not None)
+        if reason is None and is_text and len(delta) == _TEXT_DELTA:
             # Nothing but text, as nearly always: the walk below takes ten times as long.
             self._rest((index, "delta", "content"), delta["content"])
+            if token_ids:
+                self._rest((index, "token_ids"), token_ids)
             return
         self._new((index,), choice)
         if reason is not None:
@@ -108,9 +118,10 @@ class Delivered:
             if news:
                 raise _differs()
             return None
-        # An answer without tokens has log probabilities too: none.
-        if "logprobs" in choice:
-            news.setdefault("logprobs", [])
+        # An answer without tokens has log probabilities and ids too: none.
+        for name in ("logprobs", "token_ids"):
+            if name in choice:
+                news.setdefault(name, [])
         # Every delta has these two.
         delta = {"role": choice["delta"]["role"], "content": "", **news.pop("delta", {})}
         return {"index": index, **news, "delta": delta, "finish_reason": reason}
@@ -155,6 +166,44 @@ class Delivered:
         for path, length in self._lengths.items():
             if path[0] == index and self._seen.get(path, 0) < length:
                 raise _differs()
+
+
+class KnownTokens:
+    """The tokens that a task's replicas have generated so far, for the next one to read.
+
+    They are only expected: where a run says others, its own count from there on. What an earlier
+    run has said beyond it stays, in case this one is lost too. An engine generates no more than the
+    task's ``max_new_tokens`` for each answer, which bounds them: four bytes a token.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[array[int]] = []
+        self._said: list[int] = []  # how many tokens of each this run has said
+
+    def again(self) -> None:
+        """The task begins anew."""
+        self._said = [0] * len(self._answers)
+
+    def take(self, token_ids: TokenIds) -> None:
+        """Keep what a message of the current run says."""
+        for index, new in enumerate(token_ids):
+            if index == len(self._answers):
+                self._answers.append(array("I"))
+                self._said.append(0)
+            answer, start = self._answers[index], self._said[index]
+            self._said[index] = start + len(new)
+            before = answer[start : start + len(new)]
+            if before and before.tolist() != list(new[: len(before)]):
+                del answer[start:]
+            answer.extend(new[len(answer) - start :])
+
+    def token_ids(self) -> TokenIds:
+        """As a replica takes them."""
+        return tuple(tuple(answer) for answer in self._answers)
+
+    def __len__(self) -> int:
+        """How many tokens of all answers are known."""
+        return sum(map(len, self._answers))
 
 
 def _differs() -> ReplayDiffers:

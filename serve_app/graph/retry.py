@@ -7,8 +7,12 @@ from typing import Literal
 from schema.errors import EngineStopped, Overloaded, TaskError
 from schema.task import Task
 from serve_app.graph.ejection import EJECTED
+from serve_app.protocol.failures import ProcessLost
 
 PAUSE_S = 1.0
+
+LOST_PAUSE_S = 0.25
+"""By how much the pause after a lost process grows with each loss, up to `PAUSE_S`."""
 
 MAX_MESSAGE = 1_000_000
 """Bytes of a request whose task is sent as a message. gRPC takes 4 MiB, and a pickled task has at
@@ -66,10 +70,14 @@ class RetryPolicy:
         if isinstance(error, EngineStopped):
             if self.losses == self._max_replays:
                 return None
-            # At first at once: Ray knows already which replica has died. A replica whose process
-            # lives while its engine has stopped is replaced after three health checks, which the
-            # pauses together have to outlast.
-            pause_s = 2 * PAUSE_S * self.losses
+            # At first at once: Ray knows already which replica has died, and its router waits until
+            # there is another. A pause only keeps a connection that breaks again and again from
+            # using up all replays. A replica whose process lives while its engine has stopped is
+            # replaced after three health checks, which the pauses together have to outlast.
+            gone = isinstance(error, ProcessLost)
+            pause_s = (
+                min(LOST_PAUSE_S * self.losses, PAUSE_S) if gone else 2 * PAUSE_S * self.losses
+            )
             self.losses += 1
             return pause_s
         if isinstance(error, Overloaded) and self.losses:

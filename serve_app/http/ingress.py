@@ -42,10 +42,13 @@ from serve_app.http.description.docs import DocsRoutes, static_files
 from serve_app.http.description.front_page import FrontPage
 from serve_app.http.errors import told
 from serve_app.http.middleware.access_log import RequestLog
-from serve_app.http.middleware.admission import Gate, path_of
+from serve_app.http.middleware.admission import Gate
 from serve_app.http.middleware.api_keys import keys_at_start
 from serve_app.http.middleware.cors import Cors
-from serve_app.http.routes import asgi_routes, error_form
+from serve_app.http.receipts.keys import receipt_keys_at_start
+from serve_app.http.receipts.routes import ReceiptRoutes
+from serve_app.http.receipts.signing import ReceiptSigner
+from serve_app.http.routes import asgi_routes, error_form, path_of
 from serve_app.http.shutdown import Shutdown
 from serve_app.http.sse import TaskEvents, relay
 from serve_app.observability.metrics_page import CONTENT_TYPE as METRICS_CONTENT_TYPE
@@ -79,20 +82,23 @@ def asgi_app(args: AppArgs, dispatcher: Dispatcher, shutdown: Shutdown | None = 
     """The ASGI application: middlewares, routes and error handlers around a dispatcher.
 
     Raises:
-        ValueError: the keys cannot be read.
+        ValueError: keys cannot be read.
     """
     # Now, because Starlette makes the middlewares with the first request.
     keys = None if args.auth is None else keys_at_start(args.auth)
+    receipt_keys = None if args.receipts is None else receipt_keys_at_start(args.receipts)
+    signer = ReceiptSigner(receipt_keys)
     max_body = int(args.limits.max_body_mb * BYTES_PER_MB)
     shutdown = shutdown or Shutdown(args.limits.shutdown_timeout_s)
-    routes = _Routes(args, dispatcher, max_body, shutdown)
+    routes = _Routes(args, dispatcher, signer, max_body, shutdown)
     of_clients = [
-        kind(dispatcher, max_body, opened_schemes(args.image_urls))
+        kind(dispatcher, signer, max_body, opened_schemes(args.image_urls))
         for kind in (OpenAIRoutes, ResponsesRoutes, AnthropicRoutes)
     ]
+    public = ReceiptRoutes(receipt_keys)
     pages = [DocsRoutes(with_keys=args.auth is not None), FrontPage()]
     app = Starlette(
-        routes=[*asgi_routes(routes, *of_clients, *pages), static_files()],
+        routes=[*asgi_routes(routes, public, *of_clients, *pages), static_files()],
         exception_handlers={
             TaskError: _on_task_error,
             HTTPException: _on_http_exception,
@@ -115,9 +121,15 @@ class _Routes:
     """The handlers. Errors leave them as `TaskError`; the handlers below turn them into JSON."""
 
     def __init__(
-        self, args: AppArgs, dispatcher: Dispatcher, max_body: int, shutdown: Shutdown
+        self,
+        args: AppArgs,
+        dispatcher: Dispatcher,
+        signer: ReceiptSigner,
+        max_body: int,
+        shutdown: Shutdown,
     ) -> None:
         self._args = args
+        self._signer = signer
         self._shutdown = shutdown
         self._dispatcher = dispatcher
         self._max_body = max_body
@@ -128,9 +140,12 @@ class _Routes:
         body = await read_body(request, self._max_body)
         self._dispatcher.refuse_if_full(body)
         task = Task.parse(body)
+        receipt = await self._signer.begin(task, path_of(request.scope), body)
         if not streamed:
-            return json_response(await self._dispatcher.run(task, len(body)))
-        return await relay(self._dispatcher.stream(task, len(body)), TaskEvents())
+            response = await self._dispatcher.run(task, len(body))
+            return json_response(response if receipt is None else receipt.whole(response))
+        chunks = self._dispatcher.stream(task, len(body))
+        return await relay(chunks if receipt is None else receipt.chunks(chunks), TaskEvents())
 
     async def create_verification(self, request: Request) -> Response:
         """``POST /v1/verifications``: task and response in, verdict out."""

@@ -15,6 +15,7 @@ from typing import Literal
 from starlette import routing
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from serve_app.http.errors import ErrorForm
 
@@ -184,6 +185,14 @@ ROUTES = (
     ),
     Route(
         "GET",
+        "/v1/receipts/keys",
+        "receipt_keys",
+        "The public keys of receipts, as a JWK Set; the first is the one that signs",
+        response="receipt_keys",
+        access=Access.OPEN,
+    ),
+    Route(
+        "GET",
         "/",
         "front_page",
         "A page with links to the others",
@@ -244,6 +253,12 @@ def asgi_routes(*handlers: object) -> list[routing.Route]:
 def error_form(path: str) -> ErrorForm:
     """How errors of a path are written."""
     return _ERROR_FORMS.get(path, ErrorForm.OPENAI)
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request below the application's own prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 _ERROR_FORMS = {route.path: route.error_form for route in ROUTES}

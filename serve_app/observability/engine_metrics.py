@@ -29,6 +29,10 @@ _COUNTERS = {
     "generated_tokens": metrics.GENERATED_TOKENS,
     "verified_tokens": metrics.VERIFIED_TOKENS,
     "prefix_tokens_reused": metrics.PREFIX_TOKENS,
+    "decode_steps": metrics.DECODE_STEPS,
+    "drafts_proposed": metrics.DRAFTS_PROPOSED,
+    "drafts_accepted": metrics.DRAFTS_ACCEPTED,
+    "known_tokens_read": metrics.KNOWN_TOKENS,
     "images_encoded": metrics.IMAGES_ENCODED,
     "images_reused": metrics.IMAGES_REUSED,
 }

@@ -102,6 +102,10 @@ PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of prompts whose answers have 
 GENERATED_TOKENS = _counter("generated_tokens", "Tokens of answers")
 VERIFIED_TOKENS = _counter("verified_tokens", "Tokens of answers that were verified")
 PREFIX_TOKENS = _counter("prefix_tokens_reused", "Tokens of prompts that were not computed again")
+DECODE_STEPS = _counter("decode_steps", "Forwards that generated tokens")
+DRAFTS_PROPOSED = _counter("drafts_proposed", "Guesses of next tokens")
+DRAFTS_ACCEPTED = _counter("drafts_accepted", "Guesses of next tokens that were right")
+KNOWN_TOKENS = _counter("known_tokens_read", "Tokens of answers that were known and only read")
 IMAGES_ENCODED = _counter("images_encoded", "Images that went through the vision tower")
 IMAGES_REUSED = _counter("images_reused", "Images whose features were still there")
 FIRST_TOKEN = _histogram(
@@ -125,6 +129,9 @@ REQUESTS = _counter(
     (*REQUEST_LABELS, "code"),
 )
 REPLAYS = _counter("replays", "Tasks run again because their replica was lost", REQUEST_LABELS)
+REPLAYED_TOKENS = _counter(
+    "replayed_tokens", "Tokens of such tasks that were known already, to be read", REQUEST_LABELS
+)
 REQUEST = _histogram(
     "request_seconds", "From a request to the end of its answer, without error", REQUEST_LABELS
 )

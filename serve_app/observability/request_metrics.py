@@ -25,6 +25,7 @@ class RequestMetrics:
         self._exports = ray.is_initialized()  # without Ray they could not be read
         self._requests: Counter[tuple[str, str]] = Counter()
         self._replays: Counter[str] = Counter()
+        self._replayed_tokens: Counter[str] = Counter()
 
     def ended(self, entry: Entry) -> None:
         """Count a request that has come to its end.
@@ -54,14 +55,16 @@ class RequestMetrics:
             pace = (entry.last_token_s - entry.first_token_s) * entry.num_answers / tokens
             metrics.REQUEST_TOKEN.record(pace, labels)
 
-    def replayed(self, deployment: str) -> None:
-        """Count a task that is run again."""
+    def replayed(self, deployment: str, known: int) -> None:
+        """Count a task that is run again, and the tokens that are known of it."""
         self._replays[deployment] += 1
+        self._replayed_tokens[deployment] += known
         if self._exports:
             metrics.REPLAYS.record(1, {"deployment": deployment})
+            metrics.REPLAYED_TOKENS.record(known, {"deployment": deployment})
 
     def counts(self) -> dict[str, Any]:
-        """By deployment: requests by code, and replays. JSON-able."""
+        """By deployment: requests by code, replays, and the tokens they brought. JSON-able."""
         requests: dict[str, dict[str, int]] = {}
         for (deployment, code), count in sorted(self._requests.items()):
             requests.setdefault(deployment, {})[code] = count
@@ -69,4 +72,5 @@ class RequestMetrics:
             "replica": identity() or "-",
             "requests": requests,
             "replays": dict(self._replays),
+            "replayed_tokens": dict(self._replayed_tokens),
         }

@@ -56,6 +56,10 @@ class NotReady(Overloaded):
     code = "not_ready"
 
 
+class ProcessLost(EngineStopped):
+    """A process that worked on the task has gone, or the connection to it. Ray knows it already."""
+
+
 class Stopping(Overloaded):
     """The server is being stopped: it takes no new request, or a request has not ended in time."""
 
@@ -80,12 +84,12 @@ def as_task_error(error: Exception) -> TaskError:
                 "every replica's queue is full", retry_after_s=cause.retry_after_s or RETRY_AFTER_S
             )
         case _ if isinstance(cause, LOST):
-            return EngineStopped(
+            return ProcessLost(
                 "a process that worked on the task has died; send the task again",
                 retry_after_s=RETRY_AFTER_S,
             )
         case grpc.aio.AioRpcError() if cause.code() in BROKEN:
-            return EngineStopped(
+            return ProcessLost(
                 f"the connection to a process that worked on the task broke ({cause.code().name})",
                 retry_after_s=RETRY_AFTER_S,
             )

@@ -4,11 +4,15 @@ A replica's `stream` yields these and nothing else: first `Started`, then any nu
 `Chunk`. It ends after the task's last chunk, or raises a `TaskError`. Where an answer is verified,
 the last message is the only `Judged`, and there are no chunks. They are small, because one is
 pickled for every chunk of every stream.
+
+`Alive` and `Chunk` bring the ids of the tokens that have been generated since the last message, so
+that another replica can read them if this one is lost. They never reach a client: what a task with
+``return_token_ids`` reports is a part of its chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,23 +38,41 @@ class Started:
         return Started, (self.replica,)
 
 
+TokenIds = Sequence[Sequence[int]]
+"""The ids of some tokens of each answer that a task's engine generates. Where several choices tell
+the same answer (`generation_config.num_return_sequences` of greedy ones), it is one answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The replica's process still runs; there is no new text."""
+    """The replica's process still runs; there is no new text.
+
+    Attributes:
+        token_ids: generated since the last message; of a text that is not told yet.
+    """
+
+    token_ids: TokenIds = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Alive, ()
+        return Alive, (self.token_ids,)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of the answer, JSON-ready; at least one choice has grown or ended."""
+    """A part of the answer, JSON-ready; at least one choice has grown or ended.
+
+    Attributes:
+        chunk: the part.
+        token_ids: generated since the last message; they may be ahead of the text, and the last
+            chunk has none.
+    """
 
     chunk: StreamChunk
+    token_ids: TokenIds = ()
 
     # What a slotted dataclass inherits takes twice the time.
     def __reduce__(self) -> tuple[Any, ...]:
-        return Chunk, (self.chunk,)
+        return Chunk, (self.chunk, self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +98,7 @@ class TaskReplica(Protocol):
         caller: str = "",
         *,
         streamed: bool = True,
+        known: TokenIds = (),
         claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run a task, or verify an answer to it. Closing the iterator cancels the task.
@@ -88,6 +111,8 @@ class TaskReplica(Protocol):
             caller: `actor_name` of the ingress that asks; when it dies, the task is cancelled.
             streamed: whether the client reads the answer while it grows. If not, it comes as one
                 chunk at the end.
+            known: what the answers are expected to begin with, because a replica that was lost has
+                begun them. A hint: it makes the task quicker and never changes its answer.
             claim: what is claimed to be the answer, if it is to be verified.
 
         Raises:

@@ -17,7 +17,15 @@ from serve_app.config.app_args import ModelArgs
 from serve_app.observability.engine_metrics import OUTCOMES, EngineMetrics, Ticker, labels_of
 from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import REFUSALS, leave_out_refusals
-from serve_app.protocol.messages import HEARTBEAT_S, Alive, Chunk, Judged, Message, Started
+from serve_app.protocol.messages import (
+    HEARTBEAT_S,
+    Alive,
+    Chunk,
+    Judged,
+    Message,
+    Started,
+    TokenIds,
+)
 from serve_app.replicas.autoscaling_policy import KV_RESERVED
 from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
@@ -94,6 +102,7 @@ class ModelReplica:
         caller: str = "",
         *,
         streamed: bool = True,
+        known: TokenIds = (),
         claim: Claim | None = None,
         log_id: str | None = None,
     ) -> AsyncGenerator[Message, None]:
@@ -114,13 +123,14 @@ class ModelReplica:
                 finally:
                     verification.cancel()
                 return
-            running = await self._engine.submit(task, images, log_id)
+            running = await self._engine.submit(task, images, log_id, known)
             hold_s = 0.0 if streamed else math.inf
             try:
                 while not running.done:
                     chunk = await running.next(HEARTBEAT_S, hold_s)
                     self._caller_monitor.check(caller)
-                    yield Alive() if chunk is None else Chunk(chunk)
+                    token_ids = running.take_token_ids()
+                    yield Alive(token_ids) if chunk is None else Chunk(chunk, token_ids)
                     if streamed:
                         hold_s = 0.0 if chunk is None else self._spacing_s()
             finally:

@@ -21,7 +21,7 @@ from serve_app.observability import metrics
 from serve_app.observability.identity import identity, request_id
 from serve_app.observability.log_filter import leave_out_refusals
 from serve_app.protocol.failures import as_task_error
-from serve_app.protocol.messages import Message
+from serve_app.protocol.messages import Message, TokenIds
 from serve_app.replicas.caller_liveness import CallerMonitor
 from serve_app.replicas.lazy_imports import load_libraries
 from serve_app.replicas.model_replica import ModelReplica
@@ -75,6 +75,7 @@ class PoolReplica:
         caller: str = "",
         *,
         streamed: bool = True,
+        known: TokenIds = (),
         claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run a task: see `serve_app.protocol.messages.TaskReplica`.
@@ -84,7 +85,11 @@ class PoolReplica:
         """
         async with self._process_for(task) as process:
             messages = process.actor.stream.options(num_returns="streaming").remote(
-                task, images, streamed=streamed, claim=claim, log_id=request_id()
+                *(task, images),
+                streamed=streamed,
+                known=known,
+                claim=claim,
+                log_id=request_id(),
             )
             ended = False
             try:

@@ -90,3 +90,16 @@ def test_a_task_for_another_model_is_not_run_on_this_one(
     with pytest.raises(error, match=message) as caught:
         engine.run_blocking(Task.from_fields(**own | fields))
     assert caught.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("on", "on"), ("off", "off"), (True, "on"), (False, "off")]
+)
+def test_speculation_may_be_what_yaml_makes_of_on_and_off(given: object, meant: str) -> None:
+    assert EngineConfig.model_validate({"model": "m", "speculation": given}).speculation == meant
+
+
+@pytest.mark.parametrize("given", ["yes", 1, 0, None])
+def test_speculation_is_nothing_else(given: object) -> None:
+    with pytest.raises(ValueError, match="speculation"):
+        EngineConfig.model_validate({"model": "m", "speculation": given})

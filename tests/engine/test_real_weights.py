@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,16 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"do_sample": True, "temperature": 1.3, "top_p": 0.9, "num_return_sequences": 2},
     {"num_beams": 3},
 )
-PAIRS = [(question, settings) for question in QUESTIONS for settings in SETTINGS]
-
-ARITHMETIC = [
-    pytest.param(dtype, bits, id=f"{dtype}-{bits}")
-    for dtype, bits in (*product(("float32", "bfloat16"), (None, 8, 4)), ("float16", None))
+# Every question with two settings, every settings with two questions.
+PAIRS = [
+    (QUESTIONS[(number + shift) % 4], settings)
+    for number, settings in enumerate(SETTINGS)
+    for shift in (0, 1)
 ]
+
+# Every type and every quantization. Plain float32 is above all in the comparison with `generate`;
+# all combinations are in the check of forwards, on these weights, and under load on tiny ones.
+ARITHMETIC = [("float32", 4), ("bfloat16", None), ("bfloat16", 8), ("float16", None)]
 
 
 def real_engine(directory: Path, **options: Any) -> Engine:
@@ -97,7 +100,7 @@ def generated(own: Any, tokenizer: Any, question: str, settings: dict[str, Any])
 
 
 async def test_the_tokens_are_those_of_generate(engine: Engine, own: Any, tokenizer: Any) -> None:
-    """Greedy, sampled, several answers and beams: alone, and all sixteen at once."""
+    """Greedy, sampled, several answers and beams: alone, and all at once."""
     want = [generated(own, tokenizer, *pair) for pair in PAIRS]
     assert want[0] == ["The capital of France is Paris."]
     tasks = [asked(*pair) for pair in PAIRS]

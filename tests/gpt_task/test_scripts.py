@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -121,23 +122,28 @@ print(res)
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "answer"),
-    [
-        (README_LLM, "tiny demo model"),
-        (README_VLM, "A red circle."),
-        (STREAMED, "3, 4, 5, 6, 7, 8, 9."),
-        (CACHED, ""),
-    ],
-    ids=["README, LLM", "README, VLM", "streamed", "cached"],
-)
-def test_it_runs(script: str, answer: str, tmp_path: Path) -> None:
+def prepared(script: str, folder: Path) -> Path:
+    """The script in a folder, with the demo model and the image that it reads."""
     for model in ("Qwen/Qwen3-8B", "Qwen/Qwen2.5-VL-3B-Instruct"):
         script = script.replace(model, DEMO)
-    (tmp_path / "examples").mkdir()
-    shutil.copy(REPOSITORY / "demo/images/red_circle.png", tmp_path / "examples/test.png")
+    (folder / "examples").mkdir()
+    shutil.copy(REPOSITORY / "demo/images/red_circle.png", folder / "examples/test.png")
+    path = folder / "script.py"
+    path.write_text(script)
+    return path
+
+
+def check(printed: str, answer: str) -> None:
+    response = ast.literal_eval(printed.splitlines()[-1])
+    assert answer in response["choices"][0]["message"]["content"]
+    usage = response["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_it_runs_as_a_program(tmp_path: Path) -> None:
+    """Without a warning, from the first import on."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
+        [sys.executable, "-W", "error", prepared(README_LLM, tmp_path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -145,7 +151,16 @@ def test_it_runs(script: str, answer: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    response = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert answer in response["choices"][0]["message"]["content"]
-    usage = response["usage"]
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    check(done.stdout, "tiny demo model")
+
+
+@pytest.mark.parametrize(
+    ("script", "answer"),
+    [(README_VLM, "A red circle."), (STREAMED, "3, 4, 5, 6, 7, 8, 9."), (CACHED, "")],
+    ids=["README, VLM", "streamed", "cached"],
+)
+def test_it_runs(
+    script: str, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(prepared(script, tmp_path)), run_name="__main__")
+    check(capsys.readouterr().out, answer)

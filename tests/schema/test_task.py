@@ -93,7 +93,7 @@ def with_settings(**settings: Any) -> str:
             "zzz: is not a known field; the fields here are model, messages, prompt_token_ids, "
             "tools, tool_choice, parallel_tool_calls, reasoning_effort, generation_config, "
             "structured_output, template_args, use_chat_template, echo, return_token_ids, "
-            "answer_format, seed, dtype, quantize_bits.",
+            "receipt, answer_format, seed, dtype, quantize_bits.",
         ),
         (
             json.dumps({**GOOD, "dtype": "int8"}),

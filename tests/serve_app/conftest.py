@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
@@ -122,9 +124,15 @@ def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> It
         "file_roots": [str(IMAGES)],
         "timeout_s": 300.0,  # the tests disconnect before
     }
-    # Otherwise Ray's agent gets metrics every 10 seconds, and a test waits.
-    often = {"RAY_metrics_report_interval_ms": "1000"}
-    with running_server(config, tmp_path_factory.mktemp("server"), often) as (address, _):
+    config["applications"][0]["args"]["receipts"] = {"key_env": "RECEIPTS_KEY"}
+    environment = {
+        # Otherwise Ray's agent gets metrics every 10 seconds, and a test waits.
+        "RAY_metrics_report_interval_ms": "1000",
+        "RECEIPTS_KEY": Ed25519PrivateKey.generate()
+        .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        .decode(),
+    }
+    with running_server(config, tmp_path_factory.mktemp("server"), environment) as (address, _):
         yield address
 
 

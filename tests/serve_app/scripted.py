@@ -26,7 +26,7 @@ from schema.answers.verification import Claim
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app
-from serve_app.protocol.messages import Alive, Chunk, Judged, Message, Started
+from serve_app.protocol.messages import Alive, Chunk, Judged, Message, Started, TokenIds
 
 cancelled = threading.Event()
 
@@ -57,6 +57,7 @@ class StandIn:
         caller: str = "",
         *,
         streamed: bool = True,
+        known: TokenIds = (),
         claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
         if task.model not in self.models:
@@ -154,9 +155,13 @@ def app_maker(scripted: type = ScriptedReplica) -> Callable[..., ASGIApp]:
     preprocessor = _local(NoImages, "images")
 
     def make(
-        auth: dict[str, Any] | None = None, cors: dict[str, Any] | None = None, **limits: float
+        auth: dict[str, Any] | None = None,
+        cors: dict[str, Any] | None = None,
+        receipts: dict[str, Any] | None = None,
+        **limits: float,
     ) -> ASGIApp:
-        args = AppArgs.model_validate({"models": [{"id": "demo"}], "auth": auth, "cors": cors})
+        given = {"auth": auth, "cors": cors, "receipts": receipts}
+        args = AppArgs.model_validate({"models": [{"id": "demo"}], **given})
         # Not validated: tests do not wait for as long as operators must.
         args = args.model_copy(update={"limits": args.limits.model_copy(update=limits)})
         return asgi_app(args, Dispatcher(args, preprocessor, {"Model:demo": replica}))

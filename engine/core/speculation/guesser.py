@@ -13,10 +13,10 @@ from engine.requests.request import Request, SequenceState
 FORCED = 0
 """The kind of guess that a grammar makes; the others are the lengths of `_LENGTHS`."""
 
-_LENGTHS = (2, 3, 5, 8)  # of matches that are alike
+_LENGTHS = (1, 2, 3, 5, 8)  # of matches that are alike
 # How often a guess of each kind was right, before a task has shown how it is there. Measured with
 # SmolLM2-135M on the workloads of `benchmarks.speculation`.
-_FIRST_CHANCE = {FORCED: 0.9, 2: 0.3, 3: 0.45, 5: 0.65, 8: 0.8}
+_FIRST_CHANCE = {FORCED: 0.9, 1: 0.2, 2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
 _FIRST_WEIGHT = 3.0  # guesses that this counts for
 _FORGETTING = 0.95  # of what was seen, with each guess
 _LOWEST_CHANCE = 0.12

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHORTEST, LONGEST = 2, 12
-"""Tokens that must have occurred before, and how many are looked at to find the best occurrence."""
+LONGEST = 12
+"""How many last tokens are looked at to find the place that is most like the end."""
 
 
 class Match(NamedTuple):
@@ -54,7 +54,7 @@ class PromptLookup:
             if not len(longer):
                 break
             places, length = longer, length + 1
-        if length < SHORTEST or not len(places):
+        if not len(places):
             return Match([], 0)
         start = int(places[-1]) + 1
         return Match(tokens[start : min(start + limit, end)].tolist(), length)

@@ -1,46 +1,64 @@
-"""How many drafts a step takes: those that fit in its padding, and more where they pay."""
+"""How many drafts a step takes: as many as make it draw most tokens a second."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-_CLEARLY = 1.02  # as many tokens a second as with fewer rows
+from engine.execution.batch_sizes import BatchSizes
+
+_CLEARLY = 1.01
+"""A step with drafts must draw so many times the tokens a second, because times are measured."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The drafts that one sequence of a step could have.
+
+    Attributes:
+        chances: of each draft, that it and all before it are right; they never grow.
+        context: tokens that its rows attend to.
+    """
+
+    chances: Sequence[float]
+    context: int
 
 
 def drafts_that_pay(
-    chances: Sequence[Sequence[float]], room: int, seconds: Mapping[int, float], padded: int
+    candidates: Sequence[Candidate], room: int, sizes: BatchSizes, prefill_rows: int = 0
 ) -> list[int]:
     """For each sequence of a step the number of its drafts.
 
-    A step of n rows draws a token for each sequence, and one more for each draft that is right. Of
-    all batch sizes the one is taken that draws most tokens a second, by what a forward takes.
+    A step draws a token for each sequence, and one more for each draft that is right. It takes what
+    a forward of its batch size takes, and for each row the time to attend to its context. So drafts
+    in the padding of a batch size are not free, but cheap. Certain ones are all taken: they save
+    steps, which cost more than their forwards.
 
     Args:
-        chances: for each sequence and each of its drafts, that it and all before it are right.
+        candidates: one for each sequence.
         room: drafts at most.
-        seconds: of a forward at each batch size; empty if the batch size does not change.
-        padded: the batch size without drafts.
+        sizes: with what forwards take.
+        prefill_rows: rows of chunks of prompts in the same forward, which has a size for them.
     """
-    num_rows = len(chances)
-    ranked = sorted(
-        ((chance, owner) for owner, own in enumerate(chances) for chance in own),
+    counts = [0] * len(candidates)
+    drafts = sorted(
+        ((chance, owner) for owner, each in enumerate(candidates) for chance in each.chances),
         key=lambda draft: -draft[0],
-    )[:room]
-    gains = [0.0]
-    for chance, _ in ranked:
-        gains.append(gains[-1] + chance)
-    if seconds:
-        free = min(padded - num_rows, len(ranked))
-        best, taken = (num_rows + gains[free]) / seconds.get(padded, 1.0), free
-        for size, time_taken in sorted(seconds.items()):
-            count = min(size - num_rows, len(ranked))
-            if size <= padded or count <= taken:
-                continue
-            pace = (num_rows + gains[count]) / time_taken
-            if pace > best * _CLEARLY:
-                best, taken = pace, count
-        ranked = ranked[:taken]
-    counts = [0] * num_rows
-    for _, owner in ranked:
+    )
+    num_rows, per_token = len(candidates), sizes.attention_seconds
+    fixed = per_token * sum(each.context for each in candidates)
+    tokens, attention, best, taken = float(num_rows), 0.0, 0.0, 0
+    certain = False
+    for number in range(min(room, len(drafts)) + 1):
+        if number:
+            chance, owner = drafts[number - 1]
+            tokens += chance
+            certain = chance == 1.0
+            attention += per_token * candidates[owner].context
+        size = sizes.for_decode(num_rows + (0 if prefill_rows else number))
+        pace = tokens / (sizes.seconds.get(size, 1.0) + fixed + attention)
+        if certain or pace > best * (_CLEARLY if number else 1.0):
+            best, taken = pace, number
+    for _, owner in drafts[:taken]:
         counts[owner] += 1
     return counts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.core.speculation.guesser import Guess, Guesser
-from engine.core.speculation.row_budget import drafts_that_pay
+from engine.core.speculation.row_budget import Candidate, drafts_that_pay
 from engine.execution.batch_sizes import BatchSizes
 from engine.requests.request import Request, ScheduledTokens, SequenceState
 
@@ -27,7 +27,12 @@ class Speculation:
     """
 
     def __init__(
-        self, sizes: BatchSizes | None, guesser: Guesser | None, image_token_id: int | None
+        self,
+        sizes: BatchSizes | None,
+        guesser: Guesser | None,
+        *,
+        vocab_size: int,
+        image_token_id: int | None,
     ) -> None:
         """For a model with these batch sizes; None for one that has no decode steps.
 
@@ -35,6 +40,7 @@ class Speculation:
         """
         self.guesser = guesser
         self._sizes = sizes
+        self._vocab_size = vocab_size
         self._image_token_id = image_token_id
         self.num_proposed = 0
         self.num_accepted = 0
@@ -54,23 +60,18 @@ class Speculation:
         num_rows = len(decoding)
         room = self._sizes.max_head - num_rows - num_prompts
         if prefill_rows:
-            whole = self._sizes.for_prefill(prefill_rows + num_rows)
-            room = min(room, whole - prefill_rows - num_rows)
+            padded = self._sizes.for_prefill(prefill_rows + num_rows)
+            room = min(room, padded - prefill_rows - num_rows)
         if room <= 0:
             return decoding
         guesses = [self._guess(tokens.owner, tokens.sequence, room) for tokens in decoding]
         if not any(guess.tokens for guess in guesses):
             return decoding
-        chances = [guess.chances for guess in guesses]
-        seconds = {} if prefill_rows else self._sizes.seconds
-        # Known tokens are certain, and a step costs more than its forward: read as many as fit.
-        num_known = sum(
-            len(guess.tokens)
+        candidates = [
+            Candidate(guess.chances, tokens.stop)
             for guess, tokens in zip(guesses, decoding, strict=True)
-            if tokens.sequence is not None and tokens.sequence.known
-        )
-        padded = self._sizes.for_decode(num_rows + min(num_known, room))
-        counts = drafts_that_pay(chances, room, seconds, padded)
+        ]
+        counts = drafts_that_pay(candidates, room, self._sizes, prefill_rows)
         rows: list[ScheduledTokens] = []
         for tokens, guess, count in zip(decoding, guesses, counts, strict=True):
             sequence = tokens.sequence
@@ -136,7 +137,8 @@ class Speculation:
         ends = request.settings.eos_token_ids
         stop = 0
         for token in guess.tokens:
-            if token in ends or token == self._image_token_id:
+            is_token = 0 <= token < self._vocab_size  # what is said to be known may be anything
+            if not is_token or token in ends or token == self._image_token_id:
                 break
             stop += 1
         if stop and sequence.matcher is not None:

@@ -180,4 +180,5 @@ class ChatCompletionRequest(
             reasoning_effort=self.reasoning_effort,
             template_args=self.chat_template_kwargs,
             structured_output=structured_output(self.response_format),
+            return_token_ids=bool(self.return_token_ids),
         )

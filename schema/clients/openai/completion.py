@@ -108,9 +108,32 @@ _RULES: list[Any] = [
         "then": {"properties": {"logprobs": {"const": None}}},
     },
     {
-        "$comment": "A request that generates nothing echoes its prompt.",
+        "$comment": "A request that generates nothing echoes its prompt, or scores it.",
         "if": {"properties": {"max_tokens": {"const": 0}}, "required": ["max_tokens"]},
-        "then": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+        "then": {
+            "anyOf": [
+                {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+                {
+                    "properties": {"prompt_logprobs": {"type": "integer"}},
+                    "required": ["prompt_logprobs"],
+                },
+            ]
+        },
+    },
+    {
+        "$comment": "A receipt is of one prompt.",
+        "if": {"properties": {"receipt": {"const": True}}, "required": ["receipt"]},
+        "then": {
+            "properties": {
+                "prompt": {
+                    "not": {
+                        "type": "array",
+                        "items": {"type": ["string", "array"]},
+                        "minItems": 2,
+                    }
+                }
+            }
+        },
     },
 ]
 
@@ -122,7 +145,8 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
 
     prompt: Annotated[Prompts, PlainValidator(_prompts), WithJsonSchema(_PROMPTS)]
     max_tokens: MaxNewTokensOrNone | None = Field(
-        default=None, description=f"{DEFAULT_MAX_TOKENS} where absent; 0 only with echo."
+        default=None,
+        description=f"{DEFAULT_MAX_TOKENS} where absent; 0 only with echo or prompt_logprobs.",
     )
     best_of: Annotated[int, Field(ge=1), WHOLE] | None = Field(
         default=None, description="1, or as n: there is no choice among more than n."
@@ -147,14 +171,23 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
 
     @model_validator(mode="after")
     def _answers_something(self) -> Self:
-        if self.max_tokens == 0 and not self.echo:
-            raise rule("must be at least 1; 0 is only for echo: true", "max_tokens")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise rule("must be at least 1; 0 is for echo: true or prompt_logprobs", "max_tokens")
         num_choices = self.num_prompts * (self.n or 1)
         if num_choices > MAX_CHOICES:
             raise rule(
                 f"is {self.n} for each of {self.num_prompts} prompts, {num_choices} choices; at "
                 f"most {MAX_CHOICES} are allowed: send several requests",
                 "n",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _receipt_of_one_prompt(self) -> Self:
+        if self.receipt and self.num_prompts > 1:
+            raise rule(
+                f"is of one prompt, and there are {self.num_prompts}; send a request for each",
+                "receipt",
             )
         return self
 
@@ -179,7 +212,14 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
         fields: dict[str, Any] = {"prompt_token_ids": prompt}
         if isinstance(prompt, str):
             fields = {"messages": [{"role": "user", "content": prompt}]}
-        return self._task(seed, number, use_chat_template=False, echo=bool(self.echo), **fields)
+        return self._task(
+            seed,
+            number,
+            use_chat_template=False,
+            echo=bool(self.echo),
+            return_token_ids=bool(self.return_token_ids),
+            **fields,
+        )
 
     def in_own_terms(self, error: TaskError, number: int = 0) -> TaskError:
         """An error of the task of one of the prompts, with the names of this request's fields."""
@@ -188,7 +228,7 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
         message, param = named.message, named.param
         for pattern, meant in (
             (r"\bprompt_token_ids\b", name),
-            (r"\bprompt_logprobs\b", "logprobs"),
+            (r"\bprompt_logprobs\b", self._scored_by),
             (r"\bthe (?=prompt\.\d)", ""),
         ):
             message = re.sub(pattern, meant, message)
@@ -200,5 +240,12 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
     def _generation_config(self) -> dict[str, Any]:
         config = super()._generation_config()
         if self.echo and (self.logprobs is not None or self.max_tokens == 0):
-            config["prompt_logprobs"] = self.logprobs or 0
+            config["prompt_logprobs"] = max(self.logprobs or 0, self.prompt_logprobs or 0)
         return config
+
+    @property
+    def _scored_by(self) -> str:
+        """The field that says how much is reported of the prompt's tokens."""
+        echoed = self.logprobs or 0 if self.echo else -1
+        wanted = self.prompt_logprobs
+        return "logprobs" if wanted is None or echoed > wanted else "prompt_logprobs"

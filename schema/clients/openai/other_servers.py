@@ -41,6 +41,9 @@ class SettingsOfOtherServers(Strict):
     include_stop_str_in_output: Annotated[Any, Only(_TEXT, (False,))] = None
     skip_special_tokens: Annotated[Any, Only(_TEXT, (True,))] = None
     spaces_between_special_tokens: Annotated[Any, Only(_TEXT, (True,))] = None
+    return_tokens_as_token_ids: Annotated[
+        Any, Only("is not supported; use return_token_ids", (False,))
+    ] = None
     truncate_prompt_tokens: Annotated[Any, Only("is not supported; shorten the prompt")] = None
     guided_json: Annotated[Any, Only(_FORM)] = None
     guided_regex: Annotated[Any, Only(_FORM)] = None

@@ -16,6 +16,7 @@ from schema.generation import (
     MAX_STOP_STRINGS,
     MaxNewTokens,
     NumBeams,
+    NumLogprobs,
     NumReturnSequences,
 )
 from schema.message import rule
@@ -86,6 +87,16 @@ class OpenAIRequest(SettingsOfOtherServers, ClientRequest):
     stream_options: StreamOptions | None = Field(
         default=None, description="Without stream: true it has no effect."
     )
+    return_token_ids: bool | None = Field(
+        default=None,
+        description="true: the answer has prompt_token_ids, and each choice token_ids, a token "
+        "that ends it included; the logprobs have one entry for each of these then.",
+    )
+    prompt_logprobs: NumLogprobs | None = Field(
+        default=None,
+        description="Report the log probability of every token of the prompt, and of this many of "
+        "the most probable ones in its place.",
+    )
     user: Annotated[Any, Hint("An end user; nothing of it is kept.")] = None
 
     @model_validator(mode="after")
@@ -115,4 +126,5 @@ class OpenAIRequest(SettingsOfOtherServers, ClientRequest):
             "stop_strings": [text for text in self.stop or () if text] or None,
             "num_beams": self.num_beams,
             "num_return_sequences": self.n or 1,
+            "prompt_logprobs": self.prompt_logprobs,
         }

@@ -10,11 +10,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schema.answers.response import TaskResponse
+from schema.answers.response import StreamChunk, TaskResponse
 from schema.clients.request import ClientRequest
 from schema.task import MAX_SEED
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import json_response, read_body
+from serve_app.http.receipts.signing import ReceiptSigner
+from serve_app.http.routes import path_of
 from serve_app.http.sse import EventWriter, relay
 from serve_app.observability.request_record import entry
 
@@ -46,6 +48,11 @@ async def asked_body(request: Request, dispatcher: Dispatcher, max_body: int) ->
     return body
 
 
+def receipt_of(answer: TaskResponse | StreamChunk) -> dict[str, Any]:
+    """The receipt, to stand beside an answer's other fields; empty where there is none."""
+    return {"receipt": answer["receipt"]} if "receipt" in answer else {}
+
+
 class Begun(NamedTuple, Generic[Made]):
     """What an answer needs before its task runs.
 
@@ -74,16 +81,20 @@ def begun(asked: Asked, form: Callable[[Asked, str, int, int], Made]) -> Begun[M
 
 async def answer(
     dispatcher: Dispatcher,
+    signer: ReceiptSigner,
     asked: Asked,
-    num_bytes: int,
+    request: Request,
+    body: bytes,
     form: Callable[[Asked, str, int, int], Answer],
 ) -> Response:
     """Run the task that a request means, and answer in the form of its API.
 
     Args:
         dispatcher: runs it.
+        signer: of receipts.
         asked: the request.
-        num_bytes: of its body.
+        request: as it came.
+        body: of it.
         form: as for `begun`.
 
     Raises:
@@ -91,8 +102,12 @@ async def answer(
     """
     seed, made, headers = begun(asked, form)
     task = asked.task(seed)
+    receipt = await signer.begin(task, path_of(request.scope), body)
     if asked.stream:
-        return await relay(dispatcher.stream(task, num_bytes), made, headers)
+        chunks = dispatcher.stream(task, len(body))
+        return await relay(chunks if receipt is None else receipt.chunks(chunks), made, headers)
     with asked.own_terms():
-        response = await dispatcher.run(task, num_bytes)
+        response = await dispatcher.run(task, len(body))
+    if receipt is not None:
+        response = receipt.whole(response)
     return json_response(made.whole(response), headers=headers)

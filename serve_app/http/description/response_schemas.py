@@ -10,6 +10,7 @@ from typing import Any, get_args
 from schema.model_variant import QuantizeBits
 
 _NAME = {"type": "string", "minLength": 1}
+_RECEIPT = {"$ref": "#/components/schemas/receipt"}
 _COUNT = {"type": "integer", "minimum": 0}
 _VARIANT = {
     "type": "object",
@@ -51,6 +52,7 @@ def _completion(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
             "model": _NAME,
             "system_fingerprint": {"type": ["string", "null"]},
             "seed": _COUNT,
+            "receipt": _RECEIPT,
             "choices": {"type": "array", "minItems": 1, "items": choice},
             "usage": {
                 "type": "object",
@@ -104,6 +106,7 @@ _RESPONSE = {
         "usage": _usage("input_tokens", "output_tokens", "total_tokens"),
         "store": {"const": False},
         "seed": _COUNT,
+        "receipt": _RECEIPT,
         "system_fingerprint": {"type": ["string", "null"]},
     },
 }
@@ -121,6 +124,7 @@ _ANTHROPIC_MESSAGE = {
         "stop_sequence": {"type": ["string", "null"]},
         "usage": _usage("input_tokens", "output_tokens"),
         "seed": _COUNT,
+        "receipt": _RECEIPT,
         "system_fingerprint": {"type": ["string", "null"]},
     },
 }
@@ -136,6 +140,18 @@ _ANTHROPIC_ERROR = {
             "properties": {"type": _NAME, "message": _NAME, "details": {"type": "object"}},
         },
         "request_id": {"type": "string"},
+    },
+}
+
+_PUBLIC_KEY = {
+    "type": "object",
+    "description": "A public key; `kid` is its thumbprint (RFC 7638), the `key_id` of receipts",
+    "required": ["kty", "crv", "x", "kid"],
+    "properties": {
+        "kty": {"const": "OKP"},
+        "crv": {"const": "Ed25519"},
+        "x": {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"},
+        "kid": {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"},
     },
 }
 
@@ -155,10 +171,17 @@ ANSWERS: dict[str, Any] = {
             "ingress": {
                 "type": "object",
                 "description": "What the ingress replica that answers has counted of requests, by "
-                "deployment: `requests` by the code of their error (ok: none), `replays`",
-                "required": ["replica", "requests", "replays"],
+                "deployment: `requests` by the code of their error (ok: none), `replays`, and "
+                "`replayed_tokens`, which were known of these tasks when they ran again",
+                "required": ["replica", "requests", "replays", "replayed_tokens"],
             },
         },
+    },
+    "receipt_keys": {
+        "type": "object",
+        "description": "A JWK Set (RFC 7517) of Ed25519 keys (RFC 8037)",
+        "required": ["keys"],
+        "properties": {"keys": {"type": "array", "items": _PUBLIC_KEY}},
     },
     "health": {
         "type": "object",

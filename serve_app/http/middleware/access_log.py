@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from schema.errors import Cancelled, Overloaded, TaskArgsInvalid, TaskExecutionError
 from serve_app.http.bodies import error_response
 from serve_app.http.errors import ErrorForm
-from serve_app.http.middleware.admission import OPEN_PATHS, path_of
+from serve_app.http.middleware.admission import OPEN_PATHS
 from serve_app.http.middleware.refusal_log import RefusalLog
-from serve_app.http.routes import error_form
+from serve_app.http.routes import error_form, path_of
 from serve_app.observability.request_metrics import RequestMetrics
 from serve_app.observability.request_record import Entry, current
 from serve_app.protocol.failures import LOST, NotReady, Stopping

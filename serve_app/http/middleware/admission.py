@@ -25,7 +25,7 @@ from serve_app.http.bodies import error_response
 from serve_app.http.middleware.api_keys import Keys
 from serve_app.http.middleware.rate_limits import KeyLimits
 from serve_app.http.places import give_places
-from serve_app.http.routes import Access, paths_with
+from serve_app.http.routes import Access, path_of, paths_with
 from serve_app.http.shutdown import SCOPE_KEY, Shutdown
 from serve_app.observability.request_record import entry
 from serve_app.protocol.failures import RETRY_AFTER_S, Stopping
@@ -162,12 +162,6 @@ class Gate:
                     "a key must not stand in the address, which logs and histories keep: send it "
                     "in the header Authorization: Bearer KEY, and replace this key"
                 )
-
-
-def path_of(scope: Scope) -> str:
-    """The path of a request below the application's own prefix."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _FurtherPlaces:

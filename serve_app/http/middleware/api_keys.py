@@ -9,13 +9,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 
-from serve_app.config.app_args import REPOSITORY
+from serve_app.config import secrets
 from serve_app.config.limit_args import KEY_NAME, AuthArgs
 
 logger = logging.getLogger("ray.serve")
@@ -101,32 +98,14 @@ def parse_keys(text: str) -> Keys:
 
 def readable_by_others(auth: AuthArgs) -> str | None:
     """A warning if other users of the machine can read the file of keys; else None."""
-    if auth.keys_file is None:
-        return None
-    path = _path(auth.keys_file)
-    if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return f"other users of this machine can read the keys in {path}: chmod 600 {path}"
-    return None
+    return secrets.readable_by_others(auth.keys_file, "keys")
 
 
 def _text(auth: AuthArgs) -> str:
     if auth.keys_env is not None:
-        value = os.environ.get(auth.keys_env)
-        if value is None:
-            raise ValueError(f"the environment variable {auth.keys_env} is not set")
-        return value.replace(",", "\n")
+        return secrets.read_variable(auth.keys_env).replace(",", "\n")
     assert auth.keys_file is not None
-    path = _path(auth.keys_file)
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8") from None
-
-
-def _path(file: str) -> Path:
-    return REPOSITORY / Path(file).expanduser()
+    return secrets.read_file(auth.keys_file)
 
 
 def _digest(key: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,16 @@ def save_architecture(kind: str, options: dict[str, Any], directory: Path) -> No
     tokenizer.save_pretrained(directory)
 
 
+@lru_cache(maxsize=1)
+def plain(directory: Path) -> tuple[Any, Any]:
+    """Tokenizer and model of plain transformers, for all questions of a test."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(directory), model
+
+
 def generated(directory: Path, text: str, settings: dict[str, Any]) -> list[str]:
-    """What plain transformers writes, in a fresh model."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    """What plain transformers writes."""
+    tokenizer, model = plain(directory)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     set_seed(5)
     output = model.generate(

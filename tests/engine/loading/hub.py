@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             if content is None:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             elif name in self.hub.gone:
-                self._send(500, b"")
+                self._send(507, b"")  # a fault that the client does not try again for half a minute
             else:
                 self._send_file(content)
         else:

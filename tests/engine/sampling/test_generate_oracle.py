@@ -7,6 +7,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def plainly(settings: dict[str, Any], start: int) -> dict[str, Any]:
     return theirs
 
 
+@cache
+def plain(directory: Path) -> tuple[Any, Any]:
+    """Tokenizer and model of plain transformers, which no test may change."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(directory), model
+
+
 def expected(model: Any, tokenizer: Any, inputs: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The texts of plain transformers."""
     start = inputs["input_ids"].shape[1]
@@ -145,8 +153,7 @@ def actual(engine: Any, messages: list[dict[str, Any]], settings: dict[str, Any]
 
 async def check_crowd(engine: Engine, directory: Path, settings: Iterable[dict[str, Any]]) -> None:
     """All settings and texts at once, twice: the second time prompts begin in the prefix cache."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer, model = plain(directory)
     pairs = [(text, chosen) for chosen in settings for text in TEXTS]
     want = [
         expected(model, tokenizer, dict(tokenizer(text, return_tensors="pt")), chosen)
@@ -165,8 +172,7 @@ async def check_crowd(engine: Engine, directory: Path, settings: Iterable[dict[s
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_text(kind: Kind, name: str, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
     directory = tiny_model(kind)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer, model = plain(directory)
     for text in TEXTS:
         inputs = dict(tokenizer(text, return_tensors="pt"))
         want = expected(model, tokenizer, inputs, SETTINGS[name])
@@ -178,8 +184,7 @@ def test_text(kind: Kind, name: str, tiny_model: TinyModel, tiny_engine: TinyEng
 async def test_under_load(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine) -> None:
     """All settings and texts at once."""
     directory = tiny_model(kind)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer, model = plain(directory)
     engine = tiny_engine(kind)
     pairs = [(text, settings) for text in TEXTS for settings in SETTINGS.values()]
     responses = await asyncio.gather(
@@ -199,8 +204,7 @@ def test_stop_strings(kind: Kind, tiny_model: TinyModel, tiny_engine: TinyEngine
     tokenizer for letters. What it would have written without a stop is compared instead.
     """
     directory = tiny_model(kind)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer, model = plain(directory)
     settings = {"do_sample": True, "max_new_tokens": 80}
     inputs = dict(tokenizer(TEXTS[1], return_tensors="pt"))
     (whole,) = expected(model, tokenizer, inputs, settings)

@@ -12,6 +12,7 @@ from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY
+from tests.serve_app.http.receipts.signed import new_key
 
 GPUS = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
 COMMITTED = REPOSITORY / "serve_config.yaml"
@@ -61,16 +62,19 @@ def test_the_commented_keys_are_right_too(
     keys.write_text("alice: 0123456789abcdef\nbob: fedcba9876543210\n")
     keys.chmod(0o644)
     text = COMMITTED.read_text(encoding="utf-8").replace("/etc/gpt-task-serve/keys", str(keys))
+    text = text.replace("/etc/gpt-task-serve/receipts.pem", str(new_key(tmp_path)))
     before, after = text.split("      # auth:")
     fields = re.sub(r"^ {6}# ", " " * 6, f"      # auth:{after}", flags=re.MULTILINE)
     path = tmp_path / "config.yaml"
-    path.write_text(before + fields.replace("      Web pages", "      # Web pages"))
+    remarks = re.compile(r"^ {6}(?=Web pages|The key)", re.MULTILINE)
+    path.write_text(before + remarks.sub("      # ", fields))
     assert main([str(path)]) == 0, capsys.readouterr().err
     plan = capsys.readouterr().out
     each = "for each ingress replica"
     assert f"Key alice: max_concurrent 64 {each}, requests_per_minute 6000 {each}" in plan
     assert f"Key bob: max_concurrent 16 {each}, requests_per_minute 600 {each}" in plan
     assert f"Warning: other users of this machine can read the keys in {keys}" in plan
+    assert "Receipts: signed by key " in plan
     assert "CORS: https://app.example.org" in plan
     assert "0123456789abcdef" not in plan
     keys.unlink()

@@ -28,7 +28,7 @@ def _model(*replicas: Any, least: int = 1, **fields: Any) -> dict[str, Any]:
 def _running(name: str, **load: int) -> dict[str, Any]:
     names = ["waiting", "running", "running_sequences", "kv_pages", "kv_pages_free"]
     names += ["kv_pages_kept", "prefix_tokens_reused", "images_encoded", "images_reused"]
-    names += ["prompt_tokens", "generated_tokens"]
+    names += ["prompt_tokens", "generated_tokens", "drafts_proposed", "drafts_accepted"]
     tasks = {"ongoing": 0, "finished": 1, "refused": 4, "failed": 2, "cancelled": 3}
     return {
         "replica": name,
@@ -39,7 +39,7 @@ def _running(name: str, **load: int) -> dict[str, Any]:
 
 
 def _sample(at: float, *models: dict[str, Any], **ingress: Any) -> Sample:
-    counted = {"replica": "i-1", "requests": {}, "replays": {}} | ingress
+    counted = {"replica": "i-1", "requests": {}, "replays": {}, "replayed_tokens": {}} | ingress
     data = [{"id": model["id"], "variants": [model]} for model in models]
     return Sample({"object": "list", "data": data, "ingress": counted}, at)
 
@@ -53,6 +53,7 @@ def _cells(said: str, row: int) -> dict[str, str]:
 def test_replicas_are_added_up() -> None:
     load = {"kv_pages": 100, "kv_pages_free": 60, "kv_pages_kept": 20, "generated_tokens": 100}
     load |= {"prompt_tokens": 200, "prefix_tokens_reused": 50, "running": 1, "waiting": 2}
+    load |= {"drafts_proposed": 40, "drafts_accepted": 10}
     now = _model(
         _running("one", **load, running_sequences=4),
         _running("two", **load, images_encoded=3, images_reused=1),
@@ -72,6 +73,7 @@ def test_replicas_are_added_up() -> None:
         "tokens": "200",
         "KV used": "20%",
         "prefix hits": "25%",
+        "guesses right": "25%",
         "images": "4 (1 again)",
         "loaded in": "1.5 s",
     }

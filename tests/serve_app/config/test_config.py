@@ -108,6 +108,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "kv_cache_tokens": 4096,
         "max_kv_cache_bytes": 10**9,
         "deterministic": False,
+        "speculation": "off",
         "lookahead": False,
         "threads": 1,
         "trust_remote_code": True,

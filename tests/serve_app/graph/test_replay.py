@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from schema import EngineStopped, Overloaded, ReplayDiffers, StreamChunk, Task
 from schema.answers.response import collect
-from serve_app.graph.replay import Delivered
+from serve_app.graph.replay import Delivered, KnownTokens
 from tests.serve_app.scripted import StandIn, app_maker, chunk, client, events_of, task
 
 # --- Chunks, without a graph ---------------------------------------------------------------------
@@ -125,6 +125,65 @@ def test_what_is_said_of_the_prompt_is_sent_once(
         delivered.again()
         with pytest.raises(ReplayDiffers):
             delivered.take(run(last, "Sag")[0])
+
+
+@given(answers, st.lists(st.tuples(places, st.integers(0, 30)), max_size=3), places)
+def test_token_ids_of_a_task_that_asks_for_them_are_sent_once(
+    texts: Texts, lost: list[tuple[list[int], int]], last: list[int]
+) -> None:
+    """Here a character is a token. An answer that has none says so."""
+
+    def run(cuts: list[int]) -> list[StreamChunk]:
+        chunks: list[Any] = run_of(texts, cuts)
+        for made in chunks:
+            (choice,) = made["choices"]
+            choice["token_ids"] = [ord(character) for character in choice["delta"]["content"]]
+        return chunks
+
+    delivered, told = Delivered(), list[StreamChunk]()
+    for cuts, count in lost:
+        told += [new for c in run(cuts)[:count] if (new := delivered.take(c))]
+        delivered.again()
+    told += [new for c in run(last) if (new := delivered.take(c))]
+    got = [choice["token_ids"] for choice in collect(told)["choices"]]
+    assert got == [[ord(character) for character in text] for text in texts]
+    if any(texts):
+        delivered.again()
+        other: Any = run_of(texts, [])[0]
+        other["choices"][0]["token_ids"] = [0]
+        with pytest.raises(ReplayDiffers):
+            delivered.take(other)
+
+
+tokens = st.lists(st.integers(0, 2**32 - 1), max_size=8)
+
+
+@given(st.lists(tokens, min_size=1, max_size=3), st.lists(st.lists(st.integers(1, 8)), max_size=4))
+def test_known_tokens_are_the_most_that_any_run_has_said(
+    answers: list[list[int]], runs: list[list[int]]
+) -> None:
+    """Of runs that agree, as those of one task do; each says so many tokens in each message."""
+    known, longest = KnownTokens(), 0
+    for run in runs:
+        known.again()
+        start = 0
+        for size in run:
+            known.take(tuple(tuple(answer[start : start + size]) for answer in answers))
+            start += size
+        longest = max(longest, start)
+        told = [list(answer) for answer in known.token_ids()]
+        assert told == [answer[:longest] for answer in answers][: len(told)]
+        assert len(known) == sum(map(len, told))
+
+
+def test_a_run_that_differs_replaces_what_was_known_from_there_on() -> None:
+    known = KnownTokens()
+    known.take(((1, 2, 3, 4), (7,)))
+    known.again()
+    known.take(((1,), ()))
+    assert known.token_ids() == ((1, 2, 3, 4), (7,))
+    known.take(((9,), (7, 8)))
+    assert known.token_ids() == ((1, 9), (7, 8))
 
 
 def test_a_replica_of_another_kind_does_not_continue() -> None:

@@ -9,8 +9,10 @@ import pytest
 from schema import EngineStopped, ModelInvalid, Overloaded, ReplayDiffers, Task, TaskError
 from serve_app.graph.ejection import EJECTED
 from serve_app.graph.retry import MAX_MESSAGE, RetryPolicy
+from serve_app.protocol.failures import ProcessLost
 
 LOST = EngineStopped("gone")
+DIED = ProcessLost("gone")
 FULL = Overloaded("full")
 
 
@@ -24,6 +26,13 @@ def test_a_lost_task_runs_again_at_once_then_after_pauses() -> None:
     retry = policy(max_replays=3)
     assert [retry.pause_after(LOST) for _ in range(4)] == [0.0, 2.0, 4.0, None]
     assert retry.losses == 3
+
+
+def test_a_task_whose_replica_died_does_not_wait_for_long() -> None:
+    """Ray's router waits until there is another one, and no longer."""
+    retry = policy(max_replays=6)
+    pauses = [retry.pause_after(DIED) for _ in range(7)]
+    assert pauses == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, None]
 
 
 @pytest.mark.parametrize("error", [ModelInvalid("no"), ReplayDiffers("no"), FULL])

@@ -12,14 +12,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException, RequestCa
 
 from schema import (
     Cancelled,
-    EngineStopped,
     ModelDownloadError,
     Overloaded,
     TaskArgsInvalid,
     TaskError,
     TaskExecutionError,
 )
-from serve_app.protocol.failures import as_task_error, headers_of
+from serve_app.protocol.failures import ProcessLost, as_task_error, headers_of
 
 
 def _remote(cause: Exception) -> RayTaskError:
@@ -44,11 +43,11 @@ def test_a_task_error_survives_two_hops() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (ActorDiedError(), EngineStopped),
-        (ActorUnavailableError("gone", b"0" * 16), EngineStopped),
+        (ActorDiedError(), ProcessLost),
+        (ActorUnavailableError("gone", b"0" * 16), ProcessLost),
         (BackPressureError(num_queued_requests=9, max_queued_requests=8), Overloaded),
-        (_caused(RayServeException("upstream actor died"), ActorDiedError()), EngineStopped),
-        (_remote(ObjectLostError("0" * 56, None, "call site")), EngineStopped),
+        (_caused(RayServeException("upstream actor died"), ActorDiedError()), ProcessLost),
+        (_remote(ObjectLostError("0" * 56, None, "call site")), ProcessLost),
         (_caused(RayServeException("something else"), ValueError()), TaskExecutionError),
         (RequestCancelledError("id"), Cancelled),
         (_remote(ValueError("secret")), TaskExecutionError),
@@ -92,8 +91,8 @@ async def _said(request: bytes, context: Any) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("request_", "kind"),
     [
-        (b"stop", EngineStopped),  # the replica has to stop while it works
-        (b"large", EngineStopped),  # runs again, by reference
+        (b"stop", ProcessLost),  # the replica has to stop while it works
+        (b"large", ProcessLost),  # runs again, by reference
         (b"fail", TaskExecutionError),  # a bug; a task's own errors do not come as a status
     ],
 )

@@ -14,7 +14,13 @@ from serve_app.replicas.model_replica import ModelReplica
 from serve_app.replicas.pool_replica import PoolReplica
 from tests.serve_app.scripted import ScriptedReplica, chunk
 
-MESSAGES: list[Message] = [Started("replica"), Alive(), Chunk(chunk("é ", "stop"))]
+MESSAGES: list[Message] = [
+    Started("replica"),
+    Alive(),
+    Alive(((1, 70_000), ())),
+    Chunk(chunk("é ", "stop")),
+    Chunk(chunk("é "), ((5,), (70_000, 8))),
+]
 
 
 @pytest.mark.parametrize("message", MESSAGES)
@@ -23,6 +29,14 @@ def test_a_message_arrives_as_it_was(message: Message, serializer: Any) -> None:
     dumped = serializer.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     assert serializer.loads(dumped) == message
     assert not hasattr(message, "__dict__")
+
+
+def test_token_ids_take_few_bytes() -> None:
+    """A token of a stream brings less than a tenth of what its chunk takes."""
+    without, with_one = (len(pickle.dumps(Chunk(chunk("é "), ids))) for ids in ((), ((70_000,),)))
+    assert with_one - without <= without / 10
+    thousand = len(pickle.dumps(Alive((tuple(range(70_000, 71_000)),))))
+    assert thousand <= 5 * 1000 + 100
 
 
 @pytest.mark.parametrize("message", MESSAGES)

@@ -14,6 +14,7 @@ from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usa
 from schema.clients.anthropic import MessagesRequest
 from schema.errors import TaskError
 from schema.json_values import check_json
+from serve_app.http.clients.answering import receipt_of
 from serve_app.http.clients.parts import Change, Part, Parts, parts_of
 from serve_app.http.errors import ErrorForm, told
 from serve_app.http.sse import event
@@ -51,7 +52,7 @@ class MessagesAnswer:
         (choice,) = response["choices"]
         content = [_block(part) for part in parts_of(choice)]
         ending = _ending(choice["finish_reason"], choice.get("stop_string"))
-        return self._message(response, content, ending)
+        return self._message(response, content, ending) | receipt_of(response)
 
     def chunk(self, chunk: StreamChunk) -> bytes:
         """The events of the next chunk of the stream; empty if it has nothing new."""
@@ -73,7 +74,8 @@ class MessagesAnswer:
             return b""
         made = [one for change in self._parts.end() for one in _events(change)]
         usage = _usage(self._last["usage"])
-        made.append({"type": "message_delta", "delta": self._ending, "usage": usage})
+        ending = {"type": "message_delta", "delta": self._ending, "usage": usage}
+        made.append(ending | receipt_of(self._last))
         made.append({"type": "message_stop"})
         return _written(made)
 

@@ -12,15 +12,21 @@ from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.bodies import refuse_query
 from serve_app.http.clients.answering import answer, asked_body
 from serve_app.http.clients.anthropic.answer import MessagesAnswer
+from serve_app.http.receipts.signing import ReceiptSigner
 
 
 class AnthropicRoutes:
     """The handler. Errors leave it as `TaskError` that name the fields of the request."""
 
     def __init__(
-        self, dispatcher: Dispatcher, max_body: int, image_schemes: Collection[str] = ()
+        self,
+        dispatcher: Dispatcher,
+        signer: ReceiptSigner,
+        max_body: int,
+        image_schemes: Collection[str] = (),
     ) -> None:
         self._dispatcher = dispatcher
+        self._signer = signer
         self._max_body = max_body
         self._image_schemes = image_schemes
 
@@ -29,4 +35,4 @@ class AnthropicRoutes:
         refuse_query(request, allowed="beta")
         body = await asked_body(request, self._dispatcher, self._max_body)
         asked = MessagesRequest.parse(body, self._image_schemes)
-        return await answer(self._dispatcher, asked, len(body), MessagesAnswer)
+        return await answer(self._dispatcher, self._signer, asked, request, body, MessagesAnswer)

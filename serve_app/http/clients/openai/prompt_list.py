@@ -26,7 +26,7 @@ from serve_app.graph.retry import PAUSE_S
 from serve_app.http.bodies import json_response
 from serve_app.http.clients.answering import begun
 from serve_app.http.clients.openai.answers import CompletionAnswer
-from serve_app.http.clients.openai.logprobs import EchoedLogprobs
+from serve_app.http.clients.openai.logprobs import PromptsTold
 from serve_app.http.places import FurtherPlaces
 from serve_app.http.sse import relay
 from serve_app.observability.identity import call_as_another_request
@@ -99,10 +99,10 @@ class PromptList:
     async def run(self) -> list[TaskResponse]:
         """The whole answers, in the order of the prompts. Raises as `stream` does."""
         responses: dict[int, TaskResponse] = {}
-        echoed = EchoedLogprobs(self._asked)  # counted before they fill the memory
+        told = PromptsTold(self._asked)  # counted before they fill the memory
         async with aclosing(self._answers(streamed=False)) as answers:
             async for number, response in answers:
-                echoed.add(len(response.get("prompt_logprobs", ())), self._asked.n or 1)
+                told.add(response, self._asked.n or 1)
                 responses[number] = response
         self._entry.usage = self._usage()
         return [responses[number] for number in range(len(self._tasks))]

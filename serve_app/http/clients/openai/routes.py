@@ -16,15 +16,21 @@ from serve_app.http.clients.answering import answer, asked_body
 from serve_app.http.clients.openai.answers import ChatAnswer, CompletionAnswer
 from serve_app.http.clients.openai.prompt_list import answer_list
 from serve_app.http.places import places_of
+from serve_app.http.receipts.signing import ReceiptSigner
 
 
 class OpenAIRoutes:
     """The handlers. Errors leave them as `TaskError` that name the fields of the request."""
 
     def __init__(
-        self, dispatcher: Dispatcher, max_body: int, image_schemes: Collection[str] = ()
+        self,
+        dispatcher: Dispatcher,
+        signer: ReceiptSigner,
+        max_body: int,
+        image_schemes: Collection[str] = (),
     ) -> None:
         self._dispatcher = dispatcher
+        self._signer = signer
         self._max_body = max_body
         self._image_schemes = image_schemes
 
@@ -33,7 +39,7 @@ class OpenAIRoutes:
         refuse_query(request)
         body = await asked_body(request, self._dispatcher, self._max_body)
         asked = ChatCompletionRequest.parse(body, self._image_schemes)
-        return await answer(self._dispatcher, asked, len(body), ChatAnswer)
+        return await answer(self._dispatcher, self._signer, asked, request, body, ChatAnswer)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
@@ -43,7 +49,7 @@ class OpenAIRoutes:
         if asked.num_prompts > 1:
             places = places_of(request.scope)
             return await answer_list(self._dispatcher, asked, len(body), places)
-        return await answer(self._dispatcher, asked, len(body), CompletionAnswer)
+        return await answer(self._dispatcher, self._signer, asked, request, body, CompletionAnswer)
 
     async def retrieve_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``: its entry of the list."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usage
 from schema.clients.responses import ResponsesRequest
 from schema.errors import RateLimited, TaskArgsInvalid, TaskError
+from serve_app.http.clients.answering import receipt_of
 from serve_app.http.clients.parts import Part, Parts, parts_of
 from serve_app.http.clients.responses.items import Items
 from serve_app.http.sse import event
@@ -113,6 +114,7 @@ class ResponsesAnswer:
         ]
         response = self._response(self._status, output, answer)
         response["usage"] = _usage(answer["usage"])
+        response |= receipt_of(answer)
         if self._status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         else:

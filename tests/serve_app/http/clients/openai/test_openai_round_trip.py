@@ -44,6 +44,7 @@ IMAGE_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>"
     "{% for part in m.content %}{{ '' + part.text }}{% endfor %}{% endfor %}"
 )
+RENDERERS = (renderer(TEXT_TEMPLATE), renderer(IMAGE_TEMPLATE, images=True))
 
 
 def chunks_of(task: Task) -> Iterator[StreamChunk]:
@@ -73,7 +74,7 @@ def client_of(http: Any) -> AsyncOpenAI:
 
 
 def forms_of(message: Any) -> list[dict[str, Any]]:
-    """A message as programs send it back."""
+    """A message as programs send it back, in each form that differs."""
     made = [
         message.model_dump(),
         message.model_dump(exclude_none=True),
@@ -82,7 +83,7 @@ def forms_of(message: Any) -> list[dict[str, Any]]:
         message.to_dict(exclude_none=True),
         message.to_dict(exclude_unset=False),
     ]
-    return [json.loads(json.dumps(form)) for form in made]
+    return [json.loads(form) for form in dict.fromkeys(map(json.dumps, made))]
 
 
 def next_request(message: dict[str, Any], tools: list[Any] | None) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def check(message: dict[str, Any], tools: list[Any] | None) -> Task:
     request = next_request(message, tools)
     CHAT.validate(request)
     task = ChatCompletionRequest.parse(json.dumps(request)).task(0)
-    renderer(TEXT_TEMPLATE).render(task)
-    renderer(IMAGE_TEMPLATE, images=True).render(task)
+    for renders in RENDERERS:
+        renders.render(task)
     return task
 
 
@@ -144,8 +145,8 @@ def test_every_answer_of_a_task_is_a_message_of_the_next_task(text: str) -> None
     following = fields | {"messages": [{"role": "user", "content": "Hi"}, message]}
     TASK.validate(following)
     task = Task.parse(json.dumps(following))
-    renderer(TEXT_TEMPLATE).render(task)
-    renderer(IMAGE_TEMPLATE, images=True).render(task)
+    for renders in RENDERERS:
+        renders.render(task)
 
 
 async def test_at_most_one_call_where_the_request_says_so() -> None:

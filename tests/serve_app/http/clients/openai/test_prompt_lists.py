@@ -148,12 +148,12 @@ def test_an_echo_is_bounded(api: OpenAI) -> None:
     """Each of the choices begins with all log probabilities of its prompt."""
     asked: dict[str, Any] = {"model": "demo", "max_tokens": 0, "echo": True, "logprobs": 20}
     long = [5] * 2000
-    assert api.completions.create(**asked, prompt=long, n=2).choices
-    for stream in (False, True):
-        for too_much in ({"prompt": long, "n": 30}, {"prompt": [long] * 30}):
-            with pytest.raises(openai.APIError, match="may be at most 1048576") as caught:
-                list(api.completions.create(**asked | too_much, stream=stream))
-            assert caught.value.param == "logprobs"
+    assert api.completions.create(**asked, prompt=long[:500], n=2).choices
+    several: dict[str, Any] = {"prompt": [long] * 15, "n": 2}
+    for too_much in ({"prompt": long, "n": 30}, several, several | {"stream": True}):
+        with pytest.raises(openai.APIError, match="may be at most 1048576") as caught:
+            list(api.completions.create(**asked | too_much))
+        assert caught.value.param == "logprobs"
 
 
 # --- In front of replicas that do what the prompts say -------------------------------------------

@@ -1,0 +1,1 @@
+"""Speculation in the engine: how much faster answers come with it than without."""

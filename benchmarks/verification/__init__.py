@@ -1,0 +1,1 @@
+"""Verification of answers over HTTP: what it costs, and what it finds."""
