@@ -47,14 +47,14 @@ class PromptLookup:
         tokens = np.append(self._tokens[: self._count], after) if after else self._tokens
         end = self._count + len(after)
         places = np.flatnonzero(tokens[: end - 1] == tokens[end - 1])
+        if not len(places):
+            return Match([], 0)
         length = 1
-        while length < LONGEST and len(places):
-            places = places[places >= length]
-            longer = places[tokens[places - length] == tokens[end - 1 - length]]
+        while length < LONGEST:
+            longer = places[places >= length]
+            longer = longer[tokens[longer - length] == tokens[end - 1 - length]]
             if not len(longer):
                 break
             places, length = longer, length + 1
-        if not len(places):
-            return Match([], 0)
         start = int(places[-1]) + 1
         return Match(tokens[start : min(start + limit, end)].tolist(), length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from engine.core.speculation.guesser import Guess, Guesser
 from engine.core.speculation.row_budget import Candidate, drafts_that_pay
 from engine.execution.batch_sizes import BatchSizes
 from engine.requests.request import Request, ScheduledTokens, SequenceState
+
+logger = logging.getLogger(__name__)
 
 _NOTHING = Guess((), ())
 
@@ -111,6 +114,14 @@ class Speculation:
             self.guesser.learn(sequence, drafts, right)
 
     def _guess(self, request: Request, sequence: SequenceState | None, room: int) -> Guess:
+        """What may come next. A fault here costs drafts, and never the task or the engine."""
+        try:
+            return self._guessed(request, sequence, room)
+        except Exception:
+            logger.exception("no drafts for task %s", request.log_id)
+            return _NOTHING
+
+    def _guessed(self, request: Request, sequence: SequenceState | None, room: int) -> Guess:
         if sequence is None or request.beams is not None or not sequence.is_read:
             return _NOTHING
         assert request.sampler is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from shutil import copytree
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -165,10 +165,12 @@ class Guided:
         """Put a scripted guesser into an engine."""
         self.engine = engine
         self.vocabulary = vocabulary
-        self._speculation: Any = engine._loop._execution.speculation
-        self._sizes = self._speculation._sizes
-        self.guesser = ScriptedGuesser(self._speculation.guesser, vocabulary)
-        self._speculation.guesser = self.guesser
+        self._speculation = speculation = engine._loop._execution.speculation
+        assert speculation._sizes is not None
+        assert speculation.guesser is not None
+        self._sizes = speculation._sizes
+        self.guesser = ScriptedGuesser(speculation.guesser, vocabulary)
+        speculation.guesser = cast(Guesser, self.guesser)
 
     def take_all(self, yes: bool) -> None:
         """Whether a step has as many drafts as it can hold, or as many as pay."""

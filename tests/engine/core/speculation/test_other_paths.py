@@ -289,7 +289,8 @@ def _fail_sampling(prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         start = len(prompt)
         if input_ids.shape[1] >= start + 4 and input_ids[0, :start].tolist() == prompt:
             raise ValueError("a bug")
-        return process(self, input_ids, scores)
+        scored: torch.Tensor = process(self, input_ids, scores)
+        return scored
 
     monkeypatch.setattr(RepetitionPenaltyLogitsProcessor, "__call__", failing)
 
