@@ -142,7 +142,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Known tokens and decode steps",
-            "ops",
+            "none",
             (
                 Line(_rate(metrics.KNOWN_TOKENS, *_MODEL), f"{_MODEL_LEGEND} known tokens read"),
                 Line(_rate(metrics.DECODE_STEPS, *_MODEL), f"{_MODEL_LEGEND} decode steps"),
