@@ -230,6 +230,24 @@ def _race(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.where(scores.amax(dim=-1).isfinite(), winners, INVALID_LOGITS)
 
 
+def margins(one: Candidates, winners: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """By how much tokens lost to those that were sampled: float64 [rows].
+
+    In the units of the race: of scores, or of log(probability) - log(noise). Infinity or NaN if a
+    token is forbidden.
+
+    Args:
+        one: what the winners were sampled from.
+        winners: int64 [rows].
+        others: int64 [rows].
+    """
+    pairs = torch.stack([winners, others], dim=1).clamp(min=0)
+    of_pairs = one.scores.gather(1, pairs).double()
+    if one.noise is not None:
+        of_pairs -= one.noise.gather(1, pairs).double().log()
+    return (of_pairs[:, 0] - of_pairs[:, 1]).clamp(min=0)
+
+
 def check_numbers(scores: torch.Tensor) -> None:
     """Raise unless every row has a largest score.
 

@@ -31,7 +31,8 @@ def drafts_that_pay(
 
     A step draws a token for each sequence, and one more for each draft that is right. It takes what
     a forward of its batch size takes, and for each row the time to attend to its context. So drafts
-    in the padding of a batch size are not free, but cheap.
+    in the padding of a batch size are not free, but cheap. Certain ones are all taken: they save
+    steps, which cost more than their forwards.
 
     Args:
         candidates: one for each sequence.
@@ -49,14 +50,16 @@ def drafts_that_pay(
     num_rows, per_token = len(candidates), sizes.attention_seconds
     fixed = per_token * sum(each.context for each in candidates)
     tokens, attention, best, taken = float(num_rows), 0.0, 0.0, 0
+    certain = False
     for number in range(min(room, len(drafts)) + 1):
         if number:
             minus, _, owner = drafts[number - 1]
             tokens -= minus
+            certain = minus == -1.0
             attention += per_token * candidates[owner].context
         size = sizes.for_decode(num_rows + (0 if prefill_rows else number))
         pace = tokens / (sizes.seconds.get(size, 1.0) + fixed + attention)
-        if pace > best * (_CLEARLY if number else 1.0):
+        if certain or pace > best * (_CLEARLY if number else 1.0):
             best, taken = pace, number
     for _, _, owner in drafts[:taken]:
         counts[owner] += 1
