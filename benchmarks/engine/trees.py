@@ -92,6 +92,7 @@ def tree_worker(tree: Path, config: dict[str, Any], threads: int) -> Iterator[Tr
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = _parse(arguments)
+    command.end_with_servers()
     load = report.warn_if_busy("trees")
     config = {
         "model": str(options.model_dir.resolve()),

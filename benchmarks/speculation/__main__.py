@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     load = report.warn_if_busy("tokens a second")
     with ExitStack() as stack:
-        engines = {}
+        engines: dict[str, Engine] = {}
         for name in (OFF, ON):
             say(f"loading the engine with speculation {name}")
             engines[name] = stack.enter_context(closing(Engine(_config(options, name))))
