@@ -41,7 +41,7 @@ class Wanted:
         logits: float32 [rows, vocab].
         probes: matchers that go ahead of those of the sequences, by the drafts.
         at_once: whether the tokens of all rows are drawn in the first round, because the drafts are
-            most probably right: claimed tokens, which are verified.
+            most probably right: known tokens, and claimed ones.
     """
 
     request: Request
@@ -51,8 +51,8 @@ class Wanted:
     at_once: bool = False
 
     def __post_init__(self) -> None:
-        """Claims are verified at once."""
-        self.at_once = self.request.verifies
+        """See ``at_once``."""
+        self.at_once = any(row.sequence.known or row.sequence.check for row in self.rows)
 
 
 class _Input(NamedTuple):

@@ -150,7 +150,10 @@ class Sampler:
             ]
             whole = len(groups) == 1
             part = logits if whole else logits.index_select(0, upload(rows, logits.device))
-            parts.append(self._processors(ids, part))
+            # Not through the list itself, which asks each processor for its signature.
+            for processor in self._processors:
+                part = processor(ids, part)
+            parts.append(part)
         if len(parts) == 1:
             return parts[0]
         order = [row for rows in groups.values() for row in rows]
