@@ -76,9 +76,9 @@ def judged(claimed: Any, tolerance: float = 0.0, losses: Any = None) -> Verdict:
 
 def changed(value: Any, *path: Any) -> dict[str, Any]:
     """The response with another value in one place; without a value there if it is `...`."""
-    claim = copy.deepcopy(RESPONSE)
+    claim: dict[str, Any] = copy.deepcopy(RESPONSE)
     *way, last = path
-    place = claim
+    place: Any = claim
     for key in way:
         place = place[key]
     if value is ...:
@@ -201,8 +201,9 @@ def test_the_first_token_that_differs(claimed: list[int], drawn: list[int]) -> N
         return
     (loss,) = found
     assert claimed[: loss.position] == drawn[: loss.position]
-    assert [loss.claimed] == (claimed[loss.position : loss.position + 1] or [None])
-    assert [loss.expected] == (drawn[loss.position : loss.position + 1] or [None])
+    for told, token_ids in ((loss.claimed, claimed), (loss.expected, drawn)):
+        rest = token_ids[loss.position :]
+        assert told == (rest[0] if rest else None)
     assert loss.claimed != loss.expected
     assert loss.margin is None
 
@@ -250,16 +251,14 @@ def test_too_few_and_too_many_choices() -> None:
 def test_losses_within_the_tolerance() -> None:
     losses = {0: [Loss(1, 4, 9, 0.25), Loss(2, 5, 8, 0.5)], 1: [Loss(0, 7, 2, 0.125)]}
     found = judged(RESPONSE, 0.5, losses)
-    assert found["verdict"] == "within_tolerance"
+    assert (found["verdict"], found["tokens_checked"]) == ("within_tolerance", 5)
     first = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
     assert found["first_difference"] == first
-    assert found["tokens_checked"] == 5
     # The first that is not within it is named, and no other.
-    found = judged(RESPONSE, 0.3, losses)
-    assert found["verdict"] == "different"
+    other = judged(RESPONSE, 0.3, losses)
+    assert (other["verdict"], other["tokens_checked"]) == ("different", 3 + 1)
     second = {"choice": 0, "position": 2, "claimed": 5, "expected": 8, "margin": 0.5}
-    assert found["first_difference"] == second
-    assert found["tokens_checked"] == 3 + 1
+    assert other["first_difference"] == second
 
 
 def test_a_loss_that_could_not_be_drawn_is_within_no_tolerance() -> None:
