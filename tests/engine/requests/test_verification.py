@@ -253,7 +253,8 @@ def test_losses_within_the_tolerance() -> None:
     found = judged(RESPONSE, 0.5, losses)
     assert (found["verdict"], found["tokens_checked"]) == ("within_tolerance", 5)
     first = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
-    assert found["first_difference"] == first
+    named: object = found["first_difference"]
+    assert named == first
     # The first that is not within it is named, and no other.
     other = judged(RESPONSE, 0.3, losses)
     assert (other["verdict"], other["tokens_checked"]) == ("different", 3 + 1)
