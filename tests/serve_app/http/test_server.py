@@ -75,6 +75,35 @@ def test_an_answer_is_the_same_twice_and_streamed(
     assert joined(chunks(streamed)) == answer(first)
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(text_task(), id="text"),
+        pytest.param(image_task(1)[0], id="image"),
+        pytest.param(text_task(generation_config=SAMPLED, seed=7), id="sampled"),
+        pytest.param(text_task(generation_config={"num_beams": 3}), id="beams"),
+        pytest.param(text_task(quantize_bits=8), id="another deployment"),
+    ],
+)
+def test_an_answer_is_verified(client: httpx.Client, task: dict[str, Any]) -> None:
+    task = task | {"return_token_ids": True}
+    response = answer(client.post("/v1/tasks", json=task))
+    request = {"task": task, "response": response}
+    right = client.post("/v1/verifications", json=request)
+    assert right.status_code == 200, right.text
+    assert right.json()["verdict"] == "exact"
+    assert right.json()["tokens_checked"] == response["usage"]["completion_tokens"]
+    token_ids = response["choices"][-1]["token_ids"]
+    token_ids[-1] ^= 1
+    wrong = client.post("/v1/verifications", json=request).json()
+    assert wrong["verdict"] == "different"
+    first = wrong["first_difference"]
+    assert (first["choice"], first["position"]) == (
+        len(response["choices"]) - 1,
+        len(token_ids) - 1,
+    )
+
+
 def test_sixteen_at_once_are_answered_like_one_at_a_time(client: httpx.Client) -> None:
     tasks = [
         [

@@ -127,9 +127,9 @@ async def test_the_log_and_the_counts_know_it(
             counted = (await http.get("/v1/models")).json()["ingress"]["requests"]
     assert counted == {"Model:demo": {"ok": 2}}
     lines = [record.getMessage() for record in caplog.records]
-    (verified,) = [line for line in lines if f"POST {PATH} 200" in line]
+    (verified,) = [line for line in lines if f'POST "{PATH}" 200' in line]
     assert verified.endswith('model="demo" tokens=1+0 error=- verdict=different')
-    (ran,) = [line for line in lines if "POST /v1/tasks 200" in line]
+    (ran,) = [line for line in lines if 'POST "/v1/tasks" 200' in line]
     assert ran.endswith("error=-")
 
 
