@@ -133,6 +133,22 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             _MODEL_LEGEND,
             metrics.PREFIX_TOKENS.description,
         ),
+        _ratio(
+            "Guesses of next tokens that were right",
+            _rate(metrics.DRAFTS_ACCEPTED, *_MODEL),
+            _rate(metrics.DRAFTS_PROPOSED, *_MODEL),
+            _MODEL_LEGEND,
+            metrics.DRAFTS_ACCEPTED.description,
+        ),
+        Panel(
+            "Known tokens and decode steps",
+            "none",
+            (
+                Line(_rate(metrics.KNOWN_TOKENS, *_MODEL), f"{_MODEL_LEGEND} known tokens read"),
+                Line(_rate(metrics.DECODE_STEPS, *_MODEL), f"{_MODEL_LEGEND} decode steps"),
+            ),
+            "Tokens that were read because they were known, and forwards that generated tokens",
+        ),
         Panel(
             "Images",
             "reqps",

@@ -11,21 +11,23 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
 from engine.core.loop import EngineLoop
 from engine.parallel.launcher import Launcher
-from engine.requests.handle import RequestHandle
+from engine.requests.handle import RequestHandle, VerificationHandle
 from engine.requests.input_processor import InputProcessor
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
 from engine.requests.record import Recorder
 from engine.requests.stats import Meter, TaskTimes
+from engine.requests.verification import Loss, verdict
 from engine.vision.preprocessor import ImageInputs
 from schema.answers.response import StreamChunk, TaskResponse, collect
+from schema.answers.verification import Claim, ClaimedResponse, Verdict, claim_of
 from schema.errors import ModelInvalid
 from schema.model_variant import is_path
 from schema.task import Task
@@ -91,10 +93,36 @@ class Engine:
         Raises:
             TaskError: the task is refused.
         """
+        return await self._submit(task, images, log_id, known)
+
+    async def submit_verification(
+        self,
+        task: Task,
+        claim: Claim,
+        images: ImageInputs | None = None,
+        log_id: str | None = None,
+    ) -> VerificationHandle:
+        """Begin to verify a claimed answer; the handle has to be cancelled at the end.
+
+        The arguments but ``claim`` are those of `submit`.
+
+        Raises:
+            TaskError: the task is refused.
+        """
+        return VerificationHandle(await self._submit(task, images, log_id, (), claim), claim)
+
+    async def _submit(
+        self,
+        task: Task,
+        images: ImageInputs | None,
+        log_id: str | None,
+        known: Sequence[Sequence[int]],
+        claim: Claim | None = None,
+    ) -> RequestHandle:
         outputs = RequestOutputCollector()
         with self._loop.place():
             request, builder = await asyncio.to_thread(
-                self._inputs.prepare, task, images, outputs.put, known
+                self._inputs.prepare, task, images, outputs.put, known, claim
             )
             request.log_id = log_id or request.log_id
             self._loop.submit(request)
@@ -123,6 +151,52 @@ class Engine:
         """Run a task and return its response; cancelling the coroutine cancels the task."""
         return collect([chunk async for chunk in self.stream(task, images)])
 
+    async def verify(
+        self,
+        task: Task,
+        response: TaskResponse | ClaimedResponse | Mapping[str, Any],
+        tolerance: float = 0.0,
+        images: ImageInputs | None = None,
+    ) -> Verdict:
+        """Whether a response is this engine's answer to a task, which is read and not generated.
+
+        Args:
+            task: the task.
+            response: what is claimed to be its answer, with token ids.
+            tolerance: see `schema.answers.verification.VerificationRequest`.
+            images: the task's prepared images; None to prepare them here.
+
+        Raises:
+            TaskError: the task is refused or fails, or the response has not the form of one.
+        """
+        handle = await self.submit_verification(task, claim_of(response, tolerance), images)
+        try:
+            while (found := await handle.next()) is None:
+                pass
+            return found
+        finally:
+            handle.cancel()
+
+    def verify_blocking(
+        self,
+        task: Task,
+        response: TaskResponse | ClaimedResponse | Mapping[str, Any],
+        tolerance: float = 0.0,
+        render: Callable[[TaskResponse], TaskResponse] | None = None,
+    ) -> Verdict:
+        """`verify` from a thread without an event loop.
+
+        Args:
+            task: the task.
+            response: what is claimed to be its answer, with token ids.
+            tolerance: see `schema.answers.verification.VerificationRequest`.
+            render: makes of this engine's response what the claimed one is compared with; None
+                leaves it as it is.
+        """
+        claim = claim_of(response, tolerance)
+        expected, losses = self._run_blocking(task, claim=claim)
+        return verdict(claim, expected if render is None else render(expected), losses)
+
     def run_blocking(
         self, task: Task, stream_callback: Callable[[StreamChunk], None] | None = None
     ) -> TaskResponse:
@@ -133,9 +207,18 @@ class Engine:
             stream_callback: called with every chunk, on this thread; an exception in it cancels the
                 task and is raised here.
         """
+        return self._run_blocking(task, stream_callback)[0]
+
+    def _run_blocking(
+        self,
+        task: Task,
+        stream_callback: Callable[[StreamChunk], None] | None = None,
+        claim: Claim | None = None,
+    ) -> tuple[TaskResponse, dict[int, Sequence[Loss]]]:
+        """The response, and by choice the claimed tokens that lost."""
         outputs: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
         with self._loop.place():
-            request, response = self._inputs.prepare(task, None, outputs.put)
+            request, response = self._inputs.prepare(task, None, outputs.put, claim=claim)
             self._loop.submit(request)
         chunks: list[StreamChunk] = []
         try:
@@ -147,7 +230,7 @@ class Engine:
                 if stream_callback is not None:
                     stream_callback(chunks[-1])
                 if progress.done:
-                    return collect(chunks)
+                    return collect(chunks), response.by_choice(request.losses)
         finally:
             request.cancel_requested = True
 
@@ -164,6 +247,7 @@ class Engine:
             **self._loop.stats(),
             "prompt_tokens": self._meter.prompt_tokens,
             "generated_tokens": self._meter.generated_tokens,
+            "verified_tokens": self._meter.verified_tokens,
         }
 
     def take_times(self) -> list[TaskTimes]:

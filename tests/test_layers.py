@@ -65,6 +65,7 @@ serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema schema.answers
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
                              engine.parallel engine.vision engine.loading engine.config schema
+                             schema.answers
 serve_app.replicas.images  > .config schema
 serve_app.observability    > .config engine.engine schema schema.answers
 serve_app.config           > engine.config schema schema.validation
@@ -102,7 +103,7 @@ schema.clients.anthropic   > .clients schema
 schema.clients.responses   > .clients .clients.openai schema
 schema.clients.openai      > .clients .validation schema
 schema.clients             > schema .validation
-schema.answers             >
+schema.answers             > schema .validation
 schema.validation          > schema
 """
 

@@ -73,7 +73,7 @@ class TreeWorker:
 @contextmanager
 def tree_worker(tree: Path, config: dict[str, Any], threads: int) -> Iterator[TreeWorker]:
     """An engine of a tree, until the body ends."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         # -P: the worker's own folder is not among those that modules are imported from.
         [sys.executable, "-P", str(_WORKER)],
         cwd=tree,
@@ -81,12 +81,11 @@ def tree_worker(tree: Path, config: dict[str, Any], threads: int) -> Iterator[Tr
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
-        yield TreeWorker(process, config)
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            yield TreeWorker(process, config)
+        finally:
+            process.kill()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ draft.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import torch
 from engine.core.faults import fail_on_error
 from engine.core.in_flight import Draw, DrawnTokens, Round, Row
 from engine.core.speculation.speculation import Speculation
+from engine.core.verification import Judgement, judge
 from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.outputs import ChoiceDelta, join
 from engine.requests.request import Request, SequenceState, Status
@@ -39,12 +40,19 @@ class Wanted:
         rows: of logits, the first of each sequence before its others.
         logits: float32 [rows, vocab].
         probes: matchers that go ahead of those of the sequences, by the drafts.
+        at_once: whether the tokens of all rows are drawn in the first round, because the drafts are
+            most probably right: known tokens, and claimed ones.
     """
 
     request: Request
     rows: Sequence[Row]
     logits: torch.Tensor
     probes: dict[SequenceState, Matcher] = field(default_factory=dict)
+    at_once: bool = False
+
+    def __post_init__(self) -> None:
+        """See ``at_once``."""
+        self.at_once = any(row.sequence.known or row.sequence.check for row in self.rows)
 
 
 class _Input(NamedTuple):
@@ -76,9 +84,12 @@ class Drawing:
             if not inputs:
                 return drawn
             for group, tokens in self._sampled(inputs):
+                judged = _judged(group, tokens)
+                if judged:
+                    tokens = _kept(group, tokens, judged)
                 if not self._lookahead:
                     dropped |= _wrong(group, tokens)
-                drawn.rounds.append(self._round(group, tokens))
+                drawn.rounds.append(self._round(group, tokens, judged))
         raise AssertionError("unreachable")
 
     def _inputs(
@@ -87,6 +98,12 @@ class Drawing:
         """What the tokens of all rows are drawn from that have so many drafts before them."""
         inputs: list[_Input] = []
         for one in wanted:
+            if one.at_once:
+                if ahead or one.request.status == Status.FINISHED:
+                    continue
+                if (whole := _whole(one)) is not None:
+                    inputs.append(whole)
+                    continue
             numbers = [
                 number
                 for number, row in enumerate(one.rows)
@@ -122,7 +139,9 @@ class Drawing:
             with fail_on_error([one.request]):
                 yield [one], sample([one.candidates])
 
-    def _round(self, group: Sequence[_Input], tokens: torch.Tensor) -> Round:
+    def _round(
+        self, group: Sequence[_Input], tokens: torch.Tensor, judged: Mapping[int, Judgement]
+    ) -> Round:
         """Make tokens [rows of all] the last ones of sequences that have no drafts."""
         draws: list[Draw] = []
         parts = tokens.split([len(one.rows) for one in group])
@@ -139,7 +158,9 @@ class Drawing:
                     if not row.sequence.drafts
                 ]
                 _advance(one.request, plain)
-                draws.append(Draw(one.request, one.rows, own, report, logits))
+                judgement = judged.get(one.request.id)
+                told = None if judgement is None else judgement.report
+                draws.append(Draw(one.request, one.rows, own, report, logits, told))
         return Round(draws, AsyncCopy(tokens))
 
     # --- Finish ----------------------------------------------------------------------------------
@@ -163,18 +184,21 @@ class Drawing:
         last: dict[SequenceState, torch.Tensor] = {}
         deltas: list[ChoiceDelta] = []
         for draw, tokens in draws:
-            reports, logits = (
+            reports, logits, judgements = (
                 [None] * len(tokens) if each is None else each.wait().tolist()
-                for each in (draw.report, draw.logits)
+                for each in (draw.report, draw.logits, draw.judged)
             )
-            for row, token, on_device, report, logit in zip(
-                draw.rows, tokens, draw.tokens, reports, logits, strict=True
+            for row, token, on_device, report, logit, judgement in zip(
+                draw.rows, tokens, draw.tokens, reports, logits, judgements, strict=True
             ):
                 sequence = row.sequence
                 if sequence.finished or row.ahead > sequence.num_right:
                     continue
                 if token == INVALID_LOGITS:
                     raise invalid_logits()
+                if sequence.check is not None and judgement is not None:
+                    number, margin = judgement
+                    sequence.check.judge(len(sequence.token_ids), int(number), margin)
                 if delta := request.accept(sequence, token, report, logit):
                     deltas.append(delta)
                 last[sequence] = on_device
@@ -210,6 +234,45 @@ def _expect_drafts(wanted: Sequence[Wanted]) -> None:
                 one.request.sampler.expect(row.sequence.place(), row.sequence.drafts)
 
 
+def _judged(group: Sequence[_Input], drawn: torch.Tensor) -> dict[int, Judgement]:
+    """Of the requests that verify claims, by their ids, what the tokens [rows of all] mean."""
+    judged: dict[int, Judgement] = {}
+    if not any(one.request.verifies for one in group):
+        return judged
+    parts = drawn.split([len(one.rows) for one in group])
+    for one, part in zip(group, parts, strict=True):
+        if one.request.verifies:
+            with fail_on_error([one.request]):
+                judged[one.request.id] = judge(one.rows, one.candidates, part)
+    return judged
+
+
+def _kept(
+    group: Sequence[_Input], drawn: torch.Tensor, judged: Mapping[int, Judgement]
+) -> torch.Tensor:
+    """The tokens [rows of all] with which answers go on: claimed ones where they are forgiven."""
+    parts = drawn.split([len(one.rows) for one in group])
+    return torch.cat(
+        [
+            judged[one.request.id].tokens if one.request.id in judged else part
+            for one, part in zip(group, parts, strict=True)
+        ]
+    )
+
+
+def _whole(one: Wanted) -> _Input | None:
+    """All rows of a request; None, and ``at_once`` no more, if that fails for one of them."""
+    try:
+        return _input(one, range(len(one.rows)))
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it may never come to the place that fails
+        logger.debug("rows of task %s are drawn one by one: %r", one.request.log_id, error)
+        one.at_once = False
+        one.probes.clear()
+        return None
+
+
 def _input(one: Wanted, numbers: Sequence[int]) -> _Input:
     """Some rows of a request's, by their numbers."""
     rows = [one.rows[number] for number in numbers]
@@ -240,8 +303,8 @@ def _matcher(one: Wanted, row: Row) -> Matcher:
     if not row.ahead:
         return sequence.matcher
     probe = one.probes.get(sequence)
-    if probe is None:
-        probe = one.probes[sequence] = sequence.matcher.fork()
+    if probe is None or one.at_once:  # then the matcher of the row before is read later
+        probe = one.probes[sequence] = (probe or sequence.matcher).fork()
     probe.accept(sequence.drafts[row.ahead - 1])
     return probe
 

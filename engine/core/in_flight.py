@@ -23,6 +23,8 @@ class Draw(NamedTuple):
     """Tokens of a request, scalars on the device.
 
     ``report`` has their log probabilities and ``logits`` their logits, where the task needs them.
+    Of a request that verifies claims ``judged`` has, for each token, the one that was drawn and by
+    how much the claimed one lost to it: float64 [rows, 2].
     """
 
     request: Request
@@ -30,6 +32,7 @@ class Draw(NamedTuple):
     tokens: Sequence[torch.Tensor]
     report: AsyncCopy | None
     logits: AsyncCopy | None = None
+    judged: AsyncCopy | None = None
 
 
 class Round(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from engine.requests.outputs import ChoiceDelta, RequestOutput
 from engine.text.message import MessageParser
@@ -14,6 +14,8 @@ from schema.answers.response import (
     StreamChunk,
     Usage,
 )
+
+Answered = TypeVar("Answered")
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
@@ -63,6 +65,11 @@ class ChunkBuilder(NamedTuple):
         if progress.done and self.record is not None:
             chunk["record"] = self.record()
         return chunk
+
+    def by_choice(self, of_answers: Sequence[Answered]) -> dict[int, Answered]:
+        """What belongs to each answer, by the choices in which it is told."""
+        copies = range(self.copies)
+        return {index + copy: one for index, one in enumerate(of_answers) for copy in copies}
 
     def _choice(self, new: ChoiceDelta, copy: int) -> StreamChoice:
         index = new.index + copy

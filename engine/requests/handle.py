@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.request import Request
-from schema.answers.response import StreamChunk
+from engine.requests.verification import verdict
+from schema.answers.response import StreamChunk, TaskResponse, collect
+from schema.answers.verification import Claim, Verdict
 
 MAX_TAKEN = 65_536
 """Tokens that `RequestHandle.take_token_ids` returns at once; more follow with the next call. They
@@ -53,6 +57,10 @@ class RequestHandle:
         self.done = output.done
         return self._builder.chunk(output) if output.deltas or output.done else None
 
+    def verdict(self, claim: Claim, expected: TaskResponse) -> Verdict:
+        """The verdict on a claim, once the task that verifies it is done."""
+        return verdict(claim, expected, self._builder.by_choice(self._request.losses))
+
     def take_token_ids(self) -> tuple[tuple[int, ...], ...]:
         """The tokens of each answer since the last call; empty if there are none.
 
@@ -74,3 +82,27 @@ class RequestHandle:
     def cancel(self) -> None:
         """End the task, if it still runs, and free what it holds. Idempotent."""
         self._request.cancel_requested = True
+
+
+class VerificationHandle:
+    """The verification of a claim, as seen by the coroutine that waits for the verdict.
+
+    The owner calls `cancel` at the end, on every way out.
+    """
+
+    def __init__(self, task: RequestHandle, claim: Claim) -> None:
+        self._task = task
+        self._claim = claim
+
+    async def next(self, patience_s: float | None = None) -> Verdict | None:
+        """The verdict; None if there is none after ``patience_s`` (None waits without a limit).
+
+        Raises:
+            TaskError: the task has failed.
+        """
+        chunk = await self._task.next(patience_s, math.inf)
+        return None if chunk is None else self._task.verdict(self._claim, collect([chunk]))
+
+    def cancel(self) -> None:
+        """End the verification, if it still runs, and free what it holds. Idempotent."""
+        self._task.cancel()

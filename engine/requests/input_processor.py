@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from json import dumps
 
 from engine.config import EngineConfig
@@ -20,6 +21,7 @@ from engine.requests.prompt_report import PromptReport
 from engine.requests.record import Recorder
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
+from engine.requests.verification import ClaimCheck
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.logprobs import TokenTexts
 from engine.sampling.settings import SamplingParams, resolve_settings
@@ -28,6 +30,7 @@ from engine.text.detect import MessageFormats
 from engine.text.detokenizer import Detokenizer
 from engine.text.message import MessageParser, message_parsers, stop_watch
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
+from schema.answers.verification import Claim
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.task import Task
 
@@ -81,6 +84,7 @@ class InputProcessor:
         images: ImageInputs | None,
         sink: Sink,
         known: Sequence[Sequence[int]] = (),
+        claim: Claim | None = None,
     ) -> tuple[Request, ChunkBuilder]:
         """Validate, render and tokenize a task.
 
@@ -89,6 +93,7 @@ class InputProcessor:
             images: its prepared images; None to prepare them here.
             sink: takes the outputs of the request.
             known: what the answers' first tokens are expected to be, see `Engine.submit`.
+            claim: what is claimed to be the answer, if it is only to be verified.
 
         Returns:
             The request, and the builder of its chunks.
@@ -97,7 +102,7 @@ class InputProcessor:
             TaskError: the task is refused.
         """
         try:
-            return self._prepared(task, images, sink, known)
+            return self._prepared(task, images, sink, known, claim)
         except TaskArgsInvalid as error:
             if task.prompt_token_ids is None:
                 raise
@@ -109,6 +114,7 @@ class InputProcessor:
         images: ImageInputs | None,
         sink: Sink,
         known: Sequence[Sequence[int]],
+        claim: Claim | None,
     ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
@@ -118,14 +124,18 @@ class InputProcessor:
         with self._lock:
             prompt = self._renderer.render(task, images)
             settings = self._settings(task, prompt)
+        if claim is not None:
+            known = [choice.token_ids for choice in claim.response.choices]
+            settings = _for_claims(settings, known)
         texts = self._token_texts
         report = None
-        if task.echo or task.return_token_ids or settings.prompt_logprobs is not None:
+        tells_ids = task.return_token_ids or claim is not None
+        if task.echo or tells_ids or settings.prompt_logprobs is not None:
             report = PromptReport(
                 prompt,
                 texts,
                 echo=task.echo,
-                token_ids=task.return_token_ids,
+                token_ids=tells_ids,
                 num_top=settings.prompt_logprobs,
             )
         formats = self._formats
@@ -156,12 +166,16 @@ class InputProcessor:
             prompt_tokens=len(prompt.token_ids),
             num_answers=settings.num_sequences,
             arrived=arrived,
+            verifies=claim is not None,
         )
         request = Request(
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
-        request.reports_token_ids = task.return_token_ids
-        request.is_traced = task.receipt
+        request.reports_token_ids = tells_ids
+        request.is_traced = task.receipt and claim is None
+        if claim is not None and settings.batched and settings.num_beams == 1:
+            for answer, claimed in zip_longest(answers, known[: len(answers)], fillvalue=()):
+                answer.check = ClaimCheck(claimed, claim.tolerance)
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:
             self._constrain(request, grammar)
@@ -232,6 +246,13 @@ class InputProcessor:
             if self._preprocessor is None:
                 self._preprocessor = ImagePreprocessor(self._config)
             return self._preprocessor(task.split_images()[1], params)
+
+
+def _for_claims(settings: SamplingParams, claimed: Sequence[Sequence[int]]) -> SamplingParams:
+    """Settings under which each claim is checked: different ones of equal answers one by one."""
+    if settings.copies == 1 or all(one == claimed[0] for one in claimed):
+        return settings
+    return replace(settings, num_sequences=settings.copies, copies=1)
 
 
 def _about_token_ids(error: TaskArgsInvalid) -> TaskArgsInvalid:

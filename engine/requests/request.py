@@ -14,6 +14,7 @@ import torch
 from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
 from engine.requests.prompt_report import PromptReport
+from engine.requests.verification import ClaimCheck, Loss
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
@@ -126,6 +127,7 @@ class SequenceState:
         num_right: how many of these drafts were what was drawn.
         waits: it takes no further step before its last token has been read, because there will be
             drafts then.
+        check: of what is claimed to be the answer, where it is verified token by token.
         matcher: its place in the grammar that constrains it, if there is one.
     """
 
@@ -143,6 +145,7 @@ class SequenceState:
     drafts: Sequence[int] = ()
     num_right: int = 0
     waits: bool = False
+    check: ClaimCheck | None = None
     matcher: Matcher | None = None
 
     @property
@@ -193,6 +196,17 @@ class Request:
     is_traced: bool = False  # whether the logits of its tokens are kept, for a receipt
     log_id: str = "-"  # what log lines call it
     cancel_requested: bool = False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether claimed answers are verified token by token."""
+        return self.sequences[0].check is not None
+
+    @property
+    def losses(self) -> list[Sequence[Loss]]:
+        """Of each answer that was verified token by token and has ended, the claimed tokens that
+        lost."""
+        return [s.check.found(len(s.token_ids)) for s in self.sequences if s.check is not None]
 
     @property
     def scores_prompt(self) -> bool:
@@ -345,6 +359,8 @@ class Request:
     def _reason(self, sequence: SequenceState) -> FinishReason | None:
         """Why a sequence ends with its last token, if it does."""
         last = sequence.token_ids[-1:]
+        if sequence.check is not None and sequence.check.decided:
+            return "stop"
         if sequence.detokenizer.stopped or not self.settings.eos_token_ids.isdisjoint(last):
             return "stop"
         if sequence.matcher is not None and sequence.matcher.done:

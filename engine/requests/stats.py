@@ -38,10 +38,23 @@ class Meter:
         """Of tasks that have reported a token."""
         self.generated_tokens = 0
         """Of all tasks, also of those that failed or were cancelled."""
+        self.verified_tokens = 0
+        """Of answers that were verified and not generated."""
         self._ended: deque[TaskTimes] = deque(maxlen=MAX_KEPT)
 
-    def watch(self, sink: Sink, *, prompt_tokens: int, num_answers: int, arrived: float) -> Sink:
-        """A sink that measures a task, which came at ``arrived`` (`time.monotonic`)."""
+    def watch(
+        self,
+        sink: Sink,
+        *,
+        prompt_tokens: int,
+        num_answers: int,
+        arrived: float,
+        verifies: bool = False,
+    ) -> Sink:
+        """A sink that measures a task, which came at ``arrived`` (`time.monotonic`).
+
+        Of one that ``verifies`` a claimed answer only the tokens are counted: nobody reads them.
+        """
         num_reported = 0
         first_tokens = 0
         first_at = 0.0
@@ -52,9 +65,13 @@ class Meter:
             if not first_at and (progress.completion_tokens or progress.done):
                 self.prompt_tokens += prompt_tokens
                 first_tokens, first_at = progress.completion_tokens, now
-            self.generated_tokens += progress.completion_tokens - num_reported
+            news = progress.completion_tokens - num_reported
             num_reported = progress.completion_tokens
-            if progress.done:
+            if verifies:
+                self.verified_tokens += news
+            else:
+                self.generated_tokens += news
+            if progress.done and not verifies:
                 pace = per_token(now - first_at, num_reported - first_tokens, num_answers)
                 self._ended.append(TaskTimes(first_at - arrived, pace, now - arrived))
             sink(progress)

@@ -150,7 +150,10 @@ class Sampler:
             ]
             whole = len(groups) == 1
             part = logits if whole else logits.index_select(0, upload(rows, logits.device))
-            parts.append(self._processors(ids, part))
+            # Not through the list itself, which asks each processor for its signature.
+            for processor in self._processors:
+                part = processor(ids, part)
+            parts.append(part)
         if len(parts) == 1:
             return parts[0]
         order = [row for rows in groups.values() for row in rows]
@@ -228,6 +231,24 @@ def _largest(scores: torch.Tensor) -> torch.Tensor:
 def _race(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     winners = torch.softmax(scores, dim=-1).div_(noise).argmax(dim=-1)
     return torch.where(scores.amax(dim=-1).isfinite(), winners, INVALID_LOGITS)
+
+
+def margins(one: Candidates, winners: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """By how much tokens lost to those that were sampled: float64 [rows].
+
+    In the units of the race: of scores, or of log(probability) - log(noise). Infinity or NaN if a
+    token is forbidden.
+
+    Args:
+        one: what the winners were sampled from.
+        winners: int64 [rows].
+        others: int64 [rows].
+    """
+    pairs = torch.stack([winners, others], dim=1).clamp(min=0)
+    of_pairs = one.scores.gather(1, pairs).double()
+    if one.noise is not None:
+        of_pairs -= one.noise.gather(1, pairs).double().log()
+    return (of_pairs[:, 0] - of_pairs[:, 1]).clamp(min=0)
 
 
 def check_numbers(scores: torch.Tensor) -> None:

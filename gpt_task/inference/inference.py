@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from engine import Engine
 from engine.platform.platforms import best_platform
 from gpt_task.cache import ModelCache
 from gpt_task.config import Config, get_config
@@ -22,7 +24,7 @@ from gpt_task.models import (
     Message,
 )
 from gpt_task.proxy import proxied
-from schema.task import Dtype, QuantizeBits
+from schema.task import Dtype, QuantizeBits, Task
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,28 @@ def _run(
     config: Config,
     model_cache: ModelCache[Any] | None,
 ) -> GPTTaskResponse | None:
+    with on_engine(args, config, model_cache) as (engine, task):
+        if stream_callback is None:
+            return to_response(args.model, engine.run_blocking(task))
+        if (number := task.generation_config.num_return_sequences or 1) > 1:
+            logger.warning("only the first of %d answers is streamed, as in gpt-task", number)
+        stream = ChunkStream(args.model, stream_callback)
+        stream.end(engine.run_blocking(task, stream.take))
+        return None
+
+
+@contextmanager
+def on_engine(
+    args: GPTTaskArgs, config: Config, model_cache: ModelCache[Any] | None
+) -> Iterator[tuple[Engine, Task]]:
+    """The engine of a task's model, and the task as that engine takes it.
+
+    Without a cache the model is dropped at the end.
+
+    Raises:
+        TaskError: the task is invalid, or its model cannot be loaded.
+        TypeError: the cache returns something else than what was loaded.
+    """
     task = to_task(args)
 
     def load() -> LoadedModel:
@@ -108,13 +132,7 @@ def _run(
     task = task.model_copy(update={"model": loaded.engine.config.name})
     try:
         execution.loaded(loaded.engine.card()["dtype"])
-        if stream_callback is None:
-            return to_response(args.model, loaded.engine.run_blocking(task))
-        if (number := task.generation_config.num_return_sequences or 1) > 1:
-            logger.warning("only the first of %d answers is streamed, as in gpt-task", number)
-        stream = ChunkStream(args.model, stream_callback)
-        stream.end(loaded.engine.run_blocking(task, stream.take))
-        return None
+        yield loaded.engine, task
     finally:
         if model_cache is None:
             loaded.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from engine import EngineConfig
 from gpt_task.config import Config
 from gpt_task.models import GPTTaskArgs, GPTTaskResponse, GPTTaskStreamResponse
-from schema.answers.response import FinishReason, StreamChunk, TaskResponse, Usage
+from schema.answers.response import Choice, FinishReason, StreamChunk, TaskResponse, Usage
 from schema.generation import MAX_BEAMS, MAX_NEW_TOKENS, MAX_RETURN_SEQUENCES
 from schema.task import Task
 
@@ -55,19 +55,20 @@ def to_response(model: str, response: TaskResponse) -> GPTTaskResponse:
     """
     return {
         "model": model,
-        "choices": [
-            {
-                "index": choice["index"],
-                "message": {
-                    "role": "assistant",
-                    "content": choice["message"]["content"].strip(),
-                },
-                "finish_reason": choice["finish_reason"],
-            }
-            for choice in response["choices"]
-        ],
+        "choices": [_choice(choice) for choice in response["choices"]],
         "usage": response["usage"],
     }
+
+
+def _choice(choice: Choice) -> Choice:
+    made: Choice = {
+        "index": choice["index"],
+        "message": {"role": "assistant", "content": choice["message"]["content"].strip()},
+        "finish_reason": choice["finish_reason"],
+    }
+    if "token_ids" in choice:
+        made["token_ids"] = choice["token_ids"]
+    return made
 
 
 class ChunkStream:

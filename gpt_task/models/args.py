@@ -106,6 +106,7 @@ class GPTTaskArgs(BaseModel):
     seed: int = 0
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
+    return_token_ids: bool = False  # not of gpt-task: for `gpt_task.inference.verify_task`
 
     @model_validator(mode="before")
     @classmethod

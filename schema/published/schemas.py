@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 from schema.answers.receipt import Receipt
 from schema.answers.response import StreamChunk, TaskResponse
+from schema.answers.verification import Verdict, VerificationRequest
 from schema.clients.anthropic import MessagesRequest
 from schema.clients.openai import ChatCompletionRequest, CompletionRequest
 from schema.clients.responses import ResponsesRequest
@@ -52,6 +53,7 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
     "completion_request": (CompletionRequest, "Completion request", []),
     "responses_request": (ResponsesRequest, "Responses request", []),
     "messages_request": (MessagesRequest, "Messages request", []),
+    "verification_request": (VerificationRequest, "Verification request", []),
     "response": (
         TaskResponse,
         "Task response",
@@ -91,6 +93,30 @@ _PUBLISHED: dict[str, tuple[Any, str, list[Any]]] = {
                 "system_fingerprint": _FINGERPRINT,
             }
             for content, finish_reason, generated in [("A red", None, 2), (" circle.", "stop", 7)]
+        ],
+    ),
+    "verdict": (
+        Verdict,
+        "Verdict",
+        [
+            {
+                "model": "demo",
+                "verdict": verdict,
+                "first_difference": difference,
+                "response_differences": [],
+                "tokens_checked": checked,
+                "prompt_tokens": 12,
+                "system_fingerprint": _FINGERPRINT,
+                "same_fingerprint": True,
+            }
+            for verdict, difference, checked in [
+                ("exact", None, 7),
+                (
+                    "different",
+                    {"choice": 0, "position": 3, "claimed": 5, "expected": 9, "margin": 0.25},
+                    4,
+                ),
+            ]
         ],
     ),
     "receipt": (Receipt, "Receipt", [_RECEIPT]),

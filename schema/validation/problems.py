@@ -64,7 +64,7 @@ _ELSEWHERE = {
     "image_url": "base64",
     "url": "base64",
 }
-_TASK = Dialect(
+TASK_DIALECT = Dialect(
     noun="task",
     elsewhere=_ELSEWHERE
     | {name: f"generation_config.{name}" for name in GenerationConfig.model_fields},
@@ -81,7 +81,7 @@ _TASK = Dialect(
 
 
 def explain(
-    error: ValidationError, root: type[BaseModel], dialect: Dialect = _TASK
+    error: ValidationError, root: type[BaseModel], dialect: Dialect = TASK_DIALECT
 ) -> TaskArgsInvalid:
     """The error to raise for a `root` that is not valid. `param` is the first field at fault."""
     details = error.errors(include_url=False)

@@ -11,12 +11,13 @@ from typing import Any, Self
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from schema.answers.response import StreamChunk
+from schema.answers.verification import Claim, Verdict
 from schema.errors import Cancelled, EngineStopped, RequestTimeout, TaskError
 from schema.task import Task
 from serve_app.graph.health import Deployments
 from serve_app.graph.replay import KnownTokens
 from serve_app.protocol.failures import RETRY_AFTER_S, ProcessLost, as_task_error
-from serve_app.protocol.messages import Chunk, Message, Started
+from serve_app.protocol.messages import Chunk, Judged, Message, Started
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Call:
         images: the task's images, as `Task.split_images` gives them.
         caller: `actor_name` of this process.
         streamed: whether the answer is read while it grows.
+        claim: what is claimed to be the answer, if it is to be verified.
     """
 
     deployment: str
@@ -55,6 +57,7 @@ class Call:
     images: list[str]
     caller: str
     streamed: bool
+    claim: Claim | None = None
 
 
 class Attempt:
@@ -62,6 +65,7 @@ class Attempt:
 
     Attributes:
         silent_replica: the name of the replica that was given up because it was silent.
+        verdict: on the claim, once it has come; then `next` has no chunks.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Attempt:
         self._replica: str | None = None  # once it has begun
         self._ended = False
         self.silent_replica: str | None = None
+        self.verdict: Verdict | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +126,9 @@ class Attempt:
                 if isinstance(message, Started):
                     self._replica = message.replica
                     continue
+                if isinstance(message, Judged):
+                    self.verdict = message.verdict
+                    continue
                 if message.token_ids:
                     self._known.take(message.token_ids)
                 if isinstance(message, Chunk):
@@ -146,12 +154,14 @@ class Attempt:
         if call.images:
             # Never awaited here: the replica gets a pointer to the tensors.
             self._prepared = call.preprocessor.remote(call.deployment, call.task, call.images)
+        verifies = {} if call.claim is None else {"claim": call.claim}
         self._messages = call.handle.remote(
             call.task,
             self._prepared,
             call.caller,
             streamed=call.streamed,
             known=self._known.token_ids(),
+            **verifies,
         )
 
     async def _translated(self, error: Exception) -> TaskError:

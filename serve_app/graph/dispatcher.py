@@ -11,6 +11,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from schema.answers.response import StreamChunk, TaskResponse, collect
+from schema.answers.verification import Claim, Verdict, VerificationRequest
 from schema.errors import EngineStopped, TaskError, TaskExecutionError
 from schema.task import Task
 from serve_app.config.app_args import AppArgs
@@ -149,17 +150,61 @@ class Dispatcher:
                             yield news
                 return
             except TaskError as error:
-                pause_s = retry.pause_after(error, attempt.silent_replica)
+                pause_s = self._pause_after(error, attempt, call, retry, len(known))
                 if pause_s is None:
                     raise
-                if isinstance(error, EngineStopped):
-                    logger.warning(
-                        "a task for %s runs again, %d tokens are known: %s",
-                        *(task.model, len(known), error),
-                    )
-                    self.metrics.replayed(route.deployment, len(known))
             delivered.again()
             await asyncio.sleep(pause_s)
+
+    async def verify(self, request: VerificationRequest, num_bytes: int) -> Verdict:
+        """The verdict on a claimed answer: by a replica that could have given it.
+
+        When that is lost another one begins anew.
+
+        Args:
+            request: the task and the claim.
+            num_bytes: of the request's body.
+
+        Raises:
+            TaskError: and no other exception but cancellation; its ``param`` is a task's field.
+        """
+        route = self._routed(request.task)
+        retry = RetryPolicy(request.task, num_bytes, self._args.limits.max_replays)
+        limits = self._time_limits(None)
+        while True:
+            call = self._call(request.task, route, retry, streamed=False, claim=request.claim)
+            attempt = Attempt(call, limits, self.deployments, KnownTokens())
+            try:
+                with self._place(route, retry), attempt:
+                    await attempt.next()
+                if attempt.verdict is None:
+                    raise TaskExecutionError("the engine ended the verification without a verdict")
+            except TaskError as error:
+                pause_s = self._pause_after(error, attempt, call, retry)
+                if pause_s is None:
+                    raise
+            else:
+                entry().judged(attempt.verdict)
+                return attempt.verdict
+            await asyncio.sleep(pause_s)
+
+    def _pause_after(
+        self,
+        error: TaskError,
+        attempt: Attempt,
+        call: Call,
+        retry: RetryPolicy,
+        num_known: int = 0,
+    ) -> float | None:
+        """Seconds until the next attempt, after one that has failed; None if there is none."""
+        pause_s = retry.pause_after(error, attempt.silent_replica)
+        if pause_s is not None and isinstance(error, EngineStopped):
+            logger.warning(
+                "a task for %s runs again, %d tokens are known: %s",
+                *(call.task.model, num_known, error),
+            )
+            self.metrics.replayed(call.deployment, num_known)
+        return pause_s
 
     def _routed(self, task: Task) -> Route:
         """Where the task goes; the log says it too."""
@@ -175,13 +220,28 @@ class Dispatcher:
         until = self.deadline() if deadline is None else deadline
         return Limits(limits.request_timeout_s, until, limits.stall_timeout_s)
 
-    def _call(self, task: Task, route: Route, retry: RetryPolicy, *, streamed: bool) -> Call:
+    def _call(
+        self,
+        task: Task,
+        route: Route,
+        retry: RetryPolicy,
+        *,
+        streamed: bool,
+        claim: Claim | None = None,
+    ) -> Call:
         text, images = task.split_images()
         handle = self._handles[retry.transport(with_images=bool(images))][route.deployment]
         if session := route.session or prefix_key(task):
             handle = handle.options(session_id=session)
         return Call(
-            route.deployment, handle, self._preprocessor, text, images, self._actor_name, streamed
+            route.deployment,
+            handle,
+            self._preprocessor,
+            text,
+            images,
+            self._actor_name,
+            streamed,
+            claim,
         )
 
     def _place(self, route: Route, retry: RetryPolicy) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 
 
 def peek_variant(body: bytes) -> ModelVariant | None:
-    """The variant of the model that a body asks for, a task's or one of OpenAI's.
+    """The variant of the model that a body asks for: a task's, a client's, or that of a ``task``.
 
     It reads no other field. None if the variant cannot be read; validation will then say why.
     """
@@ -27,6 +27,8 @@ def peek_variant(body: bytes) -> ModelVariant | None:
         fields = from_json(body)
     except ValueError:
         return None
+    if isinstance(fields, dict) and isinstance(fields.get("task"), dict):
+        fields = fields["task"]  # of a verification
     match fields:
         case {"model": str(model)}:
             dtype, bits = fields.get("dtype"), fields.get("quantize_bits")

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from schema.answers.verification import VerificationRequest
 from schema.errors import (
     Cancelled,
     ErrorResponse,
@@ -145,6 +146,17 @@ class _Routes:
             return json_response(response if receipt is None else receipt.whole(response))
         chunks = self._dispatcher.stream(task, len(body))
         return await relay(chunks if receipt is None else receipt.chunks(chunks), TaskEvents())
+
+    async def create_verification(self, request: Request) -> Response:
+        """``POST /v1/verifications``: task and response in, verdict out."""
+        refuse_query(request)
+        body = await read_body(request, self._max_body)
+        self._dispatcher.refuse_if_full(body)
+        asked = VerificationRequest.parse(body)
+        try:
+            return json_response(await self._dispatcher.verify(asked, len(body)))
+        except TaskError as error:
+            raise asked.in_own_terms(error) from error
 
     async def list_models(self, request: Request) -> Response:
         """``GET /v1/models``: what is served, with the cards of what is loaded."""

@@ -112,6 +112,15 @@ ROUTES = (
     ),
     Route(
         "POST",
+        "/v1/verifications",
+        "create_verification",
+        "Verify a response: whether it is the answer to a task, without answering it again",
+        request="verification_request",
+        response="verdict",
+        errors=_GENERATION_ERRORS,
+    ),
+    Route(
+        "POST",
         "/v1/chat/completions",
         "chat_completions",
         "Complete a chat, as OpenAI's clients ask",

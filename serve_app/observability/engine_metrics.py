@@ -27,6 +27,7 @@ _GAUGES = {
 _COUNTERS = {
     "prompt_tokens": metrics.PROMPT_TOKENS,
     "generated_tokens": metrics.GENERATED_TOKENS,
+    "verified_tokens": metrics.VERIFIED_TOKENS,
     "prefix_tokens_reused": metrics.PREFIX_TOKENS,
     "decode_steps": metrics.DECODE_STEPS,
     "drafts_proposed": metrics.DRAFTS_PROPOSED,

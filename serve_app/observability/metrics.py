@@ -100,6 +100,7 @@ TASKS = _counter(
 )
 PROMPT_TOKENS = _counter("prompt_tokens", "Tokens of prompts whose answers have begun")
 GENERATED_TOKENS = _counter("generated_tokens", "Tokens of answers")
+VERIFIED_TOKENS = _counter("verified_tokens", "Tokens of answers that were verified")
 PREFIX_TOKENS = _counter("prefix_tokens_reused", "Tokens of prompts that were not computed again")
 DECODE_STEPS = _counter("decode_steps", "Forwards that generated tokens")
 DRAFTS_PROPOSED = _counter("drafts_proposed", "Guesses of next tokens")
@@ -144,6 +145,12 @@ REQUEST_TOKEN = _histogram(
     "Between two tokens of an answer of such a stream",
     REQUEST_LABELS,
     TOKEN_SECONDS,
+)
+VERIFICATIONS = _counter(
+    "verifications", "Verifications that ended without error", (*REQUEST_LABELS, "verdict")
+)
+VERIFICATION = _histogram(
+    "verification_seconds", "From a request to its verdict, without error", REQUEST_LABELS
 )
 
 METRICS = tuple(value for value in globals().copy().values() if isinstance(value, Metric))

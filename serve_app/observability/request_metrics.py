@@ -42,6 +42,10 @@ class RequestMetrics:
         metrics.REQUESTS.record(1, {**labels, "code": code or OK})
         if code is not None:
             return
+        if entry.verdict is not None:
+            metrics.VERIFICATIONS.record(1, {**labels, "verdict": entry.verdict})
+            metrics.VERIFICATION.record(entry.seconds, labels)
+            return
         metrics.REQUEST.record(entry.seconds, labels)
         if entry.first_token_s is None or entry.usage is None:
             return

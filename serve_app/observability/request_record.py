@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from schema.answers.response import Usage
+from schema.answers.verification import Verdict
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Entry:
         first_token_s: seconds from the request to the first chunk of a stream; `None` until then.
         first_tokens: the number of tokens in that chunk.
         last_token_s: seconds from the request to the last chunk.
+        verdict: on the response that was to be verified.
         error_form: how the route writes errors (`serve_app.http.errors.ErrorForm`).
     """
 
@@ -37,6 +39,7 @@ class Entry:
     first_token_s: float | None = None
     first_tokens: int = 0
     last_token_s: float = 0.0
+    verdict: str | None = None
     error_form: str = "error"
     begun: float = field(default_factory=time.monotonic)
 
@@ -51,6 +54,16 @@ class Entry:
         self.last_token_s = self.seconds
         if self.first_token_s is None:
             self.first_token_s, self.first_tokens = self.last_token_s, usage["completion_tokens"]
+
+    def judged(self, verdict: Verdict) -> None:
+        """Note the verdict on a response, and how many tokens were read for it."""
+        prompt, checked = verdict["prompt_tokens"], verdict["tokens_checked"]
+        self.verdict = verdict["verdict"]
+        self.usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": checked,
+            "total_tokens": prompt + checked,
+        }
 
 
 current: ContextVar[Entry | None] = ContextVar("entry", default=None)

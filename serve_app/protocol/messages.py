@@ -1,8 +1,9 @@
 """What a replica sends to the ingress about a task: that it has begun, is alive, and chunks.
 
 A replica's `stream` yields these and nothing else: first `Started`, then any number of `Alive` and
-`Chunk`. It ends after the task's last chunk, or raises a `TaskError`. They are small, because one
-is pickled for every chunk of every stream.
+`Chunk`. It ends after the task's last chunk, or raises a `TaskError`. Where an answer is verified,
+the last message is the only `Judged`, and there are no chunks. They are small, because one is
+pickled for every chunk of every stream.
 
 `Alive` and `Chunk` bring the ids of the tokens that have been generated since the last message, so
 that another replica can read them if this one is lost. They never reach a client: what a task with
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from schema.answers.response import StreamChunk
+from schema.answers.verification import Claim, Verdict
 from schema.task import Task
 
 HEARTBEAT_S = 2.0
@@ -73,7 +75,17 @@ class Chunk:
         return Chunk, (self.chunk, self.token_ids)
 
 
-Message = Started | Alive | Chunk
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The verdict on a claimed answer, JSON-ready."""
+
+    verdict: Verdict
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Judged, (self.verdict,)
+
+
+Message = Started | Alive | Chunk | Judged
 
 
 class TaskReplica(Protocol):
@@ -87,8 +99,9 @@ class TaskReplica(Protocol):
         *,
         streamed: bool = True,
         known: TokenIds = (),
+        claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
-        """Run a task. Closing the iterator cancels the task.
+        """Run a task, or verify an answer to it. Closing the iterator cancels the task.
 
         An async generator, because Ray cannot cancel a plain method.
 
@@ -100,6 +113,7 @@ class TaskReplica(Protocol):
                 chunk at the end.
             known: what the answers are expected to begin with, because a replica that was lost has
                 begun them. A hint: it makes the task quicker and never changes its answer.
+            claim: what is claimed to be the answer, if it is to be verified.
 
         Raises:
             TaskError: see `schema.errors`; also after the first chunk.

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from schema.answers.verification import Claim
 from schema.errors import Cancelled, TaskError
 from schema.task import Task
 from serve_app.config.app_args import ModelArgs
@@ -20,6 +21,7 @@ from serve_app.protocol.messages import (
     HEARTBEAT_S,
     Alive,
     Chunk,
+    Judged,
     Message,
     Started,
     TokenIds,
@@ -101,6 +103,7 @@ class ModelReplica:
         *,
         streamed: bool = True,
         known: TokenIds = (),
+        claim: Claim | None = None,
         log_id: str | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run a task: see `serve_app.protocol.messages.TaskReplica`.
@@ -109,7 +112,18 @@ class ModelReplica:
         """
         with self._counted():
             yield Started(self._name)
-            running = await self._engine.submit(task, images, log_id or request_id(), known)
+            log_id = log_id or request_id()
+            if claim is not None:
+                verification = await self._engine.submit_verification(task, claim, images, log_id)
+                try:
+                    while (found := await verification.next(HEARTBEAT_S)) is None:
+                        self._caller_monitor.check(caller)
+                        yield Alive()
+                    yield Judged(found)
+                finally:
+                    verification.cancel()
+                return
+            running = await self._engine.submit(task, images, log_id, known)
             hold_s = 0.0 if streamed else math.inf
             try:
                 while not running.done:

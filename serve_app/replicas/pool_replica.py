@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from schema.answers.verification import Claim
 from schema.task import Task
 from serve_app.config.app_args import BYTES_PER_GB, PoolArgs, PooledModel
 from serve_app.observability import metrics
@@ -75,6 +76,7 @@ class PoolReplica:
         *,
         streamed: bool = True,
         known: TokenIds = (),
+        claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run a task: see `serve_app.protocol.messages.TaskReplica`.
 
@@ -83,7 +85,11 @@ class PoolReplica:
         """
         async with self._process_for(task) as process:
             messages = process.actor.stream.options(num_returns="streaming").remote(
-                task, images, streamed=streamed, known=known, log_id=request_id()
+                *(task, images),
+                streamed=streamed,
+                known=known,
+                claim=claim,
+                log_id=request_id(),
             )
             ended = False
             try:

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from engine.requests.verification import verdict
 from schema import (
     ModelInvalid,
     Overloaded,
@@ -21,10 +22,11 @@ from schema import (
     TaskExecutionError,
 )
 from schema.answers.response import collect
+from schema.answers.verification import Claim
 from serve_app.config.app_args import AppArgs
 from serve_app.graph.dispatcher import Dispatcher
 from serve_app.http.ingress import asgi_app
-from serve_app.protocol.messages import Alive, Chunk, Message, Started, TokenIds
+from serve_app.protocol.messages import Alive, Chunk, Judged, Message, Started, TokenIds
 
 cancelled = threading.Event()
 
@@ -56,6 +58,7 @@ class StandIn:
         *,
         streamed: bool = True,
         known: TokenIds = (),
+        claim: Claim | None = None,
     ) -> AsyncGenerator[Message, None]:
         if task.model not in self.models:
             raise ModelInvalid(f"model {task.model!r} is not served here", param="model")
@@ -68,7 +71,10 @@ class StandIn:
                 return
             yield Alive()
             if told := [each async for each in chunks]:
-                yield Chunk(whole(told))
+                if claim is None:
+                    yield Chunk(whole(told))
+                else:
+                    yield Judged(verdict(claim, collect(told)))
 
     def chunks(self, task: Task) -> AsyncGenerator[StreamChunk, None]:
         """The answer."""

@@ -17,9 +17,9 @@ _LENGTHS = (1, 2, 3, 5, 8)  # of matches that are alike
 # How often a guess of each kind was right, before a task has shown how it is there. Measured with
 # SmolLM2-135M on the workloads of `benchmarks.speculation`.
 _FIRST_CHANCE = {FORCED: 0.9, 1: 0.2, 2: 0.3, 3: 0.5, 5: 0.7, 8: 0.85}
-_FIRST_WEIGHT = 3.0  # guesses that this counts for
-_FORGETTING = 0.95  # of what was seen, with each guess
-_LOWEST_CHANCE = 0.12
+_FIRST_WEIGHT = 6.0  # guesses that this counts for
+_FORGETTING = 0.97  # of what was seen, with each guess
+_LOWEST_CHANCE = 0.05
 """A guess that is less likely is not made: its row costs a little even where it is padding."""
 _PAUSE = 24  # tokens after which a kind of guess that failed is tried once more
 

@@ -31,7 +31,8 @@ def drafts_that_pay(
 
     A step draws a token for each sequence, and one more for each draft that is right. It takes what
     a forward of its batch size takes, and for each row the time to attend to its context. So drafts
-    in the padding of a batch size are not free, but cheap.
+    in the padding of a batch size are not free, but cheap. Certain ones are all taken: they save
+    steps, which cost more than their forwards.
 
     Args:
         candidates: one for each sequence.
@@ -40,22 +41,26 @@ def drafts_that_pay(
         prefill_rows: rows of chunks of prompts in the same forward, which has a size for them.
     """
     counts = [0] * len(candidates)
+    # Of equal chances the nearer drafts come first, so that sequences share the room.
     drafts = sorted(
-        ((chance, owner) for owner, each in enumerate(candidates) for chance in each.chances),
-        key=lambda draft: -draft[0],
+        (-chance, place, owner)
+        for owner, each in enumerate(candidates)
+        for place, chance in enumerate(each.chances)
     )
     num_rows, per_token = len(candidates), sizes.attention_seconds
     fixed = per_token * sum(each.context for each in candidates)
     tokens, attention, best, taken = float(num_rows), 0.0, 0.0, 0
+    certain = False
     for number in range(min(room, len(drafts)) + 1):
         if number:
-            chance, owner = drafts[number - 1]
-            tokens += chance
+            minus, _, owner = drafts[number - 1]
+            tokens -= minus
+            certain = minus == -1.0
             attention += per_token * candidates[owner].context
         size = sizes.for_decode(num_rows + (0 if prefill_rows else number))
         pace = tokens / (sizes.seconds.get(size, 1.0) + fixed + attention)
-        if pace > best * (_CLEARLY if number else 1.0):
+        if certain or pace > best * (_CLEARLY if number else 1.0):
             best, taken = pace, number
-    for _, owner in drafts[:taken]:
+    for _, _, owner in drafts[:taken]:
         counts[owner] += 1
     return counts

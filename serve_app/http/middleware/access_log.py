@@ -129,7 +129,7 @@ def _log(scope: Scope, made: Entry, seconds: float) -> None:
     usage = made.usage
     tokens = "-" if usage is None else f"{usage['prompt_tokens']}+{usage['completion_tokens']}"
     logger.info(
-        "%s %s %s %.1fms key=%s model=%s tokens=%s error=%s",
+        "%s %s %s %.1fms key=%s model=%s tokens=%s error=%s%s",
         json.dumps(scope["method"])[1:-1],
         json.dumps(scope["path"][:MAX_PATH]),
         made.status,
@@ -138,4 +138,5 @@ def _log(scope: Scope, made: Entry, seconds: float) -> None:
         json.dumps(made.model),
         tokens,
         made.error or "-",
+        "" if made.verdict is None else f" verdict={made.verdict}",
     )

@@ -24,6 +24,7 @@ PRINTS = {
     "openai_structured.py": ["{'shape': '", "'plain': "],
     "langchain_chat.py": ["t-i-g-e-r", COUNTED],
     "task.py": ["0: ", "1: ", "fox", "A red circle."],
+    "verify.py": ["as it was answered: exact", "with another token: different", "'position': 5"],
     "task.mjs": [COUNTED, "A blue star."],
 }
 

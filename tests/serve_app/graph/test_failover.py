@@ -16,8 +16,9 @@ from ray.exceptions import ActorDiedError
 from starlette.types import ASGIApp
 
 from schema import Task
+from schema.answers.verification import Claim
 from serve_app.config.app_args import ModelArgs
-from serve_app.protocol.messages import Message, Started, TokenIds
+from serve_app.protocol.messages import Alive, Chunk, Message, TokenIds
 from serve_app.replicas.model_replica import ModelReplica
 from tests.serve_app.scripted import app_maker, client, events_of
 from tests.serve_app.tasks import text_task
@@ -50,18 +51,19 @@ class DyingReplica(ModelReplica):
         *,
         streamed: bool = True,
         known: TokenIds = (),
+        claim: Claim | None = None,
         log_id: str | None = None,
     ) -> AsyncGenerator[Message, None]:
         left = lives.pop(0) if lives else math.inf
         told.append(known)
         loads.append(self._engine.stats())
         running = super().stream(
-            task, images, caller, streamed=streamed, known=known, log_id=log_id
+            task, images, caller, streamed=streamed, known=known, claim=claim, log_id=log_id
         )
         async with aclosing(running) as messages:
             async for message in messages:
                 yield message
-                left -= not isinstance(message, Started) and bool(message.token_ids)
+                left -= isinstance(message, Alive | Chunk) and bool(message.token_ids)
                 if left <= 0:
                     raise ActorDiedError
 
