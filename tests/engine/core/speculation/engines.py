@@ -36,7 +36,7 @@ TEMPLATE = (
     "{%- endfor -%}[assistant]{%- if enable_thinking -%}<think>{%- endif -%}"
 )
 
-A, E, SPACE = 64, 68, 220  # ids of "a", "e" and " " in the tiny models' vocabularies
+A, E = 64, 68  # ids of "a" and "e" in the tiny models' vocabularies
 
 # What a model's own generation_config.json may ask for beside the settings of a task.
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
@@ -174,7 +174,9 @@ class Guided:
 
     def take_all(self, yes: bool) -> None:
         """Whether a step has as many drafts as it can hold, or as many as pay."""
-        self._speculation._sizes = replace(self._sizes, seconds={}) if yes else self._sizes
+        self._speculation._sizes = (
+            replace(self._sizes, seconds={}, attention_seconds=0.0) if yes else self._sizes
+        )
 
 
 @contextmanager
