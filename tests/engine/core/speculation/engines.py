@@ -58,6 +58,15 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "remove_invalid_values": True,
         "repetition_penalty": 1.1,
     },
+    "marked": {  # a watermark: which tokens are favoured depends on the last ones
+        "watermarking_config": {
+            "bias": 2.5,
+            "greenlist_ratio": 0.25,
+            "seeding_scheme": "selfhash",
+            "context_width": 2,
+        },
+        "top_h": 0.7,
+    },
 }
 
 ARITHMETIC: dict[str, dict[str, Any]] = {
@@ -171,6 +180,20 @@ class Guided:
         self._sizes = speculation._sizes
         self.guesser = ScriptedGuesser(speculation.guesser, vocabulary)
         speculation.guesser = cast(Guesser, self.guesser)
+
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        """As with speculation off."""
+        self._speculation.guesser = None
+        try:
+            yield
+        finally:
+            self._speculation.guesser = cast(Guesser, self.guesser)
+
+    def give_back(self) -> None:
+        """Leave the engine as it was."""
+        self._speculation.guesser = self.guesser.own
+        self.take_all(False)
 
     def take_all(self, yes: bool) -> None:
         """Whether a step has as many drafts as it can hold, or as many as pay."""

@@ -21,7 +21,6 @@ from tests.engine.core.speculation.engines import (
     Guided,
     opened,
     save_variant,
-    smollm2_vocabulary,
     tiny_vocabulary,
 )
 from tests.engine.core.speculation.properties import differences, make_cases
@@ -72,16 +71,6 @@ async def test_generate_draws_the_same_tokens(
                     compared += 1
                     assert oracle.check(task, response) is None, task.model_dump_json()
     assert compared > 10
-
-
-async def test_real_weights(smollm2: Path) -> None:
-    vocabulary = smollm2_vocabulary(smollm2)
-    limits = {"context_length": 1024, "max_sequences": 16, "prefill_chunk": 64}
-    with opened(smollm2, dtype="bfloat16", **limits, speculation="off") as off:
-        cases = await make_cases(off, vocabulary, range(4))
-    with opened(smollm2, dtype="bfloat16", **limits) as on:
-        found = await differences(Guided(on, vocabulary), cases)
-    assert not found, "\n".join(map(str, found))
 
 
 def test_it_is_on_by_default() -> None:
