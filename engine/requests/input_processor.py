@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from json import dumps
 
 from engine.config import EngineConfig
@@ -174,7 +173,8 @@ class InputProcessor:
         request.reports_token_ids = tells_ids
         request.is_traced = task.receipt and claim is None
         if claim is not None and settings.batched and settings.num_beams == 1:
-            for answer, claimed in zip_longest(answers, known[: len(answers)], fillvalue=()):
+            for index, answer in enumerate(answers):
+                claimed = known[index] if index < len(known) else ()
                 answer.check = ClaimCheck(claimed, claim.tolerance)
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:

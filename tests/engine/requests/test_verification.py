@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -76,9 +76,9 @@ def judged(claimed: Any, tolerance: float = 0.0, losses: Any = None) -> Verdict:
 
 def changed(value: Any, *path: Any) -> dict[str, Any]:
     """The response with another value in one place; without a value there if it is `...`."""
-    claim = copy.deepcopy(RESPONSE)
+    claim: dict[str, Any] = copy.deepcopy(cast(dict[str, Any], RESPONSE))
     *way, last = path
-    place = claim
+    place: Any = claim
     for key in way:
         place = place[key]
     if value is ...:
@@ -201,8 +201,8 @@ def test_the_first_token_that_differs(claimed: list[int], drawn: list[int]) -> N
         return
     (loss,) = found
     assert claimed[: loss.position] == drawn[: loss.position]
-    assert [loss.claimed] == (claimed[loss.position : loss.position + 1] or [None])
-    assert [loss.expected] == (drawn[loss.position : loss.position + 1] or [None])
+    assert loss.claimed == next(iter(claimed[loss.position : loss.position + 1]), None)
+    assert loss.expected == next(iter(drawn[loss.position : loss.position + 1]), None)
     assert loss.claimed != loss.expected
     assert loss.margin is None
 
@@ -248,18 +248,21 @@ def test_too_few_and_too_many_choices() -> None:
 
 
 def test_losses_within_the_tolerance() -> None:
-    losses = {0: [Loss(1, 4, 9, 0.25), Loss(2, 5, 8, 0.5)], 1: [Loss(0, 7, 2, 0.125)]}
+    losses: dict[int, list[Loss]] = {
+        0: [Loss(1, 4, 9, 0.25), Loss(2, 5, 8, 0.5)],
+        1: [Loss(0, 7, 2, 0.125)],
+    }
     found = judged(RESPONSE, 0.5, losses)
     assert found["verdict"] == "within_tolerance"
-    first = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
+    first: Any = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
     assert found["first_difference"] == first
     assert found["tokens_checked"] == 5
     # The first that is not within it is named, and no other.
-    found = judged(RESPONSE, 0.3, losses)
-    assert found["verdict"] == "different"
-    second = {"choice": 0, "position": 2, "claimed": 5, "expected": 8, "margin": 0.5}
-    assert found["first_difference"] == second
-    assert found["tokens_checked"] == 3 + 1
+    narrower = judged(RESPONSE, 0.3, losses)
+    assert narrower["verdict"] == "different"
+    second: Any = {"choice": 0, "position": 2, "claimed": 5, "expected": 8, "margin": 0.5}
+    assert narrower["first_difference"] == second
+    assert narrower["tokens_checked"] == 3 + 1
 
 
 def test_a_loss_that_could_not_be_drawn_is_within_no_tolerance() -> None:
