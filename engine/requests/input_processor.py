@@ -173,8 +173,8 @@ class InputProcessor:
         request.reports_token_ids = tells_ids
         request.is_traced = task.receipt and claim is None
         if claim is not None and settings.batched and settings.num_beams == 1:
-            for answer in answers:
-                claimed = known[answer.index] if answer.index < len(known) else ()
+            for index, answer in enumerate(answers):
+                claimed = known[index] if index < len(known) else ()
                 answer.check = ClaimCheck(claimed, claim.tolerance)
         self._check_fits(request)
         if (grammar := task_grammar(task, formats, prompt.text_end)) is not None:

@@ -51,12 +51,13 @@ def verify_task(
         model = args.model
 
         def in_its_form(expected: TaskResponse) -> TaskResponse:
-            own = to_response(model, expected)
+            fingerprint = expected["system_fingerprint"]
+            mine = to_response(model, expected)
             return {
-                "model": own["model"],
-                "choices": own["choices"],
-                "usage": own["usage"],
-                "system_fingerprint": expected["system_fingerprint"],
+                "model": mine["model"],
+                "choices": mine["choices"],
+                "usage": mine["usage"],
+                "system_fingerprint": fingerprint,
             }
 
         claimed = _stripped(claim_of(response, tolerance).response)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
 from schema import Task, TaskArgsInvalid
+from tests.engine.core.speculation.engines import Guided, smollm2_vocabulary
+from tests.engine.core.speculation.properties import differences, make_cases
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONTEXT = 8192
@@ -106,6 +109,19 @@ async def test_the_tokens_are_those_of_generate(engine: Engine, own: Any, tokeni
     tasks = [asked(*pair) for pair in PAIRS]
     assert [texts(engine.run_blocking(task)) for task in tasks] == want
     assert [texts(response) for response in await asyncio.gather(*map(engine.run, tasks))] == want
+
+
+async def test_drafts_change_no_answer(engine: Engine, smollm2: Path) -> None:
+    """Random tasks, with drafts and known tokens of all kinds, compared to the bit."""
+    vocabulary = replace(smollm2_vocabulary(smollm2), model=MODEL, longest=10)
+    guided = Guided(engine, vocabulary)
+    try:
+        with guided.none():
+            cases = await make_cases(engine, vocabulary, range(3))
+        found = await differences(guided, cases)
+    finally:
+        guided.give_back()
+    assert not found, "\n".join(map(str, found))
 
 
 @pytest.mark.parametrize(("dtype", "bits"), ARITHMETIC)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +76,7 @@ def judged(claimed: Any, tolerance: float = 0.0, losses: Any = None) -> Verdict:
 
 def changed(value: Any, *path: Any) -> dict[str, Any]:
     """The response with another value in one place; without a value there if it is `...`."""
-    claim: dict[str, Any] = copy.deepcopy(RESPONSE)
+    claim: dict[str, Any] = copy.deepcopy(cast(dict[str, Any], RESPONSE))
     *way, last = path
     place: Any = claim
     for key in way:
@@ -201,9 +201,8 @@ def test_the_first_token_that_differs(claimed: list[int], drawn: list[int]) -> N
         return
     (loss,) = found
     assert claimed[: loss.position] == drawn[: loss.position]
-    for told, token_ids in ((loss.claimed, claimed), (loss.expected, drawn)):
-        rest = token_ids[loss.position :]
-        assert told == (rest[0] if rest else None)
+    assert loss.claimed == next(iter(claimed[loss.position : loss.position + 1]), None)
+    assert loss.expected == next(iter(drawn[loss.position : loss.position + 1]), None)
     assert loss.claimed != loss.expected
     assert loss.margin is None
 
@@ -249,17 +248,21 @@ def test_too_few_and_too_many_choices() -> None:
 
 
 def test_losses_within_the_tolerance() -> None:
-    losses = {0: [Loss(1, 4, 9, 0.25), Loss(2, 5, 8, 0.5)], 1: [Loss(0, 7, 2, 0.125)]}
+    losses: dict[int, list[Loss]] = {
+        0: [Loss(1, 4, 9, 0.25), Loss(2, 5, 8, 0.5)],
+        1: [Loss(0, 7, 2, 0.125)],
+    }
     found = judged(RESPONSE, 0.5, losses)
-    assert (found["verdict"], found["tokens_checked"]) == ("within_tolerance", 5)
-    first = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
-    named: object = found["first_difference"]
-    assert named == first
+    assert found["verdict"] == "within_tolerance"
+    first: Any = {"choice": 0, "position": 1, "claimed": 4, "expected": 9, "margin": 0.25}
+    assert found["first_difference"] == first
+    assert found["tokens_checked"] == 5
     # The first that is not within it is named, and no other.
-    other = judged(RESPONSE, 0.3, losses)
-    assert (other["verdict"], other["tokens_checked"]) == ("different", 3 + 1)
-    second = {"choice": 0, "position": 2, "claimed": 5, "expected": 8, "margin": 0.5}
-    assert other["first_difference"] == second
+    narrower = judged(RESPONSE, 0.3, losses)
+    assert narrower["verdict"] == "different"
+    second: Any = {"choice": 0, "position": 2, "claimed": 5, "expected": 8, "margin": 0.5}
+    assert narrower["first_difference"] == second
+    assert narrower["tokens_checked"] == 3 + 1
 
 
 def test_a_loss_that_could_not_be_drawn_is_within_no_tolerance() -> None:

@@ -36,7 +36,7 @@ TEMPLATE = (
     "{%- endfor -%}[assistant]{%- if enable_thinking -%}<think>{%- endif -%}"
 )
 
-A, E, SPACE = 64, 68, 220  # ids of "a", "e" and " " in the tiny models' vocabularies
+A, E = 64, 68  # ids of "a" and "e" in the tiny models' vocabularies
 
 # What a model's own generation_config.json may ask for beside the settings of a task.
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
@@ -57,6 +57,15 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "renormalize_logits": True,
         "remove_invalid_values": True,
         "repetition_penalty": 1.1,
+    },
+    "marked": {  # a watermark: which tokens are favoured depends on the last ones
+        "watermarking_config": {
+            "bias": 2.5,
+            "greenlist_ratio": 0.25,
+            "seeding_scheme": "selfhash",
+            "context_width": 2,
+        },
+        "top_h": 0.7,
     },
 }
 
@@ -172,9 +181,25 @@ class Guided:
         self.guesser = ScriptedGuesser(speculation.guesser, vocabulary)
         speculation.guesser = cast(Guesser, self.guesser)
 
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        """As with speculation off."""
+        self._speculation.guesser = None
+        try:
+            yield
+        finally:
+            self._speculation.guesser = cast(Guesser, self.guesser)
+
+    def give_back(self) -> None:
+        """Leave the engine as it was."""
+        self._speculation.guesser = self.guesser.own
+        self.take_all(False)
+
     def take_all(self, yes: bool) -> None:
         """Whether a step has as many drafts as it can hold, or as many as pay."""
-        self._speculation._sizes = replace(self._sizes, seconds={}) if yes else self._sizes
+        self._speculation._sizes = (
+            replace(self._sizes, seconds={}, attention_seconds=0.0) if yes else self._sizes
+        )
 
 
 @contextmanager

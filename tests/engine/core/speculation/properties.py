@@ -84,7 +84,7 @@ class Difference:
 
 async def make_cases(engine: Engine, vocabulary: Vocabulary, seeds: Sequence[int]) -> list[Case]:
     """Run the tasks of some seeds one by one, on an engine without speculation."""
-    assert engine.config.speculation == "off"
+    assert engine._loop._execution.speculation.guesser is None
     cases = []
     for seed in seeds:
         task = random_task(seed, vocabulary)

@@ -86,6 +86,7 @@ def random_task(seed: int, vocabulary: Vocabulary) -> Task:
         "seed": rng.choice([0, seed, 2**32 - 1 - seed]),
         "quantize_bits": vocabulary.quantize_bits,
         "return_token_ids": rng.random() < 0.7,
+        "receipt": rng.random() < 0.25,
         "echo": rng.random() < 0.15,
     }
     if rng.random() < 0.4:
