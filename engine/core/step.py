@@ -47,6 +47,7 @@ class Execution:
         self._executor = assembly.executor
         self._batching = assembly.batching
         self._scheduler = scheduler
+        self._lookahead = lookahead
         guesser = Guesser() if assembly.card["speculation"] == "on" else None
         self.speculation = Speculation(
             self._batching.batch_sizes,
@@ -112,9 +113,13 @@ class Execution:
         chunks = self._scheduler.prefill_chunks()
         if not chunks:
             return self._isolated(self._with_drafts(decoding))
-        # A prompt that is complete now decodes its first token at once.
         launched = self._isolated(chunks)
-        return [*launched, *self._isolated(self._with_drafts(self._scheduler.decoding()))]
+        decoding = self._scheduler.decoding()
+        if not self._lookahead:
+            # First tokens of prompts that are complete now are told before their next step.
+            began = {chunk.owner for chunk in chunks}
+            decoding = [tokens for tokens in decoding if tokens.owner not in began]
+        return [*launched, *self._isolated(self._with_drafts(decoding))]
 
     def _with_drafts(
         self, decoding: Sequence[ScheduledTokens], chunks: Sequence[ScheduledTokens] = ()

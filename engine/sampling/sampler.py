@@ -133,35 +133,45 @@ class Sampler:
         return Candidates(scores, noise, logprobs, own)
 
     def _processed(
+        self, logits: torch.Tensor, places: Sequence[Place], matchers: Sequence[Matcher | None]
+    ) -> torch.Tensor:
+        """Scores [places, vocab]."""
+        processors = list(self._processors)
+        last = max(
+            (n for n, p in enumerate(processors) if not isinstance(p, _READ_NO_HISTORY)), default=-1
+        )
+        # The first ones take rows with equally many tokens before them, the others all at once.
+        scores = self._by_step(processors[: last + 1], logits, places, matchers)
+        self._matchers = matchers
+        return _apply(processors[last + 1 :], self._ids, scores)
+
+    def _by_step(
         self,
+        processors: Sequence[LogitsProcessor],
         logits: torch.Tensor,
         places: Sequence[Place],
         matchers: Sequence[Matcher | None],
     ) -> torch.Tensor:
-        """Scores [places, vocab]. Processors take rows with equally many tokens before them."""
+        if not processors:
+            return logits
         groups: dict[int, list[int]] = {}
         for row, place in enumerate(places):
-            groups.setdefault(place.step if self._reads_history else 0, []).append(row)
+            groups.setdefault(place.step, []).append(row)
         parts: list[torch.Tensor] = []
         for step, rows in groups.items():
             self._matchers = [matchers[row] for row in rows] if matchers else ()
-            ids = self._rows_of([places[row].sequence for row in rows])[
-                :, : self._prompt_tokens + step
-            ]
-            whole = len(groups) == 1
-            part = logits if whole else logits.index_select(0, upload(rows, logits.device))
-            # Not through the list itself, which asks each processor for its signature.
-            for processor in self._processors:
-                part = processor(ids, part)
-            parts.append(part)
+            ids = self._rows_of([places[row].sequence for row in rows])
+            part = logits
+            if len(groups) > 1:
+                part = logits.index_select(0, upload(rows, logits.device))
+            parts.append(_apply(processors, ids[:, : self._prompt_tokens + step], part))
         if len(parts) == 1:
             return parts[0]
         order = [row for rows in groups.values() for row in rows]
         if order == sorted(order):
             return torch.cat(parts)
-        return torch.empty_like(logits).index_copy_(
-            0, upload(order, logits.device), torch.cat(parts)
-        )
+        where = upload(order, logits.device)
+        return torch.empty_like(logits).index_copy_(0, where, torch.cat(parts))
 
     def _rows_of(self, indices: Sequence[int]) -> torch.Tensor:
         if list(indices) == list(range(self._num_sequences)):
@@ -190,6 +200,15 @@ class Sampler:
         """Say that no place before this step is computed any more."""
         if self._noise is not None:
             self._noise.forget(step)
+
+
+def _apply(
+    processors: Sequence[LogitsProcessor], ids: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    """As transformers' list of them does, which asks each of them for its signature first."""
+    for processor in processors:
+        scores = processor(ids, scores)
+    return scores
 
 
 def sample(batch: Sequence[Candidates]) -> torch.Tensor:
