@@ -99,12 +99,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         _quantiles("Time to first token", metrics.REQUEST_FIRST_TOKEN, "deployment"),
         _quantiles("Time per token", metrics.REQUEST_TOKEN, "deployment"),
         _quantiles("Time of a request", metrics.REQUEST, "deployment"),
+        _counter(
+            "Verifications by verdict", "reqps", metrics.VERIFICATIONS, "deployment", "verdict"
+        ),
+        _quantiles("Time of a verification", metrics.VERIFICATION, "deployment"),
     ),
     "Engines": (
         _gauge("Waiting tasks", "none", metrics.WAITING, *_MODEL),
         _gauge("Running tasks", "none", metrics.RUNNING, *_MODEL),
         _gauge("Running sequences", "none", metrics.SEQUENCES, *_MODEL),
         _counter("Generated tokens a second", "none", metrics.GENERATED_TOKENS, *_MODEL),
+        _counter("Verified tokens a second", "none", metrics.VERIFIED_TOKENS, *_MODEL),
         _counter("Prompt tokens a second", "none", metrics.PROMPT_TOKENS, *_MODEL),
         _counter("Tasks by end", "reqps", metrics.TASKS, *_MODEL, "outcome"),
         _quantiles("Time to first token, at the replica", metrics.FIRST_TOKEN, *_MODEL),

@@ -69,4 +69,4 @@ def test_python(code: str, address: str) -> None:
 
 def test_there_is_something_to_run() -> None:
     assert len(CURLS) >= 5
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
