@@ -112,15 +112,17 @@ def test_what_is_said_of_the_prompt_is_sent_once(
         first, *rest = [silent, *run_of(texts, cuts)]
         token: Any = {"token": "Say", "token_id": 4, "bytes": [83, 97, 121], "text_offset": 0}
         listed = [{**token, "logprob": None, "top_logprobs": []}]
-        return [cast(StreamChunk, {**first, "prompt_text": text, "prompt_logprobs": listed}), *rest]
+        of_prompt = {"prompt_text": text, "prompt_logprobs": listed, "prompt_token_ids": [4]}
+        return [cast(StreamChunk, {**first, **of_prompt}), *rest]
 
     delivered, told = Delivered(), list[StreamChunk]()
     told += [new for c in run(cuts)[:count] if (new := delivered.take(c))]
     delivered.again()
     told += [new for c in run(last) if (new := delivered.take(c))]
-    assert ["prompt_text" in new for new in told] == [i == 0 for i in range(len(told))]
-    assert ["prompt_logprobs" in new for new in told] == [i == 0 for i in range(len(told))]
+    for name in ("prompt_text", "prompt_logprobs", "prompt_token_ids"):
+        assert [name in new for new in told] == [i == 0 for i in range(len(told))]
     assert collect(told)["prompt_text"] == "Say"
+    assert collect(told)["prompt_token_ids"] == [4]
     if count:
         delivered.again()
         with pytest.raises(ReplayDiffers):
@@ -153,6 +155,33 @@ def test_token_ids_of_a_task_that_asks_for_them_are_sent_once(
         other["choices"][0]["token_ids"] = [0]
         with pytest.raises(ReplayDiffers):
             delivered.take(other)
+
+
+def test_other_token_ids_of_the_prompt_are_another_run() -> None:
+    first: Any = {**chunk("a"), "prompt_token_ids": [4, 5]}
+    delivered = Delivered()
+    delivered.take(first)
+    delivered.again()
+    with pytest.raises(ReplayDiffers):
+        delivered.take({**first, "prompt_token_ids": [4, 6]})
+
+
+def test_a_chunk_without_new_tokens_says_so() -> None:
+    """Text may come after its token: the ids were sent before. So may an end without either."""
+
+    def part(text: str, token_ids: list[int], reason: Any = None) -> StreamChunk:
+        made: Any = chunk(text, reason)
+        made["choices"][0]["token_ids"] = token_ids
+        return cast(StreamChunk, made)
+
+    delivered = Delivered()
+    told = [delivered.take(part("a", [1, 2]))]  # the text of 2 is held back
+    delivered.again()
+    told += [delivered.take(c) for c in (part("a", [1]), part("b", [2]), part("", [], "stop"))]
+    news = [new for new in told if new is not None]
+    assert [new["choices"][0]["token_ids"] for new in news] == [[1, 2], [], []]
+    (choice,) = collect(news)["choices"]
+    assert (choice["message"]["content"], choice["token_ids"]) == ("ab", [1, 2])
 
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=8)
