@@ -35,6 +35,9 @@ MAX_LOGPROBS = 20
 """Alternatives reported with each token; OpenAI's."""
 MAX_PROMPT_LOGPROBS = 2**18
 """Log probabilities reported of one prompt: its tokens times one more than the alternatives."""
+MAX_ANSWER_LOGPROBS = 2**22
+"""Log probabilities that one answer may report of what is generated: choices times tokens times one
+more than the alternatives. Each is about a hundred bytes of JSON."""
 
 _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 # The same for JSON Schema. Python's `$` also matches before a last newline, hence the look-ahead.
@@ -198,7 +201,9 @@ class GenerationConfig(BaseModel):
     logprobs: NumLogprobs | None = Field(
         default=None,
         description="Report the log probability of every token, and of this many of the most "
-        "probable ones in its place. Not for beams. Absent: none are computed.",
+        "probable ones in its place. Not for beams. Absent: none are computed. "
+        "num_return_sequences times max_new_tokens times (1 + this) may be at most "
+        f"{MAX_ANSWER_LOGPROBS}.",
     )
     prompt_logprobs: NumLogprobs | None = Field(
         default=None,

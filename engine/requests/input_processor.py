@@ -31,6 +31,7 @@ from engine.text.message import MessageParser, message_parsers, stop_watch
 from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_params
 from schema.answers.verification import Claim
 from schema.errors import ModelInvalid, TaskArgsInvalid
+from schema.generation import MAX_ANSWER_LOGPROBS
 from schema.task import Task
 
 
@@ -205,6 +206,7 @@ class InputProcessor:
                 f"through generate; this model is split over {self._config.num_devices} devices, "
                 "where tasks run in the batch only: leave guidance_scale out"
             )
+        _refuse_too_many_logprobs(settings)
         return settings
 
     def _refuse_another(self, task: Task) -> None:
@@ -253,6 +255,22 @@ def _for_claims(settings: SamplingParams, claimed: Sequence[Sequence[int]]) -> S
     if settings.copies == 1 or all(one == claimed[0] for one in claimed):
         return settings
     return replace(settings, num_sequences=settings.copies, copies=1)
+
+
+def _refuse_too_many_logprobs(settings: SamplingParams) -> None:
+    """Refuse an answer whose log probabilities would not fit into a response."""
+    if settings.logprobs is None:
+        return
+    # Copies are computed once, but told as often as they are asked for.
+    choices, tokens = settings.num_sequences * settings.copies, settings.max_new_tokens
+    count = choices * tokens * (1 + settings.logprobs)
+    if count > MAX_ANSWER_LOGPROBS:
+        raise TaskArgsInvalid(
+            f"generation_config.logprobs is {settings.logprobs}, for {choices} choices of up to "
+            f"{tokens} tokens: choices times tokens times (1 + logprobs), {count}, may be at most "
+            f"{MAX_ANSWER_LOGPROBS}: ask for fewer of one of these",
+            param="generation_config.logprobs",
+        )
 
 
 def _about_token_ids(error: TaskArgsInvalid) -> TaskArgsInvalid:

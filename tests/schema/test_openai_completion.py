@@ -82,6 +82,17 @@ def test_what_is_refused_names_its_field(fields: dict[str, Any], param: str) -> 
     assert param in caught.value.message
 
 
+def test_log_probabilities_of_all_prompts_are_counted_together() -> None:
+    fits: dict[str, Any] = {"prompt": ["a"] * 64, "n": 32, "logprobs": 20, "max_tokens": 97}
+    assert completion(**fits).num_prompts == 64
+    for more in ({"max_tokens": 98}, {"prompt": ["a"] * 65, "n": 31, "max_tokens": 100}):
+        with pytest.raises(TaskArgsInvalid, match="may be at most 4194304: send fewer") as caught:
+            tasks_of(fits | more)
+        assert caught.value.param == "logprobs"
+    assert completion(**fits | {"max_tokens": 2000, "logprobs": 0}).num_prompts == 64
+    assert completion(**fits | {"max_tokens": 9000, "logprobs": None}).num_prompts == 64
+
+
 def test_prompts_in_every_form() -> None:
     """A task for each, with the same seed and settings."""
     many = completion(prompt=["a", "b"])

@@ -15,7 +15,7 @@ from schema.clients.openai.request import BEAMS, OpenAIRequest
 from schema.clients.openai.terms import PATHS, in_field
 from schema.clients.terms import in_terms, renamed
 from schema.errors import TaskArgsInvalid, TaskError
-from schema.generation import MaxNewTokensOrNone, NumLogprobs
+from schema.generation import MAX_ANSWER_LOGPROBS, MaxNewTokensOrNone, NumLogprobs
 from schema.json_values import WHOLE
 from schema.message import MAX_TEXT_CHARS, rule
 from schema.task import MAX_PROMPT_TOKENS, MAX_TOKEN_ID, Task
@@ -179,6 +179,21 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
                 f"is {self.n} for each of {self.num_prompts} prompts, {num_choices} choices; at "
                 f"most {MAX_CHOICES} are allowed: send several requests",
                 "n",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _logprobs_fit_into_an_answer(self) -> Self:
+        """The rule of a task, over all prompts together."""
+        choices, tokens = self.num_prompts * (self.n or 1), self.limit[1] or 0
+        count = choices * tokens * (1 + (self.logprobs or 0))
+        if self.logprobs is not None and count > MAX_ANSWER_LOGPROBS:
+            raise rule(
+                f"is {self.logprobs}, for {choices} choices of up to {tokens} tokens: choices "
+                f"times tokens times (1 + logprobs), {count}, may be at most "
+                f"{MAX_ANSWER_LOGPROBS}: send fewer prompts in a request, or ask for fewer "
+                "logprobs, choices or tokens",
+                "logprobs",
             )
         return self
 

@@ -19,6 +19,7 @@ from engine import Engine, EngineConfig
 from engine.sampling.logprobs import Logprobs, TokenTexts
 from schema import Task, TaskArgsInvalid, TaskResponse
 from schema.answers.response import collect
+from schema.generation import MAX_ANSWER_LOGPROBS
 from tests.engine.conftest import TinyEngine, TinyModel
 from tests.engine.core.test_generate_fallback import OUTSIDE, fallback_engine, save_architecture
 from tests.engine.models.tiny_models import Kind
@@ -206,3 +207,19 @@ def test_the_bytes_of_tokens_are_the_text(name: str, data: st.DataObject) -> Non
     for entry in entries:
         if entry["bytes"] is not None:
             assert bytes(entry["bytes"]).decode(errors="replace") == entry["token"]
+
+
+@pytest.mark.parametrize("do_sample", [False, True], ids=["copies", "sampled"])
+def test_a_report_is_bounded(
+    do_sample: bool, monkeypatch: pytest.MonkeyPatch, tiny_engine: TinyEngine
+) -> None:
+    """Greedy copies are computed once and told each: they count, as sampled answers do."""
+    assert MAX_ANSWER_LOGPROBS >= 8192 * 21 * 8
+    monkeypatch.setattr("engine.requests.input_processor.MAX_ANSWER_LOGPROBS", 4 * 5 * 3)
+    engine = tiny_engine("qwen2")
+    asked = {"do_sample": do_sample, "num_return_sequences": 4, "max_new_tokens": 5, "logprobs": 2}
+    assert len(engine.run_blocking(task("Hi", **asked))["choices"]) == 4
+    for name in ("num_return_sequences", "max_new_tokens", "logprobs"):
+        with pytest.raises(TaskArgsInvalid, match="may be at most 60: ask for fewer") as caught:
+            engine.run_blocking(task("Hi", **asked | {name: int(asked[name]) + 1}))
+        assert caught.value.param == "generation_config.logprobs"
