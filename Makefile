@@ -19,13 +19,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-cluster test-clients fuzz lint format map clean
+.PHONY: help serve test test-cluster test-clients test-evaluation fuzz lint format map clean
 
 help:
 	@echo 'make serve   install what serving needs and serve $(CONFIG) on $(ADDRESS)'
 	@echo 'make test    install what is needed and run linter, type checker and tests'
 	@echo 'make test-cluster  scale, lose nodes and update on simulated clusters, in minutes'
 	@echo 'make test-clients  agent frameworks with a tool against a real server, in minutes'
+	@echo 'make test-evaluation  lm-eval against a real server, beside transformers, in minutes'
 	@echo 'make fuzz    send thousands of generated requests to the server on $(ADDRESS)'
 	@echo 'make lint    linter and type checker only'
 	@echo 'make format  rewrite the code in the one format'
@@ -92,6 +93,7 @@ test-cluster: $(READY)
 CLIENTS := .venv-clients
 REQUIREMENTS := tests/serve_app/clients/requirements
 ENVIRONMENTS := $(patsubst $(REQUIREMENTS)/%.txt,$(CLIENTS)/%/.ready,$(wildcard $(REQUIREMENTS)/*.txt))
+EVALUATION := $(CLIENTS)/lm_eval/.ready
 
 $(ENVIRONMENTS): $(CLIENTS)/%/.ready: $(REQUIREMENTS)/%.txt
 	$(PYTHON) -m venv --clear $(@D)
@@ -111,8 +113,17 @@ test-clients: export RAY_ADDRESS := local
 test-clients: export OMP_NUM_THREADS := 1
 test-clients: export TOKENIZERS_PARALLELISM := false
 test-clients: export HF_HUB_OFFLINE := 1
-test-clients: $(READY) $(ENVIRONMENTS) $(CLIENTS)/node/.ready
+test-clients: $(READY) $(filter-out $(EVALUATION),$(ENVIRONMENTS)) $(CLIENTS)/node/.ready
 	$(BIN)/python -m tests.serve_app.clients --environments $(CLIENTS) $(if $(RECORD),--record) $(CLIENT)
+
+# MODEL=directory: another model than the demo's. RECORD=1: as above.
+test-evaluation: export RAY_AUTH_MODE := disabled
+test-evaluation: export RAY_ADDRESS := local
+test-evaluation: export OMP_NUM_THREADS := 1
+test-evaluation: export TOKENIZERS_PARALLELISM := false
+test-evaluation: export HF_HUB_OFFLINE := 1
+test-evaluation: $(READY) $(EVALUATION)
+	$(BIN)/python -m tests.serve_app.clients.evaluation --environments $(CLIENTS) $(if $(MODEL),--model $(MODEL)) $(if $(RECORD),--record)
 
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.reliability.fuzz $(ADDRESS)

@@ -158,7 +158,8 @@ def test_token_ids_of_a_task_that_asks_for_them_are_sent_once(
 
 
 def test_other_token_ids_of_the_prompt_are_another_run() -> None:
-    first: Any = {**chunk("a"), "prompt_token_ids": [4, 5]}
+    first = chunk("a")
+    first["prompt_token_ids"] = [4, 5]
     delivered = Delivered()
     delivered.take(first)
     delivered.again()

@@ -24,6 +24,7 @@ TEXT = "<|im_start|>user\nCount from 3 to 9.<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS = ["Once upon a time", "One, two, three,"]
 IDS: dict[str, Any] = {"return_token_ids": True}
 SAMPLED: dict[str, Any] = {"seed": 5, "temperature": 1.2, "n": 3, "max_tokens": 12}
+OF_PROMPT = ("prompt_token_ids", "prompt_logprobs")
 DIRECTORY = REPOSITORY / "demo" / "model"
 
 Choices = dict[int, dict[str, Any]]
@@ -53,9 +54,7 @@ def grown(chunks: list[dict[str, Any]]) -> tuple[Choices, dict[str, Any]]:
     choices: Choices = {}
     once: dict[str, Any] = {}
     for number, chunk in enumerate(chunks):
-        said = {
-            name: chunk[name] for name in ("prompt_token_ids", "prompt_logprobs") if name in chunk
-        }
+        said = {name: value for name, value in chunk.items() if name in OF_PROMPT}
         assert not said or number == 0
         once |= said
         for choice in chunk["choices"]:
@@ -64,7 +63,7 @@ def grown(chunks: list[dict[str, Any]]) -> tuple[Choices, dict[str, Any]]:
             found["token_ids"] += choice["token_ids"]
             for name, values in (choice["logprobs"] or {}).items():
                 found["logprobs"].setdefault(name, []).extend(values or [])
-            for name in ("prompt_token_ids", "prompt_logprobs"):
+            for name in OF_PROMPT:
                 if name in choice:
                     assert is_first
                     found[name] = choice[name]
@@ -73,7 +72,7 @@ def grown(chunks: list[dict[str, Any]]) -> tuple[Choices, dict[str, Any]]:
 
 def of_whole(choice: dict[str, Any]) -> dict[str, Any]:
     """A choice of a whole answer in the form of `grown`."""
-    names = ("token_ids", "prompt_token_ids", "prompt_logprobs")
+    names = ("token_ids", *OF_PROMPT)
     logprobs = {name: values or [] for name, values in (choice["logprobs"] or {}).items()}
     return {name: choice[name] for name in names if name in choice} | {"logprobs": logprobs}
 
@@ -82,7 +81,7 @@ def both_ways(create: Any, asked: dict[str, Any]) -> tuple[list[dict[str, Any]],
     """The choices and what is said of the prompt beside them, the same whole and streamed."""
     whole = create(**asked).to_dict()
     choices = {choice["index"]: of_whole(choice) for choice in whole["choices"]}
-    once = {name: whole[name] for name in ("prompt_token_ids", "prompt_logprobs") if name in whole}
+    once = {name: whole[name] for name in OF_PROMPT if name in whole}
     streamed = [chunk.to_dict() for chunk in create(**asked, stream=True)]
     assert grown(streamed) == (choices, once)
     total = sum(len(choice["token_ids"]) for choice in choices.values())
