@@ -266,9 +266,10 @@ def _refuse_too_many_logprobs(settings: SamplingParams) -> None:
     count = choices * tokens * (1 + settings.logprobs)
     if count > MAX_ANSWER_LOGPROBS:
         raise TaskArgsInvalid(
-            f"generation_config.logprobs is {settings.logprobs}, for {choices} choices of up to "
-            f"{tokens} tokens: choices times tokens times (1 + logprobs), {count}, may be at most "
-            f"{MAX_ANSWER_LOGPROBS}: ask for fewer of one of these",
+            f"generation_config.logprobs: {choices} choices of up to {tokens} tokens, with "
+            f"{settings.logprobs} alternatives each, are {count} log probabilities, and an answer "
+            f"may have at most {MAX_ANSWER_LOGPROBS}: ask for fewer choices, tokens or "
+            "alternatives",
             param="generation_config.logprobs",
         )
 

@@ -119,7 +119,7 @@ BEYOND_SCHEMA = (
     "needs tools that have a name",
     # Of a request
     "must be 1, or as n",
-    "choices times tokens times (1 + logprobs)",
+    "log probabilities, and an answer may have at most",
     "which means the same",
     "must be base64",  # in a data: URL
     "at most 64 bits",  # in a free-form object

@@ -189,10 +189,10 @@ class CompletionRequest(OpenAIRequest, json_schema_extra=published(_EXAMPLES, _R
         count = choices * tokens * (1 + (self.logprobs or 0))
         if self.logprobs is not None and count > MAX_ANSWER_LOGPROBS:
             raise rule(
-                f"is {self.logprobs}, for {choices} choices of up to {tokens} tokens: choices "
-                f"times tokens times (1 + logprobs), {count}, may be at most "
-                f"{MAX_ANSWER_LOGPROBS}: send fewer prompts in a request, or ask for fewer "
-                "logprobs, choices or tokens",
+                f"is {self.logprobs}: {choices} choices of up to {tokens} tokens, with as many "
+                f"alternatives each, are {count} log probabilities, and an answer may have at "
+                f"most {MAX_ANSWER_LOGPROBS}: send fewer prompts in a request, or ask for fewer "
+                "choices, tokens or alternatives",
                 "logprobs",
             )
         return self

@@ -220,6 +220,6 @@ def test_a_report_is_bounded(
     asked = {"do_sample": do_sample, "num_return_sequences": 4, "max_new_tokens": 5, "logprobs": 2}
     assert len(engine.run_blocking(task("Hi", **asked))["choices"]) == 4
     for name in ("num_return_sequences", "max_new_tokens", "logprobs"):
-        with pytest.raises(TaskArgsInvalid, match="may be at most 60: ask for fewer") as caught:
+        with pytest.raises(TaskArgsInvalid, match="may have at most 60: ask for fewer") as caught:
             engine.run_blocking(task("Hi", **asked | {name: int(asked[name]) + 1}))
         assert caught.value.param == "generation_config.logprobs"
