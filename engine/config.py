@@ -13,15 +13,14 @@ from schema.model_variant import Dtype, ModelVariant, QuantizeBits
 from schema.validation.strict import NonNegativeInt, PositiveInt, Strict, StrictCall
 
 Device = Literal["auto", "cpu", "cuda"]
-# YAML reads on and off as true and false.
-Speculation = Annotated[
-    Literal["on", "off"],
-    BeforeValidator(
-        lambda value: (
-            {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-        )
-    ),
-]
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+Speculation = Annotated[Literal["on", "off"], BeforeValidator(_on_or_off)]
 SplitSetting = Literal["auto", Split]
 
 

@@ -21,13 +21,13 @@ from typing import Literal
 
 from benchmarks.harness import command, report
 from benchmarks.harness.engine_api import Engine, EngineConfig
+from benchmarks.harness.load import at_once
 from benchmarks.harness.report import say
 from benchmarks.speculation.measure import (
     OFF,
     ON,
     AnswersDifferError,
     Row,
-    answer_all,
     cases,
     compare,
 )
@@ -105,7 +105,7 @@ def _measure(options: argparse.Namespace, engines: dict[str, Engine]) -> list[Ro
 
 
 def _run(engine: Engine, tasks: Sequence[Task], clients: int) -> None:
-    asyncio.run(answer_all(engine, tasks, clients))
+    asyncio.run(at_once(tasks, clients, engine.run))
 
 
 def _load() -> float:

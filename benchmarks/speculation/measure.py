@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.harness.engine_api import Engine
+from benchmarks.harness.load import at_once
 from benchmarks.speculation.workloads import HALVES, MIX, mixed_tasks, tasks_of
 from schema.answers.response import TaskResponse
 from schema.task import Task
@@ -106,7 +106,7 @@ def compare(
         for name, engine in engines.items():
             before = _counts(engine)
             start = time.perf_counter()
-            answers[name] = asyncio.run(answer_all(engine, tasks, case.clients))
+            answers[name] = asyncio.run(at_once(tasks, case.clients, engine.run))
             seconds = time.perf_counter() - start
             counts = {key: value - before[key] for key, value in _counts(engine).items()}
             yield Row(
@@ -122,20 +122,6 @@ def compare(
                 **counts,
             )
         check_equal(tasks, answers[OFF], answers[ON])
-
-
-async def answer_all(engine: Engine, tasks: Sequence[Task], clients: int) -> list[TaskResponse]:
-    """The answers of all tasks, in their order; each client sends one after the other."""
-    waiting = deque(enumerate(tasks))
-    answers: dict[int, TaskResponse] = {}
-
-    async def client() -> None:
-        while waiting:
-            number, task = waiting.popleft()
-            answers[number] = await engine.run(task)
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return [answers[number] for number in range(len(tasks))]
 
 
 def check_equal(

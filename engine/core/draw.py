@@ -48,7 +48,7 @@ class Wanted:
     rows: Sequence[Row]
     logits: torch.Tensor
     probes: dict[SequenceState, Matcher] = field(default_factory=dict)
-    at_once: bool = False
+    at_once: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """See ``at_once``."""
@@ -209,7 +209,8 @@ class Drawing:
         if request.running:
             assert request.sampler is not None
             request.sampler.forget(min(len(sequence.token_ids) for sequence in request.running))
-        request.emit(join(deltas) if len(draws) > 1 else deltas)
+        several = sum(len(draw.rows) for draw, _ in draws) > len(before)
+        request.emit(join(deltas) if several else deltas)
 
     def _settle(
         self, request: Request, sequence: SequenceState, done: int, last: torch.Tensor | None

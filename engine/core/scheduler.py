@@ -128,11 +128,6 @@ class Scheduler:
         decoding = (r for r in self.running if r.status == Status.DECODE)
         return [token for request in decoding for token in request.decode_step()]
 
-    @property
-    def num_prefilling(self) -> int:
-        """How many prompts may be completed by the next step."""
-        return sum(request.status == Status.PREFILL for request in self.running)
-
     def prefilled(self, request: Request) -> None:
         """Make a complete prompt known to tasks that begin alike."""
         self.prefixes.register(self._chunk_keys(request), request.sequences[0].pages)

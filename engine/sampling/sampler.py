@@ -104,12 +104,16 @@ class Sampler:
         self._matchers: Sequence[Matcher | None] = ()
         mask = GrammarMask(lambda: self._matchers) if constrained else None
         prompt = upload(prompt_ids, device)[None]
-        self._processors = logits_processors(model, settings, prompt, mask)
-        self._reads_history = any(not isinstance(p, _READ_NO_HISTORY) for p in self._processors)
+        processors = list(logits_processors(model, settings, prompt, mask))
+        reading = [n for n, p in enumerate(processors) if not isinstance(p, _READ_NO_HISTORY)]
+        first_alike = reading[-1] + 1 if reading else 0
+        # The first ones, up to the last that reads earlier tokens, take rows with equally many of
+        # them; the others take all rows at once.
+        self._by_history, self._row_by_row = processors[:first_alike], processors[first_alike:]
         # [num_sequences, tokens]: what processors read. Rows are filled as far as tokens are known
         # or expected.
         self._ids = prompt.repeat(self._num_sequences, 1)
-        if self._reads_history:
+        if self._by_history:
             self._ids = pad(self._ids, (0, settings.max_new_tokens))
 
     def candidates(
@@ -127,33 +131,18 @@ class Sampler:
         """
         logprobs = None if self._num_top is None else Logprobs(logits, self._num_top)
         # A copy, because processors may write into what they get.
-        own = (logits.clone() if self._processors else logits) if self._traced else None
-        scores = self._processed(logits, places, matchers) if self._processors else logits
+        processed = bool(self._by_history or self._row_by_row)
+        own = (logits.clone() if processed else logits) if self._traced else None
+        scores = self._with_history(logits, places, matchers) if self._by_history else logits
+        self._matchers = matchers
+        scores = _apply(self._row_by_row, self._ids, scores)
         noise = None if self._noise is None else self._noise.of(places, logits.shape[1])
         return Candidates(scores, noise, logprobs, own)
 
-    def _processed(
+    def _with_history(
         self, logits: torch.Tensor, places: Sequence[Place], matchers: Sequence[Matcher | None]
     ) -> torch.Tensor:
-        """Scores [places, vocab]."""
-        processors = list(self._processors)
-        last = max(
-            (n for n, p in enumerate(processors) if not isinstance(p, _READ_NO_HISTORY)), default=-1
-        )
-        # The first ones take rows with equally many tokens before them, the others all at once.
-        scores = self._by_step(processors[: last + 1], logits, places, matchers)
-        self._matchers = matchers
-        return _apply(processors[last + 1 :], self._ids, scores)
-
-    def _by_step(
-        self,
-        processors: Sequence[LogitsProcessor],
-        logits: torch.Tensor,
-        places: Sequence[Place],
-        matchers: Sequence[Matcher | None],
-    ) -> torch.Tensor:
-        if not processors:
-            return logits
+        """Scores [places, vocab] after the processors that read earlier tokens."""
         groups: dict[int, list[int]] = {}
         for row, place in enumerate(places):
             groups.setdefault(place.step, []).append(row)
@@ -164,7 +153,7 @@ class Sampler:
             part = logits
             if len(groups) > 1:
                 part = logits.index_select(0, upload(rows, logits.device))
-            parts.append(_apply(processors, ids[:, : self._prompt_tokens + step], part))
+            parts.append(_apply(self._by_history, ids[:, : self._prompt_tokens + step], part))
         if len(parts) == 1:
             return parts[0]
         order = [row for rows in groups.values() for row in rows]
@@ -182,7 +171,7 @@ class Sampler:
 
     def expect(self, place: Place, tokens: Sequence[int]) -> None:
         """Say which tokens probably come at a place and after it."""
-        if self._reads_history and tokens:
+        if self._by_history and tokens:
             start = self._prompt_tokens + place.step
             self._ids[place.sequence, start : start + len(tokens)] = upload(
                 tokens, self._ids.device
@@ -190,7 +179,7 @@ class Sampler:
 
     def advance(self, tokens: Sequence[tuple[Place, torch.Tensor]]) -> None:
         """Say which tokens, scalars, come at places, for processors that read earlier tokens."""
-        if not self._reads_history:
+        if not self._by_history:
             return
         for place, token in tokens:
             # `INVALID_LOGITS` ends the task, but later: until then it must not be an index.

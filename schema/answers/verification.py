@@ -138,8 +138,7 @@ class ClaimedResponse(_Claimed):
     """A response of the form of `TaskResponse`, with the `token_ids` of each choice.
 
     `logprobs`, `prompt_logprobs`, `prompt_text` and `prompt_token_ids` are compared where they are
-    given. Fields that a
-    response of this server does not have are not looked at.
+    given. Fields that a response of this server does not have are not looked at.
     """
 
     model: _Text

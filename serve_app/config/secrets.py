@@ -9,6 +9,14 @@ from pathlib import Path
 from serve_app.config.app_args import REPOSITORY
 
 
+def read(file: str | None, variable: str | None) -> str:
+    """The text of the one of the two that is given. Raises as `read_file` and `read_variable`."""
+    if variable is not None:
+        return read_variable(variable)
+    assert file is not None
+    return read_file(file)
+
+
 def read_file(file: str) -> str:
     """The text of a file that the configuration names.
 

@@ -14,6 +14,8 @@ from engine.requests.request import Request, ScheduledTokens, SequenceState
 logger = logging.getLogger(__name__)
 
 _NOTHING = Guess((), ())
+_LIKELY = 0.5
+"""The chance of a draft for which a sequence waits, where it need not: a lookahead is lost."""
 
 
 class Speculation:
@@ -88,10 +90,8 @@ class Speculation:
         """Whether there will be drafts for a sequence once its last token has been read."""
         if sequence.known:
             return True
-        if self.guesser is None or request.beams is not None:
-            return False
-        chances = self.guesser.guess(request, sequence, 1).chances
-        return bool(chances) and chances[0] > 0.5
+        chances = self._next(request, sequence, 1).chances
+        return bool(chances) and chances[0] > _LIKELY
 
     def settle(self, sequence: SequenceState, before: int) -> None:
         """Count the drafts of a step that has been finished, and learn from them.
@@ -114,14 +114,7 @@ class Speculation:
             self.guesser.learn(sequence, drafts, right)
 
     def _guess(self, request: Request, sequence: SequenceState | None, room: int) -> Guess:
-        """What may come next. A fault here costs drafts, and never the task or the engine."""
-        try:
-            return self._guessed(request, sequence, room)
-        except Exception:
-            logger.exception("no drafts for task %s", request.log_id)
-            return _NOTHING
-
-    def _guessed(self, request: Request, sequence: SequenceState | None, room: int) -> Guess:
+        """The drafts that a sequence could have in this step."""
         if sequence is None or request.beams is not None or not sequence.is_read:
             return _NOTHING
         assert request.sampler is not None
@@ -134,14 +127,23 @@ class Speculation:
         )
         if limit <= 0:
             return _NOTHING
-        if sequence.known:
-            tokens = sequence.known[done : done + limit]
-            guess = Guess(tokens, [1.0] * len(tokens))
-        elif self.guesser is not None:
-            guess = self.guesser.guess(request, sequence, limit)
-        else:
+        return self._next(request, sequence, limit)
+
+    def _next(self, request: Request, sequence: SequenceState, limit: int) -> Guess:
+        """What may come next. A fault here costs drafts, and never the task or the engine."""
+        try:
+            if sequence.known:
+                done = len(sequence.token_ids)
+                tokens = sequence.known[done : done + limit]
+                guess = Guess(tokens, [1.0] * len(tokens))
+            elif self.guesser is not None:
+                guess = self.guesser.guess(request, sequence, limit)
+            else:
+                return _NOTHING
+            return self._sensible(request, sequence, guess)
+        except Exception:
+            logger.exception("no drafts for task %s", request.log_id)
             return _NOTHING
-        return self._sensible(request, sequence, guess)
 
     def _sensible(self, request: Request, sequence: SequenceState, guess: Guess) -> Guess:
         """A guess up to a token that cannot be followed by another one, or cannot come."""

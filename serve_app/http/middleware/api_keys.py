@@ -102,10 +102,8 @@ def readable_by_others(auth: AuthArgs) -> str | None:
 
 
 def _text(auth: AuthArgs) -> str:
-    if auth.keys_env is not None:
-        return secrets.read_variable(auth.keys_env).replace(",", "\n")
-    assert auth.keys_file is not None
-    return secrets.read_file(auth.keys_file)
+    text = secrets.read(auth.keys_file, auth.keys_env)
+    return text if auth.keys_env is None else text.replace(",", "\n")
 
 
 def _digest(key: str) -> bytes:

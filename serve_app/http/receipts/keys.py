@@ -49,7 +49,7 @@ def read_receipt_keys(args: ReceiptArgs) -> ReceiptKeys:
     """
     source = "key_env" if args.key_file is None else "key_file"
     try:
-        private = _private(_text(args))
+        private = _private(secrets.read(args.key_file, args.key_env))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     keys = ReceiptKeys(private, [])
@@ -75,13 +75,6 @@ def receipt_keys_at_start(args: ReceiptArgs) -> ReceiptKeys:
 def readable_by_others(args: ReceiptArgs) -> str | None:
     """A warning if other users of the machine can read the private key; else None."""
     return secrets.readable_by_others(args.key_file, "private key of receipts")
-
-
-def _text(args: ReceiptArgs) -> str:
-    if args.key_env is not None:
-        return secrets.read_variable(args.key_env)
-    assert args.key_file is not None
-    return secrets.read_file(args.key_file)
 
 
 def _private(pem: str) -> Ed25519PrivateKey:
