@@ -23,6 +23,7 @@ from engine.execution.prompt_scores import ScoredRows, body_runs_once
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
+from engine.requests.outputs import ChoiceDelta
 from engine.requests.request import Request
 from engine.sampling.grammar import Matcher
 from engine.sampling.grammar_mask import GrammarMask
@@ -41,12 +42,16 @@ class _Watch(StoppingCriteria):
 
     It also stops at stop strings. `generate`'s own criterion compares tokens and not the text, and
     takes the bytes of byte-level tokenizers for letters.
+
+    Attributes:
+        last: the deltas of the last token. They are the caller's to report, after `generate`.
     """
 
     def __init__(self, request: Request, logits: LastLogits, *, stream: bool) -> None:
         self._request = request
         self._logits = logits
         self._stream = stream
+        self.last: list[ChoiceDelta] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         request = self._request
@@ -60,7 +65,10 @@ class _Watch(StoppingCriteria):
                 if not sequence.finished
                 and (delta := request.accept(sequence, token_id, report, logit))
             ]
-            request.emit(deltas)
+            if request.running:
+                request.emit(deltas)
+            else:
+                self.last = deltas
         if request.cancel_requested:
             stop = [True] * len(input_ids)
         elif self._stream:
@@ -151,7 +159,8 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
         request.answer([()] * settings.num_sequences)
         return
     random_state_kept = platform_of(loaded.device).random_state_kept(loaded.device)
-    # `generate` draws from the global generator; give it the task's seed, then put it back.
+    # `generate` draws from the global generator; give it the task's seed, then put it back. Only
+    # then is the end told: whoever waits for it may be another thread that sets a seed of its own.
     with random_state_kept, torch.inference_mode(), ExitStack() as hooks:
         if _needs_logits(request):
             hooks.callback(loaded.model.register_forward_hook(logits).remove)
@@ -172,3 +181,5 @@ def run_generate_fallback(loaded: LoadedModel, request: Request, images: dict[st
         request.answer([row[:length] for row, length in zip(rows, lengths, strict=True)])
     if request.running:
         raise TaskExecutionError("generate ended before the answer was complete")
+    if not beams:
+        request.emit(watch.last)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
+from engine.platform.cpu import CpuPlatform
 from schema import Task, TaskArgsInvalid
 from tests.engine.conftest import TinyEngine
 from tests.engine.models.tiny_models import byte_tokenizer
@@ -131,6 +134,28 @@ def test_models_that_only_generate_can_run(kind: str, tmp_path: Path) -> None:
     engine.run_blocking(task(TEXT, SETTINGS[1]), chunks.append)
     assert len(chunks) > 3  # streamed as it was written
     engine.close()
+
+
+def test_the_callers_random_numbers_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` draws from the global generator; who has the answer may seed it at once."""
+
+    @contextmanager
+    def slowly_kept(self: CpuPlatform, device: torch.device) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            yield
+            time.sleep(0.2)  # as on a busy machine
+
+    monkeypatch.setattr(CpuPlatform, "random_state_kept", slowly_kept)
+    save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
+    with closing(fallback_engine(tmp_path)) as engine:
+        torch.manual_seed(1)
+        wanted = torch.rand(2)
+        answers(engine, "Hi", SETTINGS[1])
+        torch.manual_seed(1)
+        time.sleep(0.4)
+        assert torch.equal(torch.rand(2), wanted)
 
 
 @pytest.mark.parametrize("kind", INSIDE)
