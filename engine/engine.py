@@ -24,7 +24,8 @@ from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.outputs import RequestOutput
 from engine.requests.record import Recorder
 from engine.requests.stats import Meter, TaskTimes
-from engine.requests.verification import Loss, verdict
+from engine.requests.verification.claimed_tokens import Loss
+from engine.requests.verification.verdict import verdict
 from engine.vision.preprocessor import ImageInputs
 from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.answers.verification import Claim, ClaimedResponse, Verdict, claim_of

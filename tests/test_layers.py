@@ -72,7 +72,8 @@ serve_app.config           > engine.config schema schema.validation
 serve_app.protocol         > schema schema.answers
 
 engine                     > .engine .vision .platform .config
-engine.engine              > .core .parallel .requests .vision .config schema schema.answers
+engine.engine              > .core .parallel .requests .requests.verification .vision .config
+                             schema schema.answers
 engine.core                > .core.speculation .parallel .execution .requests .sampling .loading
                              .loading.sharding .text .platform .config schema
 engine.core.speculation    > .execution .requests
@@ -80,9 +81,11 @@ engine.parallel            > .execution .execution.attention .loading .platform 
 engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
                              .config schema
 engine.execution.attention > .execution .requests .platform
-engine.requests            > .requests.template .vision .sampling .loading .loading.families .text
-                             .text.tool_calls .config schema schema.answers
+engine.requests            > .requests.template .requests.verification .vision .sampling .loading
+                             .loading.families .text .text.tool_calls .config schema
+                             schema.answers
 engine.requests.template   > .text schema
+engine.requests.verification > schema schema.answers
 engine.vision              > .loading .loading.families .config schema
 engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
 engine.sampling.json_schema > schema

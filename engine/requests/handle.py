@@ -7,7 +7,7 @@ import math
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.output_collector import RequestOutputCollector
 from engine.requests.request import Request
-from engine.requests.verification import verdict
+from engine.requests.verification.verdict import verdict
 from schema.answers.response import StreamChunk, TaskResponse, collect
 from schema.answers.verification import Claim, Verdict
 

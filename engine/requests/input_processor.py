@@ -20,7 +20,7 @@ from engine.requests.prompt_report import PromptReport
 from engine.requests.record import Recorder
 from engine.requests.request import Request, SequenceState
 from engine.requests.stats import Meter
-from engine.requests.verification import ClaimCheck
+from engine.requests.verification.claimed_tokens import ClaimCheck
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.logprobs import TokenTexts
 from engine.sampling.settings import SamplingParams, resolve_settings
@@ -172,7 +172,7 @@ class InputProcessor:
             prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
         )
         request.reports_token_ids = tells_ids
-        request.is_traced = task.receipt and claim is None
+        request.is_traced = task.receipt if claim is None else claim.response.receipt is not None
         if claim is not None and settings.batched and settings.num_beams == 1:
             for index, answer in enumerate(answers):
                 claimed = known[index] if index < len(known) else ()
@@ -186,7 +186,7 @@ class InputProcessor:
             request.prompt_tokens,
             parsers,
             settings.copies,
-            partial(self._recorder.of, request) if task.receipt else None,
+            partial(self._recorder.of, request) if request.is_traced else None,
         )
         return request, response
 

@@ -14,7 +14,7 @@ import torch
 from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
 from engine.requests.prompt_report import PromptReport
-from engine.requests.verification import ClaimCheck, Loss
+from engine.requests.verification.claimed_tokens import ClaimCheck, Loss
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts

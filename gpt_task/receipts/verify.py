@@ -12,6 +12,7 @@ from schema.errors import TaskError
 from schema.json_values import parse_json
 
 VERIFICATIONS_ROUTE = "/v1/verifications"
+_COMPARED = ("model", "usage", "system_fingerprint", "receipt")
 
 
 def verify(claim: Claim, server: str, tolerance: float = 0.0, key: str | None = None) -> Any:
@@ -48,7 +49,7 @@ def _in_terms_of_tasks(claim: Claim) -> dict[str, Any]:
     return {
         "task": task.model_dump(mode="json", exclude_unset=True),
         "response": {
-            **{name: response.get(name) for name in ("model", "usage", "system_fingerprint")},
+            **{name: response[name] for name in _COMPARED if name in response},
             "choices": choices,
         },
     }

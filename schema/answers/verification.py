@@ -1,7 +1,7 @@
 """Verifications: a task and a response to it that is claimed to be its answer; and the verdict.
 
-A claimed response is checked in form only as far as it is read: other fields, such as a receipt,
-may be there and are not looked at.
+A claimed response is checked in form only as far as it is read: other fields may be there and are
+not looked at.
 """
 
 from dataclasses import replace
@@ -134,11 +134,36 @@ class ClaimedUsage(_Claimed):
     total_tokens: _Count
 
 
+class ClaimedReceiptChoice(_Claimed):
+    """What a receipt says of how a choice was computed."""
+
+    index: _Count
+    token_ids_digest: _Text
+    trace: _Text | None
+
+
+class ClaimedReceipt(_Claimed):
+    """What a receipt says of how the answer was computed: see `ExecutionRecord`.
+
+    Its signature and its other digests are compared by who has the request as it was sent.
+    """
+
+    version: Literal[1]
+    dtype: _Text
+    quantize_bits: _Count | None
+    layout: _Text | None
+    choices: Annotated[
+        list[ClaimedReceiptChoice],
+        Field(min_length=1, max_length=MAX_RETURN_SEQUENCES, fail_fast=True),
+    ]
+
+
 class ClaimedResponse(_Claimed):
     """A response of the form of `TaskResponse`, with the `token_ids` of each choice.
 
-    `logprobs`, `prompt_logprobs`, `prompt_text` and `prompt_token_ids` are compared where they are
-    given. Fields that a response of this server does not have are not looked at.
+    `logprobs`, `prompt_logprobs`, `prompt_text`, `prompt_token_ids` and how the answer was computed
+    by its `receipt` are compared where they are given. Fields that a response of this server does
+    not have are not looked at.
     """
 
     model: _Text
@@ -151,6 +176,7 @@ class ClaimedResponse(_Claimed):
     prompt_text: _Text | None = None
     prompt_token_ids: TokenIds | None = None
     prompt_logprobs: _PromptLogprobs | None = None
+    receipt: ClaimedReceipt | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

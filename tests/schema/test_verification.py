@@ -55,7 +55,17 @@ ALL_FIELDS: dict[str, Any] = {
             TOP | {"text_offset": 0, "logprob": None, "top_logprobs": []},
             TOP | {"text_offset": 2, "top_logprobs": [TOP]},
         ],
-        "receipt": {"signature": "x"},
+        "receipt": {
+            "version": 1,
+            "dtype": "float32",
+            "quantize_bits": None,
+            "layout": None,
+            "choices": [
+                {"index": 0, "token_ids_digest": "0", "trace": None, "message_digest": "1"},
+                {"index": 1, "token_ids_digest": "0", "trace": "2"},
+            ],
+            "signature": "x",
+        },
     },
     "tolerance": 0.5,
 }

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from engine.requests.verification import verdict
+from engine.requests.verification.verdict import verdict
 from schema import (
     ModelInvalid,
     Overloaded,

@@ -107,6 +107,30 @@ def test_an_answer_is_exact_and_a_change_is_found(tiny_engine: TinyEngine, name:
         choice["message"]["content"] = choice["message"]["content"][:-1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "quantize_bits": 8},
+        {"dtype": "bfloat16", "quantize_bits": 4},
+        {"lookahead": True},
+    ],
+    ids=["bf16", "int8", "nf4", "lookahead"],
+)
+def test_other_engines(tiny_engine: TinyEngine, options: dict[str, Any]) -> None:
+    engine = tiny_engine("qwen2", **options)
+    settings = {"do_sample": True, "num_return_sequences": 2}
+    bits = options.get("quantize_bits")
+    asked = task(seed=4, generation_config=settings, quantize_bits=bits, receipt=True)
+    response = answered(engine, asked)
+    response["receipt"] = {"version": 1, **response.pop("record")}
+    assert engine.verify_blocking(asked, response)["verdict"] == "exact"
+    ids = response["choices"][1]["token_ids"]
+    claim = with_tokens(response, 1, [*ids[:-1], ids[-1] ^ 1])
+    found = engine.verify_blocking(asked, claim)
+    assert found_at(found) == (1, len(ids) - 1, ids[-1] ^ 1, ids[-1])
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_token_changed_dropped_or_added_anywhere_is_found_there(
     tiny_engine: TinyEngine, sampled: bool

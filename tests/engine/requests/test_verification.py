@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from engine.requests.verification import Loss, first_loss, verdict
+from engine.requests.verification.claimed_tokens import Loss, first_loss
+from engine.requests.verification.verdict import verdict
 from schema import TaskResponse
 from schema.answers.verification import MAX_RESPONSE_DIFFERENCES, Verdict, claim_of
 

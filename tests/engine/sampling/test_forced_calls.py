@@ -250,6 +250,18 @@ def test_a_random_model_calls(name: str, engine: MakeEngine) -> None:
     assert names(choice["message"]) == ["now"]
 
 
+def test_a_call_is_verified(engine: MakeEngine) -> None:
+    """Its tokens, and what is read of them."""
+    asked = task({"function": "go"}, return_token_ids=True, **SHORT)
+    response: Any = engine("hermes").run_blocking(asked)
+    assert engine("hermes").verify_blocking(asked, response)["verdict"] == "exact"
+    (call,) = response["choices"][0]["message"]["tool_calls"]
+    call["function"]["arguments"] += " "
+    found = engine("hermes").verify_blocking(asked, response)["response_differences"]
+    place = "choices.0.message.tool_calls.0.function.arguments"
+    assert [one["field"] for one in found] == [place]
+
+
 async def test_alone_under_load_and_streamed(engine: MakeEngine) -> None:
     settings = {"max_new_tokens": 30, "num_return_sequences": 2, "logprobs": 1, **HOT}
     tasks = [

@@ -79,3 +79,33 @@ def test_the_command_checks_it_too(
     file.write_text(json.dumps(claim))
     assert main(["check", str(file), "--keys", address]) == 0
     assert "It is of this response." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("route", "request_body"),
+    [
+        ("/v1/tasks", text_task(receipt=True, return_token_ids=True, seed=3)),
+        ("/v1/tasks", text_task(receipt=True, return_token_ids=True, quantize_bits=8)),
+        ("/v1/chat/completions", text_task(receipt=True, return_token_ids=True, temperature=1.0)),
+    ],
+)
+def test_the_server_verifies_it(
+    route: str,
+    request_body: dict[str, Any],
+    address: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command, and the real route: right, and with a trace of another model."""
+    response = httpx.post(address + route, json=request_body, timeout=120).json()
+    file = tmp_path / "claim.json"
+    name = "task" if route == "/v1/tasks" else "request"
+    command = ["verify", str(file), "--server", address]
+    file.write_text(json.dumps({name: request_body, "response": response}))
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "exact"
+    response["receipt"]["choices"][0]["trace"] = "0" * 64
+    file.write_text(json.dumps({name: request_body, "response": response}))
+    assert main(command) == 1
+    (found,) = json.loads(capsys.readouterr().out)["response_differences"]
+    assert found["field"] == "receipt.choices.0.trace"

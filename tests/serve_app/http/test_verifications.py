@@ -49,7 +49,7 @@ async def test_verdicts(app: Callable[..., ASGIApp]) -> None:
     async with client(app()) as http:
         right = await http.post(PATH, json=claim("go"))
         wrong = await http.post(PATH, json=claim("go", "é no"))
-        other = await http.post(PATH, json=claim("go", system_fingerprint="two", receipt={"a": 1}))
+        other = await http.post(PATH, json=claim("go", system_fingerprint="two", other={"a": 1}))
     for response in (right, wrong, other):
         assert response.status_code == 200
         VERDICT.validate(response.json())
