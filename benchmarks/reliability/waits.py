@@ -16,17 +16,14 @@ Span = tuple[float, float]
 class Wait(NamedTuple):
     """A wait of one client for the next bytes of its answer, in seconds.
 
-    ``began`` is a time; ``without_replica`` is the part of ``seconds`` in which none was live.
+    ``began`` is a time; ``without_replica`` is the part of ``seconds`` in which none was live;
+    ``rest`` is the longest stretch of it in which one was. A wait may go on through several losses.
     """
 
     began: float
     seconds: float
     without_replica: float
-
-    @property
-    def rest(self) -> float:
-        """The part in which a replica was live."""
-        return self.seconds - self.without_replica
+    rest: float
 
 
 def without_replica(lives: Iterable[Span], start: float, end: float) -> list[Span]:
@@ -44,12 +41,15 @@ def without_replica(lives: Iterable[Span], start: float, end: float) -> list[Spa
 
 
 def waits(times: Sequence[float], gaps: Sequence[Span]) -> list[Wait]:
-    """The waits between the times of one answer: of its request, and of what came."""
-    return [
-        Wait(
-            before,
-            after - before,
-            sum(max(0.0, min(after, end) - max(before, start)) for start, end in gaps),
-        )
-        for before, after in pairwise(times)
-    ]
+    """The waits between the times of one answer: of its request, and of what came.
+
+    ``gaps`` are in order and apart from each other.
+    """
+    found = []
+    for before, after in pairwise(times):
+        within = [(max(before, a), min(after, b)) for a, b in gaps if a < after and b > before]
+        edges = [before, *(edge for gap in within for edge in gap), after]
+        live = [stop - start for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+        missing = sum(stop - start for start, stop in within)
+        found.append(Wait(before, after - before, missing, max(live)))
+    return found

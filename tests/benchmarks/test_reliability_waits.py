@@ -30,4 +30,4 @@ def test_a_wait_has_two_parts() -> None:
     found = waits([0.5, 1.0, 6.0, 6.5], [(0.0, 0.75), (2.0, 3.0), (5.5, 7.0)])
     assert [wait.seconds for wait in found] == [0.5, 5.0, 0.5]
     assert [wait.without_replica for wait in found] == [0.25, 1.5, 0.5]
-    assert [wait.rest for wait in found] == [0.25, 3.5, 0.0]
+    assert [wait.rest for wait in found] == [0.25, 2.5, 0.0]  # from 3.0 to 5.5
