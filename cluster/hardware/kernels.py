@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from engine import Engine, EngineConfig
+from engine.execution.attention.interface import AttentionForm
 from engine.execution.attention.varlen import VarlenAttention
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.requests.request import ScheduledTokens
@@ -113,7 +114,7 @@ def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str
             for heads in (4, 2, 2)
         ]
         query, key, value = (part.to(device, torch.bfloat16) for part in rows)
-        return batch.attend(0, query, key, value, scaling=None, sliding_window=None)[:long]
+        return batch.attend(0, query, key, value, AttentionForm())[:long]
 
     output = attend(1)
     if not torch.equal(output, attend(2)):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.execution.attention.interface import Attend
+from engine.execution.attention.interface import Attend, AttentionForm
 from engine.execution.kv_cache import FillPages
 from engine.execution.model_runner import Forward, ModelRunner, plain_attention
 from engine.loading.description import decoder_layers
@@ -147,20 +147,17 @@ class _Comparison:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:
         """See `Attend`."""
         parts = {"queries": query, "keys": key, "values": value}
         (query, key, value), stage = self._arrive(f"layer {layer}", parts)
         attend = self.batch.attend
 
-        def attended(query: torch.Tensor, window: int | None) -> torch.Tensor:
-            output = attend(layer, query, key, value, scaling=scaling, sliding_window=window)
-            return output.transpose(0, 1)
+        def attended(query: torch.Tensor, form: AttentionForm) -> torch.Tensor:
+            return attend(layer, query, key, value, form).transpose(0, 1)
 
-        output = attended(query, sliding_window)
+        output = attended(query, form)
         if stage is None or stage.output is None or stage.even_output is None:
             return output.transpose(0, 1)
         own = self._rows(stage.output)
@@ -168,10 +165,10 @@ class _Comparison:
         self._compare(f"attention of {stage.name}", output, own, bound)
         even = torch.zeros_like(query)
         seen = self._rows(stage.even_output)
-        self._compare(f"keys seen in {stage.name}", attended(even, sliding_window), seen, bound)
-        if sliding_window is not None and sliding_window > _NARROW:
+        self._compare(f"keys seen in {stage.name}", attended(even, form), seen, bound)
+        if form.sliding_window is not None and form.sliding_window > _NARROW:
             wanted = _narrow_mean(stage.values["values"], self.start, self.stop, len(query))
-            narrow = attended(even, _NARROW)
+            narrow = attended(even, replace(form, sliding_window=_NARROW, sinks=None))
             self._compare(f"the window of {stage.name}", narrow, wanted, bound)
         return own.transpose(0, 1).contiguous()
 

@@ -28,6 +28,7 @@ from numba import prange, types
 from numba.core import config
 from numba.extending import intrinsic
 
+from engine.execution.attention.interface import AttentionForm
 from engine.execution.kv_cache import KVCache, LayerKV
 from engine.platform.platforms import platform_of
 from engine.requests.request import ScheduledTokens
@@ -46,6 +47,7 @@ _ELEMENTS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
 # added. Not among them is the assumption that all numbers are finite.
 _FAST_MATH = {"reassoc", "contract", "nsz"}
 _UNBOUNDED = 2**62
+_NO_SINKS = np.empty(0, np.float32)
 
 
 def has_kernel(cache: KVCache) -> bool:
@@ -74,13 +76,14 @@ class DecodeTokens:
         query: torch.Tensor,  # [H, T, D]
         stored: LayerKV,
         output: torch.Tensor,  # [T, H, E]
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> None:
         """Write the attention output of these rows."""
-        scale = query.shape[2] ** -0.5 if scaling is None else scaling
-        window = _UNBOUNDED if sliding_window is None else sliding_window
+        scale = query.shape[2] ** -0.5 if form.scaling is None else form.scaling
+        window = _UNBOUNDED if form.sliding_window is None else form.sliding_window
+        sinks = (
+            _NO_SINKS if form.sinks is None else form.sinks.detach().float().contiguous().numpy()
+        )
         view = _ELEMENTS[query.dtype][0]
         kernel = _compiled(query.dtype)
         threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
@@ -94,6 +97,8 @@ class DecodeTokens:
             self.ends,
             scale,
             window,
+            form.softcap or 0.0,
+            sinks,
             output.view(view).numpy(),
         )
 
@@ -123,6 +128,8 @@ def _compiled(dtype: torch.dtype) -> Callable[..., None]:
         types.int64[::1],
         types.float32,
         types.int64,
+        types.float32,
+        types.float32[::1],
         element[:, :, ::1],
     )
     threads = torch.get_num_threads()
@@ -216,6 +223,16 @@ def _exp_below_zero(x: Any) -> Any:
 _exp = numba.njit(inline="always", fastmath=_FAST_MATH)(_exp_below_zero)
 
 
+def _tanh_of(x: Any) -> Any:
+    """The hyperbolic tangent, in operations that vectorize."""
+    power = _exp(_f32(-2.0) * abs(x))
+    size = (_f32(1.0) - power) / (_f32(1.0) + power)
+    return size if x >= 0 else -size
+
+
+_tanh = numba.njit(inline="always", fastmath=_FAST_MATH)(_tanh_of)
+
+
 def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
     """Four rows of ``stored`` [S, D] as float32; after the last slot, the last one again."""
     for j in range(4):
@@ -236,6 +253,8 @@ def _attend(
     ends: Any,
     scale: Any,
     window: Any,
+    softcap: Any,  # 0: none
+    sinks: Any,  # [H], or [0]: none
     output: Any,  # [T, H, E]
 ) -> None:
     """Softmax(query keys / scale) values, for each token and the heads that share keys.
@@ -273,10 +292,17 @@ def _attend(
                 weights[g, t + 2], weights[g, t + 3] = s2, s3
         totals = np.empty(group, np.float32)
         for g in range(group):
+            if softcap > 0:
+                for t in range(length):
+                    weights[g, t] = softcap * _tanh(weights[g, t] / softcap)
             largest = weights[g, 0]
             for t in range(length):
                 largest = max(largest, weights[g, t])
             total = _f32(0)
+            if len(sinks):
+                sink = sinks[kv_head * group + g]
+                largest = max(largest, sink)
+                total = _exp(sink - largest)
             for t in range(length):
                 weights[g, t] = _exp(weights[g, t] - largest)
                 total += weights[g, t]

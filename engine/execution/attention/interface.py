@@ -28,11 +28,33 @@ PACKED = "paged_per_sequence"
 
 # Arguments that change the result and that this function does not implement. A model that passes
 # one is refused here, and then all its tasks run through `generate`.
-_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "position_bias", "attention_bias")
+_UNSUPPORTED = ("head_mask", "position_bias", "attention_bias")
 
 
 class UnsupportedAttentionError(NotImplementedError):
     """The model needs attention that no backend computes for a packed batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionForm:
+    """How a layer makes weights of queries and keys.
+
+    Attributes:
+        scaling: of the scores; None for one by the square root of the head size.
+        sliding_window: how many tokens are seen, the last one included; None for all.
+        softcap: scores are ``softcap * tanh(score / softcap)``, if it is given.
+        sinks: [H], scores of a key without a value, which each head sees; None for none.
+    """
+
+    scaling: float | None = None
+    sliding_window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is softmax of scores alone, which torch's own kernels compute."""
+        return self.softcap is None and self.sinks is None
 
 
 class Attend(Protocol):
@@ -44,9 +66,7 @@ class Attend(Protocol):
         query: torch.Tensor,  # [H, T, D]
         key: torch.Tensor,  # [K, T, D]
         value: torch.Tensor,  # [K, T, D]
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:  # [T, H, D]
         """Attention output of one layer."""
         ...
@@ -130,6 +150,8 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     batch: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -141,9 +163,8 @@ def packed_attention(
     layer = module.layer_idx
     if not isinstance(layer, int):
         raise UnsupportedAttentionError("the attention module has no layer_idx")
-    output = batch.attend(
-        layer, query[0], key[0], value[0], scaling=scaling, sliding_window=sliding_window
-    )
+    form = AttentionForm(scaling, sliding_window, softcap, s_aux)
+    output = batch.attend(layer, query[0], key[0], value[0], form)
     return output.unsqueeze(0), None
 
 
@@ -162,14 +183,10 @@ class PlacedBatch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:
         """Attend on the layer's device."""
-        return self.batches[layer].attend(
-            layer, query, key, value, scaling=scaling, sliding_window=sliding_window
-        )
+        return self.batches[layer].attend(layer, query, key, value, form)
 
 
 @dataclass
@@ -184,9 +201,7 @@ class ShapeRecorder:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:
         """Note the shapes and return zeros."""
         self.shapes[layer] = KVShape(key.shape[0], key.shape[2], value.shape[2], key.dtype)

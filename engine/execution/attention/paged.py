@@ -17,7 +17,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.execution.attention.cpu_decode import DecodeTokens, decode_tokens, has_kernel
-from engine.execution.attention.interface import AttentionBackend, AttentionNeeds
+from engine.execution.attention.interface import (
+    AttentionBackend,
+    AttentionForm,
+    AttentionNeeds,
+)
 from engine.execution.attention.packing import write_slots
 from engine.execution.kv_cache import KVCache, Slots
 from engine.platform.transfer import upload
@@ -121,9 +125,7 @@ class PagedBatch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:
         """Write the new keys and values, then attend sequence by sequence."""
         stored = self.cache.layers[layer]
@@ -133,17 +135,23 @@ class PagedBatch:
         output = query.new_empty(num_rows, num_heads, value.shape[2])
         output[real:] = 0
         if self.tokens is not None:
-            self.tokens.attend(
-                query, stored, output, scaling=scaling, sliding_window=sliding_window
-            )
+            self.tokens.attend(query, stored, output, form)
         for index, sequence in enumerate(self.sequences):
+            keys, values = stored.read(sequence.slots)
+            mask = self._mask(index, sequence, form.sliding_window, query)
+            if not form.is_usual:
+                output[sequence.rows] = plainly_attended(
+                    query[:, sequence.rows], keys[0], values[0], mask, form
+                ).transpose(0, 1)
+                continue
             several = sequence.tokens.num_tokens > 1
             attended = scaled_dot_product_attention(
                 _queries(query, sequence, len(key)),
-                *stored.read(sequence.slots),
-                attn_mask=self._mask(index, sequence, sliding_window, query),
-                is_causal=several and sequence.is_causal(sliding_window),
-                scale=scaling,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=several and sequence.is_causal(form.sliding_window),
+                scale=form.scaling,
                 enable_gqa=several and num_heads != len(key),
             )
             output[sequence.rows] = (
@@ -171,6 +179,35 @@ def _queries(query: torch.Tensor, sequence: SequenceRows, kv_heads: int) -> torc
         return query[None, :, sequence.rows]
     num_heads, _, dim = query.shape
     return query[:, sequence.first_row].reshape(1, kv_heads, num_heads // kv_heads, dim)
+
+
+def plainly_attended(
+    query: torch.Tensor,  # [H, rows, D]
+    keys: torch.Tensor,  # [K, L, D]
+    values: torch.Tensor,  # [K, L, E]
+    mask: torch.Tensor | None,  # [rows, L]; None: rows attend to all rows up to themselves
+    form: AttentionForm,
+) -> torch.Tensor:  # [H, rows, E]
+    """Attention of a sequence in plain operations, in float32, a key/value head at a time."""
+    num_heads, num_rows, dim = query.shape
+    group = num_heads // len(keys)
+    scale = dim**-0.5 if form.scaling is None else form.scaling
+    if mask is None and num_rows > 1:
+        mask = query.new_full((num_rows, num_rows), -torch.inf).triu(1)
+    outputs = []
+    for head in range(len(keys)):
+        own = slice(head * group, (head + 1) * group)
+        scores = query[own].float() @ keys[head].float().t() * scale
+        if form.softcap is not None:
+            scores = form.softcap * torch.tanh(scores / form.softcap)
+        if mask is not None:
+            scores = scores + mask.float()
+        if form.sinks is not None:
+            sinks = form.sinks[own].float()[:, None, None].expand(group, num_rows, 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        weights = scores.softmax(dim=-1)[..., : keys.shape[1]]
+        outputs.append(weights @ values[head].float())
+    return torch.cat(outputs).to(query.dtype)
 
 
 def paged_batch(cache: KVCache, scheduled: Sequence[ScheduledTokens]) -> PagedBatch:

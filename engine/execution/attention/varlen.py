@@ -15,7 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from engine.execution.attention.interface import AttentionBackend, AttentionNeeds
+from engine.execution.attention.interface import (
+    AttentionBackend,
+    AttentionForm,
+    AttentionNeeds,
+    UnsupportedAttentionError,
+)
 from engine.execution.attention.packing import PagedRows, paged_rows
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.requests.request import ScheduledTokens
@@ -95,11 +100,11 @@ class VarlenBatch:
         query: torch.Tensor,  # [H, T, D]
         key: torch.Tensor,  # [K, T, D]
         value: torch.Tensor,  # [K, T, D]
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:  # [T, H, D]
         """Write the new keys and values, then attend, all sequences at once."""
+        if not form.is_usual:
+            raise UnsupportedAttentionError("the kernel has neither soft caps nor sinks")
         stored, rows = self.cache.layers[layer], self.rows
         stored.write(rows.write_slots, key, value)
         keys, values = stored.pages(self.cache.page_size)
@@ -111,8 +116,8 @@ class VarlenBatch:
             None,
             self.max_rows,
             rows.block_table.shape[1] * self.cache.page_size,
-            scale=scaling,
-            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+            scale=form.scaling,
+            window_size=(-1 if form.sliding_window is None else form.sliding_window - 1, 0),
             enable_gqa=query.shape[0] != key.shape[0],
             seqused_k=rows.contexts,
             block_table=rows.block_table,

@@ -26,9 +26,6 @@ TEXT = "The engine must write what generate writes, for a prompt of several chun
 # Architectures and the configuration that keeps them out of the batch loop.
 OUTSIDE: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4},  # no attention at all
-    "gemma2": {"head_dim": 16, "sliding_window": 8},  # soft capping of scores
-    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "sliding_window": 8},  # sinks
-    "mixtral": {"num_local_experts": 4},  # experts see all rows at once
     "bloom": {"n_head": 4, "n_layer": 2},  # ALiBi, attention of its own
     "phi3": {  # a rotary embedding for long batches
         "original_max_position_embeddings": 32,
@@ -42,11 +39,14 @@ OUTSIDE: dict[str, dict[str, Any]] = {
     },
 }
 INSIDE: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
     "mistral": {"sliding_window": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 6},
     "cohere2": {"sliding_window": 8},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 64},
+    "gemma2": {"head_dim": 16, "sliding_window": 8},  # soft capping of scores
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "sliding_window": 8},  # sinks
 }
 
 
@@ -188,7 +188,7 @@ def test_stop_strings_in_the_fallback(number: int, tmp_path: Path) -> None:
 
 
 def test_stop_strings_end_beams(tmp_path: Path) -> None:
-    save_architecture("mixtral", OUTSIDE["mixtral"], tmp_path)
+    save_architecture("phi3", OUTSIDE["phi3"], tmp_path)
     asked = {"max_new_tokens": 24, "num_beams": 3, "num_return_sequences": 3}
     stop, want = stopped_search(Reference(tmp_path), TEXT, asked)
     with closing(fallback_engine(tmp_path)) as engine:

@@ -14,7 +14,7 @@ import torch
 
 from engine import Engine, EngineConfig
 from engine.execution.attention import backends
-from engine.execution.attention.interface import AttentionBackend, AttentionNeeds
+from engine.execution.attention.interface import AttentionBackend, AttentionForm, AttentionNeeds
 from engine.execution.attention.packing import PagedRows, paged_rows
 from engine.execution.kv_cache import KVCache
 from engine.platform.cpu import CpuPlatform
@@ -57,9 +57,7 @@ class PlainBatch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float | None,
-        sliding_window: int | None,
+        form: AttentionForm,
     ) -> torch.Tensor:
         stored, rows = self.cache.layers[layer], self.rows
         stored.write(rows.write_slots, key, value)
@@ -78,10 +76,10 @@ class PlainBatch:
             group = len(query) // k.shape[1]
             k, v = (each.repeat_interleave(group, dim=1) for each in (k, v))
             scores = torch.einsum("hqd,khd->hqk", query[:, first:stop].double(), k)
-            scores *= query.shape[2] ** -0.5 if scaling is None else scaling
+            scores *= query.shape[2] ** -0.5 if form.scaling is None else form.scaling
             scores *= 1.1 if self.fault == "scale" else 1
             looking = torch.arange(context - (stop - first), context)[:, None]
-            visible = self._visible(torch.arange(len(k))[None], looking, sliding_window)
+            visible = self._visible(torch.arange(len(k))[None], looking, form.sliding_window)
             weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
             output[first:stop] = torch.einsum("hqk,khd->qhd", weights, v).to(output)
         return -output if self.fault == "sign" else output

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.execution.attention.paged import paged_batch
+from engine.execution.attention.interface import AttentionForm
+from engine.execution.attention.paged import SequenceRows, paged_batch, plainly_attended
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.requests.request import ScheduledTokens
 
@@ -54,7 +55,9 @@ class Layer:
         self.key = rows(shape.kv_heads, shape.key_dim)
         self.value = rows(shape.kv_heads, shape.value_dim)
 
-    def attend(self, only: Sequence[int] | None = None, window: int | None = None) -> torch.Tensor:
+    def attend(
+        self, only: Sequence[int] | None = None, form: AttentionForm | None = None
+    ) -> torch.Tensor:
         """[rows, H, E] of some rows, or of all."""
         rows = range(len(self.scheduled)) if only is None else only
         batch = paged_batch(self.cache, [self.scheduled[row] for row in rows])
@@ -65,21 +68,34 @@ class Layer:
             self.query[:, at],
             self.key[:, at],
             self.value[:, at],
-            scaling=None,
-            sliding_window=window,
+            form or AttentionForm(),
         )
 
-    def by_definition(self, row: int, window: int | None = None) -> torch.Tensor:
+    def in_plain_operations(self, row: int, form: AttentionForm) -> torch.Tensor:
+        """[H, E] in the operations that compute prompts where torch's kernels do not."""
+        token = self.scheduled[row]
+        keys, values = self.cache.layers[0].read(self.cache.slots(token.pages, 0, token.stop))
+        rows = SequenceRows(0, token, slice(0))
+        mask = rows.mask(form.sliding_window, torch.float32, torch.device("cpu"))
+        return plainly_attended(self.query[:, row : row + 1], keys[0], values[0], mask, form)[:, 0]
+
+    def by_definition(self, row: int, form: AttentionForm) -> torch.Tensor:
         """[H, E] in float64, from what the cache holds."""
         token = self.scheduled[row]
         slots = self.cache.slots(token.pages, 0, token.stop)
         keys, values = (part[0].double() for part in self.cache.layers[0].read(slots))
-        if window is not None:
+        if (window := form.sliding_window) is not None:
             keys, values = keys[:, -window:], values[:, -window:]
         group = len(self.query) // len(keys)
         query = self.query[:, row].double().unflatten(0, (-1, group))
         scores = query @ keys.transpose(1, 2) / keys.shape[2] ** 0.5
-        attended: torch.Tensor = scores.softmax(dim=2) @ values
+        if form.softcap is not None:
+            scores = form.softcap * (scores / form.softcap).tanh()
+        if form.sinks is not None:
+            sinks = form.sinks.double().unflatten(0, (-1, group))[..., None]
+            scores = torch.cat([scores, sinks], dim=2)
+        weights = scores.softmax(dim=2)[..., : keys.shape[1]]
+        attended: torch.Tensor = weights @ values
         return attended.flatten(0, 1)
 
 
@@ -90,14 +106,20 @@ class Layer:
     ids=["grouped", "odd sizes", "qwen", "values of another size"],
 )
 @pytest.mark.parametrize("window", [None, 5])
-def test_it_is_attention(dtype: torch.dtype, shape: Shape, window: int | None) -> None:
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_it_is_attention(
+    dtype: torch.dtype, shape: Shape, window: int | None, softcap: float | None, sinks: bool
+) -> None:
     layer = Layer(shape, [1, 2, 3, 4, 5, 9, 33, 150], dtype, seed=len(str(shape)))
-    attended = layer.attend(window=window)
-    for row, ours in enumerate(attended):
-        expected = layer.by_definition(row, window)
-        assert (ours.double() - expected).abs().max() <= TOLERANCE[dtype] * max(
-            1.0, float(expected.abs().max())
-        )
+    of_heads = torch.linspace(-2, 3, shape.heads).to(dtype) if sinks else None
+    form = AttentionForm(None, window, softcap, of_heads)
+    for row, ours in enumerate(layer.attend(form=form)):
+        expected = layer.by_definition(row, form)
+        bound = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
+        assert (ours.double() - expected).abs().max() <= bound
+        plain = layer.in_plain_operations(row, form)
+        assert (plain.double() - expected).abs().max() <= bound
 
 
 @DTYPES
@@ -129,4 +151,6 @@ def test_scores_far_apart_and_alike() -> None:
     layer.query[:, 1] = 0
     attended = layer.attend()
     for row in range(2):
-        assert torch.allclose(attended[row].double(), layer.by_definition(row), atol=1e-5)
+        assert torch.allclose(
+            attended[row].double(), layer.by_definition(row, AttentionForm()), atol=1e-5
+        )

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.execution.attention.interface import AttentionForm
 from engine.execution.attention.paged import paged_batch
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.requests.request import ScheduledTokens
@@ -132,7 +133,7 @@ def test_attention_has_the_same_bits_wherever_the_pages_lie(
         made.layers[0].values[slots] = past[1]
         new = torch.tensor(slot_list(made, pages, start, context))
         batch = paged_batch(made, [ScheduledTokens(start, rows, pages)])
-        outputs.append(batch.attend(0, query, key, value, scaling=None, sliding_window=window))
+        outputs.append(batch.attend(0, query, key, value, AttentionForm(sliding_window=window)))
         assert torch.equal(made.layers[0].keys[new], key.transpose(0, 1))
     assert torch.equal(*outputs)
 

@@ -231,7 +231,7 @@ def test_models_that_cannot_be_split(
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("gemma2", "does not run with continuous batching, because attention with softcap"),
+        ("phi3", "does not run with continuous batching, because its rotary embedding"),
         ("mixtral", "its plan has the style 'packed_colwise', which is not supported"),
         ("opt", "no tensor parallel plan"),
     ],

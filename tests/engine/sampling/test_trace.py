@@ -157,7 +157,7 @@ def test_beams_have_no_trace(tiny_engine: TinyEngine) -> None:
 @pytest.mark.parametrize("name", ["sampled", "logprobs"])
 def test_of_the_generate_fallback_it_is_that_of_generate(name: str, tmp_path: Path) -> None:
     """Bit for bit: both run alone in the same shapes."""
-    save_architecture("gemma2", OUTSIDE["gemma2"], tmp_path)
+    save_architecture("bloom", OUTSIDE["bloom"], tmp_path)
     task = traced(name)
     with closing(fallback_engine(tmp_path)) as engine:
         response = engine.run_blocking(task)
