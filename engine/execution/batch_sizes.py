@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class BatchInvarianceError(RuntimeError):
+    """There is no usable batch size: in a batch the model cannot keep the promise."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,33 @@ class BatchSizes:
     def for_prefill(self, rows: int) -> int:
         """The smallest prefill size that holds ``rows``."""
         return self.prefill[bisect_left(self.prefill, rows)]
+
+
+class Check(Protocol):
+    """Something whose results may depend on how many rows are computed at once."""
+
+    def bits(self, num_rows: int, *, seed: int) -> bytes:
+        """All bits of some rows among ``num_rows``; their places and the others are by ``seed``."""
+
+
+def agreeing(check: Check, candidates: Sequence[int]) -> list[list[int]]:
+    """The batch sizes in groups whose results agree, ascending in each group.
+
+    Each size is checked with other places and neighbours, so sizes that agree show that these do
+    not matter either. A size that does not agree with any other is checked with two sets of them.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for num_rows in candidates:
+        groups.setdefault(check.bits(num_rows, seed=num_rows), []).append(num_rows)
+    return [
+        members
+        for result, members in groups.items()
+        if len(members) > 1 or check.bits(members[0], seed=0) == result
+    ]
+
+
+def largest_group(groups: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | None:
+    """Of the groups that reach ``needed`` rows, the one with most sizes."""
+    reaching = [members for members in groups if members[-1] >= needed]
+    best: list[int] = max(reaching, key=len, default=[])
+    return tuple(best) or None

@@ -19,6 +19,14 @@ from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
+_GRAIN_ELEMENTS = 32768
+"""Tensors of more elements are shared among threads, with at least about so many for each."""
+_GELU_ELEMENTS = 16384
+"""Of tensors with more elements, gelu gives every thread an equal share."""
+_STEP_ELEMENTS = 64
+"""Of two vectors of 16-bit numbers; those of float32 have half as many."""
+
+
 class CpuPlatform(Platform):
     """All cores of the host as one device."""
 
@@ -91,6 +99,20 @@ class CpuPlatform(Platform):
     def random_state_kept(self, device: torch.device) -> AbstractContextManager[None]:
         """Of the host's generator alone."""
         return torch.random.fork_rng(devices=[])
+
+    def rounds_alike(self, num_elements: int) -> bool:
+        """Whether every thread's share of a tensor is whole steps of the vector loop.
+
+        torch computes the rest of a share, and of a tensor, element by element with another
+        implementation of exp, tanh, cos and the like, which may round otherwise. How it shares:
+        ATen/native/cpu/Loops.h (``vectorized_loop``: two vectors in a step), ATen/ParallelOpenMP.h
+        with the grain size of ATen/TensorIterator.h, and for gelu that of
+        ATen/native/cpu/Activation.cpp, of torch 2.13.
+        """
+        most = torch.get_num_threads()
+        usual = min(most, -(-num_elements // _GRAIN_ELEMENTS))
+        shared = {1, usual} if num_elements <= _GELU_ELEMENTS else {1, usual, most}
+        return all(num_elements % (threads * _STEP_ELEMENTS) == 0 for threads in shared)
 
     def packs_weights(self, dtype: torch.dtype) -> bool:
         """Whether oneDNN is there and packs weights of this dtype."""

@@ -116,6 +116,10 @@ class CudaPlatform(Platform):
         """Of the host's generator and the GPU's."""
         return torch.random.fork_rng(devices=[device])
 
+    def rounds_alike(self, num_elements: int) -> bool:
+        """True: every element has a thread of its own, or a turn of the same one."""
+        return True
+
     def packs_weights(self, dtype: torch.dtype) -> bool:
         """Never: the kernels read weights as they are."""
         return False

@@ -38,7 +38,8 @@ class Platform(ABC):
         lookahead: whether the device computes while Python prepares the next step.
         pins_memory: whether copies from page-locked memory run beside the host.
         shares_host_memory: whether tensors can be read as numpy's arrays.
-        may_prepack: whether weights may be kept in a packed copy (`engine.execution.prepack`).
+        may_prepack: whether weights may be kept in a packed copy
+            (`engine.execution.modules.prepack`).
     """
 
     name: ClassVar[str]
@@ -126,6 +127,13 @@ class Platform(ABC):
     @abstractmethod
     def random_state_kept(self, device: torch.device) -> AbstractContextManager[None]:
         """The generators that ``torch.manual_seed`` sets are put back at the end of the body."""
+
+    @abstractmethod
+    def rounds_alike(self, num_elements: int) -> bool:
+        """Whether all elements of a tensor of this size get a function's result in the same way.
+
+        If not, the bits of ``exp(x)`` may depend on where in the tensor x stands.
+        """
 
     @abstractmethod
     def packs_weights(self, dtype: torch.dtype) -> bool:
