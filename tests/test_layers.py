@@ -74,13 +74,14 @@ serve_app.protocol         > schema schema.answers
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .requests.verification .vision .config
                              schema schema.answers
-engine.core                > .core.speculation .parallel .execution .requests .sampling .loading
-                             .loading.sharding .text .platform .config schema
+engine.core                > .core.speculation .parallel .execution .execution.modules .requests
+                             .sampling .loading .loading.sharding .text .platform .config schema
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
-engine.execution           > .execution.attention .requests .vision .sampling .loading .platform
-                             .config schema
+engine.execution           > .execution.attention .execution.modules .requests .vision .sampling
+                             .loading .platform .config .quantization schema
 engine.execution.attention > .execution .requests .platform
+engine.execution.modules   > .execution .platform .quantization
 engine.requests            > .requests.template .requests.verification .vision .sampling .loading
                              .loading.families .text .text.tool_calls .config schema
                              schema.answers

@@ -11,7 +11,7 @@ from benchmarks.harness.client import Answer, Endpoint, Job
 from engine import Engine, EngineConfig, ImagePreprocessor
 from engine.core.model_info import weight_bytes
 from engine.execution.executor import Executor
-from engine.execution.prepack import PackedLinear, prepack
+from engine.execution.modules.prepack import PackedLinear, prepack
 from engine.loading.families.processors import image_only_processor
 from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic

@@ -13,7 +13,8 @@ import torch
 
 from engine.config import EngineConfig
 from engine.execution.batching import ContinuousBatching
-from engine.execution.prepack import PackedLinear
+from engine.execution.modules.experts import Experts, expert_counts
+from engine.execution.modules.prepack import PackedLinear
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
 from engine.requests.prompt import PromptRenderer
@@ -52,7 +53,7 @@ def weight_bytes(model: Any) -> int:
 
 def _tensors(model: Any) -> Iterator[torch.Tensor]:
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | Experts):
             yield from module.stored()
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
@@ -101,6 +102,8 @@ def model_card(
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
+    if counts := expert_counts(loaded.model):
+        arithmetic["expert_rows"] = counts
     if config.default_max_new_tokens != DEFAULT_MAX_NEW_TOKENS:
         arithmetic["default_max_new_tokens"] = config.default_max_new_tokens
     if config.layout is not None:

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.execution.batch_sizes import BatchSizes
+from engine.execution.batch_sizes import (
+    BatchInvarianceError,
+    BatchSizes,
+    agreeing,
+    largest_group,
+)
 from engine.execution.kv_cache import bits_of
 from engine.execution.model_runner import ModelRunner
+from engine.platform.platforms import platform_of
 from engine.requests.request import ScheduledTokens
 
 logger = logging.getLogger(__name__)
@@ -24,18 +32,21 @@ _CONTEXT = 7  # tokens before the compared row; any number that is not special
 # Distinct sequences that must agree. In bfloat16 two orders of summation round to the same bits in
 # most rows (four of five, at 4864 terms): with few sequences a difference could be missed.
 _SEQUENCES = 16
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5  # of timing
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 3  # of timing
 _TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
 _LONG_CONTEXT, _LONG_ROWS = 1024, 8  # of the forward that shows what attention takes
+_ROUNDED = {
+    *("exp", "exp2", "expm1", "log", "log1p", "sigmoid", "silu", "gelu", "tanh", "softplus"),
+    *("mish", "elu", "erf", "cos", "sin"),
+}
+"""Functions of single elements that libraries compute, each in its way. Products, sums, roots and
+quotients have one right result."""
+_ROUNDED_ROWS = (8, 16)  # of the forwards that show how large their results are
 _KNOWN_ROWS = 64
 """Rows that a step may have at least: known tokens are read as so many at once. Twice as many would
 take almost twice the time."""
-
-
-class BatchInvarianceError(RuntimeError):
-    """There is no usable batch size: in a batch the model cannot keep the promise."""
 
 
 def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
@@ -69,16 +80,16 @@ def find_batch_sizes(
     Raises:
         BatchInvarianceError: a row's bits depend on its position or on the other rows.
     """
-    candidates = candidate_rows(max_sequences, prefill_chunk)
     at_once = max(max_sequences, _KNOWN_ROWS)
     check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once)
-    prefill_groups = _agreeing(check, candidates)
+    candidates = _rounding_alike(check, candidate_rows(max_sequences, prefill_chunk))
+    prefill_groups = agreeing(check, candidates)
     decode_check, decode_groups = check, prefill_groups
     if runner.backend.decodes_apart:
         decode_check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once, decode=True)
-        decode_groups = _agreeing(decode_check, [n for n in candidates if n <= at_once])
-    decode = _choose(decode_groups, needed=max_sequences)
-    prefill = _choose(prefill_groups, needed=prefill_chunk)
+        decode_groups = agreeing(decode_check, [n for n in candidates if n <= at_once])
+    decode = largest_group(decode_groups, needed=max_sequences)
+    prefill = largest_group(prefill_groups, needed=prefill_chunk)
     if decode is None or prefill is None:
         raise BatchInvarianceError("a row's result depends on its position or on the other rows")
     logger.info("batch sizes that agree bit for bit: decode %s, prefill %s", decode, prefill)
@@ -97,20 +108,40 @@ def find_batch_sizes(
     )
 
 
-def _agreeing(check: _InvarianceCheck, candidates: Sequence[int]) -> list[list[int]]:
-    """The batch sizes in groups whose results agree, ascending in each group.
+class _Rounded(TorchDispatchMode):
+    """Notes the size of each tensor that a function has made whose results are rounded."""
 
-    Each size is checked with other places and neighbours, so sizes that agree show that these do
-    not matter either. A size that does not agree with any other is checked with two sets of them.
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # torch's own signature
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__.rstrip("_") in _ROUNDED:
+            self.sizes.append(result.numel())
+        return result
+
+
+def _rounding_alike(check: _InvarianceCheck, candidates: Sequence[int]) -> list[int]:
+    """The candidates at which functions round alike in all rows; larger ones in place of others.
+
+    The comparison of bits would miss most of these differences: they are in few elements, and in
+    few of these do two ways to round differ.
     """
-    groups: dict[bytes, list[int]] = {}
-    for num_rows in candidates:
-        groups.setdefault(check.bits(num_rows, seed=num_rows), []).append(num_rows)
-    return [
-        members
-        for result, members in groups.items()
-        if len(members) > 1 or check.bits(members[0], seed=0) == result
-    ]
+    alike = platform_of(check.device).rounds_alike
+    few, many = (check.rounded_sizes(rows) for rows in _ROUNDED_ROWS)
+    apart = _ROUNDED_ROWS[1] - _ROUNDED_ROWS[0]
+    of_rows = {((b - a) // apart, a) for a, b in zip(few, many, strict=False)}
+
+    def fits(rows: int) -> bool:
+        more = rows - _ROUNDED_ROWS[0]
+        return all(alike(size + width * more) for width, size in of_rows if width)
+
+    largest = candidates[-1]
+    found = {next((m for m in range(n, largest + 1) if fits(m)), n) for n in candidates}
+    return sorted(found)
 
 
 def _timed(check: _InvarianceCheck, sizes: Sequence[int]) -> dict[int, float]:
@@ -146,13 +177,6 @@ def _faster(seconds: Mapping[int, float]) -> dict[int, int]:
         if seconds[fastest] < _CLEARLY * time_taken:
             best[rows] = fastest
     return best
-
-
-def _choose(groups: Iterable[list[int]], *, needed: int) -> tuple[int, ...] | None:
-    """Of the groups that reach ``needed`` rows, the one with most sizes."""
-    reaching = [members for members in groups if members[-1] >= needed]
-    best: list[int] = max(reaching, key=len, default=[])
-    return tuple(best) or None
 
 
 class _InvarianceCheck:
@@ -194,9 +218,24 @@ class _InvarianceCheck:
     def seconds(self, num_rows: int, row: ScheduledTokens | None = None) -> float:
         """How long a forward takes, once. All its rows are this one, or one of a short context."""
         scheduled = [row or ScheduledTokens(_CONTEXT, 1, self._scratch)] * num_rows
+        # Different tokens: experts are chosen by them, and each that is chosen is read.
+        token_ids = torch.arange(num_rows) % self._vocab_size
         start = time.perf_counter()
-        self._forward(torch.zeros(num_rows, dtype=torch.long), scheduled, [0]).cpu()
+        self._forward(token_ids, scheduled, [0]).cpu()
         return time.perf_counter() - start
+
+    @property
+    def device(self) -> torch.device:
+        """Where forwards run."""
+        return self._runner.device
+
+    def rounded_sizes(self, num_rows: int) -> list[int]:
+        """The sizes of all results of `_ROUNDED` functions in a forward of equal rows."""
+        scheduled = [ScheduledTokens(_CONTEXT, 1, self._scratch)] * num_rows
+        seen = _Rounded()
+        with seen:
+            self._forward(torch.zeros(num_rows, dtype=torch.long), scheduled, [0])
+        return seen.sizes
 
     def attention_seconds(self, num_rows: int) -> float:
         """What a row takes more for each token of its context; 0 if the cache is too small to tell.

@@ -26,10 +26,12 @@ from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import ModelRunner
-from engine.execution.prepack import prepack
+from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
+from engine.execution.modules.prepack import prepack
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
+from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         # Packed weights would lose the code that joins the parts of split layers.
         packs = platform_of(loaded.device).packs_weights(loaded.model.dtype)
         can = packs and not config.tensor_parallel
+        use_exact_experts(loaded.model, quantization(config.quantize_bits), packs=can)
         prepacked = can and prepack(loaded.model, trial=executor.measure)
         plan = _plan(executor, shapes, config, sizes)
         runner = _working_runner(executor, shapes, plan)
@@ -173,7 +176,7 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
             raise UnsupportedAttentionError(
                 f"its rotary embedding ({kind}) depends on the longest position in the batch"
             )
-    if any(name.endswith("experts") for name, _ in loaded.model.named_modules()):
+    if has_other_mixtures(loaded.model):
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 

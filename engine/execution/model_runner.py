@@ -28,6 +28,7 @@ from engine.execution.attention.packing import positions
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.execution.modules.experts import mixtures, real_rows
 from engine.execution.operations import ONE_RANK, Ranks
 from engine.execution.prompt_scores import ScoredRows, body_runs_once, scored_rows
 from engine.loading.loaded_model import LoadedModel
@@ -140,11 +141,13 @@ class ModelRunner:
         self.loaded = loaded
         self.ranks = ranks
         self._float_logits = platform_of(loaded.device).float_copier()
+        self._real_rows = real_rows(loaded.model)
         self._graphs: DecodeGraphs | None = None
         # A graph has the kernels of one device, and the model's forward cannot be cut where the
         # device changes. Models that are spread are large: reading their weights takes longer than
         # launching their kernels one by one.
-        if backend.captures_decode and loaded.spread is None:
+        # The rows of an expert are counted on the host.
+        if backend.captures_decode and loaded.spread is None and not mixtures(loaded.model):
             self._graphs = DecodeGraphs(
                 self._decode_logits, backend, cache, max_pages=max_pages, axes=self.vision.axes
             )
@@ -278,11 +281,12 @@ class ModelRunner:
         def logits_of(rows: Sequence[int]) -> torch.Tensor:
             return self._model_logits(inputs, places, upload(rows, self.device), attend)
 
-        if not forward.scored:
-            return ForwardOutput(logits_of(keep)[:num_wanted], ())
-        with body_runs_once(self.loaded.model):
-            scores = [rows.scores(logits_of, self.device) for rows in forward.scored]
-            return ForwardOutput(logits_of(keep)[:num_wanted], scores)
+        with self._real_rows.limited_to(len(forward.token_ids)):
+            if not forward.scored:
+                return ForwardOutput(logits_of(keep)[:num_wanted], ())
+            with body_runs_once(self.loaded.model):
+                scores = [rows.scores(logits_of, self.device) for rows in forward.scored]
+                return ForwardOutput(logits_of(keep)[:num_wanted], scores)
 
     @torch.inference_mode()
     def own_logits(self, forward: PlainForward) -> torch.Tensor:

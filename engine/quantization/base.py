@@ -12,6 +12,20 @@ Split = Literal["tensor", "layers"]
 """How a model is divided over several devices."""
 
 
+# The head decides near ties; and it may be tied to the embedding, which bitsandbytes cannot
+# quantize.
+# Routers and gates choose among experts, are small, and some have a single output. Routers that are
+# no layers, as most are, are not quantized anyway.
+FULL_PRECISION = (
+    "lm_head",
+    "shared_expert_gate",
+    "router.gate",
+    "router.layer",
+    "router.proj",
+    "gate.wg",
+)
+
+
 @dataclass(frozen=True)
 class Quantization:
     """One way to quantize weights while they are loaded.
@@ -25,6 +39,8 @@ class Quantization:
         splits: how a model in it may be divided over devices; the first is the default.
         transformers_config: makes the ``quantization_config`` of ``from_pretrained`` from the dtype
             of the arithmetic and the names of the modules that keep theirs.
+        layer: makes a linear layer of a weight [out, in] and a bias [out] or None, which are no
+            layer's.
     """
 
     bits: QuantizeBits
@@ -33,6 +49,7 @@ class Quantization:
     full_precision: tuple[str, ...]
     splits: tuple[Split, ...]
     transformers_config: Callable[[Any, Sequence[str]], Any]
+    layer: Callable[[Any, Any], Any]
 
     @property
     def label(self) -> str:

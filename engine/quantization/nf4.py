@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.quantization.base import Quantization
+from engine.quantization.base import FULL_PRECISION, Quantization
 
 
 def _transformers_config(dtype: Any, full_precision: Sequence[str]) -> Any:
@@ -19,11 +19,27 @@ def _transformers_config(dtype: Any, full_precision: Sequence[str]) -> Any:
     )
 
 
+def _layer(weight: Any, bias: Any) -> Any:
+    from bitsandbytes import nn  # noqa: PLC0415 - see the package
+
+    modules: Any = nn
+    rows, columns = weight.shape
+    layer = modules.Linear4bit(
+        columns, rows, bias is not None, compute_dtype=weight.dtype, quant_type="nf4", device="meta"
+    )
+    data = weight.contiguous()
+    layer.weight = modules.Params4bit(data, requires_grad=False, quant_type="nf4", module=layer)
+    layer.weight = layer.weight.to(weight.device)
+    layer.bias = bias
+    return layer
+
+
 NF4 = Quantization(
     bits=4,
     name="nf4",
     bytes_per_weight=0.5 + 4 / 64,
-    full_precision=("lm_head",),  # as in INT8
+    full_precision=FULL_PRECISION,
     splits=("layers",),
     transformers_config=_transformers_config,
+    layer=_layer,
 )

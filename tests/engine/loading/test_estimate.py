@@ -13,7 +13,7 @@ from torch import nn
 from engine import Engine, EngineConfig
 from engine.core.model_info import weight_bytes
 from engine.execution.executor import Executor
-from engine.execution.prepack import prepack
+from engine.execution.modules.prepack import prepack
 from engine.loading.estimate import estimate_bytes, estimate_memory
 from engine.loading.loader import load_model
 from tests.engine.conftest import TinyModel

@@ -1,0 +1,258 @@
+"""Mixtures of experts whose rows have the same bits in every batch.
+
+A mixture sends each row to a few of its experts, so an expert's product has as many rows as have
+chosen it, in this forward: others' tokens decide how many. Here an expert computes its rows at
+counts whose results agree bit for bit, measured as batch sizes are, with padding; and what a row
+gets from its experts is added in the order of the experts. So it is a function of the row.
+
+transformers' modules hand their rows over through `ExpertsInterface`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, pad
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from engine.execution.batch_sizes import BatchInvarianceError, agreeing, largest_group
+from engine.execution.kv_cache import bits_of
+from engine.platform.platforms import platform_of
+from engine.quantization.base import Quantization
+
+NAME = "same bits in every batch"
+"""Of the function below, among the implementations of `ExpertsInterface`."""
+
+_PROBED = 16  # rows whose bits are compared: few might agree by chance
+_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_ATTRIBUTE = "_exact"
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+"""From rows [n, in] to rows [n, out]."""
+MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]
+"""Makes a product of a weight [out, in] and a bias [out]."""
+
+
+@dataclass
+class RealRows:
+    """How many rows of the forward belong to tokens; all if None. The others choose no expert."""
+
+    count: int | None = None
+
+    @contextmanager
+    def limited_to(self, count: int) -> Iterator[None]:
+        """In the body, only so many rows are real."""
+        self.count = count
+        try:
+            yield
+        finally:
+            self.count = None
+
+
+class Experts(nn.Module):
+    """The experts of one layer, beside transformers' module of them."""
+
+    def __init__(self, owner: Any, real: RealRows, make: MakeProduct) -> None:
+        """Take the weights of ``owner``."""
+        super().__init__()
+        self.real = real
+        self.counts: tuple[int, ...] = ()
+        self._up = _products(owner, "gate_up_proj" if owner.has_gate else "up_proj", make)
+        self._down = _products(owner, "down_proj", make)
+        layers = [one for one in (*self._up, *self._down) if isinstance(one, nn.Module)]
+        self._layers = nn.ModuleList(layers)
+
+    def stored(self) -> list[torch.Tensor]:
+        """The tensors that it keeps in place of the owner's, but for those of its layers."""
+        packed = [one for one in (*self._up, *self._down) if isinstance(one, _Packed)]
+        return [tensor for one in packed for tensor in one.stored]
+
+    def one(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """What an expert makes of rows [n, hidden], all at once."""
+        inner = self._up[expert](rows)
+        inner = owner._apply_gate(inner) if owner.has_gate else owner.act_fn(inner)
+        output = self._down[expert](inner)
+        if owner.has_post_expert_norm:
+            output = owner.post_expert_norm(output)
+        return output
+
+    def padded(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """What an expert makes of rows [n, hidden], at counts that agree."""
+        parts = []
+        for part in rows.split(self.counts[-1]):
+            count = next(count for count in self.counts if count >= len(part))
+            parts.append(self.one(owner, expert, pad(part, (0, 0, 0, count - len(part)))))
+        return parts[0][: len(rows)] if len(parts) == 1 else torch.cat(parts)[: len(rows)]
+
+    def mixed(
+        self, owner: Any, rows: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """What the experts [rows, k] that rows [rows, hidden] have chosen make of them, mixed."""
+        num_chosen = chosen.shape[1]
+        real = len(rows) if self.real.count is None else self.real.count
+        of_rows = chosen[:real].reshape(-1)
+        order = of_rows.argsort(stable=True)
+        outputs = rows.new_zeros(real * num_chosen, rows.shape[1])
+        start = 0
+        for expert, count in enumerate(of_rows.bincount(minlength=len(self._down)).tolist()):
+            if count and expert < len(self._down):  # one beyond stands for none
+                places = order[start : start + count]
+                outputs[places] = self.padded(owner, expert, rows[places // num_chosen])
+            start += count
+        outputs = outputs * weights[:real].reshape(-1, 1)
+        by_expert = chosen[:real].argsort(dim=1, stable=True)
+        slots = outputs.view(real, num_chosen, -1).float()
+        slots = slots.take_along_dim(by_expert[..., None], dim=1)
+        mixed = slots[:, 0]
+        for slot in range(1, num_chosen):
+            mixed = mixed + slots[:, slot]
+        return pad(mixed.to(rows.dtype), (0, 0, 0, len(rows) - real))
+
+
+# --- Products ------------------------------------------------------------------------------------
+
+
+class _Packed:
+    """A product whose weight has oneDNN's own layout (`engine.execution.modules.prepack`)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._bias = None if bias is None else bias.clone()
+        self.stored = [self._weight] if self._bias is None else [self._weight, self._bias]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows, self._weight, self._bias, "none", [], ""
+        )
+        return output
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    return partial(linear, weight=weight, bias=bias)
+
+
+def _products(owner: Any, name: str, make: MakeProduct) -> list[Product]:
+    """The products of all experts by one of the owner's weights, [experts, ...]."""
+    weights, biases = getattr(owner, name), getattr(owner, f"{name}_bias", None)
+    products = []
+    for expert, weight in enumerate(weights.detach()):
+        bias = None if biases is None else biases[expert].detach()
+        products.append(make(weight.t() if owner.is_transposed else weight, bias))
+    return products
+
+
+# --- Setup ---------------------------------------------------------------------------------------
+
+
+def _forward(
+    owner: Any, rows: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """What `ExpertsInterface` calls in place of the module's own forward."""
+    return _of(owner).mixed(owner, rows, chosen, weights)
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
+
+
+def _of(owner: Any) -> Experts:
+    return cast(Experts, getattr(owner, _ATTRIBUTE))
+
+
+def mixtures(model: Any) -> list[Any]:
+    """The modules of a model that hold the experts of a layer, in transformers' one form."""
+    return [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+
+
+def has_other_mixtures(model: Any) -> bool:
+    """Whether a model has experts in a form that is not known here."""
+    known = {id(module) for module in mixtures(model)}
+    return any(
+        name.rpartition(".")[2] == "experts" and id(module) not in known
+        for name, module in model.named_modules()
+    )
+
+
+def real_rows(model: Any) -> RealRows:
+    """What the experts of a model are told before a forward; nobody reads it if it has none."""
+    found = [_of(owner) for owner in mixtures(model) if hasattr(owner, _ATTRIBUTE)]
+    return found[0].real if found else RealRows()
+
+
+def expert_counts(model: Any) -> list[tuple[int, ...]]:
+    """Of each kind of experts of a model, the numbers of rows that they compute at once."""
+    found = (_of(owner) for owner in mixtures(model) if hasattr(owner, _ATTRIBUTE))
+    return sorted({experts.counts for experts in found})
+
+
+@torch.inference_mode()
+def use_exact_experts(model: Any, quantized: Quantization | None, *, packs: bool) -> None:
+    """Replace what computes the experts of a model, in place; nothing if it has none.
+
+    Args:
+        model: the model.
+        quantized: how their weights are quantized, if they are: libraries quantize layers, and the
+            weights of experts are no layers.
+        packs: whether to pack weights that are not quantized.
+
+    Raises:
+        BatchInvarianceError: a row's bits depend on the other rows of its expert.
+    """
+    real = RealRows()
+    measured: dict[Any, tuple[int, ...]] = {}
+    for owner in mixtures(model):
+        first = owner.gate_up_proj if owner.has_gate else owner.up_proj
+        kind = (first.shape, owner.down_proj.shape, first.dtype, first.device, type(owner))
+        width = owner.down_proj.shape[2 if owner.is_transposed else 1]
+        probe = torch.randn(_COUNTS[-1], width, generator=torch.Generator().manual_seed(0))
+        make: MakeProduct = _plain
+        if quantized is not None:
+            make = quantized.layer
+        elif packs:
+            make = _Packed
+        experts = Experts(owner, real, make)
+        setattr(owner, _ATTRIBUTE, experts)
+        if kind not in measured:
+            measured[kind] = _counts(owner, experts, probe.to(first))
+        experts.counts = measured[kind]
+        if make is not _plain:
+            for name in ("gate_up_proj", "up_proj", "down_proj"):
+                if getattr(owner, name, None) is not None:
+                    setattr(owner, name, None)
+        owner.config._experts_implementation = NAME
+
+
+class _Check:
+    """What an expert makes of some rows, at any place among others."""
+
+    def __init__(self, owner: Any, experts: Experts, probe: torch.Tensor) -> None:
+        self._owner, self._experts, self._probe = owner, experts, probe
+
+    def bits(self, num_rows: int, *, seed: int) -> bytes:
+        """All bits of the first `_PROBED` rows in products of ``num_rows``."""
+        shuffle = torch.Generator().manual_seed(seed)
+        seen = b""
+        at_once = min(_PROBED, num_rows)
+        for first in range(0, _PROBED, at_once):
+            others = torch.randint(_PROBED, len(self._probe), (num_rows,), generator=shuffle)
+            places = torch.randperm(num_rows, generator=shuffle)[:at_once]
+            others[places] = torch.arange(first, first + at_once)
+            output = self._experts.one(self._owner, 0, self._probe[others])
+            seen += b"".join(map(bits_of, output[places]))
+        return seen
+
+
+def _counts(owner: Any, experts: Experts, probe: torch.Tensor) -> tuple[int, ...]:
+    """The numbers of rows at which an expert gives a row the same bits, ascending."""
+    inner = owner.down_proj.shape[1 if owner.is_transposed else 2]
+    alike = platform_of(probe.device).rounds_alike  # of its activation
+    candidates = [count for count in _COUNTS if alike(count * inner)] or _COUNTS
+    found = largest_group(agreeing(_Check(owner, experts, probe), candidates), needed=1)
+    if found is None:
+        raise BatchInvarianceError("what an expert makes of a row depends on its other rows")
+    return found
