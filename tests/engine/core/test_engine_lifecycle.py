@@ -325,7 +325,7 @@ async def test_closing_ends_what_runs_and_what_waits(
 def test_every_submission_ends_when_the_engine_is_closed_under_it(
     make_engine: MakeEngine,
 ) -> None:
-    for _ in range(5):
+    for _ in range(3):
         engine = make_engine()
         ends: list[object] = []
 
