@@ -36,7 +36,8 @@ class EngineOptions(Strict):
     )
     context_length: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="Longest prompt plus answer, in tokens; None: the model's own limit.",
+        description="Longest prompt plus answer, in tokens; None: the model's own limit, or 4096 "
+        "if it has none.",
     )
     cut_to_context: bool = Field(
         default=False,

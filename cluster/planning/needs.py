@@ -187,7 +187,7 @@ def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
             estimate = estimate_memory(config, from_config=True)
     except TaskError as error:
         return replace(need, unknown=str(error))
-    context = estimate.context_length or 0
+    context = estimate.context_length
     return replace(
         need,
         weights=estimate.weights,

@@ -20,6 +20,7 @@ from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
 from engine.config import EngineConfig
 from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
+from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
 from engine.loading.families.family import in_head, in_tower
 from engine.loading.quantized_modules import takes
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
@@ -59,7 +60,7 @@ class MemoryEstimate:
         decode_weights: the part that decoding a token reads: without the vision tower and its
             projector, and without an embedding of tokens that is not the head as well.
         kv_per_token: of the KV cache.
-        context_length: of the configuration or the model, in tokens; None where neither says it.
+        context_length: of the configuration or the model, in tokens.
         kv_cache: the size that the configuration allows, or less if the model can use less.
         layers: of the weights, those of each decoder layer.
         head: of the weights, the language model head's if it is a tensor of its own.
@@ -69,7 +70,7 @@ class MemoryEstimate:
     weights: int
     decode_weights: int
     kv_per_token: int
-    context_length: int | None
+    context_length: int
     kv_cache: int
     layers: tuple[int, ...] = ()
     head: int = 0
@@ -99,9 +100,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             for name, (shape, stored) in tensors.items()
         }
         kv_per_token = _kv_bytes_per_token(text, _DTYPE_BYTES.get(dtype or "", 4))
-        context = (
-            config.context_length or text.get("max_position_embeddings") or text.get("n_positions")
-        )
+        context = config.context_length or own_context_length(text) or DEFAULT_CONTEXT
         return MemoryEstimate(
             weights=int(
                 sum(sizes.values()) + (_tied_head(sizes) if may_prepack(config.device) else 0)
@@ -208,9 +207,9 @@ def _kv_bytes_per_token(text: dict[str, Any], item: int) -> int:
     )
 
 
-def _kv_bytes(config: EngineConfig, context: int | None, per_token: int) -> int:
+def _kv_bytes(config: EngineConfig, context: int, per_token: int) -> int:
     """The KV cache: what the operator allows, or less where the model can use less."""
     if config.kv_cache_tokens is not None:
         return config.kv_cache_tokens * per_token
     allowed = config.max_kv_cache_bytes or 0
-    return min(allowed, config.max_sequences * (context or 0) * per_token or allowed)
+    return min(allowed, config.max_sequences * context * per_token or allowed)

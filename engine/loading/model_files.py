@@ -20,6 +20,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
+from engine.loading.families.context import (
+    CONTEXT_NAMES,
+    DEFAULT_CONTEXT,
+    own_context_length,
+)
 from engine.loading.families.family import VISION_MODEL_TYPES, family_of
 from engine.loading.families.processors import (
     ImageProcessor,
@@ -136,15 +141,12 @@ def read_chat_template(
 
 def context_length(config: EngineConfig, hf_config: PreTrainedConfig) -> int:
     """Tokens that a prompt and its answer may have: the setting's, at most the model's own."""
-    own = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    text = hf_config.get_text_config()
+    own = own_context_length({name: getattr(text, name, None) for name in CONTEXT_NAMES})
     if own is not None and (not isinstance(own, int) or own < 1):
-        raise ModelInvalid(f"model {config.name!r} has max_position_embeddings {own!r}")
+        raise ModelInvalid(f"model {config.name!r} has a context length of {own!r}")
     if config.context_length is None:
-        if own is None:
-            raise ModelInvalid(
-                f"model {config.name!r} does not say its context length: set context_length"
-            )
-        return int(own)
+        return DEFAULT_CONTEXT if own is None else own
     if own is not None and config.context_length > own:
         raise ModelInvalid(
             f"context_length is {config.context_length}, but model {config.name!r} was made for "

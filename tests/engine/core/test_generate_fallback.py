@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -168,6 +169,28 @@ def test_models_that_the_batch_loop_runs(kind: str, tmp_path: Path) -> None:
         for settings in SETTINGS:
             assert answers(engine, text, settings) == generated(tmp_path, text, settings)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tokens"),
+    [("mamba", {"state_size": 4}, 4096), ("mpt", {"n_heads": 4, "n_layers": 2}, 2048)],
+)
+def test_models_that_say_their_context_elsewhere_or_nowhere(
+    kind: str, options: dict[str, Any], tokens: int, tmp_path: Path
+) -> None:
+    save_architecture(kind, options, tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["max_position_embeddings"]  # which these architectures have not
+    file.write_text(json.dumps(fields))
+    settings = SETTINGS[0]
+    with closing(fallback_engine(tmp_path, context_length=None)) as engine:
+        assert engine.card()["context_length"] == tokens
+        assert answers(engine, "Hi", settings) == generated(tmp_path, "Hi", settings)
+        with pytest.raises(TaskArgsInvalid, match=str(tokens)):
+            engine.run_blocking(task("x" * tokens, settings))
+    with closing(fallback_engine(tmp_path, context_length=100)) as engine:
+        assert engine.card()["context_length"] == 100
 
 
 @pytest.mark.parametrize("number", [1, 3])
