@@ -44,6 +44,7 @@ _ROUNDED = {
 """Functions of single elements that libraries compute, each in its way. Products, sums, roots and
 quotients have one right result."""
 _ROUNDED_ROWS = (8, 16)  # of the forwards that show how large their results are
+_FURTHEST = 1024  # from a candidate to the next size at which all functions round alike
 _KNOWN_ROWS = 64
 """Rows that a step may have at least: known tokens are read as so many at once. Twice as many would
 take almost twice the time."""
@@ -125,7 +126,7 @@ class _Rounded(TorchDispatchMode):
 
 
 def _rounding_alike(check: _InvarianceCheck, candidates: Sequence[int]) -> list[int]:
-    """The candidates at which functions round alike in all rows; larger ones in place of others.
+    """The candidates at which functions round alike in all rows; larger sizes in place of others.
 
     The comparison of bits would miss most of these differences: they are in few elements, and in
     few of these do two ways to round differ.
@@ -139,9 +140,8 @@ def _rounding_alike(check: _InvarianceCheck, candidates: Sequence[int]) -> list[
         more = rows - _ROUNDED_ROWS[0]
         return all(alike(size + width * more) for width, size in of_rows if width)
 
-    largest = candidates[-1]
-    found = {next((m for m in range(n, largest + 1) if fits(m)), n) for n in candidates}
-    return sorted(found)
+    nearest = (next(filter(fits, range(n, n + _FURTHEST)), None) for n in candidates)
+    return sorted({size for size in nearest if size is not None})
 
 
 def _timed(check: _InvarianceCheck, sizes: Sequence[int]) -> dict[int, float]:
