@@ -81,11 +81,12 @@ class DecodeTokens:
         """Write the attention output of these rows."""
         scale = query.shape[2] ** -0.5 if form.scaling is None else form.scaling
         window = _UNBOUNDED if form.sliding_window is None else form.sliding_window
-        sinks = (
-            _NO_SINKS if form.sinks is None else form.sinks.detach().float().contiguous().numpy()
-        )
+        softcap = sinks = None
+        if not form.is_usual:
+            softcap = form.softcap or 0.0
+            sinks = _NO_SINKS if form.sinks is None else form.sinks.detach().float().numpy()
         view = _ELEMENTS[query.dtype][0]
-        kernel = _compiled(query.dtype)
+        kernel = _compiled(query.dtype, form.is_usual)
         threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         numba.set_num_threads(threads)
         kernel(
@@ -97,7 +98,7 @@ class DecodeTokens:
             self.ends,
             scale,
             window,
-            form.softcap or 0.0,
+            softcap,
             sinks,
             output.view(view).numpy(),
         )
@@ -116,8 +117,12 @@ def decode_tokens(cache: KVCache, scheduled: Mapping[int, ScheduledTokens]) -> D
 
 
 @lru_cache
-def _compiled(dtype: torch.dtype) -> Callable[..., None]:
-    """The kernel for a dtype; the first call takes seconds where no cache has it."""
+def _compiled(dtype: torch.dtype, is_usual: bool) -> Callable[..., None]:
+    """The kernel for a dtype; the first call takes seconds where no cache has it.
+
+    That of the usual form is compiled without what the others have besides: code that is not used
+    could still change the order of its sums.
+    """
     element = _ELEMENTS[dtype][1]
     signature = types.void(
         element[:, :, :],
@@ -128,8 +133,8 @@ def _compiled(dtype: torch.dtype) -> Callable[..., None]:
         types.int64[::1],
         types.float32,
         types.int64,
-        types.float32,
-        types.float32[::1],
+        types.none if is_usual else types.float32,
+        types.none if is_usual else types.float32[::1],
         element[:, :, ::1],
     )
     threads = torch.get_num_threads()
@@ -253,7 +258,7 @@ def _attend(
     ends: Any,
     scale: Any,
     window: Any,
-    softcap: Any,  # 0: none
+    softcap: Any,  # 0: none; None, with sinks: the usual form
     sinks: Any,  # [H], or [0]: none
     output: Any,  # [T, H, E]
 ) -> None:
@@ -292,17 +297,19 @@ def _attend(
                 weights[g, t + 2], weights[g, t + 3] = s2, s3
         totals = np.empty(group, np.float32)
         for g in range(group):
-            if softcap > 0:
-                for t in range(length):
-                    weights[g, t] = softcap * _tanh(weights[g, t] / softcap)
+            if softcap is not None:  # noqa: SIM102 - Numba compiles no branch on None alone
+                if softcap > 0:
+                    for t in range(length):
+                        weights[g, t] = softcap * _tanh(weights[g, t] / softcap)
             largest = weights[g, 0]
             for t in range(length):
                 largest = max(largest, weights[g, t])
             total = _f32(0)
-            if len(sinks):
-                sink = sinks[kv_head * group + g]
-                largest = max(largest, sink)
-                total = _exp(sink - largest)
+            if sinks is not None:  # noqa: SIM102 - as above
+                if len(sinks) > 0:
+                    sink = sinks[kv_head * group + g]
+                    largest = max(largest, sink)
+                    total = _exp(sink - largest)
             for t in range(length):
                 weights[g, t] = _exp(weights[g, t] - largest)
                 total += weights[g, t]
