@@ -68,6 +68,7 @@ class Engine:
             recorder=Recorder(card["dtype"], card["quantize_bits"], card["layout"]),
             fingerprint=card["system_fingerprint"],
             continuous_batching=assembly.batching.problem is None,
+            long_after=assembly.batching.long_after,
             check_fits=self._loop.scheduler.check_fits,
             meter=self._meter,
         )

@@ -81,7 +81,7 @@ engine.parallel            > .execution .execution.attention .loading .platform 
 engine.execution           > .execution.attention .execution.modules .requests .vision .sampling
                              .loading .platform .config .quantization schema
 engine.execution.attention > .execution .requests .platform
-engine.execution.modules   > .execution .platform .quantization
+engine.execution.modules   > .execution .requests .platform .quantization
 engine.requests            > .requests.template .requests.verification .vision .sampling .loading
                              .loading.families .text .text.tool_calls .config schema
                              schema.answers

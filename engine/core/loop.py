@@ -235,4 +235,5 @@ def _scheduler(config: EngineConfig, batching: ContinuousBatching) -> Scheduler:
         prefill_chunk=batching.prefill_chunk,
         max_prefill_rows=batching.batch_sizes.prefill[-1] if batching.batch_sizes else 0,
         max_exclusive_tokens=config.max_exclusive_tokens,
+        long_after=batching.long_after,
     )

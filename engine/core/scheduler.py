@@ -23,8 +23,10 @@ class Scheduler:
         prefill_chunk: int,
         max_prefill_rows: int,
         max_exclusive_tokens: int,
+        long_after: int | None = None,
     ) -> None:
         self._cache = cache
+        self._long_after = long_after
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
         self._max_prefill_rows = max_prefill_rows
@@ -136,7 +138,8 @@ class Scheduler:
         if not self.prefixes.enabled:
             return []
         if request.chunk_keys is None:
-            request.chunk_keys = chunk_keys(request.prompt, self.prefixes.chunk)
+            chunk = self.prefixes.chunk
+            request.chunk_keys = chunk_keys(request.prompt, chunk, self._long_after)
         return request.chunk_keys
 
     def release(self, sequence: SequenceState) -> None:

@@ -26,6 +26,7 @@ from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.model_runner import ModelRunner
+from engine.execution.modules import long_rope
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
 from engine.execution.modules.prepack import prepack
 from engine.loading.loaded_model import LoadedModel
@@ -57,6 +58,11 @@ class ContinuousBatching:
         return self.runner.cache
 
     @property
+    def long_after(self) -> int | None:
+        """After how many tokens a sequence has other rotary factors; None if there are none."""
+        return long_rope.long_rope_limit(self.runner.loaded.model)
+
+    @property
     def attention(self) -> str | None:
         """The name of the attention backend; None where no forward is batched."""
         return None if self.problem is not None else self.runner.backend.name
@@ -73,7 +79,9 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     sizes = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size)
     prepacked = False
     try:
-        _refuse_mixing_rows(loaded)
+        _refuse_mixing_rows(loaded, by_rows=not config.tensor_parallel)
+        if not config.tensor_parallel:
+            long_rope.use_row_lengths(loaded.model)
         shapes = executor.measure()
         if not shapes:
             raise UnsupportedAttentionError("no layer of the model calls the attention interface")
@@ -166,13 +174,18 @@ def _vocab_size(loaded: LoadedModel) -> int:
     return size
 
 
-def _refuse_mixing_rows(loaded: LoadedModel) -> None:
-    """Refuse models that mix rows only sometimes, which a measurement may miss."""
+def _refuse_mixing_rows(loaded: LoadedModel, *, by_rows: bool) -> None:
+    """Refuse models that mix rows only sometimes, which a measurement may miss.
+
+    ``by_rows``: a rotary embedding with long factors chooses them by rows (`long_rope`), which the
+    further ranks of a split model are not told.
+    """
     rope: Any = getattr(loaded.model.config.get_text_config(), "rope_parameters", None) or {}
     # Either the parameters themselves or those of each type of layer.
     for parameters in (rope, *rope.values()):
         kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
-        if kind in _BATCH_ROPE_TYPES:
+        chosen = by_rows and kind == long_rope.TYPE and parameters is rope
+        if kind in _BATCH_ROPE_TYPES and not chosen:
             raise UnsupportedAttentionError(
                 f"its rotary embedding ({kind}) depends on the longest position in the batch"
             )

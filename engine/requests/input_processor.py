@@ -48,6 +48,7 @@ class InputProcessor:
         recorder: Recorder,
         fingerprint: str,
         continuous_batching: bool,
+        long_after: int | None,
         check_fits: Callable[[Request], None],
         meter: Meter,
     ) -> None:
@@ -61,6 +62,7 @@ class InputProcessor:
             recorder: of its answers.
             fingerprint: what its answers carry as ``system_fingerprint``.
             continuous_batching: whether its tasks can run together.
+            long_after: see `engine.sampling.settings.resolve_settings`.
             check_fits: raises `TaskError` for a request that could never run.
             meter: watches every request.
         """
@@ -71,6 +73,7 @@ class InputProcessor:
         self._recorder = recorder
         self._fingerprint = fingerprint
         self._continuous_batching = continuous_batching
+        self._long_after = long_after
         self._check_fits = check_fits
         self._meter = meter
         self._token_texts = TokenTexts(loaded.tokenizer)
@@ -199,6 +202,7 @@ class InputProcessor:
             cut_to_context=self._config.cut_to_context,
             default_max_new_tokens=self._config.default_max_new_tokens,
             continuous_batching=self._continuous_batching,
+            long_after=self._long_after,
         )
         if not settings.batched and self._config.tensor_parallel:
             raise TaskArgsInvalid(

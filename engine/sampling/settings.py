@@ -78,10 +78,22 @@ def resolve_settings(
     prompt_tokens: int,
     context_length: int,
     continuous_batching: bool,
+    long_after: int | None = None,
     cut_to_context: bool = False,
     default_max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
 ) -> SamplingParams:
     """Overlay the task's settings on the model's own.
+
+    Args:
+        asked: the task's.
+        model: which has its own.
+        prompt_tokens: of the task.
+        context_length: of the model.
+        continuous_batching: whether its tasks can run together.
+        long_after: after so many tokens the model computes a sequence otherwise, from its beginning
+            (`engine.execution.modules.long_rope`); None if it does not.
+        cut_to_context: see `engine.config`.
+        default_max_new_tokens: of tasks that do not say it.
 
     Raises:
         TaskArgsInvalid: the prompt and the answer do not fit the context, or transformers refuses
@@ -137,7 +149,10 @@ def resolve_settings(
         eos_token_ids=_eos_token_ids(hf),
         stop_strings=stop_strings,
         copies=copies,
-        batched=continuous_batching and mode in _BATCHED_MODES and hf.guidance_scale in (None, 1),
+        batched=continuous_batching
+        and mode in _BATCHED_MODES
+        and hf.guidance_scale in (None, 1)
+        and not (long_after and prompt_tokens <= long_after < prompt_tokens + max_new_tokens),
         penalties=resolve_penalties(asked, model.config.get_text_config().vocab_size),
         logprobs=asked.logprobs,
         prompt_logprobs=asked.prompt_logprobs,

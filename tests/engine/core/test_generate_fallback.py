@@ -28,7 +28,9 @@ TEXT = "The engine must write what generate writes, for a prompt of several chun
 OUTSIDE: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4},  # no attention at all
     "bloom": {"n_head": 4, "n_layer": 2},  # ALiBi, attention of its own
-    "phi3": {  # a rotary embedding for long batches
+}
+INSIDE: dict[str, dict[str, Any]] = {
+    "phi3": {  # other rotary factors for long sequences
         "original_max_position_embeddings": 32,
         "rope_parameters": {
             "rope_type": "longrope",
@@ -38,8 +40,6 @@ OUTSIDE: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 32,
         },
     },
-}
-INSIDE: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "mistral": {"sliding_window": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
@@ -211,7 +211,7 @@ def test_stop_strings_in_the_fallback(number: int, tmp_path: Path) -> None:
 
 
 def test_stop_strings_end_beams(tmp_path: Path) -> None:
-    save_architecture("phi3", OUTSIDE["phi3"], tmp_path)
+    save_architecture("mamba", OUTSIDE["mamba"], tmp_path)
     asked = {"max_new_tokens": 24, "num_beams": 3, "num_return_sequences": 3}
     stop, want = stopped_search(Reference(tmp_path), TEXT, asked)
     with closing(fallback_engine(tmp_path)) as engine:
