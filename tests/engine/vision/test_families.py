@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CodeGenConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from engine import Engine, EngineConfig
 from engine.loading.loader import load_model
@@ -226,25 +227,26 @@ def test_a_shape_that_the_model_refuses(tiny_engine: TinyEngine) -> None:
 
 
 def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """A family's model that cannot be batched: its positions depend on the batch."""
+    """A family's model that cannot be batched: its attention is not computed in a batch."""
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llava"), directory)
-    path = directory / "config.json"
-    config = json.loads(path.read_text())
-    text = config["text_config"]
-    factors = [1.0 + n / 10 for n in range(text["head_dim"] // 2)]
-    text["rope_parameters"] = {
-        "rope_type": "longrope",
-        "short_factor": factors,
-        "long_factor": factors,
-        "original_max_position_embeddings": 64,
-        "rope_theta": 10000.0,
-    }
-    path.write_text(json.dumps(config))
+    text = LlavaConfig.from_pretrained(directory).text_config
+    unbatched = CodeGenConfig(
+        vocab_size=text.vocab_size,
+        n_positions=text.max_position_embeddings,
+        n_embd=text.hidden_size,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        eos_token_id=text.eos_token_id,
+        bos_token_id=text.bos_token_id,
+    )
+    config = LlavaConfig.from_pretrained(directory, text_config=unbatched)
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(directory)
     engine = Engine(EngineConfig(model=str(directory), dtype="float32", threads=1))
     try:
         assert not engine.card()["continuous_batching"]
-        assert "longrope" in engine.card()["fallback_reason"]
         for messages in CONVERSATIONS.values():
             response = engine.run_blocking(task(messages, SETTINGS["sample"]))
             assert texts(response) == Oracle(directory).answers(messages, SETTINGS["sample"])
