@@ -5,9 +5,8 @@ compute, and a sequence whose pages are scattered had to be copied first: at 64 
 was half of a step. This kernel reads the pages in place. What it computes for a sequence
 is a function of that sequence alone: nothing in it depends on how many others there are.
 
-Numba compiles it for this CPU at its first use, and keeps the machine code beside this file, or in
-the user's cache directory, until this file changes: so all that it compiles stands here. Sums are
-in float32; their order is the compiler's choice, the same on the same kind of CPU.
+Numba compiles it at its first use (`engine.platform.compiled`). Sums are in float32; their order is
+the compiler's choice, the same on the same kind of CPU.
 
 Shapes: N tokens, each the last of its sequence; H query heads, K key/value heads, D and E sizes of
 a key and of a value, S slots of the cache, L tokens of a context.
@@ -25,16 +24,13 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import prange, types
-from numba.core import config
 from numba.extending import intrinsic
 
 from engine.execution.attention.interface import AttentionForm
 from engine.execution.kv_cache import KVCache, LayerKV
+from engine.platform.compiled import FAST_MATH, compiled, use_torch_threads
 from engine.platform.platforms import platform_of
 from engine.requests.request import ScheduledTokens
-
-# OpenMP's threads are torch's own: both libraries then compute on the same ones.
-config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
 # How each dtype of torch comes as an array; neither numpy nor Numba has bfloat16, and Numba's
 # float16 is CUDA's only.
@@ -43,9 +39,6 @@ _ELEMENTS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
     torch.bfloat16: (torch.uint16, types.uint16),
     torch.float16: (torch.int16, types.int16),
 }
-# What the compiler may change: the order of a sum, and whether a product is rounded before it is
-# added. Not among them is the assumption that all numbers are finite.
-_FAST_MATH = {"reassoc", "contract", "nsz"}
 _UNBOUNDED = 2**62
 _NO_SINKS = np.empty(0, np.float32)
 
@@ -87,8 +80,7 @@ class DecodeTokens:
             sinks = _NO_SINKS if form.sinks is None else form.sinks.detach().float().numpy()
         view = _ELEMENTS[query.dtype][0]
         kernel = _compiled(query.dtype, form.is_usual)
-        threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-        numba.set_num_threads(threads)
+        use_torch_threads()
         kernel(
             query.view(view).numpy(),
             stored.keys.transpose(0, 1).view(view).numpy(),
@@ -137,15 +129,7 @@ def _compiled(dtype: torch.dtype, is_usual: bool) -> Callable[..., None]:
         types.none if is_usual else types.float32[::1],
         element[:, :, ::1],
     )
-    threads = torch.get_num_threads()
-    numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
-    torch.set_num_threads(threads)
-    options: dict[str, Any] = {"parallel": True, "nogil": True, "fastmath": _FAST_MATH}
-    try:
-        kernel: Callable[..., None] = numba.njit(signature, cache=True, **options)(_attend)
-    except RuntimeError:  # neither directory can be written to
-        kernel = numba.njit(signature, **options)(_attend)
-    return kernel
+    return compiled(signature, _attend)
 
 
 # --- What follows is compiled: Numba's Python, in which loops are fast and arrays have to be made
@@ -225,7 +209,7 @@ def _exp_below_zero(x: Any) -> Any:
     return (series * rest * rest + rest + _f32(1.0)) * _two_to_the(whole)
 
 
-_exp = numba.njit(inline="always", fastmath=_FAST_MATH)(_exp_below_zero)
+_exp = numba.njit(inline="always", fastmath=FAST_MATH)(_exp_below_zero)
 
 
 def _tanh_of(x: Any) -> Any:
@@ -235,7 +219,7 @@ def _tanh_of(x: Any) -> Any:
     return size if x >= 0 else -size
 
 
-_tanh = numba.njit(inline="always", fastmath=_FAST_MATH)(_tanh_of)
+_tanh = numba.njit(inline="always", fastmath=FAST_MATH)(_tanh_of)
 
 
 def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
@@ -246,7 +230,7 @@ def _widen_four(stored: Any, slots: Any, first: Any, four: Any) -> None:
             four[j, d] = _widen(stored[slot, d])
 
 
-_read_four = numba.njit(inline="always", fastmath=_FAST_MATH)(_widen_four)
+_read_four = numba.njit(inline="always", fastmath=FAST_MATH)(_widen_four)
 
 
 def _attend(

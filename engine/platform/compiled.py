@@ -1,0 +1,43 @@
+"""Functions that Numba compiles for this CPU, on torch's threads.
+
+Machine code is kept beside the file of a function, or in the user's cache directory, until that
+file changes: so all that a kernel calls has to stand in its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from numba.core import config
+
+# OpenMP's threads are torch's own: both libraries then compute on the same ones.
+config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+
+FAST_MATH = {"reassoc", "contract", "nsz"}
+"""What the compiler may change: the order of a sum, and whether a product is rounded before it is
+added. Not among them is the assumption that all numbers are finite."""
+
+
+def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
+    """A function with parallel loops; compiling takes seconds where no cache has it.
+
+    Call `use_torch_threads` before it.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
+    torch.set_num_threads(threads)
+    options: dict[str, Any] = {"parallel": True, "nogil": True, "fastmath": FAST_MATH}
+    try:
+        kernel: Callable[..., None] = numba.njit(signature, cache=True, **options)(function)
+    except RuntimeError:  # neither directory can be written to
+        kernel = numba.njit(signature, **options)(function)
+    return kernel
+
+
+def use_torch_threads() -> None:
+    """Let compiled functions run on as many threads as torch does now."""
+    threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(threads)
