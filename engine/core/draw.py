@@ -222,6 +222,8 @@ class Drawing:
             _advance(request, [(sequence, last)])
         if sequence.drafts or sequence.known:
             self._speculation.settle(sequence, done)
+        if sequence.state.settle is not None:
+            sequence.state.settle(sequence.num_right)
         sequence.drafts, sequence.num_right = (), 0
         if self._lookahead and not sequence.finished:
             sequence.waits = self._speculation.promises(request, sequence)

@@ -236,4 +236,5 @@ def _scheduler(config: EngineConfig, batching: ContinuousBatching) -> Scheduler:
         max_prefill_rows=batching.batch_sizes.prefill[-1] if batching.batch_sizes else 0,
         max_exclusive_tokens=config.max_exclusive_tokens,
         long_after=batching.long_after,
+        states=batching.states,
     )

@@ -6,6 +6,9 @@ are kept here under a chained hash of these tokens and images. A task whose begi
 copies it into its own pages, which then hold the same bits that it would have computed. A copy
 costs a fraction of a prefill, happens once for each task, and leaves its pages contiguous.
 
+Recurrent layers have a state after each token instead of keys and values of all; it is kept at the
+ends of some chunks, and a task begins at the last of these.
+
 While the task that made a chunk runs, the chunk's pages belong to the task. Afterwards they are
 kept here until the room is needed (least recently used first, ends before beginnings).
 """
@@ -18,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.execution.kv_cache import KVCache
+from engine.execution.modules.recurrence.states import StateCache
 from engine.requests.prompt import Prompt
+from engine.requests.request import RecurrentState
 
 
 @dataclass(eq=False)
@@ -27,6 +32,7 @@ class _Chunk:
     parent: _Chunk | None
     pages: list[int]
     last_used: int
+    state: int | None = None  # of recurrent layers at its end: a row of the state cache
     owned_by_task: bool = True
     children: set[bytes] = field(default_factory=set)
 
@@ -59,8 +65,11 @@ def chunk_keys(prompt: Prompt, chunk: int, long_after: int | None = None) -> lis
 class PrefixCache:
     """Chunks by key. Belongs to the engine's thread, like the pages that it keeps."""
 
-    def __init__(self, cache: KVCache, chunk: int) -> None:
+    def __init__(self, cache: KVCache, chunk: int, states: StateCache, max_states: int) -> None:
+        """Keep prefixes of a cache, in chunks of so many tokens, and so many states at most."""
         self._cache = cache
+        self._states = states
+        self._max_states = max_states
         self.chunk = chunk
         self._pages_per_chunk = chunk // cache.page_size
         # Pages must not straddle chunks.
@@ -78,24 +87,42 @@ class PrefixCache:
             p for chunk in self._chunks.values() if not chunk.owned_by_task for p in chunk.pages
         ]
 
-    def match(self, keys: Sequence[bytes], pages: Sequence[int]) -> int:
-        """Copy the longest known beginning into a task's pages; returns its number of tokens."""
+    @property
+    def kept_states(self) -> list[int]:
+        """Rows of recurrent states that belong to the cache."""
+        return [c.state for c in self._chunks.values() if c.state is not None]
+
+    def match(self, keys: Sequence[bytes], pages: Sequence[int], state: RecurrentState) -> int:
+        """Copy the longest known beginning into a task's pages; returns its number of tokens.
+
+        Of a model with recurrent layers ``state`` becomes the one at its end.
+        """
         self._clock += 1
-        known: list[int] = []
+        found: list[_Chunk] = []
         for key in keys:
             chunk = self._chunks.get(key)
             if chunk is None:
                 break
+            found.append(chunk)
+        if self._states:
+            while found and found[-1].state is None:
+                found.pop()
+            if found:
+                self._states.give(state, found[-1].state, len(found) * self.chunk)
+        for chunk in found:
             chunk.last_used = self._clock
-            known += chunk.pages
+        known = [page for chunk in found for page in chunk.pages]
         tokens = len(known) * self._cache.page_size
         if known:
             self._cache.copy(known, pages, 0, tokens)
             self.reused_tokens += tokens
         return tokens
 
-    def register(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
-        """Make a prefilled prompt's chunks known. Its pages stay the task's until `release`."""
+    def register(self, keys: Sequence[bytes], pages: Sequence[int], state: RecurrentState) -> None:
+        """Make a prompt's chunks known. Its pages stay the task's until `release`.
+
+        ``state`` is that of the prompt so far, which is kept if it is at the end of a chunk.
+        """
         self._clock += 1
         parent: _Chunk | None = None
         for index, key in enumerate(keys):
@@ -108,6 +135,20 @@ class PrefixCache:
                 if parent is not None:
                     parent.children.add(key)
             parent = chunk
+        at_end = state.num_tokens == len(keys) * self.chunk
+        if parent is not None and parent.state is None and at_end and state.row is not None:
+            self._make_room_for_state()
+            parent.state = self._states.share(state.row)
+
+    def _make_room_for_state(self) -> None:
+        kept = [chunk for chunk in self._chunks.values() if chunk.state is not None]
+        if len(kept) >= self._max_states:
+            self._drop_state(min(kept, key=lambda chunk: chunk.last_used))
+
+    def _drop_state(self, chunk: _Chunk) -> None:
+        if chunk.state is not None:
+            self._states.drop(chunk.state)
+            chunk.state = None
 
     def release(self, pages: Sequence[int]) -> list[int]:
         """Keep the pages of an ended sequence that hold known chunks; returns those to be freed."""
@@ -134,5 +175,6 @@ class PrefixCache:
             del self._chunk_of_page[page]
         if chunk.parent is not None:
             chunk.parent.children.discard(chunk.key)
+        self._drop_state(chunk)
         self._cache.release(chunk.pages)
         self.num_kept_pages -= len(chunk.pages)

@@ -6,6 +6,7 @@ from collections import deque
 
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
+from engine.execution.modules.recurrence.states import StateCache, num_kept_states
 from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
 from schema.errors import ContextLengthExceeded, Overloaded, TaskArgsInvalid
 
@@ -24,14 +25,17 @@ class Scheduler:
         max_prefill_rows: int,
         max_exclusive_tokens: int,
         long_after: int | None = None,
+        states: StateCache | None = None,
     ) -> None:
         self._cache = cache
+        self._states = states or StateCache([], 0)
         self._long_after = long_after
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
         self._max_prefill_rows = max_prefill_rows
         self._max_exclusive_tokens = max_exclusive_tokens
-        self.prefixes = PrefixCache(cache, prefill_chunk)
+        kept = num_kept_states(max_sequences)
+        self.prefixes = PrefixCache(cache, prefill_chunk, self._states, kept)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
 
@@ -94,7 +98,8 @@ class Scheduler:
                 sequence.pages = self._cache.allocate(num_pages)
             if not request.scores_prompt:
                 keys = self._chunk_keys(request)
-                request.num_prefilled = self.prefixes.match(keys, request.sequences[0].pages)
+                first = request.sequences[0]
+                request.num_prefilled = self.prefixes.match(keys, first.pages, first.state)
         self.waiting.popleft()
         self.running.append(request)
         request.status = Status.PREFILL
@@ -131,8 +136,10 @@ class Scheduler:
         return [token for request in decoding for token in request.decode_step()]
 
     def prefilled(self, request: Request) -> None:
-        """Make a complete prompt known to tasks that begin alike."""
-        self.prefixes.register(self._chunk_keys(request), request.sequences[0].pages)
+        """Make what a prompt has computed so far known to tasks that begin alike."""
+        first = request.sequences[0]
+        keys = self._chunk_keys(request)[: request.num_prefilled // self._prefill_chunk]
+        self.prefixes.register(keys, first.pages, first.state)
 
     def _chunk_keys(self, request: Request) -> list[bytes]:
         if not self.prefixes.enabled:
@@ -147,6 +154,7 @@ class Scheduler:
         if sequence.pages:
             self._cache.release(self.prefixes.release(sequence.pages))
             sequence.pages = []
+            self._states.release(sequence.state)
 
     def drop_finished(self) -> None:
         """Forget ended requests and free what they hold."""
@@ -161,6 +169,8 @@ class Scheduler:
         """Raise unless every page of the cache is free or owned once."""
         owned = [s.pages for r in self.running for s in r.sequences]
         self._cache.check_integrity([*owned, self.prefixes.kept_pages])
+        rows = [s.state.row for r in self.running for s in r.sequences]
+        self._states.check_integrity([*rows, *self.prefixes.kept_states])
 
 
 def overloaded(num_waiting: int) -> Overloaded:

@@ -12,7 +12,7 @@ dropped; its keys and values went to pages that its task had reserved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -163,11 +163,34 @@ class Execution:
         stop = request.prompt_tokens + request.sequences[0].num_sampled
         for source, target, num_tokens in copies:
             self._batching.cache.copy(pages[source], pages[target], stop - num_tokens, stop)
+        self._move_states(request, homes, {target: source for source, target, _ in copies})
         tokens = upload([beam.token for beam in request.beams.running], self._loaded.device)
         for sequence, home, token in zip(request.sequences, homes, tokens.unbind(), strict=True):
             sequence.pages = pages[home]
             sequence.last_token = token
             sequence.num_sampled += 1
+
+    def _move_states(
+        self, request: Request, homes: Sequence[int], copied: Mapping[int, int]
+    ) -> None:
+        """Give each beam the recurrent state of the one that it continues.
+
+        Args:
+            request: of a search that has just chosen.
+            homes: for each beam, the sequence whose pages it gets.
+            copied: of these sequences those that have got another one's last tokens: from which.
+        """
+        states = self._batching.states
+        rows = [
+            s.state.row if s.state.row is None else states.share(s.state.row)
+            for s in request.sequences
+        ]
+        for sequence, home in zip(request.sequences, homes, strict=True):
+            num_tokens = sequence.state.num_tokens
+            states.give(sequence.state, rows[copied.get(home, home)], num_tokens)
+        for row in rows:
+            if row is not None:
+                states.drop(row)
 
     def _forward(self, batch: Sequence[ScheduledTokens]) -> list[InFlight]:
         """Run chunks of prompts and decode steps in one forward, and sample what follows."""
@@ -189,6 +212,7 @@ class Execution:
                     launched.append(_proposed(request, own))
                 continue
             request.num_prefilled = part[0].stop
+            self._scheduler.prefilled(request)
             of_chunk, complete = next(chunk_scores), part[0].completes_prompt
             if request.scores_prompt:
                 download = None if of_chunk is None else AsyncCopy(of_chunk)
@@ -208,7 +232,6 @@ class Execution:
 
         None for a request that generates nothing.
         """
-        self._scheduler.prefilled(request)
         request.features = None  # not needed any more; frees memory of the device
         request.status = Status.DECODE
         if not request.settings.max_new_tokens:
@@ -216,6 +239,7 @@ class Execution:
         first, *others = request.sequences
         for other in others:  # each has its own copy of the prompt's keys and values
             self._batching.cache.copy(first.pages, other.pages, 0, request.prompt_tokens)
+            self._batching.states.give(other.state, first.state.row, first.state.num_tokens)
         rows = logits.expand(len(request.sequences), -1)
         if request.beams is not None:
             return _proposed(request, rows)

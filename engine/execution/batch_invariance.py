@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,11 +84,29 @@ def find_batch_sizes(
     """
     at_once = max(max_sequences, _KNOWN_ROWS)
     check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once)
-    candidates = _rounding_alike(check, candidate_rows(max_sequences, prefill_chunk))
-    prefill_groups = agreeing(check, candidates)
-    decode_check, decode_groups = check, prefill_groups
+    decode_check = check
     if runner.backend.decodes_apart:
         decode_check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once, decode=True)
+    try:
+        return _batch_sizes(check, decode_check, max_sequences, prefill_chunk, at_once)
+    finally:
+        check.close()
+        if decode_check is not check:
+            decode_check.close()
+
+
+def _batch_sizes(
+    check: _InvarianceCheck,
+    decode_check: _InvarianceCheck,
+    max_sequences: int,
+    prefill_chunk: int,
+    at_once: int,
+) -> BatchSizes:
+    """See `find_batch_sizes`."""
+    candidates = _rounding_alike(check, candidate_rows(max_sequences, prefill_chunk))
+    prefill_groups = agreeing(check, candidates)
+    decode_groups = prefill_groups
+    if decode_check is not check:
         decode_groups = agreeing(decode_check, [n for n in candidates if n <= at_once])
     decode = largest_group(decode_groups, needed=max_sequences)
     prefill = largest_group(prefill_groups, needed=prefill_chunk)
@@ -100,7 +119,7 @@ def find_batch_sizes(
         decode,
         prefill,
         max_head,
-        can_mix_prefill_and_decode=decode == prefill and not runner.backend.decodes_apart,
+        can_mix_prefill_and_decode=decode == prefill and decode_check is check,
         faster=_faster(seconds),
         seconds=_undisturbed(seconds),
         attention_seconds=decode_check.attention_seconds(
@@ -195,8 +214,14 @@ class _InvarianceCheck:
         # Filler rows are sequences too; they share the scratch pages after the others' pages.
         self._scratch = list(range(_SEQUENCES * num_pages, (_SEQUENCES + 1) * num_pages))
         self._cache.fill_randomly([page for run in self._pages for page in run], seed=0)
+        self._states = [runner.states.random_state(i) for i in range(_SEQUENCES)]
         generator = torch.Generator().manual_seed(1)
         self._tokens = torch.randint(vocab_size, (_SEQUENCES,), generator=generator)
+
+    def close(self) -> None:
+        """Free the states."""
+        for state in self._states:
+            self._runner.states.release(state)
 
     def bits(self, num_rows: int, *, seed: int) -> bytes:
         """All bits that the sequences get in forwards of ``num_rows`` rows.
@@ -217,7 +242,10 @@ class _InvarianceCheck:
 
     def seconds(self, num_rows: int, row: ScheduledTokens | None = None) -> float:
         """How long a forward takes, once. All its rows are this one, or one of a short context."""
-        scheduled = [row or ScheduledTokens(_CONTEXT, 1, self._scratch)] * num_rows
+        row = row or ScheduledTokens(_CONTEXT, 1, self._scratch)
+        # Each reads a state of its own.
+        states = [self._states[n % _SEQUENCES] for n in range(num_rows)]
+        scheduled = [replace(row, state=state) for state in states]
         # Different tokens: experts are chosen by them, and each that is chosen is read.
         token_ids = torch.arange(num_rows) % self._vocab_size
         start = time.perf_counter()
@@ -262,7 +290,8 @@ class _InvarianceCheck:
         scheduled = [ScheduledTokens(0, 1, self._scratch)] * num_rows
         for member, place in zip(members, places, strict=True):
             token_ids[place] = self._tokens[member]
-            scheduled[place] = ScheduledTokens(_CONTEXT, 1, self._pages[member])
+            state = self._states[member]
+            scheduled[place] = ScheduledTokens(_CONTEXT, 1, self._pages[member], state=state)
         return self._forward(token_ids, scheduled, places)
 
     def _forward(
@@ -277,6 +306,11 @@ class _InvarianceCheck:
             num_keep=min(num_rows, self._max_head_rows),
             decode=self._decode_step,
         )
+
+
+def states_needed() -> int:
+    """Rows of recurrent states for this check."""
+    return 2 * _SEQUENCES  # of prefill and of decode
 
 
 def tokens_needed(page_size: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +18,19 @@ from engine.execution.attention.interface import AttentionNeeds, UnsupportedAtte
 from engine.execution.batch_invariance import (
     any_batch_sizes,
     find_batch_sizes,
+    states_needed,
     tokens_needed,
 )
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
-from engine.execution.kv_cache import KVCache, KVShape
-from engine.execution.model_runner import ModelRunner
+from engine.execution.kv_cache import KVCache
+from engine.execution.model_runner import ModelRunner, Shapes
 from engine.execution.modules import long_rope
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
 from engine.execution.modules.prepack import prepack
+from engine.execution.modules.recurrence.layers import use_states
+from engine.execution.modules.recurrence.states import StateCache, num_kept_states
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
@@ -58,6 +60,11 @@ class ContinuousBatching:
         return self.runner.cache
 
     @property
+    def states(self) -> StateCache:
+        """Where recurrent layers keep theirs."""
+        return self.runner.states
+
+    @property
     def long_after(self) -> int | None:
         """After how many tokens a sequence has other rotary factors; None if there are none."""
         return long_rope.long_rope_limit(self.runner.loaded.model)
@@ -82,9 +89,9 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         _refuse_mixing_rows(loaded, by_rows=not config.tensor_parallel)
         if not config.tensor_parallel:
             long_rope.use_row_lengths(loaded.model)
+        use_states(loaded.model)
         shapes = executor.measure()
-        if not shapes:
-            raise UnsupportedAttentionError("no layer of the model calls the attention interface")
+        _refuse_unknown_layers(shapes, split=config.tensor_parallel)
         # Packed weights would lose the code that joins the parts of split layers.
         packs = platform_of(loaded.device).packs_weights(loaded.model.dtype)
         can = packs and not config.tensor_parallel
@@ -134,9 +141,7 @@ def _batch_sizes(
     )
 
 
-def _working_runner(
-    executor: Executor, shapes: Mapping[int, KVShape], plan: RunnerPlan
-) -> ModelRunner:
+def _working_runner(executor: Executor, shapes: Shapes, plan: RunnerPlan) -> ModelRunner:
     """A runner with the first backend that takes this model and computes what its own forward does.
 
     Raises:
@@ -144,7 +149,9 @@ def _working_runner(
     """
     loaded = executor.loaded
     spans = bool(loaded.whole_image_tokens)
-    needs = AttentionNeeds(shapes, plan.page_size, loaded.device, bidirectional_spans=spans)
+    needs = AttentionNeeds(
+        shapes.keys_and_values, plan.page_size, loaded.device, bidirectional_spans=spans
+    )
     problem: str | None = None
     for name in platform_of(loaded.device).attention_backends:
         problem = BACKENDS[name].problem(needs)
@@ -193,19 +200,30 @@ def _refuse_mixing_rows(loaded: LoadedModel, *, by_rows: bool) -> None:
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 
 
-def _plan(
-    executor: Executor, shapes: Mapping[int, KVShape], config: EngineConfig, sizes: Sizes
-) -> RunnerPlan:
+def _refuse_unknown_layers(shapes: Shapes, *, split: bool) -> None:
+    """Refuse models whose layers keep nothing that is known, and states that would be split."""
+    if not shapes.keys_and_values and not shapes.states:
+        raise UnsupportedAttentionError("no layer of the model calls the attention interface")
+    if shapes.states and split:
+        raise UnsupportedAttentionError("the states of its recurrent layers are not split")
+
+
+def _plan(executor: Executor, shapes: Shapes, config: EngineConfig, sizes: Sizes) -> RunnerPlan:
     """The sizes of a runner; its attention backend is still open."""
     loaded = executor.loaded
     where = loaded.spread.layer_devices if loaded.spread else {}
     per_token = Counter[torch.device]()
-    for index, shape in shapes.items():
+    for index, shape in shapes.keys_and_values.items():
         per_token[where.get(index, loaded.device)] += shape.bytes_per_token
+    num_states = _num_states(config) if shapes.states else 0
+    of_states = Counter[torch.device]()
+    for state in shapes.states:
+        of_states[state.device] += num_states * state.num_bytes
     tokens = config.kv_cache_tokens
     if tokens is None:
-        room = _tokens_with_room(executor, per_token, config)
-        tokens = min(room, config.max_sequences * loaded.context_length)
+        tokens = config.max_sequences * loaded.context_length
+        if per_token:
+            tokens = min(tokens, _tokens_with_room(executor, per_token, of_states, config))
     page_size = sizes.page_size
     num_pages = -(-max(tokens, tokens_needed(page_size), CHECKED_TOKENS) // page_size)
     logger.info(
@@ -219,13 +237,26 @@ def _plan(
         num_pages=num_pages,
         max_pages=min(-(-loaded.context_length // page_size), num_pages),
         max_rows=2 * sizes.prefill_chunk,
+        num_states=num_states,
     )
 
 
+def _num_states(config: EngineConfig) -> int:
+    """Rows for each sequence's state and the one after it, for known prefixes, and to measure."""
+    kept = num_kept_states(config.max_sequences)
+    return max(2 * config.max_sequences + kept, states_needed())
+
+
 def _tokens_with_room(
-    executor: Executor, per_token: Counter[torch.device], config: EngineConfig
+    executor: Executor,
+    per_token: Counter[torch.device],
+    of_states: Counter[torch.device],
+    config: EngineConfig,
 ) -> int:
-    """Tokens that the tightest device has room for, of the bytes that each takes there."""
+    """Tokens that the tightest device has room for, of the bytes that each takes there.
+
+    ``of_states`` are the bytes that the states of recurrent layers take.
+    """
     loaded = executor.loaded
     limit = config.max_kv_cache_bytes or platform_of(loaded.device).default_kv_bytes
     rooms = [] if limit is None else [limit // per_token.total()]
@@ -235,5 +266,6 @@ def _tokens_with_room(
             continue
         if device == loaded.device and loaded.takes_images:
             room -= config.image_cache_bytes
+        room -= of_states[device]
         rooms.append(room // of_token)
     return min(rooms)

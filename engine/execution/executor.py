@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from engine.execution.attention.backends import BACKENDS
-from engine.execution.kv_cache import KVCache, KVShape
-from engine.execution.model_runner import ModelRunner, kv_shapes
+from engine.execution.kv_cache import KVCache
+from engine.execution.model_runner import ModelRunner, Shapes, measured_shapes
+from engine.execution.modules.recurrence.states import StateCache
 from engine.execution.operations import OneRank
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
@@ -29,6 +29,7 @@ class RunnerPlan:
         num_pages: of the KV cache; 0 for a runner of plain forwards only.
         max_pages: of the longest sequence.
         max_rows: of the largest forward.
+        num_states: rows for the states of recurrent layers, if the model has any.
     """
 
     attention: str
@@ -36,6 +37,7 @@ class RunnerPlan:
     num_pages: int
     max_pages: int
     max_rows: int
+    num_states: int = 0
 
 
 class Executor(OneRank):
@@ -44,15 +46,15 @@ class Executor(OneRank):
     def __init__(self, loaded: LoadedModel, image_cache_bytes: int = 0) -> None:
         self.loaded = loaded
         self._image_cache_bytes = image_cache_bytes
-        self._shapes: dict[int, KVShape] = {}
+        self._shapes = Shapes({}, [])
 
-    def measure(self) -> Mapping[int, KVShape]:
-        """The KV shape of every layer, or of this rank's part of it; before `build`.
+    def measure(self) -> Shapes:
+        """What is kept of sequences in every layer, or in this rank's part of it; before `build`.
 
         Raises:
             UnsupportedAttentionError: the model needs attention that no backend computes.
         """
-        self._shapes = kv_shapes(self.loaded)
+        self._shapes = measured_shapes(self.loaded)
         return self._shapes
 
     def kv_room(self, device: torch.device) -> int | None:
@@ -67,7 +69,7 @@ class Executor(OneRank):
         gc.collect()
         backend = BACKENDS[plan.attention](plan.max_rows)
         cache = KVCache(
-            self._shapes if plan.num_pages else {},
+            self._shapes.keys_and_values if plan.num_pages else {},
             num_pages=plan.num_pages,
             page_size=plan.page_size,
             device=loaded.device,
@@ -79,6 +81,7 @@ class Executor(OneRank):
             loaded,
             backend,
             cache,
+            StateCache(self._shapes.states if plan.num_states else [], plan.num_states),
             max_pages=plan.max_pages,
             image_cache_bytes=self._image_cache_bytes,
             ranks=self,

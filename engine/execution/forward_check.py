@@ -27,7 +27,7 @@ from engine.execution.kv_cache import FillPages
 from engine.execution.model_runner import Forward, ModelRunner, plain_attention
 from engine.loading.description import decoder_layers
 from engine.loading.loaded_model import LoadedModel
-from engine.requests.request import ScheduledTokens
+from engine.requests.request import RecurrentState, ScheduledTokens
 from schema.errors import ModelInvalid
 
 CHECKED_TOKENS = 25
@@ -70,15 +70,17 @@ class CompareForwards:
         # Not in the order of the sequence, so that the order of pages shows.
         pages = list(range(runner.cache.pages_for(len(tokens))))[::-1]
         FillPages(tuple(pages), seed=0).run(runner.cache)  # so that what is not written shows
+        state = RecurrentState()
         problems: list[str | None] = []  # of all forwards, because all ranks run all of them
         for start, stop in pairwise(_CUTS):
-            scheduled = [ScheduledTokens(start, stop - start, pages)]
+            scheduled = [ScheduledTokens(start, stop - start, pages, state=state)]
             rows = list(range(stop - start))
             decode = start > 0 and len(rows) == 1
             forward = Forward(tokens[start:stop], scheduled, len(rows), rows, len(rows), decode)
             problems.append(_packed_problem(runner, forward, own))
             if decode and runner.replays_decode:
                 problems.append(_replay_problem(runner, forward))
+        runner.states.release(state)
         return next((problem for problem in problems if problem is not None), None)
 
 

@@ -30,6 +30,8 @@ from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.modules.experts import mixtures, real_rows
 from engine.execution.modules.long_rope import row_lengths
+from engine.execution.modules.recurrence.forward import computing
+from engine.execution.modules.recurrence.states import StateCache, StateRecorder, StateShape
 from engine.execution.operations import ONE_RANK, Ranks
 from engine.execution.prompt_scores import ScoredRows, body_runs_once, scored_rows
 from engine.loading.loaded_model import LoadedModel
@@ -39,9 +41,21 @@ from engine.requests.request import ScheduledTokens
 from engine.vision.features import Features, Vision, joined
 
 
+class Shapes(NamedTuple):
+    """What a model keeps of sequences.
+
+    Attributes:
+        keys_and_values: of each layer with attention, for one token.
+        states: of recurrent layers, for one sequence, in the order of a forward.
+    """
+
+    keys_and_values: dict[int, KVShape]
+    states: list[StateShape]
+
+
 @torch.inference_mode()
-def kv_shapes(loaded: LoadedModel) -> dict[int, KVShape]:
-    """The KV shape of every layer, seen in a forward of one token.
+def measured_shapes(loaded: LoadedModel) -> Shapes:
+    """What is kept in every layer, seen in a forward of one token.
 
     Raises:
         UnsupportedAttentionError: the model needs attention that no backend computes.
@@ -49,8 +63,10 @@ def kv_shapes(loaded: LoadedModel) -> dict[int, KVShape]:
     recorder = ShapeRecorder()
     zero = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
     _set_attention(loaded, PACKED)
-    loaded.model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
-    return recorder.shapes
+    states = StateRecorder()
+    with computing(states):
+        loaded.model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
+    return Shapes(recorder.shapes, states.shapes)
 
 
 @contextmanager
@@ -120,6 +136,7 @@ class ModelRunner:
         loaded: LoadedModel,
         backend: AttentionBackend,
         cache: KVCache,
+        states: StateCache,
         *,
         max_pages: int,
         image_cache_bytes: int = 0,
@@ -131,12 +148,14 @@ class ModelRunner:
             loaded: the model, or this rank's part of it.
             backend: what computes attention.
             cache: where keys and values are kept.
+            states: where recurrent layers keep theirs.
             max_pages: pages of the longest sequence.
             image_cache_bytes: what is kept of images, as features on the device.
             ranks: all that have a part of the model.
         """
         self.backend = backend
         self.cache = cache
+        self.states = states
         self.device = loaded.device
         self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
         self.loaded = loaded
@@ -148,8 +167,11 @@ class ModelRunner:
         # A graph has the kernels of one device, and the model's forward cannot be cut where the
         # device changes. Models that are spread are large: reading their weights takes longer than
         # launching their kernels one by one.
-        # The rows of an expert are counted on the host, and the factors of long sequences chosen.
-        by_host = bool(mixtures(loaded.model)) or self._row_lengths.limit is not None
+        # The rows of an expert are counted on the host, the factors of long sequences chosen, and
+        # the rows of states assigned.
+        by_host = (
+            bool(mixtures(loaded.model)) or self._row_lengths.limit is not None or bool(states)
+        )
         if backend.captures_decode and loaded.spread is None and not by_host:
             self._graphs = DecodeGraphs(
                 self._decode_logits, backend, cache, max_pages=max_pages, axes=self.vision.axes
@@ -285,7 +307,8 @@ class ModelRunner:
             return self._model_logits(inputs, places, upload(rows, self.device), attend)
 
         real = self._real_rows.limited_to(len(forward.token_ids))
-        with real, self._row_lengths.of(scheduled, num_rows):
+        stateful = self.states.running(scheduled)
+        with real, self._row_lengths.of(scheduled, num_rows), stateful:
             if not forward.scored:
                 return ForwardOutput(logits_of(keep)[:num_wanted], ())
             with body_runs_once(self.loaded.model):

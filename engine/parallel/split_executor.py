@@ -6,14 +6,12 @@ rank 0, and their features are sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.distributed as dist
 
 from engine.execution.executor import Executor, RunnerPlan
-from engine.execution.kv_cache import KVCache, KVShape
-from engine.execution.model_runner import ModelRunner
+from engine.execution.kv_cache import KVCache
+from engine.execution.model_runner import ModelRunner, Shapes
 from engine.execution.operations import Operation, R, T
 from engine.loading.loaded_model import LoadedModel
 from engine.parallel.coordinator import Coordinator
@@ -33,7 +31,7 @@ class SplitExecutor(Executor):
         coordinator.wait_until_loaded()
         expect_step(loaded.model)
 
-    def measure(self) -> Mapping[int, KVShape]:
+    def measure(self) -> Shapes:
         """As `Executor.measure`: the shapes of this rank's part."""
         self._coordinator.send(SetUp())
         with self._coordinator.together():

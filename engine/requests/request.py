@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
@@ -38,6 +38,23 @@ class Status(IntEnum):
     FINISHED = 3
 
 
+@dataclass(eq=False)
+class RecurrentState:
+    """The state of a sequence in a model that keeps one (`engine.execution.modules.recurrence`).
+
+    Attributes:
+        row: where it is; None before the first token, and in models without such layers.
+        num_tokens: after how many tokens it is.
+        fixed: forwards read it and leave it as it is; of measurements.
+        settle: after a forward with drafts, takes how many of them were right.
+    """
+
+    row: int | None = None
+    num_tokens: int = 0
+    fixed: bool = False
+    settle: Callable[[int], None] | None = None
+
+
 @dataclass(frozen=True)
 class ScheduledTokens:
     """Consecutive tokens of one sequence that a forward computes.
@@ -52,6 +69,7 @@ class ScheduledTokens:
         features: of the image tokens among them.
         ahead: of a decode row, how many drafts its sequence has up to it in this forward; 0 for its
             last token.
+        state: the sequence's; None where a recurrence begins with nothing and is not kept.
         request: the owner; None in a measurement, and on ranks other than the first.
         sequence: which of its sequences.
     """
@@ -63,6 +81,7 @@ class ScheduledTokens:
     bidirectional_spans: Sequence[tuple[int, int]] = ()
     features: Features | None = None
     ahead: int = 0
+    state: RecurrentState | None = None
     request: Request | None = None
     sequence: SequenceState | None = None
 
@@ -100,7 +119,7 @@ class ScheduledTokens:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another rank needs: neither the request nor positions of a complete prompt."""
-        state = self.__dict__ | {"request": None, "sequence": None}
+        state = self.__dict__ | {"request": None, "sequence": None, "state": None}
         if self.rotary is not None and self.start >= self.rotary.prompt.shape[1]:
             state["rotary"] = self.rotary.without_prompt()
         return state
@@ -114,6 +133,7 @@ class SequenceState:
     sequences get those of the best beams.
 
     Attributes:
+        state: of recurrent layers, in a model that has them.
         token_ids: the tokens so far.
         num_sampled: the number of these tokens and of those that are launched but not read yet.
         last_token: the last one sampled, a scalar on the device.
@@ -134,6 +154,7 @@ class SequenceState:
     index: int
     detokenizer: Detokenizer
     pages: list[int] = field(default_factory=list)
+    state: RecurrentState = field(default_factory=RecurrentState)
     token_ids: list[int] = field(default_factory=list)
     num_sampled: int = 0
     last_token: torch.Tensor | None = None
@@ -266,6 +287,7 @@ class Request:
             first.pages,
             self.rotary,
             [(a, b) for a, b in spans if start <= a and b <= stop],
+            state=first.state,
             request=self,
             sequence=first,
         )
@@ -278,6 +300,7 @@ class Request:
                 1,
                 sequence.pages,
                 self.rotary,
+                state=sequence.state,
                 request=self,
                 sequence=sequence,
             )

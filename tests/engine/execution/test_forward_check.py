@@ -20,6 +20,7 @@ from engine.execution.executor import Executor
 from engine.execution.forward_check import forward_problem
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import ModelRunner
+from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic
 from engine.requests.request import ScheduledTokens
@@ -51,9 +52,13 @@ class Checker:
     def __call__(self, backend: type[AttentionBackend]) -> str | None:
         loaded, shapes = self.executor.loaded, self.executor.measure()
         cache = KVCache(
-            shapes, num_pages=8, page_size=8, device=loaded.device, layout=backend.kv_layout
+            shapes.keys_and_values,
+            num_pages=8,
+            page_size=8,
+            device=loaded.device,
+            layout=backend.kv_layout,
         )
-        runner = ModelRunner(loaded, backend(max_rows=32), cache, max_pages=8)
+        runner = ModelRunner(loaded, backend(max_rows=32), cache, StateCache([], 0), max_pages=8)
         return forward_problem(runner, vocab_size=self.vocab_size)
 
     def shorten(self, layers: int) -> None:

@@ -68,9 +68,7 @@ class Steps:
     beta: torch.Tensor | None
 
 
-def scan(
-    queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs
-) -> torch.Tensor:
+def scan(queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs) -> torch.Tensor:
     """Run all runs from their states; returns the outputs [T, H, V], zero in rows of no run.
 
     Args:
