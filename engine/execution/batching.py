@@ -14,7 +14,11 @@ import torch
 
 from engine.config import EngineConfig
 from engine.execution.attention.backends import BACKENDS
-from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
+from engine.execution.attention.interface import (
+    AttentionNeeds,
+    UnsupportedAttentionError,
+    number_shared_layers,
+)
 from engine.execution.batch_invariance import (
     any_batch_sizes,
     find_batch_sizes,
@@ -89,6 +93,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         _refuse_mixing_rows(loaded, by_rows=not config.tensor_parallel)
         if not config.tensor_parallel:
             long_rope.use_row_lengths(loaded.model)
+        number_shared_layers(loaded.model)
         use_states(loaded.model)
         shapes = executor.measure()
         _refuse_unknown_layers(shapes, split=config.tensor_parallel)

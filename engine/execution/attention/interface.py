@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -169,6 +170,18 @@ def packed_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
+
+
+def number_shared_layers(model: Any) -> None:
+    """Let attention that several layers share (Zamba) know in which of them it is called."""
+
+    def enter(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+        if isinstance(layer := kwargs.get("layer_idx"), int):
+            module.layer_idx = layer  # type: ignore[assignment]
+
+    for module in model.get_decoder().modules():
+        if hasattr(module, "layer_idx") and "layer_idx" in signature(module.forward).parameters:
+            module.register_forward_pre_hook(enter, with_kwargs=True)
 
 
 @dataclass(frozen=True)

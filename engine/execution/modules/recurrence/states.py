@@ -155,6 +155,8 @@ class StateCache:
 
     def random_state(self, seed: int) -> RecurrentState:
         """A state that stays as it is in forwards; for `engine.execution.batch_invariance`."""
+        if not self.shapes:
+            return RecurrentState(fixed=True)
         row = self.take()
         generator = torch.Generator().manual_seed(seed)
         for store in self.stores:
