@@ -74,14 +74,17 @@ serve_app.protocol         > schema schema.answers
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .requests.verification .vision .config
                              schema schema.answers
-engine.core                > .core.speculation .parallel .execution .execution.modules .requests
-                             .sampling .loading .loading.sharding .text .platform .config schema
+engine.core                > .core.speculation .parallel .execution .execution.modules
+                             .execution.modules.recurrence .requests .sampling .loading
+                             .loading.sharding .text .platform .config schema
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
-engine.execution           > .execution.attention .execution.modules .requests .vision .sampling
-                             .loading .platform .config .quantization schema
+engine.execution           > .execution.attention .execution.modules
+                             .execution.modules.recurrence .requests .vision .sampling .loading
+                             .platform .config .quantization schema
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .platform .quantization
+engine.execution.modules.recurrence > .requests .platform
 engine.requests            > .requests.template .requests.verification .vision .sampling .loading
                              .loading.families .text .text.tool_calls .config schema
                              schema.answers

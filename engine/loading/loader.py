@@ -39,6 +39,7 @@ from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
 from engine.platform.malloc import large_blocks_given_back
 from engine.platform.platforms import resolve_device
+from engine.quantization.nf4 import keep_odd_layers
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def _read_weights(
         )
     model, found = loaded
     keep_own_parts(model)
+    keep_odd_layers(model)
     _refuse_random_weights(config, found["missing_keys"])
     if auto_class is OriginalInternVL:
         _refuse_other_weights(config, found["unexpected_keys"])

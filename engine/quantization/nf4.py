@@ -7,6 +7,8 @@ from typing import Any
 
 from engine.quantization.base import FULL_PRECISION, Quantization
 
+_ROWS = 32  # of a block in bitsandbytes' layout for CPUs
+
 
 def _transformers_config(dtype: Any, full_precision: Sequence[str]) -> Any:
     from transformers import BitsAndBytesConfig  # noqa: PLC0415 - see the package
@@ -32,6 +34,17 @@ def _layer(weight: Any, bias: Any) -> Any:
     layer.weight = layer.weight.to(weight.device)
     layer.bias = bias
     return layer
+
+
+def keep_odd_layers(model: Any) -> None:
+    """Leave out bitsandbytes' layout for CPUs where a layer's outputs are no multiple of 32.
+
+    It refuses these in their first forward: the gates of delta nets and Mambas have as many outputs
+    as the model has heads. Without it they take bitsandbytes' own way for all other processors.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.out_features % _ROWS:
+            module.support_avx512bf16_for_cpu = False
 
 
 NF4 = Quantization(

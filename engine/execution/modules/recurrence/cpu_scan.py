@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numba import prange, types
 
+from engine.execution.modules.recurrence.steps import Runs, Steps
 from engine.platform.compiled import compiled, use_torch_threads
-
-if TYPE_CHECKING:
-    from engine.execution.modules.recurrence.scan import Runs, Steps
 
 _WIDTH = 64
 """Of the part of V that a thread works on at once: with K of 128, 32 KiB."""

@@ -19,7 +19,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.execution.modules.recurrence.scan import Runs, Steps, scan
+from engine.execution.modules.recurrence.scan import scan
+from engine.execution.modules.recurrence.steps import Runs, Steps
 
 
 class Computing(Protocol):

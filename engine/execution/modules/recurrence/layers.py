@@ -18,7 +18,7 @@ from torch.nn.functional import silu, softplus
 from transformers.activations import ACT2FN
 
 from engine.execution.modules.recurrence.forward import Computing, current
-from engine.execution.modules.recurrence.scan import Steps
+from engine.execution.modules.recurrence.steps import Steps
 
 _TWIN = "_of_states"
 

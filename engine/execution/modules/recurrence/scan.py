@@ -17,55 +17,12 @@ rows of states.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 
 from engine.execution.modules.recurrence.cpu_scan import scan_on_cpu
+from engine.execution.modules.recurrence.steps import Runs, Steps
 from engine.platform.platforms import platform_of
-
-Indices = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Consecutive rows of a forward that belong to one sequence each, N runs.
-
-    Attributes:
-        first: int64 [N], the first row of each.
-        count: int64 [N], how many rows.
-        kept: int64 [N], after how many of them the state is kept; the others are drafts.
-        read: int64 [N], the row of the states that a run begins with; -1 for none, which is zero.
-        write: int64 [N], the row of the states that gets what is kept; -1 if nothing is.
-    """
-
-    first: Indices
-    count: Indices
-    kept: Indices
-    read: Indices
-    write: Indices
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What a recurrence is given for each row, all in float32.
-
-    Attributes:
-        keys: [T, G, K].
-        values: [T, H, V].
-        decay: [T, H, K], or [T, H, K, V]; may be a view that repeats its elements.
-        beta: [T, H] of a delta rule; None where nothing is read before it is written.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    decay: torch.Tensor
-    beta: torch.Tensor | None
 
 
 def scan(queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs) -> torch.Tensor:
@@ -83,14 +40,14 @@ def scan(queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs) 
     if platform_of(states.device).shares_host_memory:
         scan_on_cpu(queries, steps, states, runs, output)
     else:
-        _scan_in_steps(queries, steps, states, runs, output)
+        scan_in_steps(queries, steps, states, runs, output)
     return output
 
 
-def _scan_in_steps(
+def scan_in_steps(
     queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs, output: torch.Tensor
 ) -> None:
-    """The same in torch's operations, a token of all runs at a time, on any device."""
+    """As `scan`, in torch's operations, a token of all runs at a time, on any device."""
     heads, groups = steps.values.shape[1], steps.keys.shape[1]
     known = torch.from_numpy(runs.read).clamp(min=0).to(states.device)
     fresh = torch.from_numpy(runs.read < 0).to(states.device)

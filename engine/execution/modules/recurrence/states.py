@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.execution.modules.recurrence.forward import Inputs, StatefulForward, computing, replay
-from engine.execution.modules.recurrence.scan import Runs, Steps
+from engine.execution.modules.recurrence.steps import Runs, Steps
 from engine.platform.platforms import platform_of
 from engine.requests.request import RecurrentState, ScheduledTokens
 
