@@ -180,6 +180,20 @@ class EngineConfig(StrictCall, EngineOptions):
         return f"{split}:{self.num_devices}"
 
     @property
+    def num_kept_states(self) -> int:
+        """How many known prefixes of a model with recurrent layers may have a state."""
+        return max(self.max_sequences, 8)
+
+    @property
+    def num_states(self) -> int:
+        """States that a model with recurrent layers has room for.
+
+        Each sequence has one and in a forward the next one, and known prefixes have theirs. The
+        check of batch sizes takes 32.
+        """
+        return max(2 * self.max_sequences + self.num_kept_states, 32)
+
+    @property
     def tensor_parallel(self) -> bool:
         """Whether the model is split tensor by tensor (`engine.parallel`)."""
         return self.layout is not None and self.layout.startswith("tensor")

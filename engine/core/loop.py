@@ -237,4 +237,5 @@ def _scheduler(config: EngineConfig, batching: ContinuousBatching) -> Scheduler:
         max_exclusive_tokens=config.max_exclusive_tokens,
         long_after=batching.long_after,
         states=batching.states,
+        num_kept_states=config.num_kept_states,
     )

@@ -128,6 +128,7 @@ def model_card(
         "memory": {  # of this rank, as all are alike; of all devices if layers are split
             "weights_bytes": weight_bytes(loaded.model),
             "kv_cache_bytes": batching.cache.num_bytes,
+            "states_bytes": batching.states.num_bytes,
         },
         "continuous_batching": batching.problem is None,
         "speculation": _speculation(config, batching),

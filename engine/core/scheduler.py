@@ -6,7 +6,7 @@ from collections import deque
 
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
-from engine.execution.modules.recurrence.states import StateCache, num_kept_states
+from engine.execution.modules.recurrence.states import StateCache
 from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
 from schema.errors import ContextLengthExceeded, Overloaded, TaskArgsInvalid
 
@@ -26,6 +26,7 @@ class Scheduler:
         max_exclusive_tokens: int,
         long_after: int | None = None,
         states: StateCache | None = None,
+        num_kept_states: int = 0,
     ) -> None:
         self._cache = cache
         self._states = states or StateCache([], 0)
@@ -34,8 +35,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._max_prefill_rows = max_prefill_rows
         self._max_exclusive_tokens = max_exclusive_tokens
-        kept = num_kept_states(max_sequences)
-        self.prefixes = PrefixCache(cache, prefill_chunk, self._states, kept)
+        self.prefixes = PrefixCache(cache, prefill_chunk, self._states, num_kept_states)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
 

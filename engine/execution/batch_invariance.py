@@ -308,11 +308,6 @@ class _InvarianceCheck:
         )
 
 
-def states_needed() -> int:
-    """Rows of recurrent states for this check."""
-    return 2 * _SEQUENCES  # of prefill and of decode
-
-
 def tokens_needed(page_size: int) -> int:
     """Tokens that a cache must hold for this check, in whole pages."""
     return (_SEQUENCES + 1) * -(-(_CONTEXT + 1) // page_size) * page_size

@@ -22,7 +22,6 @@ from engine.execution.attention.interface import (
 from engine.execution.batch_invariance import (
     any_batch_sizes,
     find_batch_sizes,
-    states_needed,
     tokens_needed,
 )
 from engine.execution.batch_sizes import BatchSizes
@@ -34,7 +33,7 @@ from engine.execution.modules import long_rope
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
 from engine.execution.modules.prepack import prepack
 from engine.execution.modules.recurrence.layers import use_states
-from engine.execution.modules.recurrence.states import StateCache, num_kept_states
+from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
@@ -220,7 +219,7 @@ def _plan(executor: Executor, shapes: Shapes, config: EngineConfig, sizes: Sizes
     per_token = Counter[torch.device]()
     for index, shape in shapes.keys_and_values.items():
         per_token[where.get(index, loaded.device)] += shape.bytes_per_token
-    num_states = _num_states(config) if shapes.states else 0
+    num_states = config.num_states if shapes.states else 0
     of_states = Counter[torch.device]()
     for state in shapes.states:
         of_states[state.device] += num_states * state.num_bytes
@@ -244,12 +243,6 @@ def _plan(executor: Executor, shapes: Shapes, config: EngineConfig, sizes: Sizes
         max_rows=2 * sizes.prefill_chunk,
         num_states=num_states,
     )
-
-
-def _num_states(config: EngineConfig) -> int:
-    """Rows for each sequence's state and the one after it, for known prefixes, and to measure."""
-    kept = num_kept_states(config.max_sequences)
-    return max(2 * config.max_sequences + kept, states_needed())
 
 
 def _tokens_with_room(

@@ -22,6 +22,7 @@ from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
 from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
 from engine.loading.families.family import in_head, in_tower
+from engine.loading.model_files import read_config
 from engine.loading.quantized_modules import takes
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
@@ -35,6 +36,19 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # The embedding of tokens, as most architectures call it.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
+# Layers of a hybrid that keep no keys and values, by transformers' names.
+_WITHOUT_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"}
+_CONVOLUTIONS = ("conv1d.weight", "conv.weight")
+# What the configurations call the two sides of the state of a head.
+_HEAD_MATRICES = (
+    ("linear_key_head_dim", "linear_value_head_dim"),
+    ("linear_head_dim", "linear_head_dim"),
+    ("mamba_d_head", "mamba_d_state"),
+    ("mamba_headdim", "mamba_d_state"),
+    ("mamba_head_dim", "ssm_state_size"),
+    ("head_dim", "state_size"),
+)
+
 Tensors = dict[str, tuple[tuple[int, ...], str]]
 """Shape and safetensors' name of the dtype of each tensor."""
 
@@ -46,7 +60,7 @@ def estimate_bytes(config: EngineConfig) -> int:
         TaskError: as `engine.loading.snapshot` does.
     """
     estimate = estimate_memory(config)
-    return estimate.weights + estimate.kv_cache
+    return estimate.weights + estimate.kv_cache + estimate.states
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class MemoryEstimate:
         layers: of the weights, those of each decoder layer.
         head: of the weights, the language model head's if it is a tensor of its own.
         kv_heads: key/value heads of a layer; 0 where the configuration does not say.
+        states: of all states that recurrent layers have room for.
     """
 
     weights: int
@@ -75,6 +90,7 @@ class MemoryEstimate:
     layers: tuple[int, ...] = ()
     head: int = 0
     kv_heads: int = 0
+    states: int = 0
 
 
 def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> MemoryEstimate:
@@ -99,7 +115,9 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
             for name, (shape, stored) in tensors.items()
         }
-        kv_per_token = _kv_bytes_per_token(text, _DTYPE_BYTES.get(dtype or "", 4))
+        item = _DTYPE_BYTES.get(dtype or "", 4)
+        state = _state_bytes(text, tensors, item)
+        kv_per_token = _kv_bytes_per_token(text, item, _attention_layers(source, config, text))
         context = config.context_length or own_context_length(text) or DEFAULT_CONTEXT
         return MemoryEstimate(
             weights=int(
@@ -112,6 +130,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             layers=_layer_bytes(sizes),
             head=int(sum(size for name, size in sizes.items() if in_head(name))),
             kv_heads=_kv_heads(text),
+            states=config.num_states * state,
         )
 
 
@@ -195,15 +214,40 @@ def _kv_heads(text: dict[str, Any]) -> int:
     return int(text.get("num_key_value_heads") or _heads(text))
 
 
-def _kv_bytes_per_token(text: dict[str, Any], item: int) -> int:
+def _attention_layers(source: Snapshot, config: EngineConfig, text: dict[str, Any]) -> int:
+    """How many layers keep keys and values."""
+    # transformers' configuration says what each layer is, where the file names a period only.
+    described = read_config(source.config(config).replace(trust_remote_code=False))
+    types = getattr(described.get_text_config(), "layer_types", None)
+    if types is None:
+        return int(text.get("num_hidden_layers") or text.get("n_layer") or 0)
+    return sum(each not in _WITHOUT_ATTENTION for each in types)
+
+
+def _state_bytes(text: dict[str, Any], tensors: Tensors, item: int) -> int:
+    """Bytes of the states of one sequence, by the weights of recurrent layers.
+
+    A convolution keeps its last inputs. ``A_log`` has an element for each head of a delta net or a
+    Mamba 2, whose state is a matrix, or for each element of the state of a Mamba 1.
+    """
+    of_head = next((text[a] * text[b] for a, b in _HEAD_MATRICES if text.get(a) and text.get(b)), 1)
+    total = 0
+    for name, (shape, _) in tensors.items():
+        if in_tower(name):
+            continue
+        if name.endswith(_CONVOLUTIONS) and len(shape) == 3 and shape[1] == 1:
+            total += shape[0] * (shape[2] - 1) * item
+        elif name.endswith("A_log"):
+            heads = max(shape) == math.prod(shape)
+            total += math.prod(shape) * (of_head if heads else 1) * 4
+    return int(total)
+
+
+def _kv_bytes_per_token(text: dict[str, Any], item: int, num_layers: int) -> int:
     heads = _heads(text) or 1
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
     return int(
-        2
-        * (text.get("num_hidden_layers") or text.get("n_layer") or 0)
-        * (_kv_heads(text) or 1)
-        * (text.get("head_dim") or hidden // heads)
-        * item
+        2 * num_layers * (_kv_heads(text) or 1) * (text.get("head_dim") or hidden // heads) * item
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.modules.recurrence.scan import scan, scan_in_steps
 from engine.execution.modules.recurrence.steps import Runs, Steps
+from engine.loading.estimate import estimate_memory
 from engine.requests.request import ScheduledTokens
 from tests.engine.core.speculation.engines import ARITHMETIC, Guided, opened, tiny_vocabulary
 from tests.engine.core.speculation.properties import differences, make_cases
@@ -91,6 +92,8 @@ def test_it_writes_what_generate_writes(kind: str, tmp_path: Path) -> None:
     with opened(tmp_path) as engine:
         card = engine.card()
         assert card["continuous_batching"], card["fallback_reason"]
+        estimate = estimate_memory(engine.config)
+        assert estimate.states == card["memory"]["states_bytes"]
         for text in ("Hi", TEXT):
             for settings in SETTINGS:
                 assert answers(engine, text, settings) == generated(tmp_path, text, settings)

@@ -21,13 +21,6 @@ from engine.execution.modules.recurrence.steps import Runs, Steps
 from engine.platform.platforms import platform_of
 from engine.requests.request import RecurrentState, ScheduledTokens
 
-_FEWEST_KEPT = 8
-
-
-def num_kept_states(max_sequences: int) -> int:
-    """How many states known prefixes may have, beside those of so many sequences."""
-    return max(max_sequences, _FEWEST_KEPT)
-
 
 @dataclass(frozen=True)
 class StateShape:
