@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -167,9 +168,15 @@ class _Comparison:
         seen = self._rows(stage.even_output)
         self._compare(f"keys seen in {stage.name}", attended(even, form), seen, bound)
         if form.sliding_window is not None and form.sliding_window > _NARROW:
-            wanted = _narrow_mean(stage.values["values"], self.start, self.stop, len(query))
+            firsts = [max(token + 1 - _NARROW, 0) for token in range(self.start, self.stop)]
+            wanted = _means(stage.values["values"], firsts, self.start, len(query))
             narrow = attended(even, replace(form, sliding_window=_NARROW, sinks=None))
             self._compare(f"the window of {stage.name}", narrow, wanted, bound)
+        if form.chunk is not None and form.chunk > _NARROW:
+            firsts = [token - token % _NARROW for token in range(self.start, self.stop)]
+            wanted = _means(stage.values["values"], firsts, self.start, len(query))
+            narrow = attended(even, replace(form, chunk=_NARROW, sinks=None))
+            self._compare(f"the chunks of {stage.name}", narrow, wanted, bound)
         return own.transpose(0, 1).contiguous()
 
     def finish(self, logits: torch.Tensor) -> None:
@@ -243,21 +250,22 @@ def _own_stages(loaded: LoadedModel, tokens: torch.Tensor) -> list[_Stage]:
     """The stages of the model's own forward on all tokens."""
     recorder = _Recorder(loaded.own_attention)
     name = f"recorded {loaded.own_attention}"
-    AttentionInterface.register(name, _recorded_attention)
+    AttentionInterface.register(name, partial(_recorded_attention, recorder))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[loaded.own_attention])
     with plain_attention(loaded, name), _at_layers(loaded, recorder.enter_layer):
-        output = loaded.model(input_ids=tokens[None], use_cache=False, recorder=recorder)
-    return [*recorder.stages, _Stage("the model", {"logits": output.logits[0].float()})]
+        output = loaded.model(input_ids=tokens[None], use_cache=False)
+    stages = [*recorder.stages, _Stage("the model", {"logits": output.logits[0].float()})]
+    recorder.stages.clear()  # transformers keeps the function, and with it the recorder
+    return stages
 
 
 def _recorded_attention(
+    recorder: _Recorder,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    recorder: _Recorder,
     **kwargs: Any,
 ) -> Any:
     """transformers' attention interface: the model's own, which is recorded."""
@@ -273,10 +281,11 @@ def _recorded_attention(
     return result
 
 
-def _narrow_mean(value: torch.Tensor, start: int, stop: int, heads: int) -> torch.Tensor:
-    """[heads, stop - start, size]: for each token, the mean of the last `_NARROW` values."""
+def _means(value: torch.Tensor, firsts: Sequence[int], start: int, heads: int) -> torch.Tensor:
+    """[heads, tokens, size]: for each token from ``start`` on, the mean of the values from its
+    first one to its own.
+    """
     value = value.float().repeat_interleave(heads // len(value), dim=0)
-    firsts = [max(token + 1 - _NARROW, 0) for token in range(start, stop)]
     means = [value[:, first : start + n + 1].mean(dim=1) for n, first in enumerate(firsts)]
     return torch.stack(means, dim=1)
 

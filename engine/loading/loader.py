@@ -20,6 +20,7 @@ from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.family import family_of
 from engine.loading.families.internvl_weights import OriginalInternVL
+from engine.loading.families.rope import fix_idle_scaling
 from engine.loading.families.traits import whole_image_tokens
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
@@ -137,6 +138,7 @@ def _read_weights(
         )
     model, found = loaded
     keep_own_parts(model)
+    fix_idle_scaling(model)
     _refuse_random_weights(config, found["missing_keys"])
     if auto_class is OriginalInternVL:
         _refuse_other_weights(config, found["unexpected_keys"])

@@ -2,8 +2,8 @@
 
 transformers' modules call the function registered under `PACKED` with the projected queries, keys
 and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
-row of the batch is one token of some sequence. The function hands them to what the forward was
-given as ``batch``, which an `AttentionBackend` has made.
+row of the batch is one token of some sequence. The function hands them to what computes attention
+for the forward (`attending`), which an `AttentionBackend` has made.
 
 Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size.
 """
@@ -11,12 +11,14 @@ Shapes: T rows in the packed batch, H query heads, K key/value heads, D head siz
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.execution.attention.packing import PagedRows
 from engine.execution.kv_cache import KVCache, KVShape
@@ -25,6 +27,10 @@ from engine.requests.request import ScheduledTokens
 
 PACKED = "paged_per_sequence"
 """The name under which transformers knows `packed_attention`."""
+MEASURED = "paged_per_sequence, measured"
+"""Its name in the forward that measures a model: only there transformers is asked for masks, which
+would take time in every forward.
+"""
 
 # Arguments that change the result and that this function does not implement. A model that passes
 # one is refused here, and then all its tasks run through `generate`.
@@ -42,6 +48,8 @@ class AttentionForm:
     Attributes:
         scaling: of the scores; None for one by the square root of the head size.
         sliding_window: how many tokens are seen, the last one included; None for all.
+        chunk: if given, only tokens of the same chunk are seen; chunks of so many tokens are cut
+            from the beginning of the sequence.
         softcap: scores are ``softcap * tanh(score / softcap)``, if it is given.
         sinks: [H], scores of a key without a value, which each head sees; None for none.
     """
@@ -50,6 +58,7 @@ class AttentionForm:
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    chunk: int | None = None
 
     @property
     def is_usual(self) -> bool:
@@ -142,6 +151,43 @@ class AttentionBackend(ABC):
         raise NotImplementedError(f"{self.name} does not capture decode steps")
 
 
+_attending: ContextVar[Attend] = ContextVar("attending")
+_MASKED = "_masked_keys"
+
+
+@contextmanager
+def attending(batch: Attend) -> Iterator[None]:
+    """In the body, on this thread, this computes the attention of forwards.
+
+    It is not an argument of the forward, because some models do not hand arguments on.
+    """
+    token = _attending.set(batch)
+    try:
+        yield
+    finally:
+        _attending.reset(token)
+
+
+@dataclass(frozen=True)
+class MaskedKeys:
+    """What a model's mask leaves of all earlier tokens, in place of that mask; see `AttentionForm`.
+
+    Some models say it to the function that makes masks, and not to attention.
+    """
+
+    sliding_window: int | None = None
+    chunk: int | None = None
+
+
+def masked_keys(config: Any, local_size: int | None = None, **_: Any) -> MaskedKeys | None:
+    """transformers' mask interface: a window or chunks of ``local_size`` tokens, or None."""
+    if local_size is None:
+        return None
+    if local_size == getattr(config, "attention_chunk_size", None):
+        return MaskedKeys(chunk=local_size)
+    return MaskedKeys(sliding_window=local_size)
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -152,23 +198,38 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    batch: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
-    if batch is None:
-        raise UnsupportedAttentionError("the model does not pass keyword arguments to attention")
     if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
     layer = module.layer_idx
     if not isinstance(layer, int):
         raise UnsupportedAttentionError("the attention module has no layer_idx")
-    form = AttentionForm(scaling, sliding_window, softcap, s_aux)
-    output = batch.attend(layer, query[0], key[0], value[0], form)
+    masked = getattr(module, _MASKED, MaskedKeys())
+    window = masked.sliding_window if sliding_window is None else sliding_window
+    form = AttentionForm(scaling, window, softcap, s_aux, masked.chunk)
+    output = _attending.get().attend(layer, query[0], key[0], value[0], form)
     return output.unsqueeze(0), None
 
 
+def measured_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | MaskedKeys | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`packed_attention` that notes what the mask leaves, for the forwards to come."""
+    if isinstance(attention_mask, MaskedKeys):
+        setattr(module, _MASKED, attention_mask)
+    return packed_attention(module, query, key, value, None, **kwargs)
+
+
 AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(MEASURED, measured_attention)
+AttentionMaskInterface.register(MEASURED, masked_keys)
 
 
 @dataclass(frozen=True)
