@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = report.about("coverage", options, "torch", "transformers")
     report.write(options.out, "coverage", {"about": about, "rows": data})
     if options.write:
-        page.write(options.write, by_part)
+        for part, of_part in by_part.items():
+            page.replace(options.write, part, page.table(part, of_part))
     if bad := [row for row in rows if row.outcome in BAD]:
         sys.exit("\n".join(f"{row.architecture}: {row.outcome}: {row.reason}" for row in bad))
 

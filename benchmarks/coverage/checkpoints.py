@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ _STATE: dict[str, Any] = {  # Mamba 1 and 2, gated delta nets, linear recurrent 
     **dict.fromkeys(("mamba_n_groups", "n_groups"), 1),
     **dict.fromkeys(("mamba_expand", "expand"), 2),
     **dict.fromkeys(("time_step_rank", "dt_rank"), 8),
-    **dict.fromkeys(("lru_width", "attention_hidden_size"), 64),
+    "lru_width": 64,
     "conv_kernel": 4,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -51,6 +52,7 @@ _STATE: dict[str, Any] = {  # Mamba 1 and 2, gated delta nets, linear recurrent 
     "linear_value_head_dim": 16,
 }
 GENERAL: dict[str, Any] = {
+    "is_decoder": True,
     **_EXPERTS,
     **_LATENT,
     **_STATE,
@@ -70,12 +72,21 @@ GENERAL: dict[str, Any] = {
 }
 """Fields by their names in all configurations; each takes those that it has."""
 
+_HALF_STATE = ["linear_attention", "full_attention"] * 2
+_HALF_CONVOLUTION = ["conv", "full_attention"] * 2
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 8},
-    "gptj": {"rotary_dim": 8},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {
             "hidden_size": 64,
             "ffn_hidden_size": 96,
@@ -83,12 +94,50 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "moe_top_k": 2,
         },
     },
+    "dots3_note_text": {
+        **{f"swa_{name}": size for name, size in _LATENT.items() if not name.startswith("index")},
+        **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 4),
+        "swa_head_dim": 24,
+    },
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": _HALF_STATE},
+    "lfm2": {"layer_types": _HALF_CONVOLUTION},
+    "lfm2_moe": {"layer_types": _HALF_CONVOLUTION, "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "hc_lowrank": 16,
+    },
+    "xlstm": {"hidden_size": 128},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "head_dim": None,
+    },
+    "zamba2": {"head_dim": None, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """Fields of single architectures; None leaves a general one at its default."""
 
 
-def save_tiny(architecture: str, directory: Path) -> None:
+def save_tiny(
+    architecture: str, directory: Path, more: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Save a random model of an architecture with a tokenizer.
+
+    Args:
+        architecture: its model type.
+        directory: which is there.
+        more: further fields of its configuration.
 
     Raises:
         ValueError: it is not tiny.
@@ -96,7 +145,7 @@ def save_tiny(architecture: str, directory: Path) -> None:
     """
     tokenizer = word_tokenizer(VOCABULARY, {"eos_token": "<eos>"})
     ids = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    config = tiny_config(architecture, {"vocab_size": VOCABULARY, **ids})
+    config = tiny_config(architecture, {"vocab_size": VOCABULARY, **ids, **more})
     torch.manual_seed(0)
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -116,9 +165,10 @@ def tiny_config(architecture: str, more: Mapping[str, Any]) -> Any:
     names = {*vars(kind()), *inspect.signature(kind.__init__).parameters}
     names |= {*kind.attribute_map, *getattr(kind, "__dataclass_fields__", ())}
     fields = {name: value for name, value in GENERAL.items() if name in names}
-    if "qk_rope_head_dim" in names:  # latent attention: sizes of its own, each head has its keys
-        fields |= {"head_dim": None, "num_key_value_heads": fields["num_attention_heads"]}
-    fields |= {**more, **own}
+    if "qk_rope_head_dim" in names:  # of latent attention, where each head has keys of its own
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
+        fields["head_dim"] = fields["qk_rope_head_dim"]
+    fields |= {**own, **more}
     return kind(**{name: value for name, value in fields.items() if value is not None})
 
 

@@ -30,20 +30,18 @@ def counts(by_part: Mapping[str, Sequence[Row]]) -> str:
     return report.aligned(lines, names=0)
 
 
-def write(page: Path, by_part: Mapping[str, Sequence[Row]]) -> None:
-    """Replace the tables of these parts in a page, between the comments that mark them.
+def replace(page: Path, part: str, made: str) -> None:
+    """Put a part of a page in the place of the old one, between the comments that mark it.
 
     Raises:
         ValueError: a mark is missing.
     """
-    text = page.read_text()
-    for part, rows in by_part.items():
-        begin, end = f"<!-- coverage: {part} -->", f"<!-- end of {part} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"{page} has no marks of the part {part!r}")
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{table(part, rows)}\n{end}{rest.partition(end)[2]}"
-    page.write_text(text)
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{page} has no marks of the part {part!r}")
+    page.write_text(f"{before}{begin}\n{made}\n{end}{after}")
 
 
 def table(part: str, rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.config import EngineConfig
+from engine.execution.attention.adapters import use_interface
 from engine.execution.attention.backends import BACKENDS
 from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
 from engine.execution.batch_invariance import (
@@ -76,8 +77,9 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     sizes = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size)
     prepacked = False
     try:
-        if not config.tensor_parallel:  # whose further ranks are not told the lengths of rows
+        if not config.tensor_parallel:  # whose further ranks are not changed like this
             long_rope.use_row_lengths(loaded.model)
+            use_interface(loaded.model)
         _refuse_mixing_rows(loaded)
         shapes = executor.measure()
         if not shapes:
@@ -177,6 +179,8 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         raise UnsupportedAttentionError(
             "its rotary embedding (longrope) depends on the longest position in the batch"
         )
+    if any(name.endswith(".indexer") for name, _ in loaded.model.named_modules()):
+        raise UnsupportedAttentionError("its attention sees the tokens that an index chooses")
     if has_other_mixtures(loaded.model):
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 

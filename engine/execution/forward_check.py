@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.execution.attention.interface import Attend, AttentionForm
+from engine.execution.attention.adapters import own_attention
+from engine.execution.attention.interface import Attend, AttentionForm, LayerCalls
 from engine.execution.kv_cache import FillPages
 from engine.execution.model_runner import Forward, ModelRunner, plain_attention
 from engine.loading.description import decoder_layers
@@ -34,6 +35,7 @@ from schema.errors import ModelInvalid
 CHECKED_TOKENS = 25
 """A prompt and one decoded token: small next to any model's context, and longer than a page."""
 
+_PLAIN = "eager"  # what transformers calls attention in plain operations
 _CUTS = (0, 13, CHECKED_TOKENS - 1, CHECKED_TOKENS)  # two chunks of the prompt, one decode step
 _NARROW = 5  # tokens of a window that the check is long enough to show
 
@@ -106,6 +108,7 @@ class _Recorder:
 
     implementation: str
     stages: list[_Stage] = field(default_factory=list)
+    calls: LayerCalls = field(default_factory=LayerCalls)
 
     def enter_layer(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
         """The input of a decoder layer, which stays as it is."""
@@ -269,16 +272,26 @@ def _recorded_attention(
     **kwargs: Any,
 ) -> Any:
     """transformers' attention interface: the model's own, which is recorded."""
-    # Where a model has a variant of its own, and `eager`, they are in its module.
-    modeling: Any = sys.modules[type(module).__module__]
-    attention = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
-        recorder.implementation, getattr(modeling, "eager_attention_forward", None)
-    )
-    result = attention(module, query, key, value, attention_mask, **kwargs)
-    even = attention(module, torch.zeros_like(query), key, value, attention_mask, **kwargs)
+    attention = own_attention(module)
+    if attention is None:
+        # Where a model has a variant of its own, and `eager`, they are in its module.
+        modeling: Any = sys.modules[type(module).__module__]
+        attention = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
+            recorder.implementation, getattr(modeling, "eager_attention_forward", None)
+        )
+    # Plain operations round scores to the dtype: near 50, where soft caps lie, by an eighth in
+    # bfloat16, which changes weights by more than an error would. Kernels keep them in float32.
+    wide = torch.float32 if recorder.implementation == _PLAIN else query.dtype
+
+    def attended(query: torch.Tensor) -> torch.Tensor:
+        states = (each.to(wide) for each in (query, key, value))
+        output: torch.Tensor = attention(module, *states, attention_mask, **kwargs)[0]
+        return output.to(query.dtype)
+
+    result, even = attended(query), attended(torch.zeros_like(query))
     values = {"queries": query, "keys": key, "values": value}
-    recorder.attended(module.layer_idx, values, (result[0], even[0]))
-    return result
+    recorder.attended(recorder.calls.layer(module), values, (result, even))
+    return result, None
 
 
 def _means(value: torch.Tensor, firsts: Sequence[int], start: int, heads: int) -> torch.Tensor:

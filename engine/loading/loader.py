@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from engine.config import EngineConfig
@@ -137,6 +138,9 @@ def _read_weights(
             **source_arguments(config),
         )
     model, found = loaded
+    if not isinstance(model.get_decoder(), PreTrainedModel):
+        # transformers takes a layer for it that is only called so (ModernBERT's head).
+        model.get_decoder = lambda: model.base_model
     keep_own_parts(model)
     fix_idle_scaling(model)
     _refuse_random_weights(config, found["missing_keys"])

@@ -11,6 +11,7 @@ Shapes: T rows in the packed batch, H query heads, K key/value heads, D head siz
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -151,7 +152,26 @@ class AttentionBackend(ABC):
         raise NotImplementedError(f"{self.name} does not capture decode steps")
 
 
-_attending: ContextVar[Attend] = ContextVar("attending")
+class LayerCalls:
+    """Numbers the calls of attention in a forward.
+
+    A layer that calls it several times, or is run several times, has keys and values for each.
+    """
+
+    def __init__(self) -> None:
+        self._calls = Counter[int]()
+
+    def layer(self, module: Any) -> int:
+        """The layer in the KV cache of an attention module that is called now."""
+        layer = module.layer_idx
+        if not isinstance(layer, int):
+            raise UnsupportedAttentionError("the attention module has no layer_idx")
+        self._calls[layer] += 1
+        return layer + _AGAIN * (self._calls[layer] - 1)
+
+
+_AGAIN = 2**20  # more than any model has layers
+_attending: ContextVar[tuple[Attend, LayerCalls]] = ContextVar("attending")
 _MASKED = "_masked_keys"
 
 
@@ -161,7 +181,7 @@ def attending(batch: Attend) -> Iterator[None]:
 
     It is not an argument of the forward, because some models do not hand arguments on.
     """
-    token = _attending.set(batch)
+    token = _attending.set((batch, LayerCalls()))
     try:
         yield
     finally:
@@ -203,13 +223,11 @@ def packed_attention(
     """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
     if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
-    layer = module.layer_idx
-    if not isinstance(layer, int):
-        raise UnsupportedAttentionError("the attention module has no layer_idx")
+    batch, calls = _attending.get()
     masked = getattr(module, _MASKED, MaskedKeys())
     window = masked.sliding_window if sliding_window is None else sliding_window
     form = AttentionForm(scaling, window, softcap, s_aux, masked.chunk)
-    output = _attending.get().attend(layer, query[0], key[0], value[0], form)
+    output = batch.attend(calls.layer(module), query[0], key[0], value[0], form)
     return output.unsqueeze(0), None
 
 
