@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -51,7 +50,9 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a decoder, as its HuggingFace configuration names it."""
+    """The shape of a decoder, as its HuggingFace configuration names it; ``more`` are the fields
+    that only its architecture has.
+    """
 
     architecture: str
     hidden_size: int
@@ -64,6 +65,7 @@ class Geometry:
     rope_theta: float
     # Far enough from uniform logits that answers are neither ties nor one token over and over.
     initializer_range: float = 0.02
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -76,6 +78,26 @@ GEOMETRIES = {
     "qwen2.5-0.5b": Geometry("qwen2", 896, 24, 14, 2, 4864, 151936, True, 1e6),
     "llama-8b": Geometry("llama", 4096, 32, 32, 8, 14336, 128256, False, 5e5),
     "llama-0.5b": Geometry("llama", 1536, 16, 12, 4, 4608, 32000, False, 5e5),  # 1.08 GB in bf16
+    # 24 small experts, of which a token takes 4: 470 million parameters.
+    "qwen3-moe-0.5b": Geometry(
+        *("qwen3_moe", 768, 12, 12, 4, 2048, 151936, True, 1e6),
+        more={
+            "head_dim": 64,
+            "num_experts": 24,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 512,
+            "norm_topk_prob": True,
+        },
+    ),
+    # 18 gated delta nets and 6 layers of attention: 480 million parameters.
+    "qwen3.5-0.5b": Geometry(
+        *("qwen3_5_text", 1024, 24, 8, 2, 2816, 151936, True, 1e6),
+        more={
+            "head_dim": 128,
+            **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 8),
+            **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 128),
+        },
+    ),
     "tiny": Geometry("qwen2", 128, 4, 4, 2, 384, 4096, True, 1e6, initializer_range=0.1),
 }
 
@@ -124,10 +146,9 @@ def save_model(name: str, dtype: str, directory: str, shard_bytes: int | None = 
     """
     geometry = GEOMETRIES[name]
     config = decoder_config(geometry)
-    kind: Any = LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen2ForCausalLM
 
     def make() -> tuple[Any, ...]:
-        model = kind._from_config(config, dtype=getattr(torch, dtype))
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
         return model, word_tokenizer(geometry.vocab_size)
 
     options = {"max_shard_size": shard_bytes} if shard_bytes else {}
@@ -167,9 +188,10 @@ def save_once(
     marker.write_text(json.dumps(wanted))
 
 
-def decoder_config(geometry: Geometry) -> LlamaConfig | Qwen2Config:
+def decoder_config(geometry: Geometry) -> PreTrainedConfig:
     """A geometry as transformers knows it."""
     fields: dict[str, Any] = asdict(geometry)
+    fields |= fields.pop("more")
     architecture = fields.pop("architecture")
     rope_theta = fields.pop("rope_theta")
     # No end of sequence: every answer has exactly the tokens that were asked for.
@@ -180,7 +202,8 @@ def decoder_config(geometry: Geometry) -> LlamaConfig | Qwen2Config:
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
     }
-    return LlamaConfig(**fields) if architecture == "llama" else Qwen2Config(**fields)
+    config: PreTrainedConfig = CONFIG_MAPPING[architecture](**fields)
+    return config
 
 
 def weight_bytes_per_step(directory: str, geometry: Geometry, itemsize: int) -> int:

@@ -8,17 +8,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from engine.config import EngineConfig
+from engine.execution.attention.adapters import use_interface
 from engine.execution.attention.backends import BACKENDS
-from engine.execution.attention.interface import (
-    AttentionNeeds,
-    UnsupportedAttentionError,
-    number_shared_layers,
-)
+from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
 from engine.execution.batch_invariance import (
     any_batch_sizes,
     find_batch_sizes,
@@ -42,8 +38,6 @@ from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-# Rotary embeddings that scale with the longest position in the batch, maybe of another request.
-_BATCH_ROPE_TYPES = ("dynamic", "longrope")
 _NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it computes no attention
 
 
@@ -89,11 +83,11 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     sizes = platform_of(loaded.device).sizes(config.prefill_chunk, config.page_size)
     prepacked = False
     try:
-        _refuse_mixing_rows(loaded, by_rows=not config.tensor_parallel)
-        if not config.tensor_parallel:
+        if not config.tensor_parallel:  # whose further ranks are not changed like this
             long_rope.use_row_lengths(loaded.model)
-        number_shared_layers(loaded.model)
+            use_interface(loaded.model)
         use_states(loaded.model)
+        _refuse_mixing_rows(loaded)
         shapes = executor.measure()
         _refuse_unknown_layers(shapes, split=config.tensor_parallel)
         # Packed weights would lose the code that joins the parts of split layers.
@@ -185,21 +179,14 @@ def _vocab_size(loaded: LoadedModel) -> int:
     return size
 
 
-def _refuse_mixing_rows(loaded: LoadedModel, *, by_rows: bool) -> None:
-    """Refuse models that mix rows only sometimes, which a measurement may miss.
-
-    ``by_rows``: a rotary embedding with long factors chooses them by rows (`long_rope`), which the
-    further ranks of a split model are not told.
-    """
-    rope: Any = getattr(loaded.model.config.get_text_config(), "rope_parameters", None) or {}
-    # Either the parameters themselves or those of each type of layer.
-    for parameters in (rope, *rope.values()):
-        kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
-        chosen = by_rows and kind == long_rope.TYPE and parameters is rope
-        if kind in _BATCH_ROPE_TYPES and not chosen:
-            raise UnsupportedAttentionError(
-                f"its rotary embedding ({kind}) depends on the longest position in the batch"
-            )
+def _refuse_mixing_rows(loaded: LoadedModel) -> None:
+    """Refuse models that mix rows only sometimes, which a measurement may miss."""
+    if not long_rope.chooses_by_rows(loaded.model):
+        raise UnsupportedAttentionError(
+            "its rotary embedding (longrope) depends on the longest position in the batch"
+        )
+    if any(name.endswith(".indexer") for name, _ in loaded.model.named_modules()):
+        raise UnsupportedAttentionError("its attention sees the tokens that an index chooses")
     if has_other_mixtures(loaded.model):
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.execution.attention.interface import Attend, AttentionForm
+from engine.execution.attention.adapters import own_attention
+from engine.execution.attention.interface import Attend, AttentionForm, LayerCalls
 from engine.execution.kv_cache import FillPages
 from engine.execution.model_runner import Forward, ModelRunner, plain_attention
 from engine.loading.description import decoder_layers
@@ -33,6 +35,7 @@ from schema.errors import ModelInvalid
 CHECKED_TOKENS = 25
 """A prompt and one decoded token: small next to any model's context, and longer than a page."""
 
+_PLAIN = "eager"  # what transformers calls attention in plain operations
 _CUTS = (0, 13, CHECKED_TOKENS - 1, CHECKED_TOKENS)  # two chunks of the prompt, one decode step
 _NARROW = 5  # tokens of a window that the check is long enough to show
 
@@ -107,6 +110,7 @@ class _Recorder:
 
     implementation: str
     stages: list[_Stage] = field(default_factory=list)
+    calls: LayerCalls = field(default_factory=LayerCalls)
 
     def enter_layer(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
         """The input of a decoder layer, which stays as it is."""
@@ -169,9 +173,15 @@ class _Comparison:
         seen = self._rows(stage.even_output)
         self._compare(f"keys seen in {stage.name}", attended(even, form), seen, bound)
         if form.sliding_window is not None and form.sliding_window > _NARROW:
-            wanted = _narrow_mean(stage.values["values"], self.start, self.stop, len(query))
+            firsts = [max(token + 1 - _NARROW, 0) for token in range(self.start, self.stop)]
+            wanted = _means(stage.values["values"], firsts, self.start, len(query))
             narrow = attended(even, replace(form, sliding_window=_NARROW, sinks=None))
             self._compare(f"the window of {stage.name}", narrow, wanted, bound)
+        if form.chunk is not None and form.chunk > _NARROW:
+            firsts = [token - token % _NARROW for token in range(self.start, self.stop)]
+            wanted = _means(stage.values["values"], firsts, self.start, len(query))
+            narrow = attended(even, replace(form, chunk=_NARROW, sinks=None))
+            self._compare(f"the chunks of {stage.name}", narrow, wanted, bound)
         return own.transpose(0, 1).contiguous()
 
     def finish(self, logits: torch.Tensor) -> None:
@@ -245,40 +255,52 @@ def _own_stages(loaded: LoadedModel, tokens: torch.Tensor) -> list[_Stage]:
     """The stages of the model's own forward on all tokens."""
     recorder = _Recorder(loaded.own_attention)
     name = f"recorded {loaded.own_attention}"
-    AttentionInterface.register(name, _recorded_attention)
+    AttentionInterface.register(name, partial(_recorded_attention, recorder))
     AttentionMaskInterface.register(name, AttentionMaskInterface()[loaded.own_attention])
     with plain_attention(loaded, name), _at_layers(loaded, recorder.enter_layer):
-        output = loaded.model(input_ids=tokens[None], use_cache=False, recorder=recorder)
-    return [*recorder.stages, _Stage("the model", {"logits": output.logits[0].float()})]
+        output = loaded.model(input_ids=tokens[None], use_cache=False)
+    stages = [*recorder.stages, _Stage("the model", {"logits": output.logits[0].float()})]
+    recorder.stages.clear()  # transformers keeps the function, and with it the recorder
+    return stages
 
 
 def _recorded_attention(
+    recorder: _Recorder,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    recorder: _Recorder,
     **kwargs: Any,
 ) -> Any:
     """transformers' attention interface: the model's own, which is recorded."""
-    # Where a model has a variant of its own, and `eager`, they are in its module.
-    modeling: Any = sys.modules[type(module).__module__]
-    attention = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
-        recorder.implementation, getattr(modeling, "eager_attention_forward", None)
-    )
-    result = attention(module, query, key, value, attention_mask, **kwargs)
-    even = attention(module, torch.zeros_like(query), key, value, attention_mask, **kwargs)
+    attention = own_attention(module)
+    if attention is None:
+        # Where a model has a variant of its own, and `eager`, they are in its module.
+        modeling: Any = sys.modules[type(module).__module__]
+        attention = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
+            recorder.implementation, getattr(modeling, "eager_attention_forward", None)
+        )
+    # Plain operations round scores to the dtype: near 50, where soft caps lie, by an eighth in
+    # bfloat16, which changes weights by more than an error would. Kernels keep them in float32.
+    wide = torch.float32 if recorder.implementation == _PLAIN else query.dtype
+
+    def attended(query: torch.Tensor) -> torch.Tensor:
+        states = (each.to(wide) for each in (query, key, value))
+        output: torch.Tensor = attention(module, *states, attention_mask, **kwargs)[0]
+        return output.to(query.dtype)
+
+    result, even = attended(query), attended(torch.zeros_like(query))
     values = {"queries": query, "keys": key, "values": value}
-    recorder.attended(module.layer_idx, values, (result[0], even[0]))
-    return result
+    recorder.attended(recorder.calls.layer(module), values, (result, even))
+    return result, None
 
 
-def _narrow_mean(value: torch.Tensor, start: int, stop: int, heads: int) -> torch.Tensor:
-    """[heads, stop - start, size]: for each token, the mean of the last `_NARROW` values."""
+def _means(value: torch.Tensor, firsts: Sequence[int], start: int, heads: int) -> torch.Tensor:
+    """[heads, tokens, size]: for each token from ``start`` on, the mean of the values from its
+    first one to its own.
+    """
     value = value.float().repeat_interleave(heads // len(value), dim=0)
-    firsts = [max(token + 1 - _NARROW, 0) for token in range(start, stop)]
     means = [value[:, first : start + n + 1].mean(dim=1) for n, first in enumerate(firsts)]
     return torch.stack(means, dim=1)
 

@@ -17,12 +17,14 @@ import torch
 from torch.nn.functional import pad
 
 from engine.execution.attention.interface import (
+    MEASURED,
     PACKED,
     Attend,
     AttentionBackend,
     Batch,
     PlacedBatch,
     ShapeRecorder,
+    attending,
 )
 from engine.execution.attention.packing import positions
 from engine.execution.batch_sizes import BatchSizes
@@ -62,10 +64,9 @@ def measured_shapes(loaded: LoadedModel) -> Shapes:
     """
     recorder = ShapeRecorder()
     zero = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
-    _set_attention(loaded, PACKED)
     states = StateRecorder()
-    with computing(states):
-        loaded.model(input_ids=zero, position_ids=zero, use_cache=False, batch=recorder)
+    with plain_attention(loaded, MEASURED), attending(recorder), computing(states):
+        loaded.model(input_ids=zero, position_ids=zero, use_cache=False)
     return Shapes(recorder.shapes, states.shapes)
 
 
@@ -337,13 +338,13 @@ class ModelRunner:
         batch: Attend,
     ) -> torch.Tensor:
         """float32 logits [len(keep), vocab]."""
-        output = self.loaded.model(
-            **inputs,
-            position_ids=positions if len(positions) == 1 else positions[:, None],
-            logits_to_keep=keep,
-            use_cache=False,
-            batch=batch,
-        )
+        with attending(batch):
+            output = self.loaded.model(
+                **inputs,
+                position_ids=positions if len(positions) == 1 else positions[:, None],
+                logits_to_keep=keep,
+                use_cache=False,
+            )
         return self._float_logits(output.logits[0])
 
     def _placed(self, batch: Batch) -> Attend:

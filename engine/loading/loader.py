@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from engine.config import EngineConfig
@@ -20,6 +21,7 @@ from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.family import family_of
 from engine.loading.families.internvl_weights import OriginalInternVL
+from engine.loading.families.rope import fix_idle_scaling
 from engine.loading.families.traits import whole_image_tokens
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
@@ -137,8 +139,12 @@ def _read_weights(
             **source_arguments(config),
         )
     model, found = loaded
+    if not isinstance(model.get_decoder(), PreTrainedModel):
+        # transformers takes a layer for it that is only called so (ModernBERT's head).
+        model.get_decoder = lambda: model.base_model
     keep_own_parts(model)
     keep_odd_layers(model)
+    fix_idle_scaling(model)
     _refuse_random_weights(config, found["missing_keys"])
     if auto_class is OriginalInternVL:
         _refuse_other_weights(config, found["unexpected_keys"])

@@ -31,7 +31,6 @@ from engine.loading.families.processors import (
     image_only_processor,
     load_image_processor,
 )
-from engine.loading.families.rope import drop_idle_scaling
 from engine.loading.snapshot import locate
 from schema.errors import ModelInvalid, TaskError
 
@@ -62,7 +61,6 @@ def read_config(config: EngineConfig) -> PreTrainedConfig:
     else:
         hf_config = AutoConfig.from_pretrained(config.model, **source_arguments(config))
     assert isinstance(hf_config, PreTrainedConfig)
-    drop_idle_scaling(hf_config.get_text_config())
     return hf_config
 
 

@@ -64,6 +64,13 @@ class DecodeTokens:
     slots: np.ndarray[Any, np.dtype[np.int32]]
     ends: np.ndarray[Any, np.dtype[np.int64]]
 
+    def within_chunks(self, chunk: int) -> tuple[Any, Any]:
+        """``slots`` and ``ends`` of the tokens in the same chunk as the last one of each."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        firsts = self.ends - 1 - (self.ends - 1 - starts) % chunk
+        seen = [self.slots[first:end] for first, end in zip(firsts, self.ends, strict=True)]
+        return np.concatenate(seen), np.cumsum(self.ends - firsts, dtype=np.int64)
+
     def attend(
         self,
         query: torch.Tensor,  # [H, T, D]
@@ -78,6 +85,9 @@ class DecodeTokens:
         if not form.is_usual:
             softcap = form.softcap or 0.0
             sinks = _NO_SINKS if form.sinks is None else form.sinks.detach().float().numpy()
+        slots, ends = self.slots, self.ends
+        if form.chunk is not None:
+            slots, ends = self.within_chunks(form.chunk)
         view = _ELEMENTS[query.dtype][0]
         kernel = _compiled(query.dtype, form.is_usual)
         use_torch_threads()
@@ -86,8 +96,8 @@ class DecodeTokens:
             stored.keys.transpose(0, 1).view(view).numpy(),
             stored.values.transpose(0, 1).view(view).numpy(),
             self.rows,
-            self.slots,
-            self.ends,
+            slots,
+            ends,
             scale,
             window,
             softcap,

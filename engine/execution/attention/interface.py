@@ -2,8 +2,8 @@
 
 transformers' modules call the function registered under `PACKED` with the projected queries, keys
 and values of a packed batch (https://huggingface.co/docs/transformers/attention_interface). Each
-row of the batch is one token of some sequence. The function hands them to what the forward was
-given as ``batch``, which an `AttentionBackend` has made.
+row of the batch is one token of some sequence. The function hands them to what computes attention
+for the forward (`attending`), which an `AttentionBackend` has made.
 
 Shapes: T rows in the packed batch, H query heads, K key/value heads, D head size.
 """
@@ -11,13 +11,15 @@ Shapes: T rows in the packed batch, H query heads, K key/value heads, D head siz
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any, ClassVar, Protocol
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.execution.attention.packing import PagedRows
 from engine.execution.kv_cache import KVCache, KVShape
@@ -26,6 +28,10 @@ from engine.requests.request import ScheduledTokens
 
 PACKED = "paged_per_sequence"
 """The name under which transformers knows `packed_attention`."""
+MEASURED = "paged_per_sequence, measured"
+"""Its name in the forward that measures a model: only there transformers is asked for masks, which
+would take time in every forward.
+"""
 
 # Arguments that change the result and that this function does not implement. A model that passes
 # one is refused here, and then all its tasks run through `generate`.
@@ -43,6 +49,8 @@ class AttentionForm:
     Attributes:
         scaling: of the scores; None for one by the square root of the head size.
         sliding_window: how many tokens are seen, the last one included; None for all.
+        chunk: if given, only tokens of the same chunk are seen; chunks of so many tokens are cut
+            from the beginning of the sequence.
         softcap: scores are ``softcap * tanh(score / softcap)``, if it is given.
         sinks: [H], scores of a key without a value, which each head sees; None for none.
     """
@@ -51,6 +59,7 @@ class AttentionForm:
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    chunk: int | None = None
 
     @property
     def is_usual(self) -> bool:
@@ -143,6 +152,62 @@ class AttentionBackend(ABC):
         raise NotImplementedError(f"{self.name} does not capture decode steps")
 
 
+class LayerCalls:
+    """Numbers the calls of attention in a forward.
+
+    A layer that calls it several times, or is run several times, has keys and values for each.
+    """
+
+    def __init__(self) -> None:
+        self._calls = Counter[int]()
+
+    def layer(self, module: Any) -> int:
+        """The layer in the KV cache of an attention module that is called now."""
+        layer = module.layer_idx
+        if not isinstance(layer, int):
+            raise UnsupportedAttentionError("the attention module has no layer_idx")
+        self._calls[layer] += 1
+        return layer + _AGAIN * (self._calls[layer] - 1)
+
+
+_AGAIN = 2**20  # more than any model has layers
+_attending: ContextVar[tuple[Attend, LayerCalls]] = ContextVar("attending")
+_MASKED = "_masked_keys"
+
+
+@contextmanager
+def attending(batch: Attend) -> Iterator[None]:
+    """In the body, on this thread, this computes the attention of forwards.
+
+    It is not an argument of the forward, because some models do not hand arguments on.
+    """
+    token = _attending.set((batch, LayerCalls()))
+    try:
+        yield
+    finally:
+        _attending.reset(token)
+
+
+@dataclass(frozen=True)
+class MaskedKeys:
+    """What a model's mask leaves of all earlier tokens, in place of that mask; see `AttentionForm`.
+
+    Some models say it to the function that makes masks, and not to attention.
+    """
+
+    sliding_window: int | None = None
+    chunk: int | None = None
+
+
+def masked_keys(config: Any, local_size: int | None = None, **_: Any) -> MaskedKeys | None:
+    """transformers' mask interface: a window or chunks of ``local_size`` tokens, or None."""
+    if local_size is None:
+        return None
+    if local_size == getattr(config, "attention_chunk_size", None):
+        return MaskedKeys(chunk=local_size)
+    return MaskedKeys(sliding_window=local_size)
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -153,35 +218,36 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    batch: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
-    if batch is None:
-        raise UnsupportedAttentionError("the model does not pass keyword arguments to attention")
     if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
-    layer = module.layer_idx
-    if not isinstance(layer, int):
-        raise UnsupportedAttentionError("the attention module has no layer_idx")
-    form = AttentionForm(scaling, sliding_window, softcap, s_aux)
-    output = batch.attend(layer, query[0], key[0], value[0], form)
+    batch, calls = _attending.get()
+    masked = getattr(module, _MASKED, MaskedKeys())
+    window = masked.sliding_window if sliding_window is None else sliding_window
+    form = AttentionForm(scaling, window, softcap, s_aux, masked.chunk)
+    output = batch.attend(calls.layer(module), query[0], key[0], value[0], form)
     return output.unsqueeze(0), None
 
 
+def measured_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | MaskedKeys | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`packed_attention` that notes what the mask leaves, for the forwards to come."""
+    if isinstance(attention_mask, MaskedKeys):
+        setattr(module, _MASKED, attention_mask)
+    return packed_attention(module, query, key, value, None, **kwargs)
+
+
 AttentionInterface.register(PACKED, packed_attention)
-
-
-def number_shared_layers(model: Any) -> None:
-    """Let attention that several layers share (Zamba) know in which of them it is called."""
-
-    def enter(module: torch.nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
-        if isinstance(layer := kwargs.get("layer_idx"), int):
-            module.layer_idx = layer  # type: ignore[assignment]
-
-    for module in model.get_decoder().modules():
-        if hasattr(module, "layer_idx") and "layer_idx" in signature(module.forward).parameters:
-            module.register_forward_pre_hook(enter, with_kwargs=True)
+AttentionInterface.register(MEASURED, measured_attention)
+AttentionMaskInterface.register(MEASURED, masked_keys)
 
 
 @dataclass(frozen=True)

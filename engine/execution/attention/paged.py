@@ -69,18 +69,18 @@ class SequenceRows:
         """These rows in the batch."""
         return slice(self.first_row, self.first_row + self.tokens.num_tokens)
 
-    def is_causal(self, sliding_window: int | None) -> bool:
+    def is_causal(self, form: AttentionForm) -> bool:
         """Whether each row attends to all rows up to itself only: then no mask is needed."""
         tokens = self.tokens
-        within = sliding_window is None or tokens.stop <= sliding_window
+        within = all(n is None or tokens.stop <= n for n in (form.sliding_window, form.chunk))
         first_or_single = tokens.start == 0 or tokens.num_tokens == 1
         return within and not tokens.bidirectional_spans and first_or_single
 
     def mask(
-        self, sliding_window: int | None, dtype: torch.dtype, device: torch.device
+        self, form: AttentionForm, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor | None:
         """[rows, L], 0 where a row may attend and -inf elsewhere; None if `is_causal`."""
-        if self.is_causal(sliding_window):
+        if self.is_causal(form):
             return None
         first, end = self.tokens.start, self.tokens.stop
         rows = torch.arange(first, end, device=device)[:, None]
@@ -88,8 +88,10 @@ class SequenceRows:
         visible = columns <= rows
         for start, stop in self.tokens.bidirectional_spans:
             visible[start - first : stop - first, start:stop] = True
-        if sliding_window is not None:
-            visible &= columns > rows - sliding_window
+        if form.sliding_window is not None:
+            visible &= columns > rows - form.sliding_window
+        if form.chunk is not None:
+            visible &= columns >= rows - rows % form.chunk
         return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(
             ~visible, -torch.inf
         )
@@ -106,7 +108,9 @@ class PagedBatch:
     sequences: Sequence[SequenceRows]
     write_slots: torch.Tensor  # [real rows]: where each row's key and value go
     tokens: DecodeTokens | None = None
-    _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, int | None], torch.Tensor | None] = field(
+        default_factory=dict
+    )
 
     def on(self, device: torch.device) -> PagedBatch:
         """The same batch for layers on another device."""
@@ -138,7 +142,7 @@ class PagedBatch:
             self.tokens.attend(query, stored, output, form)
         for index, sequence in enumerate(self.sequences):
             keys, values = stored.read(sequence.slots)
-            mask = self._mask(index, sequence, form.sliding_window, query)
+            mask = self._mask(index, sequence, form, query)
             if not form.is_usual:
                 output[sequence.rows] = plainly_attended(
                     query[:, sequence.rows], keys[0], values[0], mask, form
@@ -150,7 +154,7 @@ class PagedBatch:
                 keys,
                 values,
                 attn_mask=mask,
-                is_causal=several and sequence.is_causal(form.sliding_window),
+                is_causal=several and sequence.is_causal(form),
                 scale=form.scaling,
                 enable_gqa=several and num_heads != len(key),
             )
@@ -160,12 +164,12 @@ class PagedBatch:
         return output
 
     def _mask(
-        self, index: int, sequence: SequenceRows, sliding_window: int | None, like: torch.Tensor
+        self, index: int, sequence: SequenceRows, form: AttentionForm, like: torch.Tensor
     ) -> torch.Tensor | None:
         """The mask of a sequence, computed once a forward instead of once a layer."""
-        key = (index, sliding_window)
+        key = (index, form.sliding_window, form.chunk)
         if key not in self._masks:
-            self._masks[key] = sequence.mask(sliding_window, like.dtype, like.device)
+            self._masks[key] = sequence.mask(form, like.dtype, like.device)
         return self._masks[key]
 
 

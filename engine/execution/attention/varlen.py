@@ -103,8 +103,8 @@ class VarlenBatch:
         form: AttentionForm,
     ) -> torch.Tensor:  # [T, H, D]
         """Write the new keys and values, then attend, all sequences at once."""
-        if not form.is_usual:
-            raise UnsupportedAttentionError("the kernel has neither soft caps nor sinks")
+        if not form.is_usual or form.chunk is not None:
+            raise UnsupportedAttentionError("the kernel has no soft caps, sinks and chunks")
         stored, rows = self.cache.layers[layer], self.rows
         stored.write(rows.write_slots, key, value)
         keys, values = stored.pages(self.cache.page_size)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -170,12 +171,20 @@ def mixtures(model: Any) -> list[Any]:
 
 
 def has_other_mixtures(model: Any) -> bool:
-    """Whether a model has experts in a form that is not known here."""
+    """Whether a model has experts in a form that is not known here.
+
+    Not counted are those that are not told which rows have chosen them: each computes all rows.
+    """
     known = {id(module) for module in mixtures(model)}
     return any(
-        name.rpartition(".")[2] == "experts" and id(module) not in known
+        name.rpartition(".")[2] == "experts" and id(module) not in known and _is_told(module)
         for name, module in model.named_modules()
     )
+
+
+def _is_told(module: nn.Module) -> bool:
+    """Whether experts are given more than rows; those in a list are called one by one."""
+    return isinstance(module, nn.ModuleList) or len(signature(module.forward).parameters) > 1
 
 
 def real_rows(model: Any) -> RealRows:
@@ -237,11 +246,10 @@ class _Check:
         """All bits of the first `_PROBED` rows in products of ``num_rows``."""
         shuffle = torch.Generator().manual_seed(seed)
         seen = b""
-        at_once = min(_PROBED, num_rows)
-        for first in range(0, _PROBED, at_once):
+        for members in torch.arange(_PROBED).split(num_rows):
             others = torch.randint(_PROBED, len(self._probe), (num_rows,), generator=shuffle)
-            places = torch.randperm(num_rows, generator=shuffle)[:at_once]
-            others[places] = torch.arange(first, first + at_once)
+            places = torch.randperm(num_rows, generator=shuffle)[: len(members)]
+            others[places] = members
             output = self._experts.one(self._owner, 0, self._probe[others])
             seen += b"".join(map(bits_of, output[places]))
         return seen
@@ -251,7 +259,7 @@ def _counts(owner: Any, experts: Experts, probe: torch.Tensor) -> tuple[int, ...
     """The numbers of rows at which an expert gives a row the same bits, ascending."""
     inner = owner.down_proj.shape[1 if owner.is_transposed else 2]
     alike = platform_of(probe.device).rounds_alike  # of its activation
-    candidates = [count for count in _COUNTS if alike(count * inner)] or _COUNTS
+    candidates = [count for count in _COUNTS if alike(count * inner)]
     found = largest_group(agreeing(_Check(owner, experts, probe), candidates), needed=1)
     if found is None:
         raise BatchInvarianceError("what an expert makes of a row depends on its other rows")

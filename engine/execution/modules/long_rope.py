@@ -64,38 +64,71 @@ def row_lengths(model: Any) -> RowLengths:
 def use_row_lengths(model: Any) -> None:
     """Let the rotary embeddings of a model choose by rows, in place.
 
-    A model without such embeddings stays as it is, and so does one whose layers differ in them.
+    A model without such embeddings stays as it is, and so does one with several limits.
     """
-    lengths = RowLengths()
-    for module in model.get_decoder().modules():
-        if getattr(module, "rope_type", None) == TYPE:
-            limit = int(module.config.rope_parameters["original_max_position_embeddings"])
-            device = module.inv_freq.device
-            # Makes the long factors, which are computed when they are first needed.
-            module(torch.zeros(1, device=device), torch.tensor([[limit]], device=device))
-            module.forward = partial(_forward, module, lengths, module.forward)
-            setattr(module, _ATTRIBUTE, lengths)
-            lengths.limit = limit
+    found = [
+        (module, layer_type, limit)
+        for module in model.get_decoder().modules()
+        for layer_type, limit in _limits(module)
+    ]
+    if len({limit for _, _, limit in found}) != 1:
+        return
+    lengths = RowLengths(found[0][2])
+    for module in {id(module): module for module, _, _ in found}.values():
+        module.forward = partial(_forward, module, lengths, module.forward)
+        setattr(module, _ATTRIBUTE, lengths)
+
+
+def chooses_by_rows(model: Any) -> bool:
+    """Whether all rotary embeddings of a model with two sets of factors choose by rows."""
+    return all(
+        hasattr(module, _ATTRIBUTE)
+        for module in model.get_decoder().modules()
+        if any(True for _ in _limits(module))
+    )
+
+
+def _limits(module: Any) -> Iterator[tuple[str | None, int]]:
+    """The limits of a rotary embedding with two sets of factors, by the type of layer if it has
+    parameters for each; nothing for another module.
+    """
+    kinds = getattr(module, "rope_type", None)
+    for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+        if kind == TYPE:
+            parameters = module.config.rope_parameters
+            own = parameters if layer_type is None else parameters[layer_type]
+            yield layer_type, int(own["original_max_position_embeddings"])
 
 
 def _forward(
-    module: Any, lengths: RowLengths, own: Any, x: torch.Tensor, position_ids: torch.Tensor
+    module: Any,
+    lengths: RowLengths,
+    own: Any,
+    x: torch.Tensor,
+    position_ids: torch.Tensor,  # [batch, rows], or [axes, batch, rows]
+    layer_type: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [batch, rows, size]."""
-    if lengths.of_rows is None:
-        return own(x, position_ids)  # type: ignore[no-any-return]
+    """Cosines and sines [batch, rows, size]: the module's own, which chooses by the largest
+    position, once for long sequences and once for short ones.
+    """
+    compute = own if layer_type is None else partial(own, layer_type=layer_type)
+    kind = module.rope_type if layer_type is None else module.rope_type[layer_type]
+    if lengths.of_rows is None or kind != TYPE:
+        return compute(x, position_ids)  # type: ignore[no-any-return]
     assert lengths.limit is not None
     is_long = [length > lengths.limit for length in lengths.of_rows]
-    # Below the decorator that would choose for all rows at once.
-    compute = type(module).forward.__wrapped__.__wrapped__
     made = {}
     for long in {*is_long}:
-        factors = module.long_inv_freq if long else module.original_inv_freq
-        module.inv_freq.copy_(factors)
-        made[long] = compute(module, x, position_ids)
+        if long:  # beside rows at the limit, so that it takes the long factors
+            beside = torch.full_like(position_ids, lengths.limit)
+            cos, sin = compute(x, torch.cat([position_ids, beside], dim=-2))
+            batch = position_ids.shape[-2]
+            made[long] = cos[..., :batch, :, :], sin[..., :batch, :, :]
+        else:  # rows that are cut off here belong to long sequences
+            made[long] = compute(x, position_ids.clamp(max=lengths.limit - 1))
     if len(made) == 1:
         ((only),) = made.values()
-        return only  # type: ignore[no-any-return]
+        return only
     chosen = upload(is_long, x.device, torch.bool)[None, :, None]
     (cos, sin), (short_cos, short_sin) = made[True], made[False]
     return torch.where(chosen, cos, short_cos), torch.where(chosen, sin, short_sin)

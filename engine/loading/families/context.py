@@ -15,6 +15,7 @@ DEFAULT_CONTEXT = 4096
 def own_context_length(fields: Mapping[str, Any]) -> Any:
     """What a language model's configuration says, of any type; None if nothing.
 
-    Models whose positions have no end (ALiBi, a recurrent state) often say nothing.
+    Models whose positions have no end (ALiBi, a recurrent state) often say nothing, or -1 (XLNet).
     """
-    return next((fields[name] for name in CONTEXT_NAMES if fields.get(name) is not None), None)
+    said = (fields.get(name) for name in CONTEXT_NAMES)
+    return next((length for length in said if length not in (None, -1)), None)

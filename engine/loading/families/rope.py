@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+_DYNAMIC = "dynamic"
+_FIXED = "default"  # so that no forward looks for longer sequences
 
-def drop_idle_scaling(text_config: Any) -> None:
-    """Replace dynamic scaling, which the engine never reaches, by none.
 
-    It begins after ``max_position_embeddings``, where every context of this engine ends; up to
-    there it multiplies by 1, so that no bit changes. Without it no row depends on the longest
-    position in the batch, and the model can be batched. All InternVL 2.5 and 3 models are
-    configured in this way.
+def fix_idle_scaling(model: Any) -> None:
+    """Let rotary embeddings with dynamic scaling keep the frequencies that they begin with.
+
+    The scaling begins after ``max_position_embeddings``, where every context of this engine ends.
+    So no bit changes; but no row depends on the longest position in the batch then, and the model
+    can be batched. All InternVL 2.5 and 3 models are configured in this way.
+
+    Args:
+        model: changed in place.
     """
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "dynamic":
-        return
-    factor, length = rope["factor"], text_config.max_position_embeddings
-    if factor * length / length - (factor - 1) != 1:  # rounding; transformers computes it like this
-        return
-    kept = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    text_config.rope_parameters = {**kept, "rope_type": "default"}
+    for module in model.get_decoder().modules():
+        kinds = getattr(module, "rope_type", None)
+        if kinds == _DYNAMIC:
+            module.rope_type = _FIXED
+        elif isinstance(kinds, dict):  # one for each type of layer
+            module.rope_type = {
+                layer: _FIXED if kind == _DYNAMIC else kind for layer, kind in kinds.items()
+            }

@@ -48,6 +48,24 @@ INSIDE: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 64},
     "gemma2": {"head_dim": 16, "sliding_window": 8},  # soft capping of scores
     "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "sliding_window": 8},  # sinks
+    "falcon": {"num_attention_heads": 4},  # attention of its own, and heads with one key
+    "gpt_neo": {  # attention of its own, and windows in every second layer
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "num_heads": 4,
+        "window_size": 8,
+    },
+    "diffllama": {"head_dim": 16},  # two attentions a layer
+    "nemotron": {"head_dim": 16},  # its layers hand no arguments on to attention
+    "phimoe": {"num_local_experts": 4, "sliding_window": 8},  # a window that only its mask has
+    "llama4_text": {  # so are chunks
+        "head_dim": 16,
+        "attention_chunk_size": 8,
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 2,
+        "num_hidden_layers": 4,
+        "no_rope_layer_interval": 4,
+    },
 }
 
 

@@ -76,7 +76,7 @@ class Layer:
         token = self.scheduled[row]
         keys, values = self.cache.layers[0].read(self.cache.slots(token.pages, 0, token.stop))
         rows = SequenceRows(0, token, slice(0))
-        mask = rows.mask(form.sliding_window, torch.float32, torch.device("cpu"))
+        mask = rows.mask(form, torch.float32, torch.device("cpu"))
         return plainly_attended(self.query[:, row : row + 1], keys[0], values[0], mask, form)[:, 0]
 
     def by_definition(self, row: int, form: AttentionForm) -> torch.Tensor:
@@ -86,6 +86,9 @@ class Layer:
         keys, values = (part[0].double() for part in self.cache.layers[0].read(slots))
         if (window := form.sliding_window) is not None:
             keys, values = keys[:, -window:], values[:, -window:]
+        if form.chunk is not None:
+            first = (token.stop - 1) // form.chunk * form.chunk
+            keys, values = keys[:, first:], values[:, first:]
         group = len(self.query) // len(keys)
         query = self.query[:, row].double().unflatten(0, (-1, group))
         scores = query @ keys.transpose(1, 2) / keys.shape[2] ** 0.5
@@ -105,15 +108,15 @@ class Layer:
     [Shape(), Shape(4, 4, 7, 7), Shape(14, 2, 64, 64), Shape(3, 1, 24, 10)],
     ids=["grouped", "odd sizes", "qwen", "values of another size"],
 )
-@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("seen", [{}, {"sliding_window": 5}, {"chunk": 4}], ids=str)
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("sinks", [False, True])
 def test_it_is_attention(
-    dtype: torch.dtype, shape: Shape, window: int | None, softcap: float | None, sinks: bool
+    dtype: torch.dtype, shape: Shape, seen: dict[str, int], softcap: float | None, sinks: bool
 ) -> None:
     layer = Layer(shape, [1, 2, 3, 4, 5, 9, 33, 150], dtype, seed=len(str(shape)))
     of_heads = torch.linspace(-2, 3, shape.heads).to(dtype) if sinks else None
-    form = AttentionForm(None, window, softcap, of_heads)
+    form = AttentionForm(None, softcap=softcap, sinks=of_heads, **seen)
     for row, ours in enumerate(layer.attend(form=form)):
         expected = layer.by_definition(row, form)
         bound = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from engine import Engine, EngineConfig
+from engine.execution.batch_sizes import BatchInvarianceError
 from engine.execution.modules.experts import (
     Experts,
+    expert_counts,
     has_other_mixtures,
     mixtures,
     real_rows,
     use_exact_experts,
 )
+from engine.platform.cpu import CpuPlatform
 from engine.quantization.registry import quantization
 from schema import Task
 from tests.engine.core.test_generate_fallback import (
@@ -33,6 +37,14 @@ from tests.engine.core.test_generate_fallback import (
     save_architecture,
 )
 
+_GROUPED: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
 # How experts are chosen and mixed: by softmax, by sigmoids within groups, with shared experts.
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
@@ -43,24 +55,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 64,
     },
     "qwen3_moe": {"head_dim": 16, "num_experts": 8, "moe_intermediate_size": 64},
-    "glm4_moe": {
-        "head_dim": 16,
-        "intermediate_size": 128,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64,
-        "n_group": 2,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
+    "glm4_moe": {**_GROUPED, "head_dim": 16, "intermediate_size": 128},
     "deepseek_v3": {
+        **_GROUPED,
         "num_key_value_heads": 4,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64,
-        "n_group": 2,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
         "q_lora_rank": 24,
         "kv_lora_rank": 16,
         "qk_rope_head_dim": 8,
@@ -197,10 +195,47 @@ def test_the_bits_of_a_row_are_its_own(dtype: torch.dtype, packs: bool) -> None:
         assert not some[17:].any()
 
 
+class Elementwise(nn.Module):
+    """A product in which no row has to do with another, whatever the library."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.scales = weight[:, 0].detach().clone()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        width = len(self.scales)
+        return rows.repeat(1, -(-width // rows.shape[1]))[:, :width] * self.scales
+
+
+def use_elementwise_experts() -> nn.Module:
+    model = nn.ModuleList([MixtralExperts(MixtralConfig(hidden_size=32, intermediate_size=64))])
+    for weight in model.parameters():
+        nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+    kept = quantization(8)
+    assert kept is not None
+    use_exact_experts(model, replace(kept, layer=Elementwise), packs=False)
+    return model
+
+
+def test_counts_that_do_not_divide_the_compared_rows() -> None:
+    """Where rows have nothing to do with each other, every number of them may be computed."""
+    (counts,) = expert_counts(use_elementwise_experts())
+    assert {3, 6, 12, 16} <= {*counts}
+
+
+def test_experts_without_a_count_at_which_functions_round_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CpuPlatform, "rounds_alike", lambda self, size: False)
+    with pytest.raises(BatchInvarianceError, match="other rows"):
+        use_elementwise_experts()
+
+
 def test_experts_of_another_form_are_known_as_such() -> None:
     known = nn.ModuleDict({"experts": MixtralExperts(MixtralConfig(hidden_size=8))})
     assert not has_other_mixtures(known)
     other = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(8, 8)])})
     assert has_other_mixtures(other)
     assert not has_other_mixtures(nn.ModuleDict({"shared_experts": nn.Linear(8, 8)}))
+    assert not has_other_mixtures(nn.ModuleDict({"experts": nn.Linear(8, 8)}))  # of all rows
     assert not any(isinstance(module, Experts) for module in known.modules())

@@ -25,6 +25,7 @@ from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic
 from engine.requests.request import ScheduledTokens
 from tests.engine.conftest import TinyModel
+from tests.engine.core.test_generate_fallback import INSIDE, save_architecture
 from tests.engine.execution.test_attention_backend import Fault, PlainAttention, PlainBatch
 
 WINDOWS: tuple[Fault, ...] = ("no window", "window too wide", "window too narrow")
@@ -168,3 +169,12 @@ def test_the_problem_is_named(tiny_model: TinyModel) -> None:
     problem = Checker(tiny_model("qwen2"), "float32", None)(faulty("keys in another order"))
     assert problem is not None
     assert problem.startswith("attention of layer 0")
+
+
+def test_soft_caps_where_plain_operations_round_them(tmp_path: Path) -> None:
+    """Scores near 50 in bfloat16 are an eighth apart, in the model's own attention."""
+    sizes = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
+    options = INSIDE["gemma2"] | {"head_dim": 32, "query_pre_attn_scalar": 32, **sizes}
+    save_architecture("gemma2", options, tmp_path)
+    checker = Checker(tmp_path, "bfloat16", None)
+    assert checker(PerSequenceAttention) is None

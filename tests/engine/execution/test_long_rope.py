@@ -6,14 +6,23 @@ import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import Engine, EngineConfig
 from schema import Task
-from tests.engine.core.test_generate_fallback import INSIDE, TEXT, save_architecture
+from tests.engine.core.test_generate_fallback import (
+    INSIDE,
+    TEXT,
+    answers,
+    generated,
+    save_architecture,
+)
 
+LONGROPE: dict[str, Any] = INSIDE["phi3"]["rope_parameters"]
+FACTOR = (1.4, 384)
 LIMIT = 32  # tokens: bytes of the prompt
 LONG = TEXT[: 2 * LIMIT]
 
@@ -75,3 +84,57 @@ def test_what_grows_over_the_limit_runs_alone(engine: Engine) -> None:
         before = engine.stats()["decode_steps"]
         engine.run_blocking(task(TEXT[:length], tokens, logit_bias={"256": -100.0}))
         assert (engine.stats()["decode_steps"] == before) == alone
+
+
+# Phi-3.5-MoE scales by what stands in its configuration, and stretches nothing; Laguna has
+# embeddings for each type of layer.
+OTHERS: dict[str, dict[str, Any]] = {
+    "phimoe": {
+        "num_local_experts": 4,
+        "rope_parameters": LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.4},
+    },
+    "laguna": {
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "sliding_window": 8,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": LONGROPE,
+            "sliding_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+async def test_other_forms(kind: str, tmp_path: Path) -> None:
+    """Long and short sequences at once have the tokens of `generate`."""
+    save_architecture(kind, OTHERS[kind], tmp_path)
+    config = EngineConfig(model=str(tmp_path), dtype="float32", threads=1, prefill_chunk=16)
+    texts = [TEXT[:length] for length in (5, 60, 20, 33)]
+    with closing(Engine(config)) as engine:
+        card = engine.card()
+        assert card["continuous_batching"], card["fallback_reason"]
+        got = await asyncio.gather(*(engine.run(task(text, 12)) for text in texts))
+    for text, answer in zip(texts, got, strict=True):
+        wanted = generated(tmp_path, text, {"max_new_tokens": 12})
+        assert [answer["choices"][0]["message"]["content"]] == wanted
+
+
+def test_dynamic_scaling_up_to_the_end_of_the_context(tmp_path: Path) -> None:
+    """It begins after that. Its factor does not drop out of the frequencies exactly."""
+    factor, length = FACTOR
+    assert factor * length / length - (factor - 1) != 1
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": factor}
+    save_architecture(
+        "llama", {"rope_parameters": rope, "max_position_embeddings": length}, tmp_path
+    )
+    config = EngineConfig(model=str(tmp_path), dtype="float32", threads=1, prefill_chunk=16)
+    text = TEXT * (length // len(TEXT))
+    settings = {"max_new_tokens": length - len(text)}
+    with closing(Engine(config)) as engine:
+        assert engine.card()["continuous_batching"]
+        assert answers(engine, text, settings) == generated(tmp_path, text, settings)

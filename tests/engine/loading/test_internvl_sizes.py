@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from engine.loading.families.internvl import native_config
 from engine.loading.families.internvl_weights import OriginalInternVL
-from engine.loading.families.rope import drop_idle_scaling
 from tests.engine.models.tiny_internvl import Tower, original_names
 
 _TOWERS: dict[Tower, dict[str, Any]] = {
@@ -220,13 +217,3 @@ def test_the_index_of_a_published_checkpoint() -> None:
     )
     assert total == 16150730752
     assert len(sizes["InternVL3-9B"]) == 685
-
-
-def test_dynamic_rope_scaling_that_is_never_reached_changes_no_frequency() -> None:
-    """The scaling that `rope` removes multiplies by 1 up to the end of the model's context."""
-    text: Any = native_config(SIZES["InternVL3-1B"][0], "1B").get_text_config()
-    assert text.rope_parameters["rope_type"] == "dynamic"
-    scaled, _ = ROPE_INIT_FUNCTIONS["dynamic"](text, torch.device("cpu"), seq_len=32768)
-    drop_idle_scaling(text)
-    assert text.rope_parameters["rope_type"] == "default"
-    assert torch.equal(scaled, Qwen2RotaryEmbedding(text).inv_freq)
