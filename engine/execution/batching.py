@@ -189,6 +189,8 @@ def _refuse_mixing_rows(loaded: LoadedModel, *, by_rows: bool) -> None:
             raise UnsupportedAttentionError(
                 f"its rotary embedding ({kind}) depends on the longest position in the batch"
             )
+    if loaded.needs_whole_prompts:
+        raise UnsupportedAttentionError(f"its tokens see {loaded.image_attention.value}")
     if has_other_mixtures(loaded.model):
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 

@@ -230,7 +230,7 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
     """A family's model that cannot be batched: its attention is not computed in a batch."""
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llava"), directory)
-    text = LlavaConfig.from_pretrained(directory).text_config
+    text: Any = LlavaConfig.from_pretrained(directory).text_config
     unbatched = CodeGenConfig(
         vocab_size=text.vocab_size,
         n_positions=text.max_position_embeddings,
