@@ -18,7 +18,7 @@ from engine.loading.model_files import read_config
 from engine.loading.quantized_modules import takes
 from engine.quantization.registry import QUANTIZATIONS
 from tests.engine.conftest import TinyModel
-from tests.engine.models.tiny_internvl import LANGUAGES, save_original
+from tests.engine.models.tiny_internvl import DENSE, save_original
 from tests.engine.models.tiny_models import Kind
 from tests.engine.models.tiny_vision_models import (
     FURTHER_KINDS,
@@ -68,7 +68,7 @@ def test_estimated_as_loaded(kind: Kind | VisionKind, bits: Any, tiny_model: Tin
     _check(tiny_model(kind), bits)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", DENSE)
 def test_estimated_as_loaded_from_an_original_repository(language: Any, tmp_path: Path) -> None:
     save_original(tmp_path, language, "300M")
     _check(tmp_path, 8)
