@@ -284,4 +284,4 @@ def _places_itself(request: Request) -> bool:
 
     It would take a generated image token for an image; `Vision.inputs` does not.
     """
-    return request.features is not None and bool(request.features.deepstack)
+    return request.features is not None and request.features.placed_by_model

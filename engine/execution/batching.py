@@ -187,6 +187,8 @@ def _refuse_mixing_rows(loaded: LoadedModel) -> None:
         )
     if any(name.endswith(".indexer") for name, _ in loaded.model.named_modules()):
         raise UnsupportedAttentionError("its attention sees the tokens that an index chooses")
+    if loaded.needs_whole_prompts:
+        raise UnsupportedAttentionError(f"its tokens see {loaded.image_attention.value}")
     if has_other_mixtures(loaded.model):
         raise UnsupportedAttentionError("its experts compute with all rows that chose them at once")
 

@@ -364,6 +364,6 @@ class ModelRunner:
         ids, image_token = request.prompt.token_ids, self.loaded.image_token_id
         before = ids[: chunk.start].count(image_token) - request.features_skipped
         within = ids[chunk.start : chunk.stop].count(image_token)
-        if not within:
+        if not within and request.features.indicators is None:
             return chunk
         return replace(chunk, features=request.features.part(before, before + within))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.loading.families.traits import ImageAttention
 from engine.loading.sharding.layer_split import LayerPlacement
 
 
@@ -28,12 +29,21 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
-    whole_image_tokens: int = 0  # see `engine.loading.families.traits`
+    image_attention: ImageAttention = ImageAttention.NONE
+    whole_image_tokens: int = 0  # the most tokens of an image that see each other; 0 if none do
+    indicator_token_ids: tuple[int, ...] = ()  # see `engine.loading.families.traits`
     tool_template: str | None = None  # for tasks with tools, if it differs
     image_tag: str | None = (
         None  # what texts say where an image belongs (`engine.vision.image_places`)
     )
+    begins_after_images: bool = False  # see `engine.loading.families.family`
+    prompt_end: str = ""
     own_attention: str = ""  # which attention transformers chose for the language model
+
+    @property
+    def needs_whole_prompts(self) -> bool:
+        """Whether a prompt with images cannot be cut into chunks."""
+        return self.image_attention is ImageAttention.FURTHER
 
     @property
     def takes_images(self) -> bool:

@@ -22,7 +22,11 @@ from engine.loading.families import internvl
 from engine.loading.families.family import family_of
 from engine.loading.families.internvl_weights import OriginalInternVL
 from engine.loading.families.rope import fix_idle_scaling
-from engine.loading.families.traits import whole_image_tokens
+from engine.loading.families.traits import (
+    ImageAttention,
+    image_attention,
+    indicator_tokens,
+)
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
     context_length,
@@ -104,7 +108,9 @@ def load_model(
         time.monotonic() - start,
         model.get_memory_footprint() / 2**30,
     )
-    family = family_of(hf_config.model_type)
+    family = family_of(hf_config.model_type) if processor else None
+    attention = image_attention(model) if processor else ImageAttention.NONE
+    whole = attention in (ImageAttention.IMAGE, ImageAttention.IMAGE_IN_WINDOWS)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -116,9 +122,13 @@ def load_model(
         device=device,
         own_attention=model.get_decoder().config._attn_implementation,
         spread=spread,
-        whole_image_tokens=whole_image_tokens(model) if processor else 0,
+        image_attention=attention,
+        whole_image_tokens=processor.most_tokens if processor and whole else 0,
+        indicator_token_ids=indicator_tokens(model) if processor else (),
         revision=source.commit,
         image_tag=family.image_tag if family else None,
+        begins_after_images=family is not None and family.begins_after_images,
+        prompt_end=family.prompt_end if family else "",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from engine.loading.families.traits import rope_index
+from engine.loading.families.traits import ImageAttention, rope_index
 from engine.loading.loaded_model import LoadedModel
 from engine.requests.template.chat_template import HINTS, ChatTemplate
 from engine.text.detect import MessageFormats, detect
@@ -37,6 +37,7 @@ class Prompt:
         image_starts: position of each image's first token.
         bidirectional_spans: runs (start, stop) of tokens that attend to each other and are not
             split between chunks.
+        spans_in_windows: whether they do so in layers with a window only.
         text_end: the last characters of its text, where a template may begin the reasoning.
         text: all of its text, where the task has it reported.
         text_ends: where each token's text ends in it; None where only the tokens' bytes tell.
@@ -46,6 +47,7 @@ class Prompt:
     images: ImageInputs = ()
     image_starts: tuple[int, ...] = ()
     bidirectional_spans: tuple[tuple[int, int], ...] = ()
+    spans_in_windows: bool = False
     text_end: str = ""
     text: str = ""
     text_ends: tuple[int, ...] | None = None
@@ -128,7 +130,7 @@ class PromptRenderer:
         with_ends = task.generation_config.prompt_logprobs is not None and self._tokenizer.is_fast
         ends: tuple[int, ...] | None = None
         if self._places is not None:
-            text = self._places.fill(text, [image.placeholder for image in images])
+            text = self._places.fill(text, self._placeholders(images)) + self._loaded.prompt_end
         if self._places is not None and self._places.has_words(text):
             token_ids = self._places.encode(text, add_special_tokens=special_tokens)
             text = self._places.without_marks(text)
@@ -150,10 +152,18 @@ class PromptRenderer:
             images,
             starts,
             self._whole(places),
+            self._loaded.image_attention is ImageAttention.IMAGE_IN_WINDOWS,
             text[-_TEXT_END:],
             text if _reports_text(task) else "",
             ends,
         )
+
+    def _placeholders(self, images: ImageInputs) -> list[str]:
+        """What stands for each image, with what the model's processor writes after the last one."""
+        texts = [image.placeholder for image in images]
+        if texts and self._loaded.begins_after_images:
+            texts[-1] += str(self._tokenizer.bos_token)
+        return texts
 
     def _chat_template(self, source: str) -> ChatTemplate:
         return ChatTemplate(self._tokenizer, source, blocks=self._loaded.takes_images)
@@ -171,7 +181,8 @@ class PromptRenderer:
         if loaded.image_token is None:
             return None
         config = getattr(loaded.model, "config", None)
-        ids = (loaded.image_token_id, getattr(config, "video_token_id", None))
+        video = getattr(config, "video_token_id", None)
+        ids = (loaded.image_token_id, video, *loaded.indicator_token_ids)
         others = [
             str(self._tokenizer.convert_ids_to_tokens(each)) for each in ids if each is not None
         ]
@@ -194,9 +205,10 @@ class PromptRenderer:
                 f"are less than {limit}",
                 param=f"prompt_token_ids.{place}",
             )
-        image_token = self._loaded.image_token_id
-        if image_token is not None and image_token in token_ids:
-            place = token_ids.index(image_token)
+        of_images = {self._loaded.image_token_id, *self._loaded.indicator_token_ids}
+        found = [place for place, token in enumerate(token_ids) if token in of_images]
+        if found:
+            place = found[0]
             raise TaskArgsInvalid(
                 f"prompt_token_ids.{place} is {token_ids[place]}, which stands for an image: send "
                 "messages with image blocks",

@@ -66,6 +66,7 @@ class ScheduledTokens:
         rotary: the sequence's rotary positions, where they differ from the places of its tokens.
         bidirectional_spans: runs (start, stop) of the sequence, within these tokens, whose tokens
             attend to each other.
+        spans_in_windows: whether they do so in layers with a window only.
         features: of the image tokens among them.
         ahead: of a decode row, how many drafts its sequence has up to it in this forward; 0 for its
             last token.
@@ -79,6 +80,7 @@ class ScheduledTokens:
     pages: Sequence[int]
     rotary: MRopePositions | None = None
     bidirectional_spans: Sequence[tuple[int, int]] = ()
+    spans_in_windows: bool = False
     features: Features | None = None
     ahead: int = 0
     state: RecurrentState | None = None
@@ -287,6 +289,7 @@ class Request:
             first.pages,
             self.rotary,
             [(a, b) for a, b in spans if start <= a and b <= stop],
+            self.prompt.spans_in_windows,
             state=first.state,
             request=self,
             sequence=first,

@@ -5,7 +5,9 @@ The families differ in few ways, found out from the model itself (`engine.loadin
 * Positions. Qwen's rotary embeddings have three positions a token (time, height, width), and an
   image takes fewer of them than it has tokens (``get_rope_index``).
 * Features. An image is encoded to one vector a token, and for Qwen3-VL to further ones that are
-  added between the first layers (``deepstack_features``).
+  added between the first layers (``deepstack_features``). Ovis 2 also has vectors for the tokens
+  around images. Such a model puts the features into their places itself, and so does one whose
+  layers read the ids of tokens (`reads_token_ids`).
 * Attention. Gemma 3 lets the tokens of one image attend to each other, so that an image has to be
   prefilled in one piece (``whole_image_tokens``).
 """
@@ -14,18 +16,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from engine.loading.families.traits import rope_index
+from engine.loading.families.traits import (
+    image_encoder,
+    reads_token_ids,
+    rope_index,
+    rotary_axes,
+    sees_whole_prompt,
+)
 from engine.vision.image_cache import ImageCache
 from engine.vision.preprocessor import ImageInputs, PreparedImage
 from schema.errors import TaskExecutionError
 
-_ROTARY_AXES = 3  # of models with `get_rope_index`
+_INDICATORS = "visual_indicator_features"
 
 
 FeatureLayout = tuple[Any, bool]
@@ -39,12 +47,18 @@ class Features:
     Attributes:
         tokens: [image tokens, hidden], in place of the embeddings.
         deepstack: [image tokens, hidden] for each of the first layers, added to their output.
+        indicators: [kinds of indicator tokens, hidden], the same for every image; None if there are
+            no such tokens.
         layout: how the model itself returns them.
+        placed_by_model: whether the model puts them into their places, by the ids of tokens. It
+            takes a generated image token for an image.
     """
 
     tokens: torch.Tensor
     deepstack: tuple[torch.Tensor, ...] = ()
+    indicators: torch.Tensor | None = None
     layout: FeatureLayout = (None, False)
+    placed_by_model: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +68,7 @@ class Features:
     def part(self, start: int, stop: int) -> Features:
         """The features of some of the image tokens."""
         deepstack = tuple(layer[start:stop] for layer in self.deepstack)
-        return Features(self.tokens[start:stop], deepstack, self.layout)
+        return replace(self, tokens=self.tokens[start:stop], deepstack=deepstack)
 
 
 @dataclass(frozen=True)
@@ -83,10 +97,11 @@ class MRopePositions:
 
 def joined(parts: Sequence[Features]) -> Features:
     """The features of several images, in order."""
-    return Features(
-        torch.cat([part.tokens for part in parts]),
-        tuple(torch.cat(layers) for layers in zip(*(p.deepstack for p in parts), strict=True)),
-        parts[0].layout,
+    layers = zip(*(part.deepstack for part in parts), strict=True)
+    return replace(
+        parts[0],
+        tokens=torch.cat([part.tokens for part in parts]),
+        deepstack=tuple(map(torch.cat, layers)),
     )
 
 
@@ -97,7 +112,7 @@ class Vision:
         self._model = model
         self._image_token_id = -1 if image_token_id is None else image_token_id
         self._get_rope_index = None if image_token_id is None else rope_index(model)
-        self.axes = 1 if self._get_rope_index is None else _ROTARY_AXES
+        self.axes = 1 if self._get_rope_index is None else rotary_axes(model)
         self._cache = ImageCache[Features](cache_bytes)
         self.num_encoded = 0
         self.num_reused = 0
@@ -169,12 +184,17 @@ class Vision:
             name: torch.from_numpy(array.copy()).to(self._model.device)
             for name, array in image.arrays.items()
         }
-        output = self._model.get_image_features(**arrays, return_dict=True)
+        output = image_encoder(self._model)(**arrays, return_dict=True)
         self.num_encoded += 1
-        layout = (type(output), not isinstance(output.pooler_output, torch.Tensor))
         layers = getattr(output, "deepstack_features", None) or ()
-        tokens = _flat(output.pooler_output)
-        return Features(tokens, tuple(_flat(layer) for layer in layers), layout)
+        indicators = getattr(output, _INDICATORS, None)
+        return Features(
+            _flat(output.pooler_output),
+            tuple(_flat(layer) for layer in layers),
+            indicators,
+            layout=(type(output), not isinstance(output.pooler_output, torch.Tensor)),
+            placed_by_model=bool(layers) or indicators is not None or reads_token_ids(self._model),
+        )
 
     def inputs(self, ids: torch.Tensor, features: Features | None, stop: int) -> dict[str, Any]:
         """The inputs of a forward on token ids [1, T], with the features in their places.
@@ -184,7 +204,7 @@ class Vision:
         """
         if features is None:
             return {"input_ids": ids}
-        if features.deepstack:
+        if features.placed_by_model:
             return {"input_ids": ids, "mm_encoder_outputs": self._encoder_outputs(features)}
         # As the model itself does, but without its checks, which wait for the device.
         embeddings = self._model.get_input_embeddings()(ids)
@@ -200,6 +220,8 @@ class Vision:
         if features is None:
             return {}
         types = self._token_types(token_ids)
+        if sees_whole_prompt(self._model):
+            types = torch.zeros_like(types)
         known = inspect.signature(self._model.forward).parameters
         inputs: dict[str, Any] = _grids(images) | {
             name: types for name in ("mm_token_type_ids", "token_type_ids") if name in known
@@ -221,6 +243,8 @@ class Vision:
         fields = {"pooler_output": held(features.tokens)}
         if features.deepstack:
             fields["deepstack_features"] = [held(layer) for layer in features.deepstack]
+        if features.indicators is not None:
+            fields[_INDICATORS] = features.indicators
         return {"image": output_type(**fields)}
 
 

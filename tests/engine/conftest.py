@@ -13,7 +13,12 @@ from filelock import FileLock
 from demo.smollm2 import convert
 from engine import Engine, EngineConfig
 from tests.engine.models.tiny_models import Kind, save_tiny_model
-from tests.engine.models.tiny_vision_models import VISION_KINDS, VisionKind, save_tiny_vision_model
+from tests.engine.models.tiny_vision_models import (
+    FURTHER_KINDS,
+    VISION_KINDS,
+    VisionKind,
+    save_tiny_vision_model,
+)
 
 TinyModel = Callable[[Kind | VisionKind], Path]
 TinyEngine = Callable[..., Engine]
@@ -21,7 +26,7 @@ TinyEngine = Callable[..., Engine]
 
 def save_tiny(kind: Kind | VisionKind, directory: Path) -> None:
     """Save a tiny model of any kind."""
-    for vision_kind in VISION_KINDS:
+    for vision_kind in (*VISION_KINDS, *FURTHER_KINDS):
         if kind == vision_kind:
             save_tiny_vision_model(vision_kind, directory)
             return

@@ -155,7 +155,8 @@ class AttentionBackend(ABC):
 class LayerCalls:
     """Numbers the calls of attention in a forward.
 
-    A layer that calls it several times, or is run several times, has keys and values for each.
+    A layer that calls it several times, or is run several times, has keys and values for each; so
+    have attention modules that several layers share, and that have no number (Zamba).
     """
 
     def __init__(self) -> None:
@@ -165,7 +166,7 @@ class LayerCalls:
         """The layer in the KV cache of an attention module that is called now."""
         layer = module.layer_idx
         if not isinstance(layer, int):
-            raise UnsupportedAttentionError("the attention module has no layer_idx")
+            layer = -1
         self._calls[layer] += 1
         return layer + _AGAIN * (self._calls[layer] - 1)
 

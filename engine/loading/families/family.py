@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto import processing_auto
+
+_PROCESSORS: dict[str, str | None] = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Family:
         stored_heads: other names of the language model head in checkpoints.
         image_tag: what authors of prompts write where an image belongs.
         fix_processor: called before the family's processor is made.
+        processor: the class of their processor, where transformers does not say it.
+        begins_after_images: whether the begin token stands after the last image of a prompt.
+        prompt_end: what their processor writes after every prompt.
     """
 
     model_types: tuple[str, ...]
@@ -35,11 +40,18 @@ class Family:
     stored_heads: tuple[str, ...] = ()
     image_tag: str | None = None
     fix_processor: Callable[[], None] | None = None
+    processor: str | None = None
+    begins_after_images: bool = False
+    prompt_end: str = ""
 
     @property
     def processors(self) -> set[str]:
         """The names of their processors' classes."""
-        return {PROCESSOR_MAPPING_NAMES[model_type] for model_type in self.model_types}
+        return set(map(self.processor_of, self.model_types))
+
+    def processor_of(self, model_type: str) -> str:
+        """The name of the class of a model's processor."""
+        return _PROCESSORS.get(model_type) or str(self.processor)
 
 
 def _do_without_num2words() -> None:
@@ -48,19 +60,39 @@ def _do_without_num2words() -> None:
     module.num2words = module.num2words or str
 
 
+_LLAVA = ("vision_tower", "multi_modal_projector")
+# The parts with which Janus makes images. They are loaded, and nothing runs them.
+_JANUS_IMAGES = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+
 FAMILIES = (
-    Family(("gemma3",), towers=("vision_tower", "multi_modal_projector")),
+    Family(("aya_vision", "got_ocr2", "qianfan_ocr"), towers=_LLAVA),
+    Family(("deepseek_vl",), towers=("vision_model", "aligner")),
+    Family(
+        ("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), towers=("visual",), processor="Glm46VProcessor"
+    ),
+    Family(("gemma3",), towers=_LLAVA),
+    Family(("gemma4",), towers=("vision_tower", "embed_vision")),
+    Family(("granite_docling",), towers=("vision_model",)),
+    Family(("hunyuan_vl",), towers=("vision_tower",)),
     Family(("idefics3",), towers=("vision_model", "connector")),
     Family(
         ("internvl",),
-        towers=("vision_tower", "multi_modal_projector"),
+        towers=_LLAVA,
         # of the original repositories, and of InternLM2 in them (`internvl_weights`)
         stored_towers=("vision_model", "mlp1"),
         stored_heads=("language_model.output",),
         image_tag="<image>",
     ),
-    Family(("llava", "llava_onevision"), towers=("vision_tower", "multi_modal_projector")),
-    Family(("qwen2_5_vl", "qwen2_vl", "qwen3_vl"), towers=("visual",)),
+    Family(("janus",), towers=("vision_model", "aligner", *_JANUS_IMAGES)),
+    Family(("lighton_ocr",), towers=("vision_encoder", "vision_projection")),
+    Family(("llava", "llava_next", "llava_onevision", "vipllava"), towers=_LLAVA),
+    Family(("ovis2",), towers=("vision_tower", "visual_embeddings_table")),
+    Family(("paligemma",), towers=_LLAVA, begins_after_images=True, prompt_end="\n"),
+    Family(("paddleocr_vl",), towers=("visual", "projector")),
+    Family(
+        ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+        towers=("visual",),
+    ),
     Family(("smolvlm",), towers=("vision_model", "connector"), fix_processor=_do_without_num2words),
 )
 

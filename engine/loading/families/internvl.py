@@ -11,7 +11,6 @@ of github.com/OpenGVLab/InternVL, which the repositories on the hub carry as rem
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from transformers import (
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from engine.loading.families.internvl_prompts import CONVERSATIONS
 from engine.loading.families.sentencepiece import load_sentencepiece
 from schema.errors import ModelInvalid
 
@@ -32,6 +32,8 @@ from schema.errors import ModelInvalid
 _LANGUAGE_MODELS = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "GptOssForCausalLM": "gpt_oss",
     "InternLM3ForCausalLM": "internlm3",
     "InternLM2ForCausalLM": "llama",
     "LlamaForCausalLM": "llama",
@@ -74,32 +76,6 @@ _IMAGE_TOKENS = {
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
 }
-_END_OF_TURN = "<|im_end|>"
-
-# "I am Shusheng Wanxiang, in English InternVL, a multimodal large language model developed by
-# Shanghai AI Laboratory, Tsinghua University and several partners." Trained with this sentence.
-_SYSTEM_MESSAGE = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"  # noqa: RUF001
-    "多模态大语言模型。"
-)
-# The conversation template "internvl2_5", and a line break after an image, as `chat` writes it.
-_CHAT_TEMPLATE = (
-    "{%- if tools %}{{ raise_exception('this model has no format for tools') }}{% endif -%}"
-    "{{ begin }}"
-    "{%- if system and messages and messages[0].role != 'system' -%}"
-    "{{ '<|im_start|>system\n' ~ system ~ '<|im_end|>\n' }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if message.role not in ('system', 'user', 'assistant') or message.tool_calls -%}"
-    "{{ raise_exception('this model has no format for tools: ' ~ message.role) }}{%- endif -%}"
-    "{{ '<|im_start|>' ~ message.role ~ '\n' }}"
-    "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
-    "{%- for block in message.content or [] -%}"
-    "{%- if block.type == 'image' -%}{{ '<IMG_CONTEXT>\n' }}"
-    "{%- else -%}{{ block.text }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{ '<|im_end|>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +119,7 @@ def native_config(original: dict[str, Any], name: str) -> InternVLConfig:
         "size": vision["image_size"],
         "min_patches": settings["min_dynamic_patch"],
         "max_patches": settings["max_dynamic_patch"] if settings["dynamic_image_size"] else 1,
+        "template": settings["template"],
         "system_message": _system_message(settings, text),
     }
     return native
@@ -158,7 +135,7 @@ def _refuse_unknown(settings: dict[str, Any], name: str) -> None:
         "pad2square": (False,),
         "ps_version": ("v2",),
         "select_layer": (-1,),
-        "template": ("internvl2_5",),
+        "template": tuple(CONVERSATIONS),
         "use_backbone_lora": (0,),
         "use_llm_lora": (0,),
     }
@@ -225,12 +202,14 @@ def _text_config(original: dict[str, Any], name: str) -> PreTrainedConfig:
 def _system_message(settings: dict[str, Any], text: PreTrainedConfig) -> str:
     """The configuration's own; if it has none, the one that the repositories' templates write.
 
-    Those of InternVL 2.5 and 3 put the sentence in front, those of 3.5 (Qwen3) put nothing.
+    Those of InternVL 2.5 and 3 put a sentence in front, those of 3.5 with Qwen3 put nothing.
     """
     own = settings.get("system_message")
     if isinstance(own, str):
         return own
-    return "" if text.model_type == "qwen3" else _SYSTEM_MESSAGE
+    if text.model_type in ("qwen3", "qwen3_moe"):
+        return ""
+    return CONVERSATIONS[settings["template"]].system_message
 
 
 def load_parts(model: str, config: PreTrainedConfig, **source: Any) -> ProcessorParts:
@@ -253,9 +232,9 @@ def load_parts(model: str, config: PreTrainedConfig, **source: Any) -> Processor
     )
     _name_image_tokens(tokenizer, model)
     begin = tokenizer.decode(tokenizer("")["input_ids"])  # such as InternLM's <s>
-    # JSON's strings are strings of a template, too.
-    values = {"begin": begin, "system": layout.pop("system_message")}
-    template = "".join(f"{{%- set {k} = {json.dumps(v)} -%}}" for k, v in values.items())
+    template = CONVERSATIONS[layout.pop("template")].chat_template(
+        begin=begin, system=layout.pop("system_message")
+    )
     side = layout.pop("size")
     image_processor = GotOcr2ImageProcessorPil(
         size={"height": side, "width": side},
@@ -264,7 +243,7 @@ def load_parts(model: str, config: PreTrainedConfig, **source: Any) -> Processor
         resample=PILImageResampling.BICUBIC,
         **layout,
     )
-    return ProcessorParts(image_processor, tokenizer, template + _CHAT_TEMPLATE)
+    return ProcessorParts(image_processor, tokenizer, template)
 
 
 def _name_image_tokens(tokenizer: Any, model: str) -> None:
@@ -285,7 +264,8 @@ def adopt_tokens(model: Any, tokenizer: Any) -> None:
     The original ``chat`` always stops at the end of a turn; ``generation_config.json`` may not.
     """
     model.config.image_token_id = tokenizer.context_image_token_id
-    end = tokenizer.convert_tokens_to_ids(_END_OF_TURN)
+    layout = original_layout(model.config) or {}
+    end = tokenizer.convert_tokens_to_ids(CONVERSATIONS[layout["template"]].end)
     if end is not None:
         model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = tokenizer.pad_token_id

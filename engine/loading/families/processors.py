@@ -10,13 +10,13 @@ import numpy as np
 import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 from engine.config import EngineConfig
-from engine.loading.families.family import family_of_processor
+from engine.loading.families.family import family_of, family_of_processor
 from schema.errors import ModelInvalid
 
-_PARTS = ("image_processor", "tokenizer", "video_processor")
+_OTHER_PARTS = ("video_processor", "feature_extractor")
+_PARTS = ("image_processor", "tokenizer", *_OTHER_PARTS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class ImageProcessor:
         self._processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.chat_template: str | dict[str, str] | None = processor.chat_template
-        self.image_token: str = processor.image_token
+        # What a template writes, where that is not the token that its features take.
+        placeholder = getattr(processor, "image_placeholder_token", None)
+        self.image_token: str = placeholder or processor.image_token
         self.feature_token_id = feature_token_id
         self._feature_token = str(self.tokenizer.convert_ids_to_tokens(feature_token_id))
         self._array_names = sorted(processor.image_processor.model_input_names)
@@ -60,6 +62,12 @@ class ImageProcessor:
         LLaVA-OneVision cuts an image into tiles only when it is the only one.
         """
         return "batch_num_images" in self._array_names
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that one image has, of a processor that bounds them."""
+        bound = getattr(self._processor.image_processor, "max_soft_tokens", None)
+        return int(bound or self._processor.image_seq_length)
 
     def pixels(self, width: int, height: int, *, among_others: bool) -> int:
         """The most pixels that an image has while it is prepared.
@@ -121,7 +129,9 @@ def load_image_processor(
     Raises:
         ModelInvalid: the repository asks for another processor than its architecture has.
     """
-    own_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[hf_config.model_type])
+    family = family_of(hf_config.model_type)
+    assert family is not None
+    own_class = getattr(transformers, family.processor_of(hf_config.model_type))
     arguments, _ = own_class.get_processor_dict(config.model, **source)
     asked = arguments.get("processor_class") or own_class.__name__
     if family_of_processor(asked) is None:
@@ -150,12 +160,20 @@ def image_only_processor(own_class: Any) -> Any:
 
     class ImageOnlyProcessor(own_class):  # type: ignore[misc]  # a class that is known at run time
         def __init__(self, image_processor: Any, tokenizer: Any, **settings: Any) -> None:
-            if "video_processor" in inspect.signature(own_class.__init__).parameters:
-                settings["video_processor"] = None
-            super().__init__(image_processor, tokenizer, **settings)
+            parameters = inspect.signature(own_class.__init__).parameters
+            settings |= {part: None for part in _OTHER_PARTS if part in parameters}
+            super().__init__(image_processor=image_processor, tokenizer=tokenizer, **settings)
 
         @classmethod
         def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
+            return list(own_class.get_attributes())
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+        def validate_inputs(self, *args: Any, **kwargs: Any) -> None:
+            """Nothing: the text is one image's token, without what stands around it in prompts."""
 
     return ImageOnlyProcessor

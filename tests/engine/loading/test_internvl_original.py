@@ -29,6 +29,7 @@ from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_par
 from schema import Task
 from tests.engine.conftest import TinyModel
 from tests.engine.models.tiny_internvl import (
+    DENSE,
     LANGUAGES,
     SYSTEM,
     TILE,
@@ -134,7 +135,7 @@ def test_dtype_auto_is_the_configured_one(language: Language, original: Original
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", DENSE)
 def test_quantization_on_load(
     bits: Any, language: Language, original: Original, tmp_path: Path
 ) -> None:
@@ -191,13 +192,42 @@ def test_prompts_are_written_as_the_original_chat_does(
     imaged = f"<img>{'<IMG_CONTEXT>' * 16}</img>"
     user = expected.replace("@1", imaged).replace("@2", imaged)
     whole = f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-    if language != "qwen3":  # InternVL 3.5 writes none
+    if language not in ("qwen3", "qwen3_moe"):  # InternVL 3.5 writes none
         whole = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n" + whole
     if language in ("internlm2", "internlm3"):
         whole = "<s>" + whole
     expected_ids = loaded.tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert list(prompt.token_ids) == expected_ids
     assert prompt.images == inputs
+
+
+async def test_an_original_repository_with_gpt_oss(original: Original) -> None:
+    """Its conversations have turns of another form."""
+    directory, native = original("gpt_oss", "300M")
+    loaded = load(directory)
+    assert type(loaded.model.get_decoder()) is type(native.get_decoder())
+    words = torch.arange(3, 43)[None]
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(input_ids=words).logits, native(input_ids=words).logits)
+    task = Task.from_fields(
+        model="tiny",
+        messages=[
+            {"role": "user", "content": [image(1), text("Hi")]},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "abc"},
+        ],
+    )
+    prompt = PromptRenderer(loaded).render(task, prepared(directory, task))
+    written = str(loaded.tokenizer.decode(list(prompt.token_ids)))
+    assert written.startswith("<|start|>system<|message|>You are InternVL, a large language model")
+    imaged = f"<img>{'<IMG_CONTEXT>' * 16}</img>"
+    assert written.endswith(
+        f"<|end|><|start|>user<|message|>{imaged}\nHi<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Hello<|end|>"
+        "<|start|>user<|message|>abc<|end|><|start|>assistant"
+    )
+    end = loaded.tokenizer.convert_tokens_to_ids("<|return|>")
+    assert loaded.model.generation_config.eos_token_id == end
 
 
 def test_a_system_message_of_the_task_replaces_the_models_own(original: Original) -> None:
@@ -234,7 +264,8 @@ def test_tools_are_described_in_the_system_message(original: Original) -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize(
-    ("language", "tower"), [("qwen2", "300M"), ("internlm3", "300M"), ("internlm2", "6B")]
+    ("language", "tower"),
+    [("qwen2", "300M"), ("qwen3_moe", "300M"), ("internlm3", "300M"), ("internlm2", "6B")],
 )
 async def test_the_engine_answers_as_generate_does(
     number: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from huggingface_hub import get_local_safetensors_metadata
@@ -18,9 +18,14 @@ from engine.loading.model_files import read_config
 from engine.loading.quantized_modules import takes
 from engine.quantization.registry import QUANTIZATIONS
 from tests.engine.conftest import TinyModel
-from tests.engine.models.tiny_internvl import LANGUAGES, save_original
+from tests.engine.models.tiny_internvl import DENSE, save_original
 from tests.engine.models.tiny_models import Kind
-from tests.engine.models.tiny_vision_models import VISION_KINDS, VisionKind
+from tests.engine.models.tiny_vision_models import (
+    FURTHER_KINDS,
+    VISION_KINDS,
+    VisionKind,
+    model_type,
+)
 
 TEXT_KINDS: tuple[Kind, ...] = ("qwen2", "gpt2", "internvl")
 
@@ -63,13 +68,13 @@ def test_estimated_as_loaded(kind: Kind | VisionKind, bits: Any, tiny_model: Tin
     _check(tiny_model(kind), bits)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", DENSE)
 def test_estimated_as_loaded_from_an_original_repository(language: Any, tmp_path: Path) -> None:
     save_original(tmp_path, language, "300M")
     _check(tmp_path, 8)
 
 
-@pytest.mark.parametrize("kind", ["internvl", *VISION_KINDS])
+@pytest.mark.parametrize("kind", ["internvl", *VISION_KINDS, *FURTHER_KINDS])
 def test_every_family_has_a_record(kind: Kind | VisionKind, tiny_model: TinyModel) -> None:
     """Its towers are modules of the model, and all that is not part of the language model."""
     config = EngineConfig(model=str(tiny_model(kind)), device="cpu", local_files_only=True)
@@ -78,10 +83,11 @@ def test_every_family_has_a_record(kind: Kind | VisionKind, tiny_model: TinyMode
     assert family is not None
     described = describe_model(config, hf_config)
     parts = {name.split(".")[1] for name in described.tensors if name.startswith("model.")}
-    assert set(family.towers) == parts - {"language_model", "text_model", "image_newline"}
+    others = {"language_model", "text_model", "image_newline", "lm_head"}
+    assert set(family.towers) == parts - others
 
 
 def test_no_two_families_claim_a_model() -> None:
     assert len(set(VISION_MODEL_TYPES)) == len(VISION_MODEL_TYPES)
-    tested = {"internvl", *(kind.removesuffix("_vision") for kind in get_args(VisionKind))}
+    tested = {"internvl", *map(model_type, (*VISION_KINDS, *FURTHER_KINDS))}
     assert {name for family in FAMILIES for name in family.model_types} == tested

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    GptOssConfig,
     InternLM3Config,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -22,11 +23,13 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from tests.engine.models.tiny_internvl_tokenizers import (
     ADDED,
     BYTES_END,
+    QWEN,
     Language,
     first_added,
     save_internlm_tokenizer,
@@ -37,7 +40,9 @@ from tests.engine.models.tiny_internvl_tokenizers import (
 
 Tower = Literal["300M", "6B"]
 
-LANGUAGES: tuple[Language, ...] = ("qwen2", "qwen3", "internlm3", "internlm2")
+LANGUAGES: tuple[Language, ...] = ("qwen2", "qwen3", "qwen3_moe", "internlm3", "internlm2")
+DENSE: tuple[Language, ...] = ("qwen2", "qwen3", "internlm3", "internlm2")
+"""Those without experts, whose quantized weights are layers of a library."""
 TILE = 32
 SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"  # noqa: RUF001
@@ -46,6 +51,8 @@ SYSTEM = (
 _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
 }
@@ -61,6 +68,19 @@ _LANGUAGE: dict[str, Any] = {
     "rope_scaling": {"type": "dynamic", "factor": 2.0},
     "tie_word_embeddings": False,
     "head_dim": 16,
+}
+EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}
+GPT_OSS: dict[str, Any] = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_scaling": None,
 }
 _VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -86,9 +106,16 @@ def native_model(language: Language, tower: Tower, *, seed: int = 0) -> Any:
     classes: dict[Language, type[PreTrainedConfig]] = {
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
+        "qwen3_moe": Qwen3MoeConfig,
+        "gpt_oss": GptOssConfig,
         "internlm3": InternLM3Config,
         "internlm2": LlamaConfig,
     }
+    if language == "qwen3_moe":
+        sizes |= EXPERTS
+    if language == "gpt_oss":
+        sizes |= GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+        del sizes["rope_theta"]
     text = classes[language](**sizes, **ids)
     vision = {k: v for k, v in _VISION.items() if k != "layer_norm_eps"} | {
         "norm_type": _TOWERS[tower]["norm_type"],
@@ -132,6 +159,11 @@ def original_config(language: Language, tower: Tower, **changes: Any) -> dict[st
         "torch_dtype": "float32",
         "use_cache": False,
     }
+    if language == "qwen3_moe":
+        llm |= EXPERTS | {"decoder_sparse_step": 1, "mlp_only_layers": []}
+    if language == "gpt_oss":
+        llm |= GPT_OSS | {"rope_scaling": {"rope_type": "default"}}
+        changes = {"template": "internvl3_5_gpt_oss"} | changes
     if language in ("internlm2", "internlm3"):
         llm["bias"] = False
     return {
@@ -167,7 +199,12 @@ def original_config(language: Language, tower: Tower, **changes: Any) -> dict[st
     } | changes
 
 
-def original_names(language: str, layers: int, *, tower_layers: int, tower: Tower) -> list[str]:
+_KINDS = ("", "_bias")
+
+
+def original_names(
+    language: str, layers: int, *, tower_layers: int, tower: Tower, num_experts: int = 4
+) -> list[str]:
     """All tensors of an original checkpoint, in the order of its modules."""
     names = [
         "vision_model.embeddings.class_embedding",
@@ -191,8 +228,20 @@ def original_names(language: str, layers: int, *, tower_layers: int, tower: Towe
     first, last = "model.embed_tokens", "lm_head"
     if language == "qwen2":
         parts += [f"self_attn.{p}_proj.bias" for p in "qkv"]
-    if language == "qwen3":
+    if language in ("qwen3", "qwen3_moe"):
         parts += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+    if language == "qwen3_moe":
+        parts = [part for part in parts if not part.startswith("mlp.")] + ["mlp.gate.weight"]
+        parts += [
+            f"mlp.experts.{expert}.{projection}_proj.weight"
+            for expert in range(num_experts)
+            for projection in ("gate", "up", "down")
+        ]
+    if language == "gpt_oss":
+        parts = [part for part in parts if not part.startswith("mlp.")] + ["self_attn.sinks"]
+        parts += [f"self_attn.{p}_proj.bias" for p in "qkvo"]
+        parts += ["mlp.router.weight", "mlp.router.bias"]
+        parts += [f"mlp.experts.{p}_proj{kind}" for p in ("gate_up", "down") for kind in _KINDS]
     if language == "internlm2":
         parts = ["attention.wqkv.weight", "attention.wo.weight"]
         parts += [f"feed_forward.w{n}.weight" for n in (1, 2, 3)]
@@ -260,6 +309,13 @@ def _original_language_weight(
     name = name.replace("model.", "language_model.", 1)
     if name in native:
         return native[name]
+    if ".experts." in name:
+        layer, _, rest = name.partition(".experts.")
+        expert, projection, _ = rest.split(".")
+        if projection == "down_proj":
+            return native[f"{layer}.experts.down_proj"][int(expert)]
+        halves = native[f"{layer}.experts.gate_up_proj"][int(expert)].chunk(2)
+        return halves[projection == "up_proj"]
     prefix, block = name.split(".attention", 1) if ".attention" in name else (name, "")
     if block == ".wqkv.weight":
         q, k, v = (native[f"{prefix}.self_attn.{p}_proj.weight"] for p in "qkv")
@@ -300,7 +356,7 @@ def save_original(directory: Path, language: Language, tower: Tower) -> Any:
     )
     for module in ("configuration_internvl_chat", "modeling_internvl_chat", "tokenization_own"):
         (directory / f"{module}.py").write_text("raise RuntimeError('remote code ran')\n")
-    if language in ("qwen2", "qwen3"):
+    if language in QWEN:
         save_qwen_tokenizer(directory)
     else:
         save_internlm_tokenizer(directory)

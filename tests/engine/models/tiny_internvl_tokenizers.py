@@ -9,19 +9,21 @@ from typing import Any, Literal
 from tokenizers import pre_tokenizers
 from transformers.convert_slow_tokenizer import import_protobuf
 
-Language = Literal["qwen2", "qwen3", "internlm3", "internlm2"]
+Language = Literal["qwen2", "qwen3", "qwen3_moe", "gpt_oss", "internlm3", "internlm2"]
 
+QWEN: tuple[Language, ...] = ("qwen2", "qwen3", "qwen3_moe", "gpt_oss")
 ADDED = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "<box>")
+HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>")  # of gpt-oss
 BYTES_END = 3 + 256  # in InternLM's vocabulary: after the control tokens
 
 
 def vocabulary_size(language: Language) -> int:
     """Tokens of a tiny tokenizer."""
-    return first_added(language) + len(ADDED)
+    return first_added(language) + len(ADDED) + len(HARMONY)
 
 
 def first_added(language: Language) -> int:
-    return 257 if language in ("qwen2", "qwen3") else len(_pieces())
+    return 257 if language in QWEN else len(_pieces())
 
 
 def save_qwen_tokenizer(directory: Path) -> None:
@@ -29,7 +31,7 @@ def save_qwen_tokenizer(directory: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     write_json(directory / "vocab.json", {character: i for i, character in enumerate(alphabet)})
     (directory / "merges.txt").write_text("#version: 0.2\n")
-    added = ("<|endoftext|>", *ADDED)
+    added = ("<|endoftext|>", *ADDED, *HARMONY)
     write_json(directory / "added_tokens.json", {token: 256 + i for i, token in enumerate(added)})
     write_json(
         directory / "tokenizer_config.json",

@@ -5,15 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoModelForImageTextToText, ProcessorMixin, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    ProcessorMixin,
+    set_seed,
+)
 
 from schema import Task
 from tests.engine.sampling.test_generate_oracle import drawing
@@ -60,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def own_processor(directory: Path) -> Any:
-    """The family's own processor, but for its video processor, which needs torchvision."""
+    """The family's own processor, but for its parts for videos (torchvision) and sounds."""
     settings = json.loads((directory / "processor_config.json").read_text())
     own = getattr(transformers, settings.pop("processor_class"))
     if own.__name__ == "SmolVLMProcessor":
@@ -68,17 +74,16 @@ def own_processor(directory: Path) -> Any:
         module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
         module.num2words = str
 
-    class WithoutVideo(own):  # type: ignore[misc, valid-type]
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
+    class WithoutParts(own):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, name: str, part: Any) -> Any:
+            return part and super().check_argument_for_proper_class(name, part)
 
-    if "video_processor" in own.__init__.__code__.co_varnames:
-        settings["video_processor"] = None
-    return WithoutVideo(
+    parts = {"video_processor", "feature_extractor"} & {*own.__init__.__code__.co_varnames}
+    return WithoutParts(
         image_processor=transformers.AutoImageProcessor.from_pretrained(directory),
         tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
         **settings,
+        **dict.fromkeys(parts),
     )
 
 
@@ -91,9 +96,13 @@ class Oracle:
 
     def __init__(self, directory: Path) -> None:
         self.processor = own_processor(directory)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=torch.float32
-        )
+        model: Any = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+        self.model = model
+        if type(model).__name__.startswith("Glm"):
+            # Its own method repeats each image for the answers, where the general one, which was
+            # mended, repeats all images: with several of both, its answers are about mixed images.
+            general: Any = GenerationMixin._expand_multimodal_outputs
+            model._expand_multimodal_outputs = MethodType(general, model)
 
     def inputs(self, messages: Messages) -> dict[str, Any]:
         """All images at once, by transformers' recommended way."""
@@ -112,16 +121,19 @@ class Oracle:
             for message in messages
         ]
         # Not SmolVLM's own method, which asks its video processor for a number of frames.
-        inputs: Any = ProcessorMixin.apply_chat_template(
+        render: Any = partial(
+            ProcessorMixin.apply_chat_template,
             self.processor,
             conversation,
             chat_template=self.processor.tokenizer.chat_template,
-            tokenize=True,
             add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
         )
-        return dict(inputs)
+        if type(self.processor).__mro__[1].__name__ == "GotOcr2Processor":
+            # It takes nested images for pages.
+            blocks = [block for message in conversation for block in message["content"]]
+            images = [block["image"] for block in blocks if block["type"] == "image"]
+            return dict(self.processor(images, [render(tokenize=False)], return_tensors="pt"))
+        return dict(render(tokenize=True, return_dict=True, return_tensors="pt"))
 
     def answers(self, messages: Messages, settings: dict[str, Any]) -> list[str]:
         inputs = self.inputs(messages)

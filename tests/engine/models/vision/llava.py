@@ -1,0 +1,334 @@
+"""Tiny models of a tower, a projector and a language model: LLaVA and its kin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from tests.engine.models.vision.shared import SIDE, Builder, Save, tokenizer, tower
+
+_CLIP = {"shortest_edge": SIDE}
+_CROP = {"height": SIDE, "width": SIDE}
+_SQUARE = {"height": SIDE, "width": SIDE}
+_PINPOINTS = [[SIDE * y, SIDE * x] for y in (1, 2) for x in (1, 2)]
+
+
+def llava(directory: Path) -> None:
+    """Its tokenizer adds a begin token that its template does not write, as LLaVA 1.5's does."""
+    save = Save(directory, tokenizer({"image_token": "<image>"}, adds_bos=True), "<image>")
+    config = transformers.LlavaConfig(
+        vision_config=tower("CLIPVision"),
+        text_config=save.text("Llama"),
+        image_token_index=save.image_id,
+        image_seq_length=16,
+    )
+    save.model("LlavaForConditionalGeneration", config)
+    save.processor(
+        "LlavaProcessor",
+        transformers.CLIPImageProcessorPil(size=_CLIP, crop_size=_CROP),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def vipllava(directory: Path) -> None:
+    """Features of several layers of the tower."""
+    save = Save(directory, tokenizer({"image_token": "<image>"}), "<image>")
+    config = transformers.VipLlavaConfig(
+        vision_config=tower("CLIPVision"),
+        text_config=save.text("Llama"),
+        image_token_index=save.image_id,
+        image_seq_length=16,
+        vision_feature_layer=[-2, -1],
+    )
+    save.model("VipLlavaForConditionalGeneration", config)
+    save.processor(
+        "LlavaProcessor",
+        transformers.CLIPImageProcessorPil(size=_CLIP, crop_size=_CROP),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def llava_next(directory: Path) -> None:
+    """Tiles of one image in the order of its rows, each row with a token at its end."""
+    save = Save(directory, tokenizer({"image_token": "<image>"}), "<image>")
+    config = transformers.LlavaNextConfig(
+        vision_config=tower("CLIPVision"),
+        text_config=save.text("Mistral"),
+        image_token_index=save.image_id,
+        image_grid_pinpoints=_PINPOINTS,
+        image_seq_length=16,
+    )
+    save.model("LlavaNextForConditionalGeneration", config)
+    save.processor(
+        "LlavaNextProcessor",
+        transformers.LlavaNextImageProcessorPil(
+            size=_CLIP, crop_size=_CROP, image_grid_pinpoints=_PINPOINTS
+        ),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def llava_onevision(directory: Path) -> None:
+    names = {"image_token": "<image>", "video_token": "<video>"}
+    save = Save(directory, tokenizer(names), "<image>")
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=tower("SiglipVision", vision_use_head=False),
+        text_config=save.text("Qwen2"),
+        image_token_index=save.image_id,
+        video_token_index=save.id_of("<video>"),
+        image_grid_pinpoints=_PINPOINTS,
+    )
+    save.model("LlavaOnevisionForConditionalGeneration", config)
+    save.processor(
+        "LlavaOnevisionProcessor",
+        transformers.LlavaOnevisionImageProcessorPil(size=_SQUARE, image_grid_pinpoints=_PINPOINTS),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+    )
+
+
+def aya_vision(directory: Path) -> None:
+    """Tiles, with a text before each of them that is not special tokens alone."""
+    others = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<image>")
+    save = Save(directory, tokenizer({}, others), "<|IMG_PATCH|>", "<image>")
+    config = transformers.AyaVisionConfig(
+        vision_config=tower("SiglipVision", vision_use_head=False),
+        text_config=save.text(
+            "Cohere2", sliding_window=24, layer_types=["sliding_attention", "full_attention"]
+        ),
+        image_token_index=save.image_id,
+        downsample_factor=2,
+    )
+    save.model("AyaVisionForConditionalGeneration", config)
+    save.processor(
+        "AyaVisionProcessor",
+        transformers.GotOcr2ImageProcessorPil(size=_SQUARE, max_patches=3, min_patches=1),
+        patch_size=8,
+        img_size=SIDE,
+        downsample_factor=2,
+    )
+
+
+def paligemma(directory: Path) -> None:
+    """The tokens of a prompt attend to each other, and its processor writes the prompt's frame."""
+    save = Save(directory, tokenizer({"image_token": "<image>"}), "<image>")
+    config = transformers.PaliGemmaConfig(
+        vision_config=tower("SiglipVision", vision_use_head=False),
+        text_config=save.text("Gemma", head_dim=16) | {"vocab_size": len(save.tokenizer) + 1152},
+        image_token_index=save.image_id,
+        projection_dim=64,
+        hidden_size=64,
+    )
+    save.model("PaliGemmaForConditionalGeneration", config)
+    save.processor(
+        "PaliGemmaProcessor",
+        transformers.SiglipImageProcessorPil(size=_SQUARE, image_seq_length=16),
+    )
+
+
+def _pixtral(name: str, processor: str, **names: str) -> Builder:
+    """Images of any shape, as long as their sides are multiples of the patch."""
+
+    def build(directory: Path) -> None:
+        tokens = {
+            "image_token": "[IMG]",
+            "image_break_token": "[IMG_BREAK]",
+            "image_end_token": "[IMG_END]",
+        }
+        save = Save(directory, tokenizer(tokens), "[IMG]")
+        vision = {"head_dim": 16, "patch_size": 4, "image_size": 64}
+        config = getattr(transformers, f"{name}Config")(
+            vision_config=tower("PixtralVision", **vision),
+            text_config=save.text(**_as_kwargs(names)),
+            spatial_merge_size=2,
+            **{_index_name(name): save.image_id},
+        )
+        save.model(f"{name}ForConditionalGeneration", config)
+        save.processor(
+            processor,
+            transformers.PixtralImageProcessorPil(
+                patch_size={"height": 8, "width": 8}, size={"longest_edge": 48}
+            ),
+            patch_size=4,
+            spatial_merge_size=2,
+        )
+
+    return build
+
+
+def _index_name(name: str) -> str:
+    return "image_token_id" if name == "LightOnOcr" else "image_token_index"
+
+
+def _as_kwargs(names: dict[str, str]) -> Any:
+    return {"name": names["text"], "head_dim": 16}
+
+
+def got_ocr2(directory: Path) -> None:
+    others = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>")
+    save = Save(directory, tokenizer({}, others), "<imgpad>", "<img><imgpad></img>")
+    sam = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 1024,
+        "patch_size": 16,  # its processor writes 256 tokens for an image of this size
+        "window_size": 14,
+        "global_attn_indexes": [1],
+        "mlp_dim": 48,
+        "initializer_range": 0.2,
+    }
+    config = transformers.GotOcr2Config(
+        vision_config=sam,
+        text_config=save.text("Qwen2", max_position_embeddings=1024),
+        image_token_index=save.image_id,
+        image_seq_length=256,
+    )
+    save.model("GotOcr2ForConditionalGeneration", config)
+    save.processor(
+        "GotOcr2Processor",
+        transformers.GotOcr2ImageProcessorPil(size={"height": 1024, "width": 1024}),
+    )
+
+
+def qianfan_ocr(directory: Path) -> None:
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
+    save = Save(directory, tokenizer(names, ("<image>",)), "<IMG_CONTEXT>", "<image>")
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [SIDE, SIDE],
+        "patch_size": [8, 8],
+        "layer_scale_init_value": 1.0,
+        "initializer_range": 0.3,
+    }
+    config = transformers.QianfanOCRConfig(
+        vision_config=vision,
+        text_config=save.text("Qwen3", head_dim=16),
+        image_token_id=save.image_id,
+        image_seq_length=4,
+    )
+    save.model("QianfanOCRForConditionalGeneration", config)
+    save.processor(
+        "QianfanOCRProcessor",
+        transformers.GotOcr2ImageProcessorPil(size=_SQUARE, max_patches=3, min_patches=1),
+        image_seq_length=4,
+    )
+
+
+def ovis2(directory: Path) -> None:
+    """Image tokens are distributions over visual words; tokens around them have embeddings too."""
+    indicators = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    save = Save(
+        directory, tokenizer({}, ("<IMG_ATOM>", *indicators, "<image>")), "<IMG_ATOM>", "<image>"
+    )
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+        "vocab_size": 40,
+        "hidden_stride": 2,
+        "initializer_range": 0.3,
+    }
+    config = transformers.Ovis2Config(
+        vision_config=vision,
+        text_config=save.text("Qwen2"),
+        image_token_id=save.image_id,
+        visual_indicator_token_ids=[save.id_of(token) for token in indicators],
+        vocab_size=len(save.tokenizer),
+        hidden_size=64,
+    )
+    save.model("Ovis2ForConditionalGeneration", config)
+    save.processor(
+        "Ovis2Processor",
+        transformers.Ovis2ImageProcessorPil(size=_SQUARE, max_patches=3, crop_to_patches=True),
+        image_seq_length=4,
+    )
+
+
+def deepseek_vl(directory: Path) -> None:
+    save = Save(directory, tokenizer({"image_token": "<image_placeholder>"}), "<image_placeholder>")
+    config = transformers.DeepseekVLConfig(
+        vision_config=tower("SiglipVision", vision_use_head=False),
+        text_config=save.text("Llama"),
+        image_token_id=save.image_id,
+    )
+    save.model("DeepseekVLForConditionalGeneration", config)
+    save.processor(
+        "DeepseekVLProcessor",
+        transformers.DeepseekVLImageProcessorPil(size=_SQUARE, min_size=8),
+        num_image_tokens=16,
+    )
+
+
+def janus(directory: Path) -> None:
+    """A model that also makes images, which is left alone here."""
+    names = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    save = Save(directory, tokenizer(names), "<image>")
+    config = transformers.JanusConfig(
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": 8,
+            "mlp_ratio": 2,
+            "projection_dim": 64,
+            "num_image_tokens": 16,
+            "initializer_range": 0.3,
+        },
+        vq_config={
+            "embed_dim": 8,
+            "num_embeddings": 16,
+            "latent_channels": 8,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "projection_dim": 64,
+            "image_token_embed_dim": 64,
+        },
+        text_config=save.text("Llama"),
+        image_token_id=save.image_id,
+    )
+    save.model("JanusForConditionalGeneration", config)
+    save.processor(
+        "JanusProcessor",
+        transformers.JanusImageProcessorPil(size=_SQUARE, min_size=8),
+        num_image_tokens=16,
+    )
+
+
+BUILDERS: dict[str, Builder] = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "vipllava": vipllava,
+    "aya_vision": aya_vision,
+    "paligemma": paligemma,
+    "mistral3": _pixtral("Mistral3", "PixtralProcessor", text="Mistral"),
+    "lighton_ocr": _pixtral("LightOnOcr", "LightOnOcrProcessor", text="Qwen3"),
+    "got_ocr2": got_ocr2,
+    "qianfan_ocr": qianfan_ocr,
+    "ovis2": ovis2,
+    "deepseek_vl": deepseek_vl,
+    "janus": janus,
+}
