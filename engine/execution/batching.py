@@ -29,6 +29,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.modules import long_rope
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
 from engine.execution.modules.prepack import prepack
+from engine.loading.adapters.adapter import adapter_room
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
@@ -235,5 +236,7 @@ def _tokens_with_room(
             continue
         if device == loaded.device and loaded.takes_images:
             room -= config.image_cache_bytes
+        if device == loaded.device:
+            room -= adapter_room(config, loaded.adapters)
         rooms.append(room // of_token)
     return min(rooms)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.loading.adapters.adapter import Adapter
 from engine.loading.sharding.layer_split import LayerPlacement
 
 
@@ -34,6 +36,7 @@ class LoadedModel:
         None  # what texts say where an image belongs (`engine.vision.image_places`)
     )
     own_attention: str = ""  # which attention transformers chose for the language model
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # that tasks may name, by name
 
     @property
     def takes_images(self) -> bool:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from engine.config import EngineConfig
+from engine.loading.adapters.adapter import locate_adapters
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.family import family_of
@@ -31,8 +32,8 @@ from engine.loading.model_files import (
     read_tokenizer,
     source_arguments,
 )
-from engine.loading.progress import loading_bars
 from engine.loading.quantized_modules import quantization_config
+from engine.loading.reading.progress import loading_bars
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
@@ -65,6 +66,7 @@ def load_model(
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
     source = locate(config)
+    adapters = locate_adapters(config)
     with load_errors(config), loading_bars():
         # Refused before gigabytes are downloaded, if it is.
         local = source.config(config)
@@ -116,6 +118,7 @@ def load_model(
         whole_image_tokens=whole_image_tokens(model) if processor else 0,
         revision=source.commit,
         image_tag=family.image_tag if family else None,
+        adapters=adapters,
     )
 
 
