@@ -54,7 +54,8 @@ class _Rows(NamedTuple):
     num_rows: int
     on: dict[torch.device, torch.Tensor]  # the rows as an index, on each device that needs it
 
-    def index(self, device: torch.device) -> torch.Tensor:
+    def placed(self, device: torch.device) -> torch.Tensor:
+        """The rows as an index."""
         assert self.rows is not None
         if device not in self.on:
             self.on[device] = upload(self.rows, device)
@@ -199,7 +200,7 @@ class Loras:
                     f"{name} computes {len(x)} rows in a forward of {group.num_rows}, so that it "
                     "is not known which of them have an adapter"
                 )
-            index = group.index(x.device)
+            index = group.placed(x.device)
             added = padded(layer.of, x[index], layer.counts)
             flat[index] = (flat[index] + added).to(flat.dtype)
             output = flat.view(output.shape)

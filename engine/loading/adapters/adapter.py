@@ -33,6 +33,8 @@ _OTHERS = {
     "lora_magnitude_vector": "it is a DoRA, which is not supported",
     "lora_embedding_": "it adapts an embedding, which is not supported",
     "modules_to_save": "it replaces whole modules (modules_to_save), which is not supported",
+    "base_layer": "it brings weights of the model itself, as adapters of its head do, which is not "
+    "supported",
     "bias": "it has biases, which are not supported",
 }
 
@@ -183,22 +185,33 @@ def adapter_room(config: EngineConfig, adapters: Mapping[str, Adapter]) -> int:
     return min(config.adapter_bytes, sum(adapter.num_bytes for adapter in adapters.values()))
 
 
+def estimated_room(config: EngineConfig) -> int:
+    """The same before anything is downloaded: of directories from their headers."""
+    if all(Path(listed.source).is_dir() for listed in config.adapters.values()):
+        return adapter_room(config, locate_adapters(config))
+    return config.adapter_bytes
+
+
 def _layers(lora: LoraConfig, weights: Path, max_rank: int) -> dict[str, LoraLayer]:
     tensors: Mapping[str, Any] = parse_local_safetensors_file_metadata(weights).tensors
+    for part, reason in _OTHERS.items():
+        for key in tensors:
+            if part in key:
+                raise AdapterUnsupportedError(f"{reason} (tensor {key!r:.200})")
     modules: dict[str, None] = {}
     for key, tensor in tensors.items():
-        _refuse_other_kinds(key, tensor)
+        _refuse_unknown(key, tensor)
         modules[key.removeprefix(_PREFIX)[: -len(_MATRICES[0])]] = None
     if not modules:
         raise AdapterUnsupportedError(f"{WEIGHTS} holds no tensors")
     return {module: _layer(lora, module, tensors, max_rank) for module in modules}
 
 
-def _refuse_other_kinds(key: str, tensor: Any) -> None:
+def _refuse_unknown(key: str, tensor: Any) -> None:
     if not key.startswith(_PREFIX) or not key.endswith(_MATRICES):
-        reasons = (reason for part, reason in _OTHERS.items() if part in key)
-        unknown = "which is not part of a LoRA that PEFT has saved"
-        raise AdapterUnsupportedError(f"{next(reasons, unknown)} (tensor {key!r:.200})")
+        raise AdapterUnsupportedError(
+            f"its tensor {key!r:.200} is not part of a LoRA as PEFT saves it"
+        )
     if tensor.dtype not in _FLOATS:
         raise AdapterUnsupportedError(
             f"its tensor {key!r:.200} is {tensor.dtype} and not of floats"

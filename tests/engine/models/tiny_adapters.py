@@ -30,7 +30,7 @@ def save_adapter(
     """Save an adapter of a model into ``directory``: far from zero, unlike a new one."""
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
-    plain = {"target_modules": "all-linear", "init_lora_weights": False}
+    plain: dict[str, Any] = {"target_modules": "all-linear", "init_lora_weights": False}
     adapted: Any = get_peft_model(model, LoraConfig(**(plain | settings)))
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
