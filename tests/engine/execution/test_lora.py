@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
 from engine.loading.adapters.adapter import locate_adapter
@@ -21,7 +21,8 @@ from engine.quantization.registry import quantization
 from schema import ModelCorrupt, ModelInvalid, ModelUnsafe, Task
 from tests.engine.conftest import TinyModel
 from tests.engine.core.test_generate_fallback import save_architecture
-from tests.engine.models.tiny_adapters import ADAPTERS, save_adapter, save_adapters
+from tests.engine.models.tiny_adapters import ADAPTERS, VISION, save_adapter, save_adapters
+from tests.engine.models.tiny_adapters import TEXT as TEXT_MODEL
 from tests.engine.sampling.test_generate_oracle import plainly
 
 TEXT = "An adapter must write what PEFT writes with it, for a prompt of several chunks too."
@@ -66,11 +67,17 @@ def contents(response: Any) -> list[str]:
 class Peft:
     """PEFT's own answers, of one model with all of its adapters."""
 
-    def __init__(self, base: Path, adapters: dict[str, str], bits: int | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        adapters: dict[str, str],
+        bits: int | None = None,
+        auto_class: Any = TEXT_MODEL,
+    ) -> None:
         own = quantization(bits)
         quantized = own and own.transformers_config(torch.float32, full_precision_modules(own))
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
+        self._model: Any = auto_class.from_pretrained(
             base, dtype=torch.float32, quantization_config=quantized
         )
         for name, directory in adapters.items():
@@ -122,25 +129,28 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 MODULES: dict[str, dict[str, Any]] = {
     "gpt2": {"target_modules": ["c_attn", "c_fc", "c_proj"], "fan_in_fan_out": True},
+    "internvl": {"target_modules": r".*language_model.*_proj"},
     "mixtral": {"target_modules": ["q_proj", "o_proj"]},
 }
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "phi3", *OTHERS])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "phi3", "internvl", *OTHERS])
 def test_layers_of_other_kinds(kind: Any, tiny_model: TinyModel, tmp_path: Path) -> None:
-    """Transposed weights, packed ones, fused projections; models that are not batched."""
+    """Transposed weights, packed ones, fused projections; within vision models; not batched."""
     base = tmp_path / "base"
     if kind in OTHERS:
         save_architecture(kind, OTHERS[kind], base)
     else:
         base = tiny_model(kind)
-    save_adapter(base, tmp_path / "one", 3, r=4, lora_alpha=8, **MODULES.get(kind, {}))
+    settings = {"r": 4, "lora_alpha": 8, **MODULES.get(kind, {})}
+    auto_class = VISION if kind == "internvl" else TEXT_MODEL
+    save_adapter(base, tmp_path / "one", 3, auto_class=auto_class, **settings)
     adapters = {"one": str(tmp_path / "one")}
-    peft = Peft(base, adapters)
+    peft = Peft(base, adapters, auto_class=auto_class)
     with closing(engine_of(base, adapters, context_length=512)) as engine:
         for name in ("one", None):
-            answer = contents(engine.run_blocking(task(name, TEXT, SETTINGS[1])))
-            assert answer == peft.answers(name, TEXT, SETTINGS[1])
+            asked = task(name, TEXT, SETTINGS[1], use_chat_template=False)
+            assert contents(engine.run_blocking(asked)) == peft.answers(name, TEXT, SETTINGS[1])
 
 
 def seeded(count: int, **fields: Any) -> list[Task]:

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+TEXT: Any = AutoModelForCausalLM
+VISION: Any = AutoModelForImageTextToText
 
 # Each with something of its own: sizes, scales, modules.
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -25,10 +28,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def save_adapter(
-    base: Path, directory: Path, seed: int, dtype: torch.dtype | None = None, **settings: Any
+    base: Path,
+    directory: Path,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    auto_class: Any = TEXT,
+    **settings: Any,
 ) -> None:
     """Save an adapter of a model into ``directory``: far from zero, unlike a new one."""
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = auto_class.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
     plain: dict[str, Any] = {"target_modules": "all-linear", "init_lora_weights": False}
     adapted: Any = get_peft_model(model, LoraConfig(**(plain | settings)))
@@ -41,9 +49,12 @@ def save_adapter(
 
 
 def save_adapters(
-    base: Path, root: Path, kinds: Mapping[str, Mapping[str, Any]] = ADAPTERS
+    base: Path,
+    root: Path,
+    kinds: Mapping[str, Mapping[str, Any]] = ADAPTERS,
+    auto_class: Any = TEXT,
 ) -> dict[str, str]:
     """Save adapters of a model below ``root``: their directories by name."""
     for seed, (name, settings) in enumerate(kinds.items()):
-        save_adapter(base, root / name, seed, **settings)
+        save_adapter(base, root / name, seed, auto_class=auto_class, **settings)
     return {name: str(root / name) for name in kinds}
