@@ -15,6 +15,7 @@ from openai import OpenAI
 from tests.serve_app.conftest import ADAPTERS
 from tests.serve_app.tasks import answer, error, served, text_task
 
+GREEDY = {"temperature": 0}
 SAY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
 NAMES = ("demo", *(f"demo:{name}" for name in ADAPTERS))
 
@@ -46,7 +47,9 @@ def test_every_way_in_says_the_same(api: OpenAI, anthropic: Anthropic) -> None:
             model=name, input=SAY, temperature=0, max_output_tokens=24, store=False
         )
         assert response.output_text == text
-        message = anthropic.messages.create(model=name, messages=SAY, temperature=0, max_tokens=24)
+        message = anthropic.messages.create(
+            model=name, messages=SAY, max_tokens=24, extra_body=GREEDY
+        )
         assert [block.text for block in message.content if block.type == "text"] == [text]
         stream = api.chat.completions.create(
             model=name, messages=SAY, temperature=0, max_tokens=24, stream=True
