@@ -54,7 +54,10 @@ def test_the_commented_example_is_right_too(
     fields = re.sub(r"^ {8}# ", " " * 8, commented, flags=re.MULTILINE)
     path.write_text(f"{before}\n{fields}\n{after}", encoding="utf-8")
     assert main([str(path)]) == 0, capsys.readouterr().err
-    assert "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4; 1 to 4" in capsys.readouterr().out
+    assert (
+        "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4, adapters sql, law; 1 to 4"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_commented_keys_are_right_too(
@@ -246,8 +249,8 @@ def test_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             f"{where}.dora: adapter 'demo:dora' cannot be used: it has use_dora (True), which is",
             f"{where}.high: adapter 'demo:high' cannot be used: its rank is 300 in model.",
-            f"{where}.other: adapter 'demo:other' does not fit its model: it adapts model.",
             f"{where}.none: there is no directory {tmp_path / 'none'}",
+            f"{where}.other: adapter 'demo:other' does not fit its model: it adapts model.",
         ),
         strict=True,
     ):
