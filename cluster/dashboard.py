@@ -163,6 +163,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
             "Images that were encoded, and those whose features were still there",
         ),
+        Panel(
+            "Adapters",
+            "none",
+            (
+                Line(_sum(metrics.ADAPTERS_LOADED, *_MODEL), f"{_MODEL_LEGEND} in memory"),
+                Line(_rate(metrics.ADAPTER_LOADS, *_MODEL), f"{_MODEL_LEGEND} loads a second"),
+            ),
+            "LoRA adapters in memory, and how often one is loaded",
+        ),
+        _gauge("Memory of adapters", "bytes", metrics.ADAPTER_BYTES, *_BY_REPLICA),
         _gauge("Loading of a model", "s", metrics.LOAD_SECONDS, *_BY_REPLICA),
         Panel(
             "Memory of models on demand",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from engine.quantization.base import Split
 from engine.quantization.registry import quantization
 from schema.generation import DEFAULT_MAX_NEW_TOKENS
-from schema.model_variant import Dtype, ModelVariant, QuantizeBits
+from schema.model_variant import AdapterName, Dtype, ModelVariant, QuantizeBits
 from schema.validation.strict import NonNegativeInt, PositiveInt, Strict, StrictCall
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -22,6 +23,25 @@ def _on_or_off(value: Any) -> Any:
 
 Speculation = Annotated[Literal["on", "off"], BeforeValidator(_on_or_off)]
 SplitSetting = Literal["auto", Split]
+
+
+class AdapterSource(Strict):
+    """Where a LoRA adapter is, in PEFT's format; the source alone may be written as a string."""
+
+    source: Annotated[str, Field(min_length=1)] = Field(
+        description="Hub id or a local directory.",
+    )
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of the hub repository."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+Adapters = Mapping[AdapterName, AdapterSource]
 
 
 class EngineOptions(Strict):
@@ -104,6 +124,14 @@ class EngineOptions(Strict):
         "prompt or the answer has said before, and what a grammar forces. It changes no bits. off "
         "generates token by token.",
     )
+    adapter_bytes: PositiveInt = Field(
+        default=2**30,
+        description="Memory for adapters that are loaded, which are kept in float32: the least "
+        "recently used ones make room for others. Tasks wait while those in use fill it.",
+    )
+    max_adapter_rank: PositiveInt = Field(
+        default=256, description="Largest rank that an adapter may have."
+    )
     threads: PositiveInt | None = Field(
         default=None,
         description="CPU threads of torch; None leaves torch's choice. Part of the arithmetic.",
@@ -141,6 +169,10 @@ class EngineConfig(StrictCall, EngineOptions):
         default=None,
         description="4 (NF4) or 8 (INT8) by bitsandbytes, None for unquantized weights.",
     )
+    adapters: Adapters = Field(
+        default={},
+        description="LoRA adapters that tasks may name behind the model and a colon, by name.",
+    )
     device: Device = Field(default="auto", description="auto takes CUDA where there is a GPU.")
     split: SplitSetting = Field(
         default="auto",
@@ -156,6 +188,11 @@ class EngineConfig(StrictCall, EngineOptions):
             raise ValueError(
                 f"split is {self.split!r}, which a quantized model cannot be: set split to "
                 f"{' or '.join(map(repr, quantized.splits))} or leave quantize_bits out"
+            )
+        if self.adapters and self.tensor_parallel:
+            raise ValueError(
+                "adapters are not computed on a model that is split tensor by tensor: set split to "
+                "'layers', num_devices to 1, or leave adapters out"
             )
         return self
 

@@ -22,7 +22,7 @@ from schema.message import (
     rule,
 )
 from schema.model_variant import (
-    MODEL_ID_PATTERN,
+    MODEL_NAME_PATTERN,
     Dtype,
     ModelName,
     ModelVariant,
@@ -162,8 +162,8 @@ class Task(BaseModel):
 
     model: ModelName = Field(
         description="The model's id on the HuggingFace hub, or the name the server gave it; "
-        "never a path.",
-        json_schema_extra={"pattern": MODEL_ID_PATTERN},
+        "never a path. Behind a colon it may name one of the model's adapters: model:adapter.",
+        json_schema_extra={"pattern": MODEL_NAME_PATTERN},
     )
     messages: list[Message] = Field(
         default=[],

@@ -112,6 +112,14 @@ def _check_application(
         if source.is_absolute():
             found = _check_directory(source, model.engine.context_length)
             faults += [f"{where}.args.models.{index}.{fault}" for fault in found]
+        if model.adapters:
+            # Only here, because it imports torch.
+            from engine.loading.adapters.check import adapter_faults  # noqa: PLC0415
+
+            faults += [
+                f"{where}.args.models.{index}.adapters.{name}: {fault}"
+                for name, fault in adapter_faults(model.engine_config())
+            ]
     if args.pool is not None and args.pool.root is not None:
         root = Path(resolve_source(args.pool.root))
         if not root.is_dir():
@@ -169,9 +177,10 @@ def _check_overrides(application: dict[str, Any], where: str, known: Sequence[st
 def plan(model: ModelArgs) -> str:
     """One line that says what runs for this model, and where."""
     quantization = model.variant.quantization or "unquantized"
+    adapters = f", adapters {', '.join(model.adapters)}" if model.adapters else ""
     return (
         f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
-        f"{model.dtype}, {quantization}; {_where(model)}"
+        f"{model.dtype}, {quantization}{adapters}; {_where(model)}"
     )
 
 

@@ -62,7 +62,18 @@ def _rows(card: dict[str, Any]) -> list[tuple[str, object]]:
         ("batching", _batching(card)),
         ("deterministic", f"{_yes(card)}: {card['deterministic_reason']}"),
         ("fingerprint", card["system_fingerprint"]),
+        *(
+            ("adapter", f"{name}: {_adapter(adapter)}")
+            for name, adapter in card.get("adapters", {}).items()
+        ),
     ]
+
+
+def _adapter(card: dict[str, Any]) -> str:
+    size = card["memory_bytes"] / GIB
+    return (
+        f"rank {card['rank']}, {size:.3f} GiB, from {card['source']}, {card['system_fingerprint']}"
+    )
 
 
 def _yes(card: dict[str, Any]) -> str:

@@ -29,7 +29,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 _OUTCOMES = ("finished", "refused", "failed", "cancelled")
 _HEADS = (
     *("model", "deployment", "replicas", "running", "waiting", *_OUTCOMES),
-    *("tokens/s", "tokens", "KV used", "prefix hits", "guesses right", "images", "loaded in"),
+    *("tokens/s", "tokens", "KV used", "prefix hits", "guesses right", "images", "adapters"),
+    "loaded in",
 )
 CLEAR = "\x1b[H\x1b[2J"
 _RIGHT = 2
@@ -178,11 +179,15 @@ class Sample:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """The variants of all models, each with its model's id and its replicas."""
+        """The variants of all models, each with its model's id and its replicas.
+
+        Adapters are not among them: they run in the replicas of their models.
+        """
         return [
             {"id": model["id"], **variant}
             for model in self.listed["data"]
             for variant in model["variants"]
+            if "parent" not in model
         ]
 
     def counted(self, name: str) -> dict[tuple[str, str, str], int]:
@@ -251,6 +256,7 @@ def _row(model: dict[str, Any], now: Sample, before: Sample | None) -> tuple[str
         _share(total("load", "prefix_tokens_reused"), prompts),
         _share(total("load", "drafts_accepted"), total("load", "drafts_proposed")),
         f"{images} ({again} again)",
+        f"{total('load', 'adapters_loaded')} ({total('load', 'adapter_loads')} loads)",
         f"{max(replica['load_seconds'] for replica in replicas):.1f} s",
     )
 

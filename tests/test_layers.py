@@ -41,7 +41,8 @@ gpt_task                   > schema
 gpt_task.cache             >
 gpt_task.models            > schema schema.answers
 
-serve_app.check            > .ui .http.middleware .http.receipts .config schema.validation
+serve_app.check            > .ui .http.middleware .http.receipts .config
+                             engine.loading.adapters schema.validation
 serve_app.ui               > .config schema schema.validation
 serve_app.models           > .status schema
 serve_app.status           > .ready schema
@@ -64,8 +65,8 @@ serve_app.http.receipts    > .http .config schema schema.answers
 serve_app.http.middleware  > .http .observability .config .protocol schema
 serve_app.graph            > .observability .config .protocol schema schema.answers
 serve_app.replicas         > .replicas.images .observability .config .protocol engine.engine
-                             engine.parallel engine.vision engine.loading engine.config schema
-                             schema.answers
+                             engine.parallel engine.vision engine.loading engine.loading.reading
+                             engine.config schema schema.answers
 serve_app.replicas.images  > .config schema
 serve_app.observability    > .config engine.engine schema schema.answers
 serve_app.config           > engine.config schema schema.validation
@@ -81,21 +82,24 @@ engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .execution.modules
                              .execution.modules.recurrence .requests .vision .sampling .loading
-                             .platform .config .quantization schema
+                             .loading.adapters .platform .config .quantization schema
 engine.execution.attention > .execution .requests .platform
-engine.execution.modules   > .execution .requests .platform .quantization
+engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
 engine.execution.modules.recurrence > .requests .platform
 engine.requests            > .requests.template .requests.verification .vision .sampling .loading
-                             .loading.families .text .text.tool_calls .config schema
-                             schema.answers
+                             .loading.adapters .loading.families .text .text.tool_calls .config
+                             schema schema.answers
 engine.requests.template   > .text schema
 engine.requests.verification > schema schema.answers
 engine.vision              > .loading .loading.families .config schema
 engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
 engine.sampling.json_schema > schema
-engine.loading             > .loading.families .loading.sharding .platform .config .quantization
+engine.loading             > .loading.adapters .loading.families .loading.reading
+                             .loading.sharding .platform .config .quantization
                              schema
+engine.loading.adapters    > .loading .config schema
 engine.loading.families    > .config schema
+engine.loading.reading     > .config
 engine.loading.sharding    > .loading .platform .config schema
 engine.text                > .text.tool_calls schema schema.answers
 engine.text.tool_calls     > .text schema

@@ -190,7 +190,7 @@ def _of_model(need: Need, model: ModelArgs, parameters: Parameters) -> Need:
     context = estimate.context_length
     return replace(
         need,
-        weights=estimate.weights + estimate.states,
+        weights=estimate.weights + estimate.states + estimate.adapters,
         decode_weights=estimate.decode_weights,
         kv_per_token=estimate.kv_per_token,
         kv_tokens=config.kv_cache_tokens or config.max_sequences * context,

@@ -10,6 +10,8 @@ from engine.config import EngineConfig
 from engine.core.model_info import model_card, weights_digest
 from engine.execution.batching import ContinuousBatching, set_up_batching
 from engine.execution.executor import Executor
+from engine.execution.modules.adapter_cache import AdapterCache
+from engine.execution.modules.lora import linear_places, loras
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.loader import load_model
 from engine.loading.sharding.tensor_plan import refuse_without_batching
@@ -32,6 +34,7 @@ class Assembly:
     renderer: PromptRenderer
     formats: MessageFormats
     card: dict[str, Any]
+    adapters: AdapterCache
 
 
 def assemble(config: EngineConfig, launcher: Launcher) -> Assembly:
@@ -74,7 +77,21 @@ def _assembled(config: EngineConfig, executor: Executor) -> Assembly:
     # The files are hashed while the model is measured: neither waits for the other.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest") as beside:
         weights = beside.submit(weights_digest, config, loaded)
+        for adapter in loaded.adapters.values():
+            beside.submit(lambda each: each.digest, adapter)
         batching = set_up_batching(executor, config)
+    adapters = _adapters(config, loaded, batching)
     renderer = PromptRenderer(loaded)
     card = model_card(config, loaded, batching, renderer, weights.result())
-    return Assembly(loaded, executor, batching, renderer, renderer.formats, card)
+    return Assembly(loaded, executor, batching, renderer, renderer.formats, card, adapters)
+
+
+def _adapters(
+    config: EngineConfig, loaded: LoadedModel, batching: ContinuousBatching
+) -> AdapterCache:
+    """The adapters that tasks may name, none of which is loaded yet."""
+    own = loras(loaded.model)
+    if loaded.adapters:
+        places = linear_places(loaded.model, lambda: batching.runner.plain_logits([0]))
+        own.set_up(places, list(loaded.adapters.values()))
+    return AdapterCache(loaded.adapters, own, config.adapter_bytes)

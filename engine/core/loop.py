@@ -21,7 +21,6 @@ from engine.core.build import Assembly, assemble
 from engine.core.in_flight import InFlight
 from engine.core.scheduler import Scheduler, overloaded
 from engine.core.step import Execution
-from engine.execution.batching import ContinuousBatching
 from engine.parallel.launcher import Launcher, Subprocesses
 from engine.platform.platforms import platform_of
 from engine.requests.request import Request
@@ -56,7 +55,7 @@ class EngineLoop:
         self.thread.start()
         self.assembly = assembly.result()
         self._cache = self.assembly.batching.cache
-        self.scheduler = _scheduler(config, self.assembly.batching)
+        self.scheduler = _scheduler(config, self.assembly)
         self._lookahead = config.lookahead
         if self._lookahead is None:
             self._lookahead = platform_of(self.assembly.loaded.device).lookahead
@@ -111,6 +110,9 @@ class EngineLoop:
             "drafts_proposed": self._execution.speculation.num_proposed,
             "drafts_accepted": self._execution.speculation.num_accepted,
             "known_tokens_read": self._execution.speculation.num_known,
+            "adapters_loaded": self.assembly.adapters.num_loaded,
+            "adapter_bytes": self.assembly.adapters.used_bytes,
+            "adapter_loads": self.assembly.adapters.num_loads,
             "images_encoded": vision.num_encoded,
             "images_reused": vision.num_reused,
         }
@@ -228,9 +230,11 @@ class EngineLoop:
         self.scheduler.drop_finished()
 
 
-def _scheduler(config: EngineConfig, batching: ContinuousBatching) -> Scheduler:
+def _scheduler(config: EngineConfig, assembly: Assembly) -> Scheduler:
+    batching = assembly.batching
     return Scheduler(
         batching.cache,
+        assembly.adapters,
         max_sequences=config.max_sequences,
         prefill_chunk=batching.prefill_chunk,
         max_prefill_rows=batching.batch_sizes.prefill[-1] if batching.batch_sizes else 0,

@@ -14,6 +14,7 @@ import torch
 from engine.config import EngineConfig
 from engine.execution.batching import ContinuousBatching
 from engine.execution.modules.experts import Experts, expert_counts
+from engine.execution.modules.lora import loras
 from engine.execution.modules.prepack import PackedLinear
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.platforms import platform_of
@@ -82,7 +83,8 @@ def model_card(
     """A JSON-able description of the engine.
 
     ``system_fingerprint`` covers everything in ``arithmetic``, the model's files included: two
-    engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`.
+    engines with the same fingerprint give the same bytes. ``weights`` is of `weights_digest`. Each
+    of ``adapters`` has a fingerprint of its own, which covers its files too.
     """
     formats = renderer.formats
     platform = platform_of(loaded.device)
@@ -110,12 +112,26 @@ def model_card(
         arithmetic["layout"] = spread.name if spread else config.layout
     # Hashed under its first name: a fingerprint changes with the arithmetic, and not with a word.
     hashed = {"row_counts" if name == "batch_sizes" else name: v for name, v in arithmetic.items()}
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    own = loras(loaded.model)
+    adapters = {
+        name: {
+            "source": adapter.source,
+            "revision": adapter.revision,
+            "weights": adapter.digest,
+            "rank": adapter.rank,
+            "memory_bytes": adapter.num_bytes,
+            "system_fingerprint": _fingerprint(
+                hashed | {"adapter": adapter.digest, "adapter_rows": own.counts_of(adapter)}
+            ),
+        }
+        for name, adapter in loaded.adapters.items()
+    }
     return {
         "id": config.name,
         "source": config.model,
         "revision": loaded.revision,
-        "system_fingerprint": f"fp_{digest[:12]}",
+        "system_fingerprint": _fingerprint(hashed),
+        "adapters": adapters,
         "takes_images": loaded.takes_images,
         **renderer.card(),
         "tool_format": formats.tools.name if formats.tools else None,
@@ -136,6 +152,11 @@ def model_card(
         "deterministic_reason": _why(config, batching),
         **arithmetic,
     }
+
+
+def _fingerprint(hashed: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    return f"fp_{digest[:12]}"
 
 
 def _speculation(config: EngineConfig, batching: ContinuousBatching) -> str:

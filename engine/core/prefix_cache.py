@@ -37,11 +37,13 @@ class _Chunk:
     children: set[bytes] = field(default_factory=set)
 
 
-def chunk_keys(prompt: Prompt, chunk: int, long_after: int | None = None) -> list[bytes]:
+def chunk_keys(
+    prompt: Prompt, chunk: int, long_after: int | None = None, adapter: str = ""
+) -> list[bytes]:
     """A key for each chunk of a prompt that may be reused.
 
     A prompt of more than ``long_after`` tokens has other keys than one that is not: the model
-    computes both otherwise from their beginning.
+    computes both otherwise from their beginning. So has one with an ``adapter``, by its digest.
 
     The chunk with the last token is not among them, because a task needs its logits. Nor are those
     after the first cut that is not a multiple of ``chunk`` (`Prompt.chunk_stop`). Each key covers
@@ -49,7 +51,7 @@ def chunk_keys(prompt: Prompt, chunk: int, long_after: int | None = None) -> lis
     """
     keys: list[bytes] = []
     is_long = long_after is not None and len(prompt.token_ids) > long_after
-    digest = hashlib.sha256(b"long" if is_long else b"")
+    digest = hashlib.sha256((b"long" if is_long else b"") + adapter.encode())
     images = 0
     for stop in range(chunk, len(prompt.token_ids), chunk):
         if prompt.chunk_stop(stop - chunk, chunk) != stop:

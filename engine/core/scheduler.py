@@ -6,6 +6,7 @@ from collections import deque
 
 from engine.core.prefix_cache import PrefixCache, chunk_keys
 from engine.execution.kv_cache import KVCache
+from engine.execution.modules.adapter_cache import AdapterCache
 from engine.execution.modules.recurrence.states import StateCache
 from engine.requests.request import Request, ScheduledTokens, SequenceState, Status
 from schema.errors import ContextLengthExceeded, Overloaded, TaskArgsInvalid
@@ -19,6 +20,7 @@ class Scheduler:
     def __init__(
         self,
         cache: KVCache,
+        adapters: AdapterCache,
         *,
         max_sequences: int,
         prefill_chunk: int,
@@ -30,6 +32,7 @@ class Scheduler:
     ) -> None:
         self._cache = cache
         self._states = states or StateCache([], 0)
+        self._adapters = adapters
         self._long_after = long_after
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
@@ -86,14 +89,17 @@ class Scheduler:
         if not self.waiting:
             return None
         request = self.waiting[0]
+        num_pages = self._cache.pages_for(request.worst_case_tokens)
         if request.settings.batched:
-            num_pages = self._cache.pages_for(request.worst_case_tokens)
             active = sum(len(r.sequences) for r in self.running)
             if active + len(request.sequences) > self._max_sequences:
                 return None
             self.prefixes.evict(num_pages * len(request.sequences))
             if num_pages * len(request.sequences) > self._cache.num_free_pages:
                 return None
+        if not self._adapters.reserve(request.adapter):
+            return None
+        if request.settings.batched:
             for sequence in request.sequences:
                 sequence.pages = self._cache.allocate(num_pages)
             if not request.scores_prompt:
@@ -146,7 +152,8 @@ class Scheduler:
             return []
         if request.chunk_keys is None:
             chunk = self.prefixes.chunk
-            request.chunk_keys = chunk_keys(request.prompt, chunk, self._long_after)
+            adapter = request.adapter.digest if request.adapter else ""
+            request.chunk_keys = chunk_keys(request.prompt, chunk, self._long_after, adapter)
         return request.chunk_keys
 
     def release(self, sequence: SequenceState) -> None:
@@ -162,6 +169,8 @@ class Scheduler:
             for sequence in request.sequences:
                 if sequence.finished or request.status == Status.FINISHED:
                     self.release(sequence)
+            if request.status == Status.FINISHED:
+                self._adapters.release(request.adapter)
         self.running = [r for r in self.running if r.status != Status.FINISHED]
         self.waiting = deque(r for r in self.waiting if r.status != Status.FINISHED)
 

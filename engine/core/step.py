@@ -26,6 +26,7 @@ from engine.core.speculation.guesser import Guesser
 from engine.core.speculation.speculation import Speculation
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.model_runner import plain_attention
+from engine.execution.modules.lora import loras
 from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.request import Request, ScheduledTokens, Status
 from engine.sampling.beam_search import BeamSearch
@@ -46,6 +47,8 @@ class Execution:
         self._loaded = assembly.loaded
         self._executor = assembly.executor
         self._batching = assembly.batching
+        self._adapters = assembly.adapters
+        self._loras = loras(assembly.loaded.model)
         self._scheduler = scheduler
         self._lookahead = lookahead
         guesser = Guesser() if assembly.card["speculation"] == "on" else None
@@ -69,13 +72,14 @@ class Execution:
     def start(self, request: Request) -> None:
         """Make an admitted request ready for its steps; one for the fallback runs here."""
         with fail_on_error([request]):
+            self._adapters.load(request.adapter)
             vision = self._batching.runner.vision
             prompt = request.prompt
             request.features, request.features_skipped = vision.encode(
                 prompt.token_ids, prompt.images, request.num_prefilled
             )
             if not request.settings.batched:
-                with plain_attention(self._loaded):
+                with plain_attention(self._loaded), self._loras.alone(request.adapter):
                     inputs = vision.generate_inputs(
                         prompt.token_ids, prompt.images, request.features
                     )

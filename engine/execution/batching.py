@@ -30,6 +30,7 @@ from engine.execution.modules.experts import has_other_mixtures, use_exact_exper
 from engine.execution.modules.prepack import prepack
 from engine.execution.modules.recurrence.layers import use_states
 from engine.execution.modules.recurrence.states import StateCache
+from engine.loading.adapters.adapter import adapter_room
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
@@ -254,5 +255,7 @@ def _tokens_with_room(
         if device == loaded.device and loaded.takes_images:
             room -= config.image_cache_bytes
         room -= of_states[device]
+        if device == loaded.device:
+            room -= adapter_room(config, loaded.adapters)
         rooms.append(room // of_token)
     return min(rooms)

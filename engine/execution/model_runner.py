@@ -32,6 +32,7 @@ from engine.execution.cuda_graphs import DecodeGraphs
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.modules.experts import mixtures, real_rows
 from engine.execution.modules.long_rope import row_lengths
+from engine.execution.modules.lora import loras
 from engine.execution.modules.recurrence.forward import computing
 from engine.execution.modules.recurrence.states import StateCache, StateRecorder, StateShape
 from engine.execution.operations import ONE_RANK, Ranks
@@ -164,15 +165,15 @@ class ModelRunner:
         self._float_logits = platform_of(loaded.device).float_copier()
         self._real_rows = real_rows(loaded.model)
         self._row_lengths = row_lengths(loaded.model)
+        self._loras = loras(loaded.model)
         self._graphs: DecodeGraphs | None = None
         # A graph has the kernels of one device, and the model's forward cannot be cut where the
         # device changes. Models that are spread are large: reading their weights takes longer than
         # launching their kernels one by one.
-        # The rows of an expert are counted on the host, the factors of long sequences chosen, and
-        # the rows of states assigned.
-        by_host = (
-            bool(mixtures(loaded.model)) or self._row_lengths.limit is not None or bool(states)
-        )
+        # The rows of an expert are counted on the host, the factors of long sequences and the
+        # adapters of rows chosen, and the rows of states assigned.
+        by_host = bool(mixtures(loaded.model)) or self._row_lengths.limit is not None
+        by_host = by_host or bool(loaded.adapters) or bool(states)
         if backend.captures_decode and loaded.spread is None and not by_host:
             self._graphs = DecodeGraphs(
                 self._decode_logits, backend, cache, max_pages=max_pages, axes=self.vision.axes
@@ -308,8 +309,9 @@ class ModelRunner:
             return self._model_logits(inputs, places, upload(rows, self.device), attend)
 
         real = self._real_rows.limited_to(len(forward.token_ids))
-        stateful = self.states.running(scheduled)
-        with real, self._row_lengths.of(scheduled, num_rows), stateful:
+        adapted = self._loras.of(scheduled, num_rows)
+        lengths = self._row_lengths.of(scheduled, num_rows)
+        with real, lengths, adapted, self.states.running(scheduled):
             if not forward.scored:
                 return ForwardOutput(logits_of(keep)[:num_wanted], ())
             with body_runs_once(self.loaded.model):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from engine.config import EngineConfig
 from engine.loading.model_files import read_config
@@ -108,6 +109,19 @@ class ModelDescription:
             for name, module in self._model.get_decoder().named_modules()
             if hasattr(module, "in_features") and hasattr(module, "out_features")
         )
+
+    @cached_property
+    def linear_sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Features in and out of the decoder's linear layers, by their names in the model."""
+        decoder = self._model.get_decoder()
+        own = {id(module) for module in decoder.modules()}
+        sizes: dict[str, tuple[int, int]] = {}
+        for name, module in self._model.named_modules():
+            if id(module) in own and isinstance(module, nn.Linear):
+                sizes[name] = (module.in_features, module.out_features)
+            elif id(module) in own and isinstance(module, Conv1D):
+                sizes[name] = (module.nx, module.nf)
+        return sizes
 
 
 def describe_model(

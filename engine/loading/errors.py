@@ -68,8 +68,10 @@ def _explained(config: EngineConfig, error: Exception) -> TaskError:
     if caused_by(torch.OutOfMemoryError):
         return OutOfMemory(f"model {name!r} does not fit into the device's memory")
     if caused_by(HFValidationError):
+        hint = "; an adapter is not loaded by name: EngineConfig.adapters lists them"
         return ModelInvalid(
             f"model {name!r} is neither a directory here nor the id of a hub repository"
+            + (hint if ":" in name else "")
         )
     if (hub := _of_the_hub(config, caused_by)) is not None:
         return hub

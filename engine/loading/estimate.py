@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.utils._safetensors import SafetensorsRepoMetadata
 
 from engine.config import EngineConfig
+from engine.loading.adapters.adapter import estimated_room
 from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
 from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
@@ -60,7 +61,7 @@ def estimate_bytes(config: EngineConfig) -> int:
         TaskError: as `engine.loading.snapshot` does.
     """
     estimate = estimate_memory(config)
-    return estimate.weights + estimate.kv_cache + estimate.states
+    return estimate.weights + estimate.kv_cache + estimate.states + estimate.adapters
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class MemoryEstimate:
         head: of the weights, the language model head's if it is a tensor of its own.
         kv_heads: key/value heads of a layer; 0 where the configuration does not say.
         states: of all states that recurrent layers have room for.
+        adapters: what adapters may take, in float32, at once.
     """
 
     weights: int
@@ -91,6 +93,7 @@ class MemoryEstimate:
     head: int = 0
     kv_heads: int = 0
     states: int = 0
+    adapters: int = 0
 
 
 def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> MemoryEstimate:
@@ -131,6 +134,7 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             head=int(sum(size for name, size in sizes.items() if in_head(name))),
             kv_heads=_kv_heads(text),
             states=config.num_states * state,
+            adapters=estimated_room(config),
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.loading.adapters.adapter import Adapter
 from engine.loading.families.traits import ImageAttention
 from engine.loading.sharding.layer_split import LayerPlacement
 
@@ -39,6 +41,7 @@ class LoadedModel:
     begins_after_images: bool = False  # see `engine.loading.families.family`
     prompt_end: str = ""
     own_attention: str = ""  # which attention transformers chose for the language model
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # that tasks may name, by name
 
     @property
     def needs_whole_prompts(self) -> bool:

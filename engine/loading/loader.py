@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from engine.config import EngineConfig
+from engine.loading.adapters.adapter import locate_adapters
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.family import family_of
@@ -37,8 +38,8 @@ from engine.loading.model_files import (
     read_tokenizer,
     source_arguments,
 )
-from engine.loading.progress import loading_bars
 from engine.loading.quantized_modules import quantization_config
+from engine.loading.reading.progress import loading_bars
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
@@ -72,6 +73,7 @@ def load_model(
     start = time.monotonic()
     logger.info("loading %s on %s", config.name, device)
     source = locate(config)
+    adapters = locate_adapters(config)
     with load_errors(config), loading_bars():
         # Refused before gigabytes are downloaded, if it is.
         local = source.config(config)
@@ -129,6 +131,7 @@ def load_model(
         image_tag=family.image_tag if family else None,
         begins_after_images=family is not None and family.begins_after_images,
         prompt_end=family.prompt_end if family else "",
+        adapters=adapters,
     )
 
 

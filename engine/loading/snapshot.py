@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Safeten
 
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
-from engine.loading.progress import download_bar
+from engine.loading.reading.progress import download_bar
 from schema.errors import ModelCorrupt, ModelIncomplete, ModelInvalid, ModelUnsafe
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,28 @@ def with_weights(config: EngineConfig, source: Snapshot) -> Snapshot:
         for name in names:
             _check_weights(config, source.directory / name)
     return replace(source, weights=tuple(names))
+
+
+def locate_files(config: EngineConfig, json_file: str, weights: str) -> Snapshot:
+    """Find and check two files that belong together; download them if they are of the hub.
+
+    Raises:
+        TaskError: a subclass for each way in which it fails; see `engine.loading.errors`.
+    """
+    with load_errors(config):
+        if is_directory(config):
+            source = Snapshot(Path(config.model), None)
+        else:
+            source = _download(config, [json_file, weights])
+        if not (source.directory / json_file).is_file():
+            raise ModelInvalid(f"model {config.name!r} has no {json_file} in {config.model}")
+        if not (source.directory / weights).is_file():
+            names = [path.name for path in source.directory.iterdir()]
+            if source.commit is not None:
+                names += _repository_files(config, source.commit)
+            _refuse_pickles(config, [name for name in names if name.startswith(Path(weights).stem)])
+        _check_weights(config, source.directory / weights)
+    return replace(source, weights=(weights,))
 
 
 def weight_files(config: EngineConfig, source: Snapshot) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from json import dumps
+from typing import Any
 
 from engine.config import EngineConfig
+from engine.loading.adapters.adapter import Adapter
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.snapshot import is_directory
 from engine.requests.chunks import ChunkBuilder
@@ -32,6 +34,7 @@ from engine.vision.preprocessor import ImageInputs, ImagePreprocessor, image_par
 from schema.answers.verification import Claim
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.generation import MAX_ANSWER_LOGPROBS
+from schema.model_variant import unknown_adapter
 from schema.task import Task
 
 
@@ -46,7 +49,8 @@ class InputProcessor:
         formats: MessageFormats,
         *,
         recorder: Recorder,
-        fingerprint: str,
+        card: Mapping[str, Any],
+        adapters: Mapping[str, Adapter],
         continuous_batching: bool,
         long_after: int | None,
         check_fits: Callable[[Request], None],
@@ -60,7 +64,8 @@ class InputProcessor:
             renderer: of its prompts.
             formats: of its messages.
             recorder: of its answers.
-            fingerprint: what its answers carry as ``system_fingerprint``.
+            card: of the engine: what its answers carry as ``system_fingerprint``.
+            adapters: that tasks may name, by name.
             continuous_batching: whether its tasks can run together.
             long_after: see `engine.sampling.settings.resolve_settings`.
             check_fits: raises `TaskError` for a request that could never run.
@@ -71,7 +76,8 @@ class InputProcessor:
         self._renderer = renderer
         self._formats = formats
         self._recorder = recorder
-        self._fingerprint = fingerprint
+        self._card = card
+        self._adapters = adapters
         self._continuous_batching = continuous_batching
         self._long_after = long_after
         self._check_fits = check_fits
@@ -121,6 +127,7 @@ class InputProcessor:
     ) -> tuple[Request, ChunkBuilder]:
         arrived = time.monotonic()
         self._refuse_another(task)
+        adapter = self._adapter(task)
         params = image_params(task)
         if images is None:
             images = self._prepare_images(task, params) if params else ()
@@ -172,7 +179,7 @@ class InputProcessor:
             verifies=claim is not None,
         )
         request = Request(
-            prompt, settings, task.seed, answers, sink, report=report, token_texts=texts
+            prompt, settings, task.seed, answers, sink, adapter, report=report, token_texts=texts
         )
         request.reports_token_ids = tells_ids
         request.is_traced = task.receipt if claim is None else claim.response.receipt is not None
@@ -185,7 +192,7 @@ class InputProcessor:
             self._constrain(request, grammar)
         response = ChunkBuilder(
             task.model,
-            self._fingerprint,
+            (self._card["adapters"][adapter.name] if adapter else self._card)["system_fingerprint"],
             request.prompt_tokens,
             parsers,
             settings.copies,
@@ -218,7 +225,7 @@ class InputProcessor:
 
         A directory without ``model_id`` has no name that a task could use.
         """
-        config, wanted = self._config, task.variant
+        config, wanted = self._config, task.variant.base
         own = replace(config.variant, dtype=self._recorder.dtype)
         if wanted.id != own.id and (config.model_id or not is_directory(config)):
             raise ModelInvalid(
@@ -235,6 +242,13 @@ class InputProcessor:
                 f"{wanted.id} is not served with dtype {wanted.dtype!r}, but with {own.dtype!r}",
                 param="dtype",
             )
+
+    def _adapter(self, task: Task) -> Adapter | None:
+        """The adapter that a task names."""
+        name = task.variant.adapter
+        if name is not None and name not in self._adapters:
+            raise unknown_adapter(task.variant, self._adapters)
+        return None if name is None else self._adapters[name]
 
     def _constrain(self, request: Request, grammar: Grammar) -> None:
         """Constrain all answers of a request by a grammar."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.loading.adapters.adapter import Adapter
 from engine.requests.outputs import ChoiceDelta, RequestOutput, Sink
 from engine.requests.prompt import Prompt
 from engine.requests.prompt_report import PromptReport
@@ -204,6 +205,7 @@ class Request:
     seed: int
     sequences: list[SequenceState]
     sink: Sink
+    adapter: Adapter | None = None
     id: int = field(default_factory=lambda: next(_ids))
     status: Status = Status.WAITING
     num_prefilled: int = 0

@@ -22,7 +22,7 @@ from schema.generation import (
     TypicalP,
 )
 from schema.json_values import WHOLE, parse_json
-from schema.model_variant import MODEL_ID_PATTERN, ModelName
+from schema.model_variant import MODEL_NAME_PATTERN, ModelName
 from schema.task import MAX_SEED, Dtype, QuantizeBits, Task
 from schema.validation.bulk import refuse_bulk
 from schema.validation.problems import explain
@@ -53,7 +53,7 @@ class ClientRequest(Strict):
     free_form: ClassVar[tuple[str, ...]] = ()
     messages_field: ClassVar[str] = "messages"
 
-    model: ModelName = Field(json_schema_extra={"pattern": MODEL_ID_PATTERN})
+    model: ModelName = Field(json_schema_extra={"pattern": MODEL_NAME_PATTERN})
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = Field(
         default=None,
         description="Where random numbers start. If absent, it is drawn, and the answer has it.",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from engine.config import Device, EngineConfig, SplitSetting
+from engine.config import Adapters, Device, EngineConfig, SplitSetting
 from schema.errors import ModelInvalid
 from schema.model_variant import Dtype, ModelVariant, QuantizeBits, is_path
 from schema.validation.strict import PositiveFloat, PositiveInt, Strict
@@ -85,6 +85,8 @@ class ModelArgs(DeploymentArgs):
         source: hub id or directory; the id itself when None. See `resolve_source`.
         dtype: "auto" takes the dtype of the checkpoint.
         split: how a model is split over several GPUs; see `engine.config.EngineConfig`.
+        adapters: LoRA adapters of the model by the names that tasks use behind the id and a colon:
+            for each its source, as that of a model, and a revision if it is of the hub.
     """
 
     id: ModelId
@@ -93,6 +95,7 @@ class ModelArgs(DeploymentArgs):
     dtype: Dtype = "auto"
     quantize_bits: QuantizeBits | None = None
     split: SplitSetting = "auto"
+    adapters: Adapters = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_engine(self) -> Self:
@@ -132,6 +135,10 @@ class ModelArgs(DeploymentArgs):
             quantize_bits=self.quantize_bits,
             device=device or self.device,
             split=self.split,
+            adapters={
+                name: adapter.model_copy(update={"source": resolve_source(adapter.source)})
+                for name, adapter in self.adapters.items()
+            },
             **self.engine.given() | {"num_devices": self.num_devices(device or self.device)},
         )
 

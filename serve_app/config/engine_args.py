@@ -28,6 +28,7 @@ class EngineArgs(EngineOptions):
         "quantize_bits": _BESIDE.format("quantize_bits"),
         "device": _BESIDE.format("device"),
         "split": _BESIDE.format("split"),
+        "adapters": _BESIDE.format("adapters"),
     }
 
     @model_validator(mode="before")

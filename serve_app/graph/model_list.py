@@ -17,13 +17,16 @@ Statuses = Mapping[str, Sequence[dict[str, Any]]]
 def listing(
     args: AppArgs, statuses: Statuses, reasons: Mapping[str, str], created: int
 ) -> list[dict[str, Any]]:
-    """An entry for each configured model, and for each that is loaded on demand now.
+    """An entry for each configured model and its adapters, and for each that is loaded on demand.
 
     ``id``, ``object``, ``created`` (Unix time at which the ingress started) and ``owned_by`` are
     OpenAI's; OpenAI's clients ignore the rest. ``variants`` has the model's variants: dtype,
     quantization, where and on how many replicas each runs. Of those, ``replicas`` has the card
     (`model_info`) of each replica that runs. ``problem`` says why others do not run; it is taken
     from ``reasons`` (`serve_app.graph.unavailable_reason`), by deployment.
+
+    The entry of an adapter has its model's id as ``parent``, and in ``replicas`` what the card says
+    of the adapter.
     """
     models: dict[str, dict[str, Any]] = {}
     for variant, described in _variants(args, statuses, reasons):
@@ -34,6 +37,8 @@ def listing(
             "owned_by": OWNER,
             "variants": [],
         }
+        if variant.adapter is not None:
+            entry["parent"] = variant.base.id
         models.setdefault(variant.id, entry)["variants"].append(described)
     return list(models.values())
 
@@ -43,16 +48,21 @@ def _variants(
 ) -> Iterator[tuple[ModelVariant, dict[str, Any]]]:
     """Each variant and what the list says of it."""
     for model in args.models:
-        yield (
+        replicas = statuses[model.deployment]
+        described = _described(
             model.variant,
-            _described(
-                model.variant,
-                deployment=model.deployment,
-                limits=(model.min_replicas, model.max_replicas),
-                replicas=statuses[model.deployment],
-                problem=reasons.get(model.deployment),
-            ),
+            deployment=model.deployment,
+            limits=(model.min_replicas, model.max_replicas),
+            replicas=replicas,
+            problem=reasons.get(model.deployment),
         )
+        yield model.variant, described
+        for adapter in model.adapters:
+            of_adapter = [_of_adapter(replica, adapter) for replica in replicas]
+            yield (
+                model.variant.with_adapter(adapter),
+                described | {"replicas": of_adapter},
+            )
     if args.pool is None:
         return
     loaded: dict[ModelVariant, list[dict[str, Any]]] = {}
@@ -70,6 +80,13 @@ def _variants(
                 problem=reasons.get(POOL),
             ),
         )
+
+
+def _of_adapter(replica: dict[str, Any], adapter: str) -> dict[str, Any]:
+    """What a replica reports, with the card of an adapter in the place of what is the model's."""
+    if "card" not in replica:
+        return replica
+    return {"replica": replica["replica"], "card": replica["card"]["adapters"][adapter]}
 
 
 def _described(

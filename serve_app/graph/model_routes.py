@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from schema.errors import ModelInvalid, TaskArgsInvalid
 from schema.json_values import MAX_BRACKETS
-from schema.model_variant import ModelVariant
+from schema.model_variant import ModelVariant, unknown_adapter
 from schema.task import Task
 from serve_app.config.app_args import POOL, ModelArgs, PoolArgs
 
@@ -64,17 +64,28 @@ class Routes:
         """The deployment that runs a task, or a task for this variant.
 
         An id that is configured always means what is configured; the pool takes other ids, in any
-        dtype and quantization.
+        dtype and quantization. Only configured models have adapters.
 
         Raises:
-            ModelInvalid: there is no model with this id.
+            ModelInvalid: there is no model with this id, or it does not have this adapter.
             TaskArgsInvalid: the id is configured, but not in this dtype or quantization.
         """
         variant = wanted.variant if isinstance(wanted, Task) else wanted
-        same_id = [model.variant for model in self._models if model.id == variant.id]
+        base, adapter = variant.base.id, variant.adapter
+        same_id = [model for model in self._models if model.id == base]
         if same_id:
-            return Route(_configured(variant, same_id).deployment)
-        if self._pool is not None and self._pool.allows(variant.id):
+            able = [m.variant for m in same_id if adapter is None or adapter in m.adapters]
+            if not able:
+                known = dict.fromkeys(name for model in same_id for name in model.adapters)
+                raise unknown_adapter(variant, known)
+            return Route(_configured(variant, able).deployment)
+        if self._pool is not None and self._pool.allows(base):
+            if adapter is not None:
+                raise ModelInvalid(
+                    f"model {base!r} is loaded on demand, and only models that the server's "
+                    f"configuration lists have adapters: ask for {base!r} itself",
+                    param="model",
+                )
             return Route(POOL, f"{variant.id} {variant.dtype} {variant.quantize_bits}")
         raise ModelInvalid(self._unknown(variant.id), param="model")
 

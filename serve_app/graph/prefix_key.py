@@ -22,11 +22,15 @@ def prefix_key(task: Task) -> str:
     """A digest of the prefix of a conversation, the same in all of its turns.
 
     The prefix is the tools, the system messages and the first other message. The key is "" if that
-    is short, so that any replica will do.
+    is short, so that any replica will do. A task with an adapter has keys of its own, because it
+    shares no prefix with tasks of others; if its prefix is short, it is that of the adapter, which
+    need not be loaded by every replica then.
     """
+    adapter = task.variant.adapter
+    short = _digest(adapter) if adapter else ""
     if task.prompt_token_ids is not None:
         begin = task.prompt_token_ids[:MIN_TOKENS]
-        return _digest(json.dumps(begin)) if len(begin) == MIN_TOKENS else ""
+        return _digest(json.dumps([begin, adapter])) if len(begin) == MIN_TOKENS else short
     parts: list[Any] = [task.tools]
     for message in task.messages:
         content = message.content
@@ -35,7 +39,7 @@ def prefix_key(task: Task) -> str:
         if message.role != "system":
             break
     text = json.dumps(parts, ensure_ascii=False)
-    return _digest(text) if len(text) >= MIN_CHARS else ""
+    return _digest(text + (adapter or "")) if len(text) >= MIN_CHARS else short
 
 
 def _digest(text: str) -> str:

@@ -23,6 +23,8 @@ _GAUGES = {
     "kv_pages": metrics.KV_PAGES,
     "kv_pages_free": metrics.KV_FREE,
     "kv_pages_kept": metrics.KV_KEPT,
+    "adapters_loaded": metrics.ADAPTERS_LOADED,
+    "adapter_bytes": metrics.ADAPTER_BYTES,
 }
 _COUNTERS = {
     "prompt_tokens": metrics.PROMPT_TOKENS,
@@ -35,6 +37,7 @@ _COUNTERS = {
     "known_tokens_read": metrics.KNOWN_TOKENS,
     "images_encoded": metrics.IMAGES_ENCODED,
     "images_reused": metrics.IMAGES_REUSED,
+    "adapter_loads": metrics.ADAPTER_LOADS,
 }
 OUTCOMES = ("finished", "refused", "failed", "cancelled")
 """How a task ends; refused: see `serve_app.observability.log_filter.REFUSALS`."""

@@ -108,6 +108,9 @@ DRAFTS_ACCEPTED = _counter("drafts_accepted", "Guesses of next tokens that were 
 KNOWN_TOKENS = _counter("known_tokens_read", "Tokens of answers that were known and only read")
 IMAGES_ENCODED = _counter("images_encoded", "Images that went through the vision tower")
 IMAGES_REUSED = _counter("images_reused", "Images whose features were still there")
+ADAPTERS_LOADED = _gauge("adapters_loaded", "LoRA adapters that are in memory")
+ADAPTER_BYTES = _gauge("adapter_bytes", "Memory that they take")
+ADAPTER_LOADS = _counter("adapter_loads", "How often an adapter was loaded")
 FIRST_TOKEN = _histogram(
     "first_token_seconds", "From a finished task's arrival at its replica to its first token"
 )

@@ -28,7 +28,7 @@ def load_libraries(config: EngineConfig | None = None) -> None:
     gc.disable()
     try:
         if config is not None:
-            from engine.loading.read_ahead import read_ahead  # noqa: PLC0415
+            from engine.loading.reading.read_ahead import read_ahead  # noqa: PLC0415
 
             with suppress(OSError, ValueError):  # loading reports what is wrong with the files
                 read_ahead(config)

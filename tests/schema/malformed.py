@@ -63,7 +63,12 @@ NO_MODEL_IDS = (
     "de\u0000mo",
     "demo\u202e",
     "demo model",
-    "file:demo",
+    "file:///demo",
+    "demo:",
+    ":sql",
+    "demo:sql:2",
+    "demo:org/sql",
+    "demo:../sql",
     "%2e%2e/demo",
     "-demo",
 )

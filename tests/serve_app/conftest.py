@@ -19,10 +19,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
+from tests.engine.models.tiny_adapters import VISION, save_adapters
 from tests.serve_app.replicas.images.image_host import IMAGES, ImageHost
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
+
+LINEARS = r".*language_model.*\.(q_proj|v_proj|down_proj)"
+ADAPTERS: dict[str, dict[str, Any]] = {
+    name: {"r": 4, "lora_alpha": 4, "target_modules": LINEARS} for name in ("one", "two")
+}
+"""Of the demo model, in its first variant."""
 
 
 def _free_port() -> int:
@@ -115,7 +122,7 @@ def drawings() -> Iterator[ImageHost]:
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> Iterator[str]:
-    """The address of a server that runs the committed configuration, with images' addresses."""
+    """The address of a server that runs the committed configuration, with what it leaves out."""
     config = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text(encoding="utf-8"))
     config["applications"][0]["args"]["image_urls"] = {
         "allow_hosts": [f"localhost:{drawings.port}"],
@@ -124,6 +131,10 @@ def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> It
         "file_roots": [str(IMAGES)],
         "timeout_s": 300.0,  # the tests disconnect before
     }
+    demo = config["applications"][0]["args"]["models"][0]
+    demo["adapters"] = save_adapters(
+        REPOSITORY / demo["source"], tmp_path_factory.mktemp("adapters"), ADAPTERS, VISION
+    )
     config["applications"][0]["args"]["receipts"] = {"key_env": "RECEIPTS_KEY"}
     environment = {
         # Otherwise Ray's agent gets metrics every 10 seconds, and a test waits.

@@ -35,8 +35,9 @@ def image_task(number: int, **fields: Any) -> tuple[dict[str, Any], str]:
 
 
 def served(client: httpx.Client) -> list[dict[str, Any]]:
-    """The variants that ``GET /v1/models`` lists, each with its model's id."""
+    """The variants that ``GET /v1/models`` lists, each with its model's id; without adapters."""
     models = client.get("/v1/models", timeout=60).json()["data"]
+    models = [model for model in models if "parent" not in model]
     assert len({model["id"] for model in models}) == len(models)
     return [{"id": m["id"], **variant} for m in models for variant in m["variants"]]
 

@@ -74,7 +74,7 @@ class SequenceRows:
         tokens = self.tokens
         within = all(n is None or tokens.stop <= n for n in (form.sliding_window, form.chunk))
         first_or_single = tokens.start == 0 or tokens.num_tokens == 1
-        return within and not self._spans(sliding_window) and first_or_single
+        return within and not self._spans(form.sliding_window) and first_or_single
 
     def _spans(self, sliding_window: int | None) -> Sequence[tuple[int, int]]:
         """Runs of tokens that attend to each other in a layer with this window."""
@@ -92,7 +92,7 @@ class SequenceRows:
         rows = torch.arange(first, end, device=device)[:, None]
         columns = torch.arange(end, device=device)[None, :]
         visible = columns <= rows
-        for start, stop in self._spans(sliding_window):
+        for start, stop in self._spans(form.sliding_window):
             visible[start - first : stop - first, start:stop] = True
         if form.sliding_window is not None:
             visible &= columns > rows - form.sliding_window

@@ -10,7 +10,7 @@ transformers' modules hand their rows over through `ExpertsInterface`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,25 +19,24 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.execution.batch_sizes import BatchInvarianceError, agreeing, largest_group
-from engine.execution.kv_cache import bits_of
-from engine.platform.platforms import platform_of
+from engine.execution.modules.products import (
+    MakeProduct,
+    PackedProduct,
+    Product,
+    agreeing_counts,
+    padded,
+    plain_product,
+    probe_rows,
+)
 from engine.quantization.base import Quantization
 
 NAME = "same bits in every batch"
 """Of the function below, among the implementations of `ExpertsInterface`."""
 
-_PROBED = 16  # rows whose bits are compared: few might agree by chance
-_COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _ATTRIBUTE = "_exact"
-
-Product = Callable[[torch.Tensor], torch.Tensor]
-"""From rows [n, in] to rows [n, out]."""
-MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]
-"""Makes a product of a weight [out, in] and a bias [out]."""
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Experts(nn.Module):
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors that it keeps in place of the owner's, but for those of its layers."""
-        packed = [one for one in (*self._up, *self._down) if isinstance(one, _Packed)]
+        packed = [one for one in (*self._up, *self._down) if isinstance(one, PackedProduct)]
         return [tensor for one in packed for tensor in one.stored]
 
     def one(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
@@ -85,11 +84,7 @@ class Experts(nn.Module):
 
     def padded(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
         """What an expert makes of rows [n, hidden], at counts that agree."""
-        parts = []
-        for part in rows.split(self.counts[-1]):
-            count = next(count for count in self.counts if count >= len(part))
-            parts.append(self.one(owner, expert, pad(part, (0, 0, 0, count - len(part)))))
-        return parts[0][: len(rows)] if len(parts) == 1 else torch.cat(parts)[: len(rows)]
+        return padded(partial(self.one, owner, expert), rows, self.counts)
 
     def mixed(
         self, owner: Any, rows: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
@@ -117,25 +112,6 @@ class Experts(nn.Module):
 
 
 # --- Products ------------------------------------------------------------------------------------
-
-
-class _Packed:
-    """A product whose weight has oneDNN's own layout (`engine.execution.modules.prepack`)."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        self._bias = None if bias is None else bias.clone()
-        self.stored = [self._weight] if self._bias is None else [self._weight, self._bias]
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self._weight, self._bias, "none", [], ""
-        )
-        return output
-
-
-def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    return partial(linear, weight=weight, bias=bias)
 
 
 def _products(owner: Any, name: str, make: MakeProduct) -> list[Product]:
@@ -217,50 +193,27 @@ def use_exact_experts(model: Any, quantized: Quantization | None, *, packs: bool
     for owner in mixtures(model):
         first = owner.gate_up_proj if owner.has_gate else owner.up_proj
         kind = (first.shape, owner.down_proj.shape, first.dtype, first.device, type(owner))
-        width = owner.down_proj.shape[2 if owner.is_transposed else 1]
-        probe = torch.randn(_COUNTS[-1], width, generator=torch.Generator().manual_seed(0))
-        make: MakeProduct = _plain
+        make: MakeProduct = plain_product
         if quantized is not None:
             make = quantized.layer
         elif packs:
-            make = _Packed
+            make = PackedProduct
         experts = Experts(owner, real, make)
         setattr(owner, _ATTRIBUTE, experts)
         if kind not in measured:
-            measured[kind] = _counts(owner, experts, probe.to(first))
+            measured[kind] = _counts(owner, experts, first)
         experts.counts = measured[kind]
-        if make is not _plain:
+        if make is not plain_product:
             for name in ("gate_up_proj", "up_proj", "down_proj"):
                 if getattr(owner, name, None) is not None:
                     setattr(owner, name, None)
         owner.config._experts_implementation = NAME
 
 
-class _Check:
-    """What an expert makes of some rows, at any place among others."""
-
-    def __init__(self, owner: Any, experts: Experts, probe: torch.Tensor) -> None:
-        self._owner, self._experts, self._probe = owner, experts, probe
-
-    def bits(self, num_rows: int, *, seed: int) -> bytes:
-        """All bits of the first `_PROBED` rows in products of ``num_rows``."""
-        shuffle = torch.Generator().manual_seed(seed)
-        seen = b""
-        for members in torch.arange(_PROBED).split(num_rows):
-            others = torch.randint(_PROBED, len(self._probe), (num_rows,), generator=shuffle)
-            places = torch.randperm(num_rows, generator=shuffle)[: len(members)]
-            others[places] = members
-            output = self._experts.one(self._owner, 0, self._probe[others])
-            seen += b"".join(map(bits_of, output[places]))
-        return seen
-
-
-def _counts(owner: Any, experts: Experts, probe: torch.Tensor) -> tuple[int, ...]:
+def _counts(owner: Any, experts: Experts, like: torch.Tensor) -> tuple[int, ...]:
     """The numbers of rows at which an expert gives a row the same bits, ascending."""
-    inner = owner.down_proj.shape[1 if owner.is_transposed else 2]
-    alike = platform_of(probe.device).rounds_alike  # of its activation
-    candidates = [count for count in _COUNTS if alike(count * inner)]
-    found = largest_group(agreeing(_Check(owner, experts, probe), candidates), needed=1)
-    if found is None:
-        raise BatchInvarianceError("what an expert makes of a row depends on its other rows")
-    return found
+    width, inner = owner.down_proj.shape[1:]
+    if owner.is_transposed:
+        width, inner = inner, width
+    probe = probe_rows(width, like)
+    return agreeing_counts(partial(experts.one, owner, 0), probe, "an expert", rounded=inner)

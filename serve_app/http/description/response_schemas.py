@@ -35,6 +35,7 @@ _MODEL = {
         "object": {"const": "model"},
         "created": _COUNT,
         "owned_by": _NAME,
+        "parent": _NAME | {"description": "The model, in the entry of one of its adapters"},
         "variants": {"type": "array", "minItems": 1, "items": _VARIANT},
     },
 }

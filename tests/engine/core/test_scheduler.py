@@ -12,6 +12,8 @@ from transformers import GenerationConfig
 
 from engine.core.scheduler import Scheduler
 from engine.execution.kv_cache import KVCache, KVShape
+from engine.execution.modules.adapter_cache import AdapterCache
+from engine.execution.modules.lora import Loras
 from engine.requests.outputs import RequestOutput
 from engine.requests.prompt import Prompt
 from engine.requests.request import Request, SequenceState, Status
@@ -78,6 +80,7 @@ class FakeLoop:
         )
         self.scheduler = Scheduler(
             self.cache,
+            AdapterCache({}, Loras(), 1),
             max_sequences=MAX_SEQUENCES,
             prefill_chunk=CHUNK,
             max_prefill_rows=MAX_ROWS,

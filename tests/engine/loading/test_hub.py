@@ -20,7 +20,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.loading.loader import load_model
-from engine.loading.read_ahead import read_ahead
+from engine.loading.reading.read_ahead import read_ahead
 from engine.loading.snapshot import locate, with_weights
 from schema.errors import (
     ModelCorrupt,
@@ -227,7 +227,7 @@ def test_no_bars_in_a_log(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.loading.progress.LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr("engine.loading.reading.progress.LOG_INTERVAL_S", 0.0)
     _shard(repository)
     with caplog.at_level(logging.INFO):
         load_model(_config())

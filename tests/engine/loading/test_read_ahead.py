@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import EngineConfig
-from engine.loading.read_ahead import read_ahead
+from engine.loading.reading.read_ahead import read_ahead
 
 
 def test_the_weights_of_a_directory(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY
+from tests.engine.models.tiny_adapters import VISION, save_adapter
+from tests.engine.models.tiny_models import save_tiny_model
 from tests.serve_app.http.receipts.signed import new_key
 
 GPUS = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
@@ -52,7 +54,10 @@ def test_the_commented_example_is_right_too(
     fields = re.sub(r"^ {8}# ", " " * 8, commented, flags=re.MULTILINE)
     path.write_text(f"{before}\n{fields}\n{after}", encoding="utf-8")
     assert main([str(path)]) == 0, capsys.readouterr().err
-    assert "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4; 1 to 4" in capsys.readouterr().out
+    assert (
+        "OpenGVLab/InternVL3-8B-hf, bfloat16, INT4, adapters sql, law; 1 to 4"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_commented_keys_are_right_too(
@@ -218,3 +223,35 @@ def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert main([file, "--port-is-free"]) == 1
         assert f"port {port}" in capsys.readouterr().err
     assert main([file, "--port-is-free"]) == 0
+
+
+def test_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those in directories are looked into, and held against a model that is here."""
+    linears = r".*language_model.*q_proj"
+    for name, more in {"good": {}, "dora": {"use_dora": True}, "high": {"r": 300}}.items():
+        settings = {"target_modules": linears, **more}
+        demo = REPOSITORY / "demo" / "model"
+        save_adapter(demo, tmp_path / name, 1, auto_class=VISION, **settings)
+    save_tiny_model("qwen3", tmp_path / "qwen3")
+    save_adapter(tmp_path / "qwen3", tmp_path / "other", 1)
+    document = _document()
+    model = document["applications"][0]["args"]["models"][0]
+    model["adapters"] = {"good": str(tmp_path / "good"), "hub": {"source": "org/a"}}
+    assert main([_written(tmp_path, document)]) == 0, capsys.readouterr().err
+    assert "float32, unquantized, adapters good, hub; 1 replicas" in capsys.readouterr().out
+    for name in ("dora", "high", "other", "none"):
+        model["adapters"][name] = str(tmp_path / name)
+    assert main([_written(tmp_path, document)]) == 1
+    faults = capsys.readouterr().err.splitlines()
+    where = "applications.0.args.models.0.adapters"
+    for fault, said in zip(
+        faults,
+        (
+            f"{where}.dora: adapter 'demo:dora' cannot be used: it has use_dora (True), which is",
+            f"{where}.high: adapter 'demo:high' cannot be used: its rank is 300 in model.",
+            f"{where}.none: there is no directory {tmp_path / 'none'}",
+            f"{where}.other: adapter 'demo:other' does not fit its model: it adapts model.",
+        ),
+        strict=True,
+    ):
+        assert fault.startswith(said)

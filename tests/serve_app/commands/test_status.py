@@ -28,7 +28,14 @@ def _model(*replicas: Any, least: int = 1, **fields: Any) -> dict[str, Any]:
 def _running(name: str, **load: int) -> dict[str, Any]:
     names = ["waiting", "running", "running_sequences", "kv_pages", "kv_pages_free"]
     names += ["kv_pages_kept", "prefix_tokens_reused", "images_encoded", "images_reused"]
-    names += ["prompt_tokens", "generated_tokens", "drafts_proposed", "drafts_accepted"]
+    names += [
+        "adapters_loaded",
+        "adapter_loads",
+        "prompt_tokens",
+        "generated_tokens",
+        "drafts_proposed",
+        "drafts_accepted",
+    ]
     tasks = {"ongoing": 0, "finished": 1, "refused": 4, "failed": 2, "cancelled": 3}
     return {
         "replica": name,
@@ -75,6 +82,7 @@ def test_replicas_are_added_up() -> None:
         "prefix hits": "25%",
         "guesses right": "25%",
         "images": "4 (1 again)",
+        "adapters": "0 (0 loads)",
         "loaded in": "1.5 s",
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from schema import ModelInvalid, Task, TaskArgsInvalid
-from serve_app.config.app_args import ModelArgs
+from serve_app.config.app_args import ModelArgs, PoolArgs
 from serve_app.graph.model_routes import Routes
 
 MODELS = [
@@ -60,3 +60,27 @@ def test_an_unconfigured_combination_is_answered_with_the_configured_ones(
         "served: dtype 'float32' with quantize_bits null; dtype 'bfloat16' with quantize_bits "
         "null; dtype 'bfloat16' with quantize_bits 4"
     )
+
+
+def test_adapters() -> None:
+    models = [
+        {"id": "a", "dtype": "float32"},
+        {"id": "a", "dtype": "bfloat16", "adapters": {"sql": "org/sql"}},
+        {"id": "a", "quantize_bits": 4, "adapters": {"sql": "org/sql", "law": "org/law"}},
+        {"id": "b"},
+    ]
+    pool = PoolArgs.model_validate({"allow": ["*"], "max_memory_gb": 10.0})
+    routes = Routes([ModelArgs.model_validate(fields) for fields in models], pool)
+    assert routes.choose(_task(model="a")).deployment == "Model:a:float32"
+    assert routes.choose(_task(model="a:sql")).deployment == "Model:a:bfloat16"
+    assert routes.choose(_task(model="a:law", quantize_bits=4)).deployment == "Model:a:int4"
+    for name, said in {
+        "a:none": r"'a' has no adapter 'none'; its adapters: sql, law$",
+        "b:sql": r"'b' has no adapter 'sql'; it has none$",
+        "c:sql": r"'c' is loaded on demand, and only models that the server's configuration lists",
+    }.items():
+        with pytest.raises(ModelInvalid, match=said) as caught:
+            routes.choose(_task(model=name))
+        assert caught.value.param == "model"
+    with pytest.raises(TaskArgsInvalid, match="a:sql is not served with quantize_bits 8"):
+        routes.choose(_task(model="a:sql", quantize_bits=8))

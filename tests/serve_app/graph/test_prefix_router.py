@@ -51,3 +51,13 @@ def test_an_ejected_replica_is_used_again() -> None:
     assert "b" not in ejected
     now = EJECTED_S + 1
     assert "a" not in ejected
+
+
+def test_an_adapter_has_prefixes_of_its_own() -> None:
+    def key(model: str, text: str) -> str:
+        return prefix_key(task(("user", text)).model_copy(update={"model": model}))
+
+    names = ("demo", "demo:sql", "demo:law")
+    assert len({key(name, text) for name in names for text in ("Hello.", LONG)}) == 2 * len(names)
+    # Where the prefix is short, all tasks of an adapter go where it is loaded.
+    assert key("demo:sql", "Hello.") == key("demo:sql", "Good day.")
