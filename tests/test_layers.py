@@ -90,10 +90,11 @@ engine.requests.verification > schema schema.answers
 engine.vision              > .loading .loading.families .config schema
 engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
 engine.sampling.json_schema > schema
-engine.loading             > .loading.families .loading.sharding .platform .config .quantization
-                             schema
-engine.loading.families    > .config schema
+engine.loading             > .loading.families .loading.sharding .loading.quantized .platform
+                             .config .quantization schema
 engine.loading.sharding    > .loading .platform .config schema
+engine.loading.quantized   > .loading.families .config .quantization schema
+engine.loading.families    > .config schema
 engine.text                > .text.tool_calls schema schema.answers
 engine.text.tool_calls     > .text schema
 engine.platform            > schema

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.loading.quantized.checkpoint import PLAIN, Checkpoint
 from engine.loading.sharding.layer_split import LayerPlacement
 
 
@@ -33,6 +34,8 @@ class LoadedModel:
     image_tag: str | None = (
         None  # what texts say where an image belongs (`engine.vision.image_places`)
     )
+    checkpoint: Checkpoint = PLAIN
+    gguf: str | None = None  # name of the file, of a model that is one
     own_attention: str = ""  # which attention transformers chose for the language model
 
     @property
