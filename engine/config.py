@@ -147,7 +147,8 @@ class EngineConfig(StrictCall, EngineOptions):
     """One model and the resources that it may use; a wrong field raises a `ValueError`."""
 
     model: str = Field(
-        description="Hub id (Qwen/Qwen2.5-7B-Instruct) or a local directory.",
+        description="Hub id (Qwen/Qwen2.5-7B-Instruct), a local directory, or a GGUF file: its "
+        "path, or its name after that of its hub repository (org/repository:file.gguf).",
     )
     from_hub: bool = Field(
         default=False,
@@ -234,6 +235,16 @@ class EngineConfig(StrictCall, EngineOptions):
     def tensor_parallel(self) -> bool:
         """Whether the model is split tensor by tensor (`engine.parallel`)."""
         return self.layout is not None and self.layout.startswith("tensor")
+
+    @property
+    def repository(self) -> str:
+        """The hub repository of a model of the hub."""
+        return self.model.partition(":")[0]
+
+    @property
+    def repository_file(self) -> str | None:
+        """The GGUF file of the hub repository that is the model; None if it names none."""
+        return self.model.partition(":")[2] or None
 
     @property
     def name(self) -> str:

@@ -14,7 +14,8 @@
     │   ├── ModelRevisionInvalid  404  the repository has no such branch, tag or commit
     │   ├── ModelGated       403  the hub gives it only to accounts that accepted its licence
     │   ├── ModelUnsafe      404  its files would run code: a pickle, or Python of the repository
-    │   └── ModelCorrupt     404  its files are damaged
+    │   ├── ModelCorrupt     404  its files are damaged
+    │   └── ModelFormatUnsupported 404  its weights are quantized in a way that is not read here
     ├── ModelNotDownloaded   404  a known model whose files are not on this machine
     │   └── ModelIncomplete  404  some of its files are here, others are missing: half a download
     ├── ModelDownloadError   502  the hub did not deliver the model
@@ -191,6 +192,12 @@ class ModelCorrupt(ModelInvalid):
     """A file of the model is damaged."""
 
     code = "model_corrupt"
+
+
+class ModelFormatUnsupported(ModelInvalid):
+    """The model's weights are quantized, or stored, in a way that is not read here."""
+
+    code = "model_format_unsupported"
 
 
 class ModelNotDownloaded(TaskError):

@@ -94,13 +94,14 @@ engine.requests.verification > schema schema.answers
 engine.vision              > .loading .loading.families .config schema
 engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
 engine.sampling.json_schema > schema
-engine.loading             > .loading.adapters .loading.families .loading.reading
-                             .loading.sharding .platform .config .quantization
+engine.loading             > .loading.adapters .loading.families .loading.quantized
+                             .loading.reading .loading.sharding .platform .config .quantization
                              schema
 engine.loading.adapters    > .loading .config schema
-engine.loading.families    > .config schema
 engine.loading.reading     > .config
 engine.loading.sharding    > .loading .platform .config schema
+engine.loading.quantized   > .loading.families .config .quantization schema
+engine.loading.families    > .config schema
 engine.text                > .text.tool_calls schema schema.answers
 engine.text.tool_calls     > .text schema
 engine.platform            > schema

@@ -31,13 +31,19 @@ def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
     The digest reads the weights once more, through the page cache. It does not use torch, so it may
     run on another thread beside code that does.
     """
-    return loaded.revision or _directory_digest(Path(config.model))
+    if loaded.gguf is not None and loaded.revision is not None:
+        return f"{loaded.revision}:{loaded.gguf}"  # others of the repository are other models
+    return loaded.revision or _digest(Path(config.model), loaded.gguf)
 
 
-def _directory_digest(directory: Path) -> str:
+def _digest(model: Path, gguf: str | None) -> str:
     """SHA-256 over the files of a local model that its answers depend on."""
+    if gguf is not None:
+        files = [model if model.is_file() else model / gguf]
+    else:
+        files = sorted(path for path in model.iterdir() if path.suffix in _MODEL_SUFFIXES)
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.suffix in _MODEL_SUFFIXES):
+    for path in files:
         with path.open("rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -104,6 +110,11 @@ def model_card(
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
+    if loaded.gguf is not None:
+        arithmetic["libraries"]["gguf"] = version("gguf")
+    if loaded.checkpoint.quantization is not None:
+        # What it was made of is in the weights' digest; this is how.
+        arithmetic["checkpoint"] = loaded.checkpoint.card()
     if counts := expert_counts(loaded.model):
         arithmetic["expert_rows"] = counts
     if config.default_max_new_tokens != DEFAULT_MAX_NEW_TOKENS:
@@ -132,6 +143,7 @@ def model_card(
         "revision": loaded.revision,
         "system_fingerprint": _fingerprint(hashed),
         "adapters": adapters,
+        "checkpoint": loaded.checkpoint.card(),
         "takes_images": loaded.takes_images,
         **renderer.card(),
         "tool_format": formats.tools.name if formats.tools else None,

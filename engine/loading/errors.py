@@ -70,8 +70,8 @@ def _explained(config: EngineConfig, error: Exception) -> TaskError:
     if caused_by(HFValidationError):
         hint = "; an adapter is not loaded by name: EngineConfig.adapters lists them"
         return ModelInvalid(
-            f"model {name!r} is neither a directory here nor the id of a hub repository"
-            + (hint if ":" in name else "")
+            f"model {name!r} is neither a directory or GGUF file here nor the id of a hub "
+            "repository" + (hint if ":" in name else "")
         )
     if (hub := _of_the_hub(config, caused_by)) is not None:
         return hub
@@ -111,14 +111,14 @@ def _of_the_hub(config: EngineConfig, caused_by: _CausedBy) -> TaskError | None:
     if caused_by(IncompleteSnapshotError):
         return ModelIncomplete(
             f"model {name!r} is half downloaded: files of it are missing in the local cache; run "
-            f"`hf download {config.model} --revision {revision}` where the hub can be reached"
+            f"`hf download {config.repository} --revision {revision}` where the hub can be reached"
         )
     offline = config.local_files_only or caused_by(OfflineModeIsEnabled)
     if offline and caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
         why = "local_files_only is set" if config.local_files_only else "HF_HUB_OFFLINE is set"
         return ModelNotDownloaded(
             f"model {name!r} at revision {revision!r} is not in the local cache, and {why}: run "
-            f"`hf download {config.model} --revision {revision}` where the hub can be reached"
+            f"`hf download {config.repository} --revision {revision}` where the hub can be reached"
         )
     return None
 

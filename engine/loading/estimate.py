@@ -24,7 +24,7 @@ from engine.loading.errors import load_errors
 from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
 from engine.loading.families.family import in_head, in_tower
 from engine.loading.model_files import read_config
-from engine.loading.quantized_modules import takes
+from engine.loading.quantized.modules import takes
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
 from engine.quantization.registry import quantization
@@ -109,10 +109,14 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
     """
     source = locate(config)
     with load_errors(config):
-        description = read_json(config, source.directory / "config.json")
+        local = source.config(config)
+        if source.gguf is not None:  # it is a description of the model too
+            description, from_config = read_config(local).to_dict(), True
+        else:
+            description = read_json(config, source.directory / "config.json")
         text = description.get("text_config") or description.get("llm_config") or description
         dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
-        tensors = _described(source.config(config)) if from_config else _stored(config, source)
+        tensors = _described(local) if from_config else _stored(config, source)
         sizes = {
             name: math.prod(shape)
             * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
@@ -187,7 +191,7 @@ def _headers(config: EngineConfig, source: Snapshot) -> SafetensorsRepoMetadata:
     if all((source.directory / name).is_file() for name in names) or config.local_files_only:
         with_weights(config, source)  # raises if something is wrong with them
         return get_local_safetensors_metadata(source.directory)
-    return HfApi().get_safetensors_metadata(config.model, revision=source.commit)
+    return HfApi().get_safetensors_metadata(config.repository, revision=source.commit)
 
 
 def _bytes_of(name: str, dims: int, stored: str, dtype: str | None, bits: int | None) -> float:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.loading.adapters.adapter import Adapter
 from engine.loading.families.traits import ImageAttention
+from engine.loading.quantized.checkpoint import PLAIN, Checkpoint
 from engine.loading.sharding.layer_split import LayerPlacement
 
 
@@ -40,6 +41,8 @@ class LoadedModel:
     )
     begins_after_images: bool = False  # see `engine.loading.families.family`
     prompt_end: str = ""
+    checkpoint: Checkpoint = PLAIN
+    gguf: str | None = None  # name of the file, of a model that is one
     own_attention: str = ""  # which attention transformers chose for the language model
     adapters: Mapping[str, Adapter] = field(default_factory=dict)  # that tasks may name, by name
 

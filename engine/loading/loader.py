@@ -31,22 +31,28 @@ from engine.loading.families.traits import (
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.model_files import (
     context_length,
+    gguf_file,
     is_vision,
     read_chat_template,
     read_config,
     read_processor,
     read_tokenizer,
     source_arguments,
+    source_directory,
 )
-from engine.loading.quantized_modules import quantization_config
+from engine.loading.quantized.checkpoint import Checkpoint
+from engine.loading.quantized.gguf_header import read_gguf_header
+from engine.loading.quantized.gguf_model import refuse_tensors_left_out
+from engine.loading.quantized.modules import Reading, plan_reading, quantize_layers
 from engine.loading.reading.progress import loading_bars
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
-from engine.loading.sharding.tensor_plan import refuse_fused, tensor_plan
+from engine.loading.sharding.tensor_plan import refuse_fused, refuse_packed, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
 from engine.loading.snapshot import locate, with_weights
 from engine.platform.malloc import large_blocks_given_back
 from engine.platform.platforms import resolve_device
 from engine.quantization.nf4 import keep_odd_layers
+from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -86,9 +92,11 @@ def load_model(
         auto_class: Any = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
         if is_original:
             auto_class = OriginalInternVL
+        reading = plan_reading(local, hf_config)
         spread: LayerPlacement | None = None
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
+            refuse_packed(config, reading.published_as)
             placement = {"distributed_config": tensor_plan(config, hf_config)}
         elif config.layout is not None:
             spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
@@ -99,7 +107,7 @@ def load_model(
         config = local
         if join is not None:
             join(config, device)
-        model = _read_weights(config, hf_config, auto_class, placement)
+        model, checkpoint = _read_weights(config, hf_config, auto_class, reading, placement)
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
         if spread is not None:
@@ -128,6 +136,8 @@ def load_model(
         whole_image_tokens=processor.most_tokens if processor and whole else 0,
         indicator_token_ids=indicator_tokens(model) if processor else (),
         revision=source.commit,
+        checkpoint=checkpoint,
+        gguf=source.gguf,
         image_tag=family.image_tag if family else None,
         begins_after_images=family is not None and family.begins_after_images,
         prompt_end=family.prompt_end if family else "",
@@ -136,32 +146,49 @@ def load_model(
 
 
 def _read_weights(
-    config: EngineConfig, hf_config: PreTrainedConfig, auto_class: Any, placement: dict[str, Any]
-) -> Any:
+    config: EngineConfig,
+    hf_config: PreTrainedConfig,
+    auto_class: Any,
+    reading: Reading,
+    placement: dict[str, Any],
+) -> tuple[Any, Checkpoint]:
     """The module, its weights where ``placement`` (arguments of ``from_pretrained``) says."""
-    quantization = quantization_config(config, hf_config)
-    with large_blocks_given_back() if quantization else nullcontext():
+    with large_blocks_given_back() if reading.arguments else nullcontext():
         loaded: Any = auto_class.from_pretrained(
-            config.model,
+            source_directory(config),
             config=hf_config,
             dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
-            quantization_config=quantization,
+            **reading.arguments,
             **placement,
             use_safetensors=True,
             output_loading_info=True,
             **source_arguments(config),
         )
-    model, found = loaded
-    if not isinstance(model.get_decoder(), PreTrainedModel):
-        # transformers takes a layer for it that is only called so (ModernBERT's head).
-        model.get_decoder = lambda: model.base_model
-    keep_own_parts(model)
-    keep_odd_layers(model)
-    fix_idle_scaling(model)
-    _refuse_random_weights(config, found["missing_keys"])
-    if auto_class is OriginalInternVL:
-        _refuse_other_weights(config, found["unexpected_keys"])
-    return model
+        model, found = loaded
+        if not isinstance(model.get_decoder(), PreTrainedModel):
+            # transformers takes a layer for it that is only called so (ModernBERT's head).
+            model.get_decoder = lambda: model.base_model
+        keep_own_parts(model)
+        fix_idle_scaling(model)
+        _refuse_random_weights(config, found["missing_keys"])
+        if auto_class is OriginalInternVL:
+            _refuse_other_weights(config, found["unexpected_keys"])
+        if (file := gguf_file(config)) is not None:
+            refuse_tensors_left_out(read_gguf_header(file, config.name), model, config.name)
+        if reading.afterwards is not None:
+            quantize_layers(model, reading.afterwards)
+        keep_odd_layers(model)
+    return model, _checkpoint(config, reading, model)
+
+
+def _checkpoint(config: EngineConfig, reading: Reading, model: Any) -> Checkpoint:
+    loaded_as = str(model.dtype).removeprefix("torch.")
+    if reading.published_as is not None:
+        loaded_as = f"dequantized to {loaded_as}"
+    if (quantized := quantization(config.quantize_bits)) is not None:
+        loaded_as += f", quantized to {quantized.label}"
+    form = "safetensors" if gguf_file(config) is None else "gguf"
+    return Checkpoint(form, reading.published_as, loaded_as)
 
 
 def _refuse_random_weights(config: EngineConfig, missing: Collection[str]) -> None:

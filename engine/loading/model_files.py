@@ -5,6 +5,7 @@ All functions raise `ModelInvalid` for files that are missing or contradict each
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -31,7 +32,8 @@ from engine.loading.families.processors import (
     image_only_processor,
     load_image_processor,
 )
-from engine.loading.snapshot import locate
+from engine.loading.quantized.gguf_model import read_gguf_config, read_gguf_tokenizer
+from engine.loading.snapshot import GGUF, locate
 from schema.errors import ModelInvalid, TaskError
 
 _TRIAL_SIZE = (64, 48)  # of the image that every processor is tried with
@@ -46,15 +48,28 @@ def load_processor(config: EngineConfig) -> ImageProcessor | None:
 
 
 def source_arguments(config: EngineConfig) -> dict[str, Any]:
-    """How files are loaded from the directory that `engine.loading.snapshot` has found."""
+    """How files are loaded from the directory or file that `engine.loading.snapshot` has found."""
     return {
         "trust_remote_code": config.trust_remote_code,
         "local_files_only": config.local_files_only,
     }
 
 
+def source_directory(config: EngineConfig) -> Path:
+    """The directory of what `engine.loading.snapshot` has found."""
+    path = Path(config.model)
+    return path if gguf_file(config) is None else path.parent
+
+
+def gguf_file(config: EngineConfig) -> Path | None:
+    """The GGUF file that `engine.loading.snapshot` has found; None for a directory."""
+    return path if (path := Path(config.model)).suffix == GGUF else None
+
+
 def read_config(config: EngineConfig) -> PreTrainedConfig:
     """The model's configuration; an original InternVL's as that of transformers' own."""
+    if (file := gguf_file(config)) is not None:
+        return read_gguf_config(file, config.name)
     found, _ = PreTrainedConfig.get_config_dict(config.model, **source_arguments(config))
     if internvl.is_original(found):
         hf_config: Any = internvl.native_config(found, config.name)
@@ -66,6 +81,8 @@ def read_config(config: EngineConfig) -> PreTrainedConfig:
 
 def read_tokenizer(config: EngineConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a text model, or of an image processor that has none yet."""
+    if (file := gguf_file(config)) is not None:
+        return read_gguf_tokenizer(file)
     tokenizer = AutoTokenizer.from_pretrained(config.model, **source_arguments(config))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:

@@ -1,4 +1,4 @@
-"""From a model's name to a directory that holds all of it, checked before anything reads it.
+"""From a model's name to a directory or GGUF file with all of it, checked before it is read.
 
 A repository of the hub is brought into the local cache first, at one commit, and is loaded from
 there. So all problems with it (gated, missing, half downloaded, damaged, a pickle) are found here,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Safeten
 
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
+from engine.loading.quantized.gguf_header import read_gguf_header
 from engine.loading.reading.progress import download_bar
 from schema.errors import ModelCorrupt, ModelIncomplete, ModelInvalid, ModelUnsafe
 
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GGUF = ".gguf"
 
 # Everything but the weights: configurations, tokenizers, templates.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
@@ -47,17 +50,19 @@ class Snapshot:
     Attributes:
         directory: holds them.
         commit: of the hub repository; None for a directory of the operator's.
-        weights: names of the safetensors files, in order; empty before `with_weights`.
+        weights: names of the files of weights, in order; empty before `with_weights`.
+        gguf: name of the GGUF file that is the model; None for a directory in transformers' layout.
     """
 
     directory: Path
     commit: str | None
     weights: tuple[str, ...] = ()
+    gguf: str | None = None
 
     def config(self, config: EngineConfig) -> EngineConfig:
-        """``config`` for loading from the directory, without asking the hub again."""
+        """``config`` for loading from the directory or file, without asking the hub again."""
         return config.replace(
-            model=str(self.directory),
+            model=str(self.directory / (self.gguf or "")),
             from_hub=False,
             model_id=config.name,
             revision=None,
@@ -65,31 +70,45 @@ class Snapshot:
         )
 
 
-def is_directory(config: EngineConfig) -> bool:
-    """Whether the model is a directory of the operator's, and not a repository of the hub."""
-    return not config.from_hub and Path(config.model).is_dir()
+def is_local(config: EngineConfig) -> bool:
+    """Whether the model is a directory or GGUF file of the operator's, and not of the hub."""
+    path = Path(config.model)
+    return not config.from_hub and (path.is_dir() or (path.suffix == GGUF and path.is_file()))
 
 
 def locate(config: EngineConfig) -> Snapshot:
     """Find and check the files of a model except its weights; download those that are missing.
 
-    A name that is a directory here means that directory, unless ``from_hub`` is set.
+    A name that is a directory or a GGUF file here means that, unless ``from_hub`` is set. A GGUF
+    file is configuration, tokenizer and weights in one, so it is here when this returns.
 
     Raises:
         TaskError: a subclass for each way in which it fails; see `engine.loading.errors`.
     """
     with load_errors(config):
-        if is_directory(config):
-            source = Snapshot(Path(config.model), None)
+        path = Path(config.model)
+        if is_local(config):
+            source = Snapshot(path, None)
+            if path.is_file():
+                source = Snapshot(path.parent, None, gguf=path.name)
+        elif (name := config.repository_file) is not None:
+            source = _with_gguf(config, _download(config, [name]), name)
         else:
             patterns = [*_SMALL_FILES, _CODE] if config.trust_remote_code else list(_SMALL_FILES)
             source = _download(config, patterns)
-        _check_json(config, source.directory)
+        if source.gguf is None and not (source.directory / "config.json").is_file():
+            source = _only_gguf(config, source)
+        if source.gguf is not None:
+            read_gguf_header(source.directory / source.gguf, config.name)
+        else:
+            _check_json(config, source.directory)
     return source
 
 
 def with_weights(config: EngineConfig, source: Snapshot) -> Snapshot:
     """The same, with all files of weights. Raises as `locate` does."""
+    if source.gguf is not None:
+        return replace(source, weights=(source.gguf,))
     with load_errors(config):
         names = weight_files(config, source)
         if source.commit is not None:
@@ -106,7 +125,7 @@ def locate_files(config: EngineConfig, json_file: str, weights: str) -> Snapshot
         TaskError: a subclass for each way in which it fails; see `engine.loading.errors`.
     """
     with load_errors(config):
-        if is_directory(config):
+        if is_local(config):
             source = Snapshot(Path(config.model), None)
         else:
             source = _download(config, [json_file, weights])
@@ -178,7 +197,7 @@ def read_json(config: EngineConfig, path: Path) -> dict[str, Any]:
 def _download(config: EngineConfig, patterns: list[str], commit: str | None = None) -> Snapshot:
     """The snapshot of the repository in the cache, with all files that match ``patterns``."""
     folder = snapshot_download(
-        config.model,
+        config.repository,
         revision=commit or config.revision,
         cache_dir=config.cache_dir,
         local_files_only=config.local_files_only,
@@ -190,12 +209,59 @@ def _download(config: EngineConfig, patterns: list[str], commit: str | None = No
     return Snapshot(Path(folder), Path(folder).name)
 
 
+def _with_gguf(config: EngineConfig, source: Snapshot, name: str) -> Snapshot:
+    """The same with a GGUF file of the repository, which was to be downloaded."""
+    if not name.endswith(GGUF) or "/" in name:
+        raise ModelInvalid(
+            f"model {config.name!r}: {name!r} is not the name of a GGUF file at the top of a "
+            "repository"
+        )
+    if not (source.directory / name).is_file():
+        assert source.commit is not None
+        names = _ggufs(_repository_files(config, source.commit))
+        if names and name not in names:
+            raise ModelInvalid(
+                f"model {config.name!r}: {config.repository} has no file {name!r}; it has "
+                f"{', '.join(names)}"
+            )
+        raise ModelIncomplete(
+            f"model {config.name!r} is not complete: run `hf download {config.repository} {name}` "
+            "where the hub can be reached"
+        )
+    return replace(source, gguf=name)
+
+
+def _only_gguf(config: EngineConfig, source: Snapshot) -> Snapshot:
+    """The same with the GGUF file of a model that has nothing else, if it has exactly one."""
+    found = {path.name for path in source.directory.glob(f"*{GGUF}")}
+    if source.commit is not None:
+        found |= set(_repository_files(config, source.commit))
+    names = _ggufs(found)
+    if len(names) > 1:
+        between = "/" if source.commit is None else ":"
+        raise ModelInvalid(
+            f"model {config.name!r} has {len(names)} GGUF files: choose one, such as "
+            f"{config.model.rstrip('/')}{between}{names[0]}; there are {', '.join(names)}"
+        )
+    for name in names:
+        if source.commit is not None:
+            _download(config, [name], commit=source.commit)
+        return replace(source, gguf=name)
+    return source
+
+
+def _ggufs(names: Iterable[str]) -> list[str]:
+    """The GGUF files among files of a model; a projector of images belongs to one of the others."""
+    found = (name for name in names if name.endswith(GGUF) and "/" not in name)
+    return sorted(name for name in found if not name.lower().startswith("mmproj"))
+
+
 def _repository_files(config: EngineConfig, commit: str) -> list[str]:
     """The names of all files of the repository; none if the hub cannot be asked."""
     if config.local_files_only:
         return []
     try:
-        return HfApi().list_repo_files(config.model, revision=commit)
+        return HfApi().list_repo_files(config.repository, revision=commit)
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
         return []
 
@@ -257,7 +323,7 @@ def _refuse_lfs_pointer(config: EngineConfig, path: Path, start: bytes) -> None:
 
 def _again(config: EngineConfig) -> str:
     """What to do about a damaged or incomplete copy."""
-    if is_directory(config):
+    if is_local(config):
         return "copy the model again"
     revision = f" --revision {config.revision}" if config.revision else ""
-    return f"run `hf download {config.model}{revision}` where the hub can be reached"
+    return f"run `hf download {config.repository}{revision}` where the hub can be reached"

@@ -14,7 +14,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.loading.adapters.adapter import Adapter
 from engine.loading.loaded_model import LoadedModel
-from engine.loading.snapshot import is_directory
+from engine.loading.snapshot import is_local
 from engine.requests.chunks import ChunkBuilder
 from engine.requests.outputs import Sink
 from engine.requests.prompt import Prompt, PromptRenderer
@@ -223,11 +223,11 @@ class InputProcessor:
     def _refuse_another(self, task: Task) -> None:
         """Refuse a task for another model, or for another variant of this one.
 
-        A directory without ``model_id`` has no name that a task could use.
+        A directory or file without ``model_id`` has no name that a task could use.
         """
         config, wanted = self._config, task.variant.base
         own = replace(config.variant, dtype=self._recorder.dtype)
-        if wanted.id != own.id and (config.model_id or not is_directory(config)):
+        if wanted.id != own.id and (config.model_id or not is_local(config)):
             raise ModelInvalid(
                 f"model {wanted.id!r} is not served here; served: {own.id}", param="model"
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers.modeling_gguf_pytorch_utils as gguf_module
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, tqdm
 from transformers.utils.logging import set_tqdm_hook
 
@@ -74,7 +75,11 @@ def loading_bars() -> Iterator[None]:
         return LogBar(*args, **kwargs)
 
     previous = set_tqdm_hook(make)
+    # The module that reads GGUF files takes its bar from tqdm itself.
+    own = gguf_module.tqdm
+    gguf_module.tqdm = own if on_terminal() else LogBar
     try:
         yield
     finally:
         set_tqdm_hook(previous)
+        gguf_module.tqdm = own

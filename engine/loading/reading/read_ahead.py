@@ -21,8 +21,7 @@ def read_ahead(config: EngineConfig) -> int:
     Returns:
         The bytes that the kernel was asked to read.
     """
-    directory = _directory(config)
-    files = sorted(directory.glob("*.safetensors")) if directory else []
+    files = _files(config)
     total = sum(file.stat().st_size for file in files)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if total > _SHARE * memory or not hasattr(os, "posix_fadvise"):  # Linux has it
@@ -33,9 +32,20 @@ def read_ahead(config: EngineConfig) -> int:
     return total
 
 
-def _directory(config: EngineConfig) -> Path | None:
-    """Where the files are; `snapshot` says so too, but needs more libraries and the hub."""
-    if not config.from_hub and Path(config.model).is_dir():
-        return Path(config.model)
-    known = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
-    return Path(known).parent if isinstance(known, str) else None
+def _files(config: EngineConfig) -> list[Path]:
+    """Where the weights are; `snapshot` says so too, but needs more libraries and the hub."""
+    path = Path(config.model)
+    if not config.from_hub and path.is_file():
+        return [path]
+    if not config.from_hub and path.is_dir():
+        return _in(path)
+    name = config.repository_file or "config.json"
+    known = try_to_load_from_cache(config.repository, name, revision=config.revision)
+    if not isinstance(known, str):
+        return []
+    return [Path(known)] if config.repository_file else _in(Path(known).parent)
+
+
+def _in(directory: Path) -> list[Path]:
+    files = sorted(directory.glob("*.safetensors"))
+    return files or sorted(directory.glob("*.gguf"))

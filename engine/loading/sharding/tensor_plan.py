@@ -80,6 +80,17 @@ def _check_sizes(config: EngineConfig, text: Any, described: ModelDescription) -
         raise _refused(config, f"it has {', '.join(odd)}, which {ranks} does not divide")
 
 
+def refuse_packed(config: EngineConfig, published_as: str | None) -> None:
+    """Refuse weights that are dequantized while they are loaded: a rank would read parts of blocks.
+
+    Args:
+        config: of the engine.
+        published_as: the quantization of the checkpoint; None if it has none.
+    """
+    if published_as is not None:
+        raise _refused(config, f"its weights are dequantized ({published_as}) while they are read")
+
+
 def refuse_fused(config: EngineConfig, source: Snapshot) -> None:
     """Refuse weights that are stored as one and split up while they are loaded.
 

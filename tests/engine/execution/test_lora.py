@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
 from engine.loading.adapters.adapter import locate_adapter
-from engine.loading.quantized_modules import full_precision_modules
+from engine.loading.quantized.modules import full_precision_modules
 from engine.quantization.registry import quantization
 from schema import ModelCorrupt, ModelInvalid, ModelUnsafe, Task
 from tests.engine.conftest import TinyModel

@@ -70,7 +70,7 @@ def test_a_vision_model_loads(tiny_model: TinyModel) -> None:
 
 @pytest.mark.parametrize("name", ["/nonexistent/directory", "./here/not", "a b", "a/b/c", "~x"])
 def test_neither_a_directory_nor_an_id(name: str) -> None:
-    assert "neither a directory here nor the id" in refused(ModelInvalid, name)
+    assert "neither a directory or GGUF file here nor the id" in refused(ModelInvalid, name)
 
 
 def test_offline() -> None:

@@ -15,7 +15,7 @@ from engine.loading.description import describe_model
 from engine.loading.families.family import FAMILIES, VISION_MODEL_TYPES, family_of
 from engine.loading.loader import load_model
 from engine.loading.model_files import read_config
-from engine.loading.quantized_modules import takes
+from engine.loading.quantized.modules import takes
 from engine.quantization.registry import QUANTIZATIONS
 from tests.engine.conftest import TinyModel
 from tests.engine.models.tiny_internvl import DENSE, save_original

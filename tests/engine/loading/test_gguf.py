@@ -1,0 +1,257 @@
+"""Models that are a GGUF file: served as they are published, or refused with the reason."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from demo.smollm2 import gguf_file
+from engine import Engine, EngineConfig
+from engine.loading.estimate import estimate_bytes
+from engine.loading.loader import load_model
+from schema import (
+    ModelCorrupt,
+    ModelFormatUnsupported,
+    ModelIncomplete,
+    ModelInvalid,
+    Task,
+    TaskError,
+)
+from tests.engine.loading.test_loader import refused
+from tests.engine.models.tiny_gguf import save_gguf
+from tests.engine.models.tiny_models import CHAT_TEMPLATE, byte_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+QUESTIONS = ("What is the capital of France?", "def fibonacci(n):", "Say hello.")
+MODEL = "served"
+
+
+def made(kind: str) -> Any:
+    ids = {"vocab_size": len(byte_tokenizer()), "eos_token_id": byte_tokenizer().eos_token_id}
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = LlamaConfig(**SIZES, **ids, max_position_embeddings=512, rope_parameters=LLAMA3)
+        return LlamaForCausalLM(config).eval()
+    # Its heads are not a share of its hidden size.
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=32, max_position_embeddings=512))
+
+
+def saved(name: str, path: Path, **options: Any) -> Any:
+    model = made(name)
+    if name == "llama":
+        options.setdefault("frequencies", llama3_factors(model))
+    save_gguf(model, byte_tokenizer(), path, template=CHAT_TEMPLATE, **options)
+    return model
+
+
+def llama3_factors(model: Any) -> np.ndarray[Any, Any]:
+    """What the frequencies of the model were divided by, as llama.cpp's converter writes it."""
+    exponents = torch.arange(0, 16, 2) / 16
+    factors: torch.Tensor = LLAMA3["rope_theta"] ** -exponents / model.model.rotary_emb.inv_freq
+    return factors.numpy()
+
+
+def task(question: str, **fields: Any) -> Task:
+    return Task.from_fields(
+        model=MODEL,
+        messages=[{"role": "user", "content": question}],
+        generation_config={"max_new_tokens": 10},
+        **fields,
+    )
+
+
+def texts(response: Any) -> list[str]:
+    return [choice["message"]["content"] for choice in response["choices"]]
+
+
+def test_smollm2_as_it_is_published(smollm2: Path, tmp_path: Path) -> None:
+    """The file's tokens are those of `generate` with the same weights as safetensors."""
+    source = gguf_file()
+    plain = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    plain.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
+    config = EngineConfig(
+        model=str(source), model_id=MODEL, dtype="float32", threads=1, context_length=128,
+        max_sequences=4, prefill_chunk=16,
+    )  # fmt: skip
+    with closing(Engine(config)) as engine:
+        card = engine.card()
+        assert card["continuous_batching"], card["fallback_reason"]
+        assert card["checkpoint"] == {
+            "format": "gguf",
+            "quantization": "Q4_1",
+            "loaded_as": "dequantized to float32",
+        }
+        for question in QUESTIONS:
+            assert texts(engine.run_blocking(task(question))) == generated(
+                plain, tokenizer, question
+            )
+        memory = card["memory"]["weights_bytes"] + card["memory"]["kv_cache_bytes"]
+        exact = config.replace(kv_cache_tokens=card["kv_cache_tokens"])
+        assert estimate_bytes(exact) == pytest.approx(memory, rel=0.05)
+
+
+def generated(model: Any, tokenizer: Any, question: str) -> list[str]:
+    """The answer of `generate`."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    start = prompt["input_ids"].shape[1]
+    output = model.generate(**prompt, max_new_tokens=10, do_sample=False)
+    return [tokenizer.decode(output[0][start:], skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_the_tokens_are_those_of_generate(kind: str, bits: Any, tmp_path: Path) -> None:
+    """Rotary scaling and sizes of heads are in the file, and not in transformers' configuration."""
+    own = saved(kind, tmp_path / "model.gguf")
+    config = EngineConfig(
+        model=str(tmp_path / "model.gguf"), model_id=MODEL, dtype="float32", threads=1,
+        max_sequences=4, quantize_bits=bits,
+    )  # fmt: skip
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    asked = task("a" * 40, quantize_bits=bits)
+    with closing(Engine(config)) as engine:
+        assert engine.card()["continuous_batching"], engine.card()["fallback_reason"]
+        found = texts(engine.run_blocking(asked))
+    if bits is None:
+        assert found == generated(own, tokenizer, "a" * 40)
+    else:  # quantized as a directory with these weights is
+        own.save_pretrained(tmp_path / "plain")
+        tokenizer.save_pretrained(tmp_path / "plain")
+        with closing(Engine(config.replace(model=str(tmp_path / "plain")))) as engine:
+            assert found == texts(engine.run_blocking(asked))
+
+
+def test_the_only_file_of_a_directory(tmp_path: Path) -> None:
+    own = saved("qwen3", tmp_path / "model.gguf")
+    loaded = load_model(EngineConfig(model=str(tmp_path), dtype="float32"))
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+    (tmp_path / "mmproj-model.gguf").write_bytes(b"of a model with images")
+    load_model(EngineConfig(model=str(tmp_path)))
+    saved("qwen3", tmp_path / "other.gguf")
+    assert f"{tmp_path}/model.gguf" in refused(ModelInvalid, tmp_path)
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:-1000]
+
+
+def _cut_header(data: bytes) -> bytes:
+    return data[:300]
+
+
+def _other_file(data: bytes) -> bytes:
+    return b"<html>" + data
+
+
+def _pointer(_: bytes) -> bytes:
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def _version(data: bytes) -> bytes:
+    return data[:4] + struct.pack("<I", 9) + data[8:]
+
+
+def _endless(data: bytes) -> bytes:
+    return data[:16] + struct.pack("<Q", 2**62) + data[24:]
+
+
+def _type(data: bytes) -> bytes:
+    name = b"output_norm.weight"
+    at = data.index(name) + len(name) + 4 + 8
+    return data[:at] + struct.pack("<I", 99) + data[at + 4 :]
+
+
+def _rotate(data: bytes) -> bytes:
+    """The architecture's name, and with it the keys, in other letters of the same length."""
+    return data.replace(b"qwen3", b"qxyz3")
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], type[TaskError], str]] = {
+    "cut off": (_cut, ModelCorrupt, "missing"),
+    "cut off in its header": (_cut_header, ModelCorrupt, "ends within its header"),
+    "another file": (_other_file, ModelCorrupt, "not a GGUF file"),
+    "not pulled": (_pointer, ModelIncomplete, "git lfs pull"),
+    "more values than it has": (_endless, ModelCorrupt, "ends within its header"),
+    "unknown version": (_version, ModelFormatUnsupported, "version 9"),
+    "unknown type": (_type, ModelFormatUnsupported, "type 99"),
+    "unknown architecture": (_rotate, ModelFormatUnsupported, "'qxyz3'"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_files(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    saved("qwen3", path)
+    damage, kind, says = DAMAGES[name]
+    path.write_bytes(damage(path.read_bytes()))
+    assert says in refused(kind, path)
+
+
+def test_files_that_would_be_read_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    saved("llama", path, frequencies=np.linspace(1, 8, 8))
+    assert "rotary positions" in refused(ModelFormatUnsupported, path)
+    saved("llama", path, extra={"blk.0.attn_q.bias": np.zeros(64, np.float32)})
+    assert "blk.0.attn_q.bias" in refused(ModelInvalid, path)
+    saved("llama", path, metadata={"llama.rope.scaling.type": "own"}, frequencies=np.ones(8))
+    load_model(EngineConfig(model=str(path)))  # it has no factor, so nothing is scaled
+    saved("llama", path, metadata={"split.count": 3})
+    assert "llama-gguf-split" in refused(ModelIncomplete, path)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
+def test_plain_weights_keep_their_dtype(kind: str, tmp_path: Path) -> None:
+    saved("qwen3", tmp_path / "model.gguf", kind=GGMLQuantizationType[kind])
+    loaded = load_model(EngineConfig(model=str(tmp_path)))
+    dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[kind]
+    assert loaded.checkpoint.card() == {
+        "format": "gguf",
+        "quantization": None,
+        "loaded_as": dtype,
+    }
