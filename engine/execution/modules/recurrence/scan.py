@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from engine.execution.modules.recurrence.cpu_scan import scan_on_cpu
 from engine.execution.modules.recurrence.steps import Runs, Steps
@@ -63,11 +64,20 @@ def scan_in_steps(
         decay, value = steps.decay[rows], steps.values[rows]
         now = state[members] * (decay if decay.dim() == 4 else decay[..., None])
         if steps.beta is not None:
-            value = (value - (now * key).sum(dim=-2)) * steps.beta[rows][..., None]
+            value = (value - _sum_of_keys(now * key)) * steps.beta[rows][..., None]
         now = now + key * value[..., None, :]
-        output[rows] = (now * query).sum(dim=-2)
+        output[rows] = _sum_of_keys(now * query)
         state[members] = now
         done = np.flatnonzero((runs.kept == place + 1) & (runs.write >= 0))
         if len(done):
             ended = torch.from_numpy(done).to(states.device)
             states[torch.from_numpy(runs.write[done]).to(states.device)] = state[ended]
+
+
+def _sum_of_keys(terms: torch.Tensor) -> torch.Tensor:
+    """[..., K, V] to [..., V], by sums of single elements: the order is the same in any shape."""
+    while (size := terms.shape[-2]) > 1:
+        half = -(-size // 2)
+        lower, upper = terms[..., :half, :], terms[..., half:, :]
+        terms = lower + pad(upper, (0, 0, 0, half - upper.shape[-2]))
+    return terms[..., 0, :]
