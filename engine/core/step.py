@@ -185,6 +185,8 @@ class Execution:
             copied: of these sequences those that have got another one's last tokens: from which.
         """
         states = self._batching.states
+        if not states:
+            return
         rows = [
             s.state.row if s.state.row is None else states.share(s.state.row)
             for s in request.sequences

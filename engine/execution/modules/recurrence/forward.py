@@ -57,9 +57,29 @@ def computing(forward: Computing) -> Iterator[None]:
 
 @dataclass
 class Inputs:
-    """What each recurrence of a forward was given, so that states can be moved over its drafts."""
+    """What each recurrence of a forward was given, so that states can be moved over its drafts.
 
+    Attributes:
+        rows: of the forward, which are kept: those of all runs with drafts.
+        of_calls: in the order of a forward.
+    """
+
+    rows: slice
     of_calls: list[torch.Tensor | Steps] = field(default_factory=list)
+
+    def add(self, given: torch.Tensor | Steps) -> None:
+        """Keep what the next recurrence is given for all rows."""
+        if isinstance(given, Steps):
+            beta = None if given.beta is None else self._kept(given.beta)
+            of_heads = (self._kept(each) for each in (given.keys, given.values, given.decay))
+            self.of_calls.append(Steps(*of_heads, beta))
+        else:
+            self.of_calls.append(self._kept(given))
+
+    def _kept(self, rows: torch.Tensor) -> torch.Tensor:
+        """A copy where most of the rows are of prompts, whose memory would be kept too."""
+        part = rows[self.rows]
+        return part.clone() if 2 * len(part) < len(rows) else part
 
 
 @dataclass
@@ -77,16 +97,13 @@ class StatefulForward:
     runs: Runs
     inputs: Inputs | None
     num_calls: int = 0
-    _windows: dict[int, Windows] = field(default_factory=dict)
+    _windows: WindowsByDevice = field(default_factory=dict)
 
     def convolve(
         self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Computing`."""
-        width = weight.shape[1]
-        windows = self._windows.get(width)
-        if windows is None:
-            windows = self._windows[width] = Windows(self.runs, width, len(rows), rows.device)
+        windows = _windows_of(self._windows, self.runs, weight.shape[1], rows)
         return windows.convolve(rows, weight, bias, self._next(rows))
 
     def scan(self, queries: torch.Tensor, steps: Steps) -> torch.Tensor:
@@ -96,22 +113,31 @@ class StatefulForward:
     def _next(self, given: torch.Tensor | Steps) -> torch.Tensor:
         """The states of the next call."""
         if self.inputs is not None:
-            self.inputs.of_calls.append(given)
+            self.inputs.add(given)
         self.num_calls += 1
         return self.stores[self.num_calls - 1]
 
 
 def replay(inputs: Inputs, stores: Sequence[torch.Tensor], runs: Runs) -> None:
     """Write the states after some rows of a forward that was computed before."""
-    windows: dict[int, Windows] = {}
+    windows: WindowsByDevice = {}
     for given, store in zip(inputs.of_calls, stores, strict=True):
         if isinstance(given, Steps):
             scan(given.keys, given, store, runs)
             continue
-        width = store.shape[1] + 1
-        if width not in windows:
-            windows[width] = Windows(runs, width, len(given), given.device)
-        windows[width].keep(given, store)
+        _windows_of(windows, runs, store.shape[1] + 1, given).keep(given, store)
+
+
+WindowsByDevice = dict[tuple[int, torch.device], "Windows"]
+"""For each width of a convolution, on each device."""
+
+
+def _windows_of(known: WindowsByDevice, runs: Runs, width: int, rows: torch.Tensor) -> Windows:
+    """Made once a forward, not once a layer."""
+    key = (width, rows.device)
+    if key not in known:
+        known[key] = Windows(runs, width, len(rows), rows.device)
+    return known[key]
 
 
 @dataclass

@@ -214,11 +214,13 @@ class StateCache:
             row += tokens.num_tokens
             if moves and moves[-1].state is tokens.state and not tokens.ahead:
                 moves[-1].num_tokens = tokens.stop
-        forward = StatefulForward(self.stores, built.runs(), Inputs() if drafts else None)
-        if forward.inputs is not None:
+        inputs: Inputs | None = None
+        if drafts:
+            begin = drafts[0][1]
+            inputs = Inputs(slice(begin, row))
             for state, first in drafts:
-                state.settle = partial(self._settle, state, forward.inputs, first)
-        return forward
+                state.settle = partial(self._settle, state, inputs, first - begin)
+        return StatefulForward(self.stores, built.runs(), inputs)
 
     def _settle(self, state: RecurrentState, inputs: Inputs, first: int, num_right: int) -> None:
         state.settle = None
@@ -227,29 +229,32 @@ class StateCache:
 
     def _catch_up(self) -> None:
         """Move states over the drafts that were right, those of one forward at once."""
-        replays, self._replays = self._replays, []
-        by_inputs: dict[int, list[_Replay]] = {}
-        for each in replays:
-            by_inputs.setdefault(id(each.inputs), []).append(each)
-        for members in by_inputs.values():
-            count = np.array([each.count for each in members], dtype=np.int64)
-            runs = Runs(
-                first=np.array([each.first for each in members], dtype=np.int64),
-                count=count,
-                kept=count,
-                read=np.array([_row_of(each.state) for each in members], dtype=np.int64),
-                write=np.array([self.take() for _ in members], dtype=np.int64),
-            )
-            replay(members[0].inputs, self.stores, runs)
-            for each, row in zip(members, runs.write.tolist(), strict=True):
-                self.drop(_row_of(each.state))
-                each.state.row = row
-                each.state.num_tokens += each.count
+        while self._replays:
+            inputs = self._replays[0].inputs
+            self._replay(inputs, [each for each in self._replays if each.inputs is inputs])
+            self._replays = [each for each in self._replays if each.inputs is not inputs]
 
-
-def _row_of(state: RecurrentState) -> int:
-    assert state.row is not None
-    return state.row
+    def _replay(self, inputs: Inputs, members: Sequence[_Replay]) -> None:
+        count = np.array([each.count for each in members], dtype=np.int64)
+        rows = [self.take() for _ in members]
+        runs = Runs(
+            first=np.array([each.first for each in members], dtype=np.int64),
+            count=count,
+            kept=count,
+            read=np.array([each.state.row for each in members], dtype=np.int64),
+            write=np.array(rows, dtype=np.int64),
+        )
+        try:
+            replay(inputs, self.stores, runs)
+        except BaseException:
+            for row in rows:
+                self.drop(row)
+            raise
+        for each, row in zip(members, rows, strict=True):
+            assert each.state.row is not None
+            self.drop(each.state.row)
+            each.state.row = row
+            each.state.num_tokens += each.count
 
 
 @dataclass
