@@ -56,6 +56,8 @@ KINDS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "sinks": ("gpt_oss", {"sliding_window": 32}),
     "soft cap": ("gemma2", {"sliding_window": 32, "query_pre_attn_scalar": 32}),
     "longrope across its limit": ("phi3", _LONG_ROPE),
+    "delta nets": ("qwen3_5_text", {"linear_num_value_heads": 8}),
+    "Mamba 2 and attention": ("bamba", {"mamba_n_heads": 16, "mamba_d_head": 32}),
 }
 """For each kind an architecture, and fields of its configuration."""
 
