@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numba import prange, types
@@ -70,6 +71,16 @@ def _compiled(by_value: bool, is_delta: bool) -> Callable[..., None]:
 _f32 = np.float32
 
 
+def _copy_part(source: Any, target: Any, size: Any) -> None:
+    """The first ``size`` columns of each row."""
+    for k in range(source.shape[0]):
+        for v in range(size):
+            target[k, v] = source[k, v]
+
+
+_copy = numba.njit(inline="always")(_copy_part)
+
+
 def _scan(
     queries: Any,  # [T, G, K]
     keys: Any,  # [T, G, K]
@@ -95,10 +106,7 @@ def _scan(
         of_group = head // group
         state = np.zeros((depth, _WIDTH), np.float32)
         if read[run] >= 0:
-            before = states[read[run], head, :, start : start + size]
-            for k in range(depth):
-                for v in range(size):
-                    state[k, v] = before[k, v]
+            _copy(states[read[run], head, :, start : start + size], state, size)
         new = np.empty(_WIDTH, np.float32)
         seen = np.empty(_WIDTH, np.float32)
         for place in range(count[run]):
@@ -135,10 +143,7 @@ def _scan(
             for v in range(size):
                 out[v] = seen[v]
             if place + 1 == kept[run] and write[run] >= 0:
-                after = states[write[run], head, :, start : start + size]
-                for k in range(depth):
-                    for v in range(size):
-                        after[k, v] = state[k, v]
+                _copy(state, states[write[run], head, :, start : start + size], size)
 
 
 def _scan_by_value(
@@ -166,10 +171,7 @@ def _scan_by_value(
         of_group = head // group
         state = np.zeros((depth, _WIDTH), np.float32)
         if read[run] >= 0:
-            before = states[read[run], head, :, start : start + size]
-            for k in range(depth):
-                for v in range(size):
-                    state[k, v] = before[k, v]
+            _copy(states[read[run], head, :, start : start + size], state, size)
         seen = np.empty(_WIDTH, np.float32)
         for place in range(count[run]):
             row = first[run] + place
@@ -187,7 +189,4 @@ def _scan_by_value(
             for v in range(size):
                 out[v] = seen[v]
             if place + 1 == kept[run] and write[run] >= 0:
-                after = states[write[run], head, :, start : start + size]
-                for k in range(depth):
-                    for v in range(size):
-                        after[k, v] = state[k, v]
+                _copy(state, states[write[run], head, :, start : start + size], size)
