@@ -94,7 +94,9 @@ def test_a_model_of_the_hub_and_models_that_fail(
             line = _first_line_of_the_waiter(tmp_path / "config.yaml")
             assert line.startswith(f"not ready: {ABSENT}")
             log = (tmp_path / "server.log").read_text().splitlines()
-            assert not [line for line in log if "/health" in line and "error=" in line]
+            # The waiter may have been ended in the midst of its question.
+            asked = [line for line in log if "/health" in line and "error=cancelled" not in line]
+            assert not [line for line in asked if "error=" in line]
             task = text_task(model="org/good", dtype="float32", seed=3)
             task["generation_config"] = {"max_new_tokens": 12, "do_sample": True}
             first = answer(client.post("/v1/tasks", json=task))
