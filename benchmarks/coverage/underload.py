@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import tempfile
@@ -21,6 +22,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.coverage import page
 from benchmarks.coverage.checkpoints import save_tiny
@@ -41,6 +45,8 @@ _SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 32,
 }
+_RANK = 4
+_ADAPTED = ("q_proj.weight", "v_proj.weight", "down_proj.weight")
 _LONG_ROPE: dict[str, Any] = {
     "original_max_position_embeddings": _LIMIT,
     "rope_parameters": {
@@ -51,15 +57,32 @@ _LONG_ROPE: dict[str, Any] = {
         "original_max_position_embeddings": _LIMIT,
     },
 }
-KINDS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "experts": ("qwen3_moe", {"num_experts": 16, "num_experts_per_tok": 4}),
-    "sinks": ("gpt_oss", {"sliding_window": 32}),
-    "soft cap": ("gemma2", {"sliding_window": 32, "query_pre_attn_scalar": 32}),
-    "longrope across its limit": ("phi3", _LONG_ROPE),
-    "delta nets": ("qwen3_5_text", {"linear_num_value_heads": 8}),
-    "Mamba 2 and attention": ("bamba", {"mamba_n_heads": 16, "mamba_d_head": 32}),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of models.
+
+    Attributes:
+        architecture: one of this kind.
+        fields: of its configuration.
+        adapters: LoRA adapters of it; one task of so many and one more has none.
+    """
+
+    architecture: str
+    fields: Mapping[str, Any]
+    adapters: int = 0
+
+
+KINDS = {
+    "experts": Kind("qwen3_moe", {"num_experts": 16, "num_experts_per_tok": 4}),
+    "delta net": Kind("qwen3_next", {}),
+    "Mamba 2 hybrid": Kind("bamba", {"mamba_n_heads": 16, "mamba_d_head": 32}),
+    "sinks": Kind("gpt_oss", {"sliding_window": 32}),
+    "soft cap": Kind("gemma2", {"sliding_window": 32, "query_pre_attn_scalar": 32}),
+    "longrope across its limit": Kind("phi3", _LONG_ROPE),
+    "LoRA": Kind("qwen3", {}, adapters=2),
 }
-"""For each kind an architecture, and fields of its configuration."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +137,54 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measured(kind: str, dtype: str, options: argparse.Namespace) -> Row:
-    architecture, fields = KINDS[kind]
-    with tempfile.TemporaryDirectory(prefix="underload-") as directory:
-        save_tiny(architecture, Path(directory), {**_SIZES, **fields})
-        config = EngineConfig(
-            model=directory,
-            dtype=dtype,
-            threads=options.threads,
-            prefill_chunk=32,
-            max_sequences=options.tasks,
-            max_waiting=options.tasks,
-        )
-        with closing(Engine(config)) as engine:
-            same = asyncio.run(_compared(engine, tasks(options.tasks)))
+    model = KINDS[kind]
+    with tempfile.TemporaryDirectory(prefix="underload-") as name:
+        directory = Path(name) / "model"
+        directory.mkdir()
+        save_tiny(model.architecture, directory, {**_SIZES, **model.fields})
+        settings: dict[str, Any] = {"model": str(directory), "dtype": dtype}
+        settings |= {"threads": options.threads, "prefill_chunk": 32}
+        settings |= dict.fromkeys(("max_sequences", "max_waiting"), options.tasks)
+        if model.adapters:
+            settings["adapters"] = save_adapters(directory, Path(name), model.adapters)
+        with closing(Engine(EngineConfig(**settings))) as engine:
+            asked = tasks(options.tasks, ["tiny", *(f"tiny:{n}" for n in range(model.adapters))])
+            same = asyncio.run(_compared(engine, asked))
             batched = engine.card()["continuous_batching"]
-    return Row(kind, architecture, dtype, batched, options.tasks, same)
+    return Row(kind, model.architecture, dtype, batched, options.tasks, same)
 
 
-def tasks(count: int) -> list[Task]:
-    """Tasks of mixed lengths and settings, the same every time."""
+def save_adapters(model: Path, directory: Path, count: int) -> dict[str, str]:
+    """Save random LoRA adapters in PEFT's format; their directories by name.
+
+    Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
+    """
+    weights = load_file(model / "model.safetensors")
+    adapted = {name: weight.shape for name, weight in weights.items() if name.endswith(_ADAPTED)}
+    found = {}
+    for number in range(count):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {}
+        for name, (outputs, inputs) in adapted.items():
+            at = f"base_model.model.{name.removesuffix('.weight')}"
+            for side, shape in (("A", (_RANK, inputs)), ("B", (outputs, _RANK))):
+                tensors[f"{at}.lora_{side}.weight"] = 0.1 * torch.randn(shape, generator=generator)
+        where = directory / str(number)
+        where.mkdir()
+        save_file(tensors, where / "adapter_model.safetensors", {"format": "pt"})
+        about: dict[str, Any] = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK}
+        about["target_modules"] = [name.removesuffix(".weight") for name in _ADAPTED]
+        (where / "adapter_config.json").write_text(json.dumps(about))
+        found[str(number)] = str(where)
+    return found
+
+
+def tasks(count: int, models: Sequence[str]) -> list[Task]:
+    """Tasks of mixed lengths and settings for these models in turn, the same every time."""
     draw = random.Random(0)
     return [
         Task.from_fields(
-            model="tiny",
+            model=models[number % len(models)],
             messages=[{"role": "user", "content": letters(draw, draw.randint(*_PROMPT_TOKENS))}],
             generation_config={
                 "max_new_tokens": draw.randint(*_ANSWER_TOKENS),
