@@ -121,9 +121,11 @@ def load_model(
         spread=spread,
         image_attention=attention,
         whole_image_tokens=processor.most_tokens if processor and whole else 0,
+        typed_token_ids=processor.typed_token_ids if processor else frozenset(),
         indicator_token_ids=indicator_tokens(model) if processor else (),
         revision=source.commit,
         image_tag=family.image_tag if family else None,
+        begins_every_prompt=family is not None and family.begins_every_prompt,
         begins_after_images=family is not None and family.begins_after_images,
         prompt_end=family.prompt_end if family else "",
     )
