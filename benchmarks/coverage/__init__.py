@@ -1,0 +1,1 @@
+"""Which architectures of transformers the engine runs, and in which way."""
