@@ -159,7 +159,7 @@ class ModelRunner:
         self.cache = cache
         self.states = states
         self.device = loaded.device
-        self.vision = Vision(loaded.model, loaded.image_token_id, image_cache_bytes)
+        self.vision = Vision(loaded, image_cache_bytes)
         self.loaded = loaded
         self.ranks = ranks
         self._float_logits = platform_of(loaded.device).float_copier()

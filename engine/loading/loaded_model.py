@@ -34,11 +34,13 @@ class LoadedModel:
     spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
     image_attention: ImageAttention = ImageAttention.NONE
     whole_image_tokens: int = 0  # the most tokens of an image that see each other; 0 if none do
+    typed_token_ids: frozenset[int] = frozenset()  # see `engine.loading.families.processors`
     indicator_token_ids: tuple[int, ...] = ()  # see `engine.loading.families.traits`
     tool_template: str | None = None  # for tasks with tools, if it differs
     image_tag: str | None = (
         None  # what texts say where an image belongs (`engine.vision.image_places`)
     )
+    begins_every_prompt: bool = False
     begins_after_images: bool = False  # see `engine.loading.families.family`
     prompt_end: str = ""
     checkpoint: Checkpoint = PLAIN

@@ -130,7 +130,7 @@ class PromptRenderer:
         with_ends = task.generation_config.prompt_logprobs is not None and self._tokenizer.is_fast
         ends: tuple[int, ...] | None = None
         if self._places is not None:
-            text = self._places.fill(text, self._placeholders(images)) + self._loaded.prompt_end
+            text = self._framed(self._places.fill(text, self._placeholders(images)))
         if self._places is not None and self._places.has_words(text):
             token_ids = self._places.encode(text, add_special_tokens=special_tokens)
             text = self._places.without_marks(text)
@@ -157,6 +157,13 @@ class PromptRenderer:
             text if _reports_text(task) else "",
             ends,
         )
+
+    def _framed(self, text: str) -> str:
+        """What the processor of some families writes around every prompt."""
+        begin = str(self._tokenizer.bos_token or self._tokenizer.eos_token)
+        if self._loaded.begins_every_prompt and not text.startswith(begin):
+            text = begin + text
+        return text + self._loaded.prompt_end
 
     def _placeholders(self, images: ImageInputs) -> list[str]:
         """What stands for each image, with what the model's processor writes after the last one."""

@@ -29,6 +29,7 @@ from engine.loading.families.traits import (
     rotary_axes,
     sees_whole_prompt,
 )
+from engine.loading.loaded_model import LoadedModel
 from engine.vision.image_cache import ImageCache
 from engine.vision.preprocessor import ImageInputs, PreparedImage
 from schema.errors import TaskExecutionError
@@ -108,9 +109,11 @@ def joined(parts: Sequence[Features]) -> Features:
 class Vision:
     """The images' side of one model. Belongs to the engine's thread."""
 
-    def __init__(self, model: Any, image_token_id: int | None, cache_bytes: int) -> None:
+    def __init__(self, loaded: LoadedModel, cache_bytes: int) -> None:
+        model, image_token_id = loaded.model, loaded.image_token_id
         self._model = model
         self._image_token_id = -1 if image_token_id is None else image_token_id
+        self._typed_token_ids = loaded.typed_token_ids
         self._get_rope_index = None if image_token_id is None else rope_index(model)
         self.axes = 1 if self._get_rope_index is None else rotary_axes(model)
         self._cache = ImageCache[Features](cache_bytes)
@@ -230,8 +233,8 @@ class Vision:
         return inputs | {"mm_encoder_outputs": self._encoder_outputs(features)}
 
     def _token_types(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """[1, tokens]: 1 for image tokens, 0 for text."""
-        return torch.tensor([[int(t == self._image_token_id) for t in token_ids]])
+        """[1, tokens]: 1 for tokens of images, 0 for text."""
+        return torch.tensor([[int(t in self._typed_token_ids) for t in token_ids]])
 
     def _encoder_outputs(self, features: Features) -> dict[str, Any]:
         """Features as the model holds them, all images as one."""

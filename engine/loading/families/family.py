@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers.models.auto import processing_auto
 
-_PROCESSORS: dict[str, str | None] = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+PROCESSORS: dict[str, str | None] = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+"""The names of processors' classes, by ``model_type``; some have none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Family:
         image_tag: what authors of prompts write where an image belongs.
         fix_processor: called before the family's processor is made.
         processor: the class of their processor, where transformers does not say it.
+        begins_every_prompt: whether their processor writes the begin token (or the end token, where
+            there is none) before a prompt that does not begin with it.
         begins_after_images: whether the begin token stands after the last image of a prompt.
         prompt_end: what their processor writes after every prompt.
     """
@@ -41,6 +44,7 @@ class Family:
     image_tag: str | None = None
     fix_processor: Callable[[], None] | None = None
     processor: str | None = None
+    begins_every_prompt: bool = False
     begins_after_images: bool = False
     prompt_end: str = ""
 
@@ -51,7 +55,7 @@ class Family:
 
     def processor_of(self, model_type: str) -> str:
         """The name of the class of a model's processor."""
-        return _PROCESSORS.get(model_type) or str(self.processor)
+        return PROCESSORS.get(model_type) or str(self.processor)
 
 
 def _do_without_num2words() -> None:
@@ -65,7 +69,7 @@ _LLAVA = ("vision_tower", "multi_modal_projector")
 _JANUS_IMAGES = ("vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
 
 FAMILIES = (
-    Family(("aya_vision", "got_ocr2", "qianfan_ocr"), towers=_LLAVA),
+    Family(("aya_vision", "cohere2_vision", "got_ocr2", "mistral3", "qianfan_ocr"), towers=_LLAVA),
     Family(("deepseek_vl",), towers=("vision_model", "aligner")),
     Family(
         ("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), towers=("visual",), processor="Glm46VProcessor"
@@ -84,8 +88,11 @@ FAMILIES = (
         image_tag="<image>",
     ),
     Family(("janus",), towers=("vision_model", "aligner", *_JANUS_IMAGES)),
+    Family(("kimi_k25",), towers=("vision_tower", "mm_projector")),
+    Family(("lfm2_vl",), towers=_LLAVA),
     Family(("lighton_ocr",), towers=("vision_encoder", "vision_projection")),
     Family(("llava", "llava_next", "llava_onevision", "vipllava"), towers=_LLAVA),
+    Family(("molmo2",), towers=_LLAVA, begins_every_prompt=True),
     Family(("ovis2",), towers=("vision_tower", "visual_embeddings_table")),
     Family(("paligemma",), towers=_LLAVA, begins_after_images=True, prompt_end="\n"),
     Family(("paddleocr_vl",), towers=("visual", "projector")),

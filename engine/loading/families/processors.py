@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from engine.config import EngineConfig
-from engine.loading.families.family import family_of, family_of_processor
+from engine.loading.families.family import PROCESSORS, family_of, family_of_processor
+from engine.loading.families.torch_images import class_of, image_processor_class
 from schema.errors import ModelInvalid
 
 _OTHER_PARTS = ("video_processor", "feature_extractor")
@@ -42,6 +44,8 @@ class ImageProcessor:
         chat_template: the template of the repository, if it comes with the processor.
         image_token: the text that a template writes for an image.
         feature_token_id: the token whose embeddings are replaced by an image's features.
+        typed_token_ids: the tokens that have the type of images: this one, and of some families
+            those around and between them.
     """
 
     def __init__(self, processor: Any, feature_token_id: int) -> None:
@@ -52,6 +56,8 @@ class ImageProcessor:
         placeholder = getattr(processor, "image_placeholder_token", None)
         self.image_token: str = placeholder or processor.image_token
         self.feature_token_id = feature_token_id
+        typed = {each for each in processor.image_token_ids if each is not None}
+        self.typed_token_ids = frozenset(typed | {feature_token_id})
         self._feature_token = str(self.tokenizer.convert_ids_to_tokens(feature_token_id))
         self._array_names = sorted(processor.image_processor.model_input_names)
 
@@ -131,7 +137,7 @@ def load_image_processor(
     """
     family = family_of(hf_config.model_type)
     assert family is not None
-    own_class = getattr(transformers, family.processor_of(hf_config.model_type))
+    own_class = processor_class(family.processor_of(hf_config.model_type))
     arguments, _ = own_class.get_processor_dict(config.model, **source)
     asked = arguments.get("processor_class") or own_class.__name__
     if family_of_processor(asked) is None:
@@ -139,7 +145,7 @@ def load_image_processor(
             f"model {config.name!r} prepares its images with a {asked}, which is not supported "
             f"for models of type {hf_config.model_type!r}; {own_class.__name__} is"
         )
-    own_class = getattr(transformers, asked)
+    own_class = processor_class(asked)
     parameters = inspect.signature(own_class.__init__).parameters
     settings = {
         name: getattr(hf_config, name, value) if name == "image_seq_length" else value
@@ -147,9 +153,29 @@ def load_image_processor(
         if name in parameters and name not in _PARTS
     }
     # One backend on all machines: where torchvision is installed, its pixels would be others.
-    image_processor = AutoImageProcessor.from_pretrained(config.model, backend="pil", **source)
+    torch_class = image_processor_class(hf_config.model_type)
+    if torch_class is None:
+        image_processor = AutoImageProcessor.from_pretrained(config.model, backend="pil", **source)
+    else:
+        image_processor = torch_class.from_pretrained(config.model, **source)
     processor = image_only_processor(own_class)(image_processor, tokenizer, **settings)
     return ImageProcessor(processor, hf_config.image_token_id)
+
+
+def processor_class(name: str) -> Any:
+    """The class of a processor; transformers has only a stand-in for one that imports torchvision.
+
+    Raises:
+        ModelInvalid: there is no such class.
+    """
+    found = getattr(transformers, name, None)
+    if not getattr(found, "is_dummy", False) and found is not None:
+        return found
+    for model_type, own in PROCESSORS.items():
+        if own == name:
+            with suppress(ImportError, AttributeError):
+                return class_of(model_type, "processing", name)
+    raise ModelInvalid(f"transformers has no processor of the class {name!r}")
 
 
 def image_only_processor(own_class: Any) -> Any:

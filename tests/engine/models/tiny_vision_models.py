@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from tests.engine.models.vision import gemma, llava, qwen, tiles
+from tests.engine.models.vision import gemma, llava, qwen, tiles, torch_images
 from tests.engine.models.vision.shared import Builder
 
 ThoroughKind = Literal[
@@ -24,6 +24,7 @@ ThoroughKind = Literal[
 
 FurtherKind = Literal[
     "aya_vision",
+    "cohere2_vision",
     "deepseek_vl",
     "gemma4",
     "gemma4_experts",
@@ -35,8 +36,12 @@ FurtherKind = Literal[
     "granite_docling",
     "hunyuan_vl",
     "janus",
+    "kimi_k25",
+    "lfm2_vl",
     "lighton_ocr",
     "llava_next",
+    "mistral3",
+    "molmo2",
     "ovis2",
     "paddleocr_vl",
     "paligemma",
@@ -57,6 +62,7 @@ _BUILDERS: dict[str, Builder] = {
     **llava.BUILDERS,
     **qwen.BUILDERS,
     **tiles.BUILDERS,
+    **torch_images.BUILDERS,
 }
 
 

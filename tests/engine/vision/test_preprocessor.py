@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -326,7 +327,8 @@ def test_an_image_token_in_an_answer_is_no_image() -> None:
     """Generated tokens share forwards with prompts, and one of them may be the image token."""
     model: Any = InternVLForConditionalGeneration.from_pretrained("demo/model")
     image_token = model.config.image_token_id
-    vision = Vision(model, image_token, cache_bytes=0)
+    loaded: Any = SimpleNamespace(model=model, image_token_id=image_token, typed_token_ids=())
+    vision = Vision(loaded, cache_bytes=0)
     ids = torch.tensor([[image_token, image_token, 5, image_token]])
     features = torch.randn(2, model.config.text_config.hidden_size)
     found = vision.inputs(ids, Features(features), 3)["inputs_embeds"][0]

@@ -21,6 +21,8 @@ from transformers import (
     set_seed,
 )
 
+from engine.loading.families.processors import processor_class
+from engine.loading.families.torch_images import image_processor_class
 from schema import Task
 from tests.engine.sampling.test_generate_oracle import drawing
 
@@ -68,7 +70,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def own_processor(directory: Path) -> Any:
     """The family's own processor, but for its parts for videos (torchvision) and sounds."""
     settings = json.loads((directory / "processor_config.json").read_text())
-    own = getattr(transformers, settings.pop("processor_class"))
+    # Of some families only classes that import torchvision exist: with the engine's functions in
+    # its place, whose pixels are compared with torchvision's in `test_torch_images`.
+    own = processor_class(settings.pop("processor_class"))
+    model_type = json.loads((directory / "config.json").read_text())["model_type"]
+    images = image_processor_class(model_type) or transformers.AutoImageProcessor
     if own.__name__ == "SmolVLMProcessor":
         # A package for the words in prompts of videos, which is not installed.
         module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
@@ -80,7 +86,7 @@ def own_processor(directory: Path) -> Any:
 
     parts = {"video_processor", "feature_extractor"} & {*own.__init__.__code__.co_varnames}
     return WithoutParts(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(directory),
+        image_processor=images.from_pretrained(directory),
         tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
         **settings,
         **dict.fromkeys(parts),

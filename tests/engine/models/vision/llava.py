@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import transformers
 
@@ -135,42 +134,29 @@ def paligemma(directory: Path) -> None:
     )
 
 
-def _pixtral(name: str, processor: str, **names: str) -> Builder:
+def lighton_ocr(directory: Path) -> None:
     """Images of any shape, as long as their sides are multiples of the patch."""
-
-    def build(directory: Path) -> None:
-        tokens = {
-            "image_token": "[IMG]",
-            "image_break_token": "[IMG_BREAK]",
-            "image_end_token": "[IMG_END]",
-        }
-        save = Save(directory, tokenizer(tokens), "[IMG]")
-        vision = {"head_dim": 16, "patch_size": 4, "image_size": 64}
-        config = getattr(transformers, f"{name}Config")(
-            vision_config=tower("PixtralVision", **vision),
-            text_config=save.text(**_as_kwargs(names)),
-            spatial_merge_size=2,
-            **{_index_name(name): save.image_id},
-        )
-        save.model(f"{name}ForConditionalGeneration", config)
-        save.processor(
-            processor,
-            transformers.PixtralImageProcessorPil(
-                patch_size={"height": 8, "width": 8}, size={"longest_edge": 48}
-            ),
-            patch_size=4,
-            spatial_merge_size=2,
-        )
-
-    return build
-
-
-def _index_name(name: str) -> str:
-    return "image_token_id" if name == "LightOnOcr" else "image_token_index"
-
-
-def _as_kwargs(names: dict[str, str]) -> Any:
-    return {"name": names["text"], "head_dim": 16}
+    names = {
+        "image_token": "[IMG]",
+        "image_break_token": "[IMG_BREAK]",
+        "image_end_token": "[IMG_END]",
+    }
+    save = Save(directory, tokenizer(names), "[IMG]")
+    config = transformers.LightOnOcrConfig(
+        vision_config=tower("PixtralVision", head_dim=16, patch_size=4, image_size=64),
+        text_config=save.text("Qwen3", head_dim=16),
+        spatial_merge_size=2,
+        image_token_id=save.image_id,
+    )
+    save.model("LightOnOcrForConditionalGeneration", config)
+    save.processor(
+        "LightOnOcrProcessor",
+        transformers.PixtralImageProcessorPil(
+            patch_size={"height": 8, "width": 8}, size={"longest_edge": 48}
+        ),
+        patch_size=4,
+        spatial_merge_size=2,
+    )
 
 
 def got_ocr2(directory: Path) -> None:
@@ -324,8 +310,7 @@ BUILDERS: dict[str, Builder] = {
     "vipllava": vipllava,
     "aya_vision": aya_vision,
     "paligemma": paligemma,
-    "mistral3": _pixtral("Mistral3", "PixtralProcessor", text="Mistral"),
-    "lighton_ocr": _pixtral("LightOnOcr", "LightOnOcrProcessor", text="Qwen3"),
+    "lighton_ocr": lighton_ocr,
     "got_ocr2": got_ocr2,
     "qianfan_ocr": qianfan_ocr,
     "ovis2": ovis2,
