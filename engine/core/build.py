@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.core.model_info import model_card, weights_digest
+from engine.execution.batch_sizes import BatchInvarianceError
 from engine.execution.batching import ContinuousBatching, set_up_batching
 from engine.execution.executor import Executor
 from engine.execution.modules.adapter_cache import AdapterCache
@@ -21,7 +22,7 @@ from engine.parallel.split_executor import SplitExecutor
 from engine.platform.determinism import make_deterministic
 from engine.requests.prompt import PromptRenderer
 from engine.text.detect import MessageFormats
-from schema.errors import TaskError
+from schema.errors import ModelInvalid, TaskError
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,8 @@ def _adapters(
     own = loras(loaded.model)
     if loaded.adapters:
         places = linear_places(loaded.model, lambda: batching.runner.plain_logits([0]))
-        own.set_up(places, list(loaded.adapters.values()))
+        try:
+            own.set_up(places, list(loaded.adapters.values()))
+        except BatchInvarianceError as error:
+            raise ModelInvalid(f"adapters of model {config.name!r}: {error}") from error
     return AdapterCache(loaded.adapters, own, config.adapter_bytes)

@@ -40,6 +40,8 @@ def test_what_it_refuses(tiny_model: TinyModel) -> None:
     with pytest.raises(TaskArgsInvalid) as caught:
         run_task(model=str(tiny_model("qwen2")), messages=MESSAGES, temperature=0.5)
     assert caught.value.param == "temperature"
+    with pytest.raises(ModelInvalid, match=r"'org/model:sql' is neither .* EngineConfig\.adapters"):
+        run_task(model="org/model:sql", messages=MESSAGES)
     for path in ("/no/such/directory", "./no-such-directory"):
         with pytest.raises(ModelInvalid, match="no directory"):
             run_task(model=path, messages=MESSAGES)

@@ -1,9 +1,9 @@
 """LoRA adapters in the batch: each row of a forward gets what its own task's adapter adds.
 
 The model's own products run on all rows as ever, so that rows without an adapter have the bits that
-they have without any. Behind a linear layer, the rows of an adapter go through its two matrices at
-counts whose results agree (`products`), so that what it adds to a row is a function of the row. As
-in PEFT, it is computed in float32 and rounded with the sum.
+they have without any. Behind a linear layer, what an adapter adds to a row is a function of the
+row: on a CPU rows are computed one by one (`lora_kernel`), elsewhere at counts whose results agree
+(`products`). As in PEFT, it is computed in float32 and rounded with the sum.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from engine.execution.modules import lora_kernel
+from engine.execution.modules.lora_kernel import LoraMatrices
 from engine.execution.modules.prepack import PackedLinear
-from engine.execution.modules.products import (
-    PackedProduct,
-    Product,
-    agreeing_counts,
-    padded,
-    plain_product,
-    probe_rows,
-)
+from engine.execution.modules.products import agreeing_counts, padded, probe_rows
 from engine.loading.adapters.adapter import Adapter, LoraLayer
-from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
 from engine.requests.request import ScheduledTokens
 
@@ -46,33 +42,53 @@ class Place(NamedTuple):
     out_features: int
 
 
+class _Kind(NamedTuple):
+    """What the number of rows of a product may depend on."""
+
+    rank: int
+    in_features: int
+    out_features: int
+    device: torch.device
+
+
 class _Rows(NamedTuple):
-    """Some rows of the forward, all of which have one adapter; all of them if ``rows`` is None."""
+    """Rows of the forward that have the same adapter."""
 
     adapter: Adapter
-    rows: Sequence[int] | None
-    num_rows: int
-    on: dict[torch.device, torch.Tensor]  # the rows as an index, on each device that needs it
-
-    def placed(self, device: torch.device) -> torch.Tensor:
-        """The rows as an index."""
-        assert self.rows is not None
-        if device not in self.on:
-            self.on[device] = upload(self.rows, device)
-        return self.on[device]
+    rows: Sequence[int]
 
 
-class _Layer(NamedTuple):
-    """What an adapter adds behind one linear layer."""
+class _Chosen(NamedTuple):
+    """Rows whose adapters have something for a layer, and which of these adapters each has."""
 
-    down: Product
-    up: Product
-    scale: float
-    counts: tuple[int, ...]
+    index: torch.Tensor
+    members: np.ndarray[Any, Any]
 
-    def of(self, rows: torch.Tensor) -> torch.Tensor:
-        """float32 [n, out] of rows [n, in], all at once."""
-        return self.up(self.down(rows.float())) * self.scale
+
+class _Forward:
+    """The adapters of the forward that runs.
+
+    Of one that runs ``alone``, on any number of rows, all rows have the one adapter.
+    """
+
+    def __init__(self, groups: Sequence[_Rows], num_rows: int, *, alone: bool = False) -> None:
+        self.groups = groups
+        self.num_rows = num_rows
+        self.alone = alone
+        self._chosen: dict[tuple[torch.device, tuple[int, ...]], _Chosen] = {}
+
+    def chosen(self, device: torch.device, groups: tuple[int, ...]) -> _Chosen:
+        """The rows of some groups, made once for each device that needs them."""
+        found = self._chosen.get((device, groups))
+        if found is None:
+            rows = [self.groups[group].rows for group in groups]
+            members = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+            index = upload([row for own in rows for row in own], device)
+            found = self._chosen[device, groups] = _Chosen(index, members)
+        return found
+
+
+_NO_ADAPTERS = _Forward((), 0)
 
 
 class Loras:
@@ -80,11 +96,11 @@ class Loras:
 
     def __init__(self) -> None:
         self._places: Mapping[str, Place] = {}
-        self._counts: dict[tuple[object, ...], tuple[int, ...]] = {}
-        self._loaded: dict[Adapter, dict[str, _Layer]] = {}
+        self._counts: dict[_Kind, tuple[int, ...]] = {}
+        self._loaded: dict[Adapter, dict[str, LoraMatrices]] = {}
         self._hooks: dict[str, RemovableHandle] = {}
         self._users: Counter[str] = Counter()
-        self._rows: Sequence[_Rows] = ()
+        self._forward = _NO_ADAPTERS
 
     # --- Setup -----------------------------------------------------------------------------------
 
@@ -114,18 +130,20 @@ class Loras:
         kinds = {self._kind(name, layer) for name, layer in adapter.layers.items()}
         return sorted({self._counts[kind] for kind in kinds})
 
-    def _kind(self, name: str, layer: LoraLayer) -> tuple[object, ...]:
-        return layer[:3], self._places[name].device
+    def _kind(self, name: str, layer: LoraLayer) -> _Kind:
+        rank = lora_kernel.filled(layer.rank)
+        return _Kind(rank, layer.in_features, layer.out_features, self._places[name].device)
 
     def _measured(self, name: str, layer: LoraLayer) -> tuple[int, ...]:
         device = self._places[name].device
+        if lora_kernel.has_kernel(device):
+            return (1,)
         draw = torch.Generator().manual_seed(0)
         down = torch.randn(layer.rank, layer.in_features, generator=draw)
         up = torch.randn(layer.out_features, layer.rank, generator=draw)
-        probed = _layer(down, up, 1.0, (), device)
-        return agreeing_counts(
-            probed.of, probe_rows(layer.in_features, down.to(device)), "an adapter"
-        )
+        probed = _on(device, lora_kernel.matrices(down, up, 1.0))
+        probe = probe_rows(layer.in_features, probed.down)
+        return agreeing_counts(partial(_product, probed), probe, "an adapter")
 
     # --- Loading ---------------------------------------------------------------------------------
 
@@ -134,11 +152,9 @@ class Loras:
         """Read an adapter's weights. Raises `ModelCorrupt`."""
         weights = adapter.read()
         self._loaded[adapter] = {
-            name: _layer(
-                *weights[name],
-                layer.scale,
-                self._counts[self._kind(name, layer)],
+            name: _on(
                 self._places[name].device,
+                lora_kernel.matrices(*weights[name], layer.scale),
             )
             for name, layer in adapter.layers.items()
         }
@@ -168,55 +184,68 @@ class Loras:
             if adapter is not None:
                 rows.setdefault(adapter, []).extend(range(row, row + tokens.num_tokens))
             row += tokens.num_tokens
-        with self._set([_Rows(adapter, own, num_rows, {}) for adapter, own in rows.items()]):
+        with self._set(_Forward([_Rows(*group) for group in rows.items()], num_rows)):
             yield
 
     @contextmanager
     def alone(self, adapter: Adapter | None) -> Iterator[None]:
         """In the body, all rows of every forward have this adapter, if there is one."""
-        with self._set([] if adapter is None else [_Rows(adapter, None, 0, {})]):
+        groups = [] if adapter is None else [_Rows(adapter, ())]
+        with self._set(_Forward(groups, 0, alone=True)):
             yield
 
     @contextmanager
-    def _set(self, rows: Sequence[_Rows]) -> Iterator[None]:
-        self._rows = rows
+    def _set(self, forward: _Forward) -> Iterator[None]:
+        self._forward = forward
         try:
             yield
         finally:
-            self._rows = ()
+            self._forward = _NO_ADAPTERS
 
     def _added(self, name: str, _: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         """The output of a linear layer with what adapters add; a hook behind it."""
-        for group in self._rows:
-            layer = self._loaded[group.adapter].get(name)
-            if layer is None:
-                continue
-            if group.rows is None:
-                output = (output + layer.of(inputs[0])).to(output.dtype)
-                continue
-            x, flat = (each.reshape(-1, each.shape[-1]) for each in (inputs[0], output))
-            if len(x) != group.num_rows:
-                raise RuntimeError(
-                    f"{name} computes {len(x)} rows in a forward of {group.num_rows}, so that it "
-                    "is not known which of them have an adapter"
-                )
-            index = group.placed(x.device)
-            added = padded(layer.of, x[index], layer.counts)
-            flat[index] = (flat[index] + added).to(flat.dtype)
-            output = flat.view(output.shape)
-        return output
+        forward = self._forward
+        found = [self._loaded[group.adapter].get(name) for group in forward.groups]
+        layers = [layer for layer in found if layer is not None]
+        if not layers:
+            return output
+        x, flat = (each.reshape(-1, each.shape[-1]) for each in (inputs[0], output))
+        if forward.alone:
+            members = np.zeros(len(x), np.int64)
+            added = self._compute(x, members, layers)
+            return (output + added.view(output.shape)).to(output.dtype)
+        if len(x) != forward.num_rows:
+            raise RuntimeError(
+                f"{name} computes {len(x)} rows in a forward of {forward.num_rows}, so that it is "
+                "not known which of them have an adapter"
+            )
+        groups = tuple(number for number, layer in enumerate(found) if layer is not None)
+        index, members = forward.chosen(x.device, groups)
+        added = self._compute(x[index], members, layers)
+        flat[index] = (flat[index] + added).to(flat.dtype)
+        return flat.view(output.shape)
+
+    def _compute(
+        self, rows: torch.Tensor, members: np.ndarray[Any, Any], layers: Sequence[LoraMatrices]
+    ) -> torch.Tensor:
+        """float32 [n, out] of rows [n, in]; those of a member stand together."""
+        rows = rows.float()
+        if lora_kernel.has_kernel(rows.device):
+            return lora_kernel.added(rows, members, layers)
+        device, parts, start = rows.device, [], 0
+        for layer, count in zip(layers, np.bincount(members).tolist(), strict=True):
+            counts = self._counts[_Kind(*layer.down.shape, layer.up.shape[1], device)]
+            parts.append(padded(partial(_product, layer), rows[start : start + count], counts))
+            start += count
+        return torch.cat(parts)
 
 
-def _layer(
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
-    counts: tuple[int, ...],
-    device: torch.device,
-) -> _Layer:
-    packs = platform_of(device).packs_weights(torch.float32)
-    make = PackedProduct if packs else plain_product
-    return _Layer(make(down.to(device), None), make(up.to(device), None), scale, counts)
+def _on(device: torch.device, layer: LoraMatrices) -> LoraMatrices:
+    return layer._replace(down=layer.down.to(device), up=layer.up.to(device))
+
+
+def _product(layer: LoraMatrices, rows: torch.Tensor) -> torch.Tensor:
+    return linear(linear(rows, layer.down), layer.up.t()) * layer.scale
 
 
 def loras(model: Any) -> Loras:

@@ -50,8 +50,8 @@ def padded(product: Product, rows: torch.Tensor, counts: Sequence[int]) -> torch
     """A product of rows [n, in] with n of at least 1, at these counts, which are ascending."""
     parts = []
     for part in rows.split(counts[-1]):
-        count = next(count for count in counts if count >= len(part))
-        parts.append(product(pad(part, (0, 0, 0, count - len(part)))))
+        missing = next(count for count in counts if count >= len(part)) - len(part)
+        parts.append(product(pad(part, (0, 0, 0, missing)) if missing else part))
     return parts[0][: len(rows)] if len(parts) == 1 else torch.cat(parts)[: len(rows)]
 
 

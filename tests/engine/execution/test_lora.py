@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, set_seed
 
 from engine import Engine, EngineConfig
+from engine.execution.modules import lora_kernel
 from engine.loading.adapters.adapter import locate_adapter
 from engine.loading.quantized.modules import full_precision_modules
 from engine.quantization.registry import quantization
@@ -27,15 +28,16 @@ from tests.engine.sampling.test_generate_oracle import plainly
 
 TEXT = "An adapter must write what PEFT writes with it, for a prompt of several chunks too."
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"max_new_tokens": 24},
-    {"max_new_tokens": 24, "do_sample": True, "num_return_sequences": 2},
-    {"max_new_tokens": 8, "num_beams": 2},
+    {"max_new_tokens": 16},
+    {"max_new_tokens": 16, "do_sample": True, "num_return_sequences": 2},
+    {"max_new_tokens": 6, "num_beams": 2},
 )
 ARITHMETIC: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32"},
     "bf16": {"dtype": "bfloat16"},
     "int8": {"dtype": "bfloat16", "quantize_bits": 8},
     "nf4": {"dtype": "float32", "quantize_bits": 4},
+    "products": {"dtype": "bfloat16"},
 }
 
 
@@ -110,10 +112,10 @@ async def test_it_writes_what_peft_writes(tiny_model: TinyModel, adapters: dict[
     """Alone, and with all others at once."""
     base = tiny_model("qwen3")
     peft = Peft(base, adapters)
-    asked = [(name, text, s) for name in NAMES for text in ("Hi", TEXT) for s in SETTINGS]
+    asked = [(name, TEXT, s) for name in NAMES for s in SETTINGS]
     expected = [peft.answers(*one) for one in asked]
     greedy = {str(each) for each, (*_, s) in zip(expected, asked, strict=True) if s == SETTINGS[0]}
-    assert len(greedy) == 2 * len(NAMES)  # each adapter matters
+    assert len(greedy) == len(NAMES)  # each adapter matters
     with closing(engine_of(base, adapters)) as engine:
         assert engine.card()["continuous_batching"]
         alone = [contents(await engine.run(task(*one))) for one in asked]
@@ -159,8 +161,8 @@ def seeded(count: int, **fields: Any) -> list[Task]:
     return [
         task(
             NAMES[number % len(NAMES)],
-            TEXT[: draw.randrange(1, 40)],
-            {"max_new_tokens": draw.randrange(2, 8), "do_sample": bool(number % 3), "logprobs": 1},
+            TEXT[: draw.randrange(1, 24)],
+            {"max_new_tokens": draw.randrange(2, 6), "do_sample": bool(number % 3), "logprobs": 1},
             seed=number,
             return_token_ids=True,
             **fields,
@@ -171,9 +173,11 @@ def seeded(count: int, **fields: Any) -> list[Task]:
 
 @pytest.mark.parametrize("name", ARITHMETIC)
 async def test_alone_and_under_load(
-    name: str, tiny_model: TinyModel, adapters: dict[str, str]
+    name: str, tiny_model: TinyModel, adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokens and log probabilities; those of no adapter are those of a model without any."""
+    if name == "products":  # what other devices than a CPU compute
+        monkeypatch.setattr(lora_kernel, "has_kernel", lambda _: False)
     bits = ARITHMETIC[name].get("quantize_bits")
     asked = seeded(16 if bits else 64, quantize_bits=bits)
     options = {"max_sequences": 24, **ARITHMETIC[name]}
@@ -201,7 +205,7 @@ def test_a_quantized_model(bits: int, tiny_model: TinyModel, adapters: dict[str,
     base = tiny_model("qwen3")
     peft = Peft(base, adapters, bits=bits)
     with closing(engine_of(base, adapters, quantize_bits=bits)) as engine:
-        for name in NAMES:
+        for name in ("patterns", None):
             answer = engine.run_blocking(task(name, TEXT, SETTINGS[0], quantize_bits=bits))
             assert contents(answer) == peft.answers(name, TEXT, SETTINGS[0])
 
@@ -225,7 +229,7 @@ async def test_what_is_unloaded_comes_back_with_the_same_bits(
 
 def test_a_prefix_belongs_to_its_adapter(tiny_model: TinyModel, adapters: dict[str, str]) -> None:
     base = tiny_model("qwen3")
-    asked = [task(name, TEXT, SETTINGS[0]) for name in NAMES]
+    asked = [task(name, TEXT, SETTINGS[2]) for name in NAMES[-3:]]
     cold = []
     for one in asked:
         with closing(engine_of(base, adapters)) as engine:
@@ -360,6 +364,16 @@ def test_adapters_of_another_size(tiny_model: TinyModel, tmp_path: Path) -> None
         pass
     with pytest.raises(ModelInvalid, match=r"was made for a .*q_proj of 64 to 64 .* 64 to 32"):
         engine_of(tmp_path / "narrow", {"one": str(tmp_path / "one")})
+
+
+def test_a_model_over_several_devices(tiny_model: TinyModel, adapters: dict[str, str]) -> None:
+    """Layer by layer: each has its part of the adapter."""
+    with closing(engine_of(tiny_model("qwen3"), adapters)) as engine:
+        expected = [contents(engine.run_blocking(task(n, "Hi", SETTINGS[0]))) for n in NAMES]
+    split = {"num_devices": 2, "split": "layers"}
+    with closing(engine_of(tiny_model("qwen3"), adapters, **split)) as engine:
+        for name, answer in zip(NAMES, expected, strict=True):
+            assert contents(engine.run_blocking(task(name, "Hi", SETTINGS[0]))) == answer
 
 
 def test_tensor_parallel_models_have_none(adapters: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from engine.loading.loader import load_model
 from tests.engine.conftest import TinyModel
 from tests.engine.loading.hub import Hub
 from tests.engine.loading.test_hub import MODEL, _config, hub, repository  # noqa: F401 - fixtures
+from tests.engine.models.tiny_adapters import save_adapters
 from tests.engine.models.tiny_models import Kind
 
 KINDS: tuple[Kind, ...] = ("qwen2", "llama", "gemma3", "gpt2", "internvl")
@@ -127,3 +128,19 @@ def test_an_estimate_downloads_no_weights(
     load_model(_config())
     assert estimate_bytes(_config(**options)) == remote
     assert estimate_bytes(_config(**options, local_files_only=True)) == remote
+
+
+def test_adapters_are_counted(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Those in directories as they are, up to the bound; of others only the bound is known."""
+    base = tiny_model("qwen3")
+    adapters = save_adapters(base, tmp_path)
+    config = EngineConfig(model=str(base), device="cpu", dtype="float32", adapters=adapters)
+    engine = Engine(config)
+    sizes = [adapter["memory_bytes"] for adapter in engine.card()["adapters"].values()]
+    engine.close()
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert 0 < stored - sum(sizes) < len(sizes) * 10_000  # headers
+    assert estimate_memory(config).adapters == sum(sizes)
+    assert estimate_memory(config.replace(adapter_bytes=max(sizes))).adapters == max(sizes)
+    of_hub = config.replace(adapters={"one": "org/one"}, adapter_bytes=10**6)
+    assert estimate_memory(of_hub).adapters == 10**6
