@@ -41,7 +41,8 @@ gpt_task                   > schema
 gpt_task.cache             >
 gpt_task.models            > schema schema.answers
 
-serve_app.check            > .ui .http.middleware .http.receipts .config schema.validation
+serve_app.check            > .ui .http.middleware .http.receipts .config engine.loading.quantized
+                             schema schema.validation
 serve_app.ui               > .config schema schema.validation
 serve_app.models           > .status schema
 serve_app.status           > .ready schema

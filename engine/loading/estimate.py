@@ -24,6 +24,7 @@ from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
 from engine.loading.families.family import in_head, in_tower
 from engine.loading.model_files import read_config
 from engine.loading.quantized.modules import takes
+from engine.loading.quantized.published import Stored, fold, published_in
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
 from engine.quantization.registry import quantization
@@ -36,8 +37,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # The embedding of tokens, as most architectures call it.
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
 
-Tensors = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and safetensors' name of the dtype of each tensor."""
+Tensors = dict[str, Stored]
 
 
 def estimate_bytes(config: EngineConfig) -> int:
@@ -98,12 +98,20 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             description = read_json(config, source.directory / "config.json")
         text = description.get("text_config") or description.get("llm_config") or description
         dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
-        tensors = _described(local) if from_config else _stored(config, source)
-        sizes = {
-            name: math.prod(shape)
-            * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
-            for name, (shape, stored) in tensors.items()
-        }
+        published = None
+        if source.gguf is None:
+            published = published_in(source.directory, config.name)
+        kept = published.kept if published is not None else None
+        if from_config:
+            bits = config.quantize_bits if kept is None else kept.bits
+            sizes = _sizes(_described(local), dtype, bits)
+        elif kept is not None:
+            sizes = {
+                name: _as_stored(*each, dtype) for name, each in _stored(config, source).items()
+            }
+        else:
+            folded = fold(_stored(config, source), published, config.name)
+            sizes = _sizes(folded, dtype, config.quantize_bits)
         kv_per_token = _kv_bytes_per_token(text, _DTYPE_BYTES.get(dtype or "", 4))
         context = config.context_length or own_context_length(text) or DEFAULT_CONTEXT
         return MemoryEstimate(
@@ -118,6 +126,20 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             head=int(sum(size for name, size in sizes.items() if in_head(name))),
             kv_heads=_kv_heads(text),
         )
+
+
+def _sizes(tensors: Tensors, dtype: str | None, bits: int | None) -> dict[str, float]:
+    return {
+        name: math.prod(shape) * _bytes_of(name, len(shape), stored, dtype, bits)
+        for name, (shape, stored) in tensors.items()
+    }
+
+
+def _as_stored(shape: tuple[int, ...], stored: str, dtype: str | None) -> float:
+    """Bytes of a tensor that is quantized in the file; plain matrices take the model's dtype."""
+    own = _SAFETENSORS_BYTES.get(stored, 1)
+    is_plain = stored in ("F16", "BF16", "F32") and len(shape) > 1
+    return math.prod(shape) * (_DTYPE_BYTES.get(dtype or "", own) if is_plain else own)
 
 
 def _layer_bytes(sizes: dict[str, float]) -> tuple[int, ...]:
@@ -147,7 +169,7 @@ def _tied_head(sizes: dict[str, float]) -> float:
 
 def _stored(config: EngineConfig, source: Snapshot) -> Tensors:
     return {
-        name: (tuple(tensor.shape), tensor.dtype)
+        name: Stored(tuple(tensor.shape), tensor.dtype)
         for file in _headers(config, source).files_metadata.values()
         for name, tensor in file.tensors.items()
     }
@@ -158,7 +180,7 @@ def _described(config: EngineConfig) -> Tensors:
     # An estimate never runs code of a repository, even if the engine that loads it may.
     described = describe_model(config.replace(trust_remote_code=False))
     return {
-        name: (tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
+        name: Stored(tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
         for name, tensor in described.tensors.items()
     }
 

@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from gguf.quants import _type_traits
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
-from schema.errors import ModelCorrupt, ModelFormatUnsupported, ModelIncomplete
+from schema.errors import ModelCorrupt, ModelFormatUnsupported, ModelIncomplete, ModelInvalid
+
+GGUF = ".gguf"
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -101,6 +103,28 @@ class GgufHeader:
     def of_model(self, key: str) -> Any:
         """A value that is written under the architecture's name; None if there is none."""
         return self.metadata.get(f"{self.architecture}.{key}")
+
+
+def choose_gguf(names: Iterable[str], before: str, model: str) -> str | None:
+    """The GGUF file that is the model, among files of which one can be; None if there is none.
+
+    Args:
+        names: of the files of a directory or repository.
+        before: what stands before a file's name in a configuration.
+        model: the model's name, for the message.
+
+    Raises:
+        ModelInvalid: there are several.
+    """
+    # A projector of images belongs to one of the others.
+    found = (name for name in names if name.endswith(GGUF) and "/" not in name)
+    models = sorted(name for name in found if not name.lower().startswith("mmproj"))
+    if len(models) > 1:
+        raise ModelInvalid(
+            f"model {model!r} has {len(models)} GGUF files: choose one, such as "
+            f"{before}{models[0]}; there are {', '.join(models)}"
+        )
+    return models[0] if models else None
 
 
 def read_gguf_header(path: Path, model: str) -> GgufHeader:
