@@ -87,7 +87,7 @@ def load_model(
         spread: LayerPlacement | None = None
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
-            refuse_packed(config, reading.published_as)
+            refuse_packed(config, "GGUF" if source.gguf else reading.published_as)
             placement = {"distributed_config": tensor_plan(config, hf_config)}
         elif config.layout is not None:
             spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))

@@ -53,8 +53,8 @@ _NOT_SERVED = {
     "gpt-oss": "transformers does not read its experts from GGUF: take the repository with "
     "safetensors, which is in MXFP4 too",
 }
-# What llama.cpp calls the architectures of which transformers has another name.
-_OTHER_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
+OTHER_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
+"""transformers' names of architectures that llama.cpp calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _refuse(header: GgufHeader, path: Path, model: str) -> None:
             "`llama-gguf-split --merge`, or take a quantization that is one file"
         )
     architecture = header.architecture
-    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS, *_OTHER_NAMES} - {"general", "tokenizer"}
+    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS, *OTHER_NAMES} - {"general", "tokenizer"}
     why = _NOT_SERVED.get(architecture)
     if architecture not in known and why is None:
         why = "transformers does not load it from GGUF: take the repository with safetensors"

@@ -43,7 +43,7 @@ def quantization_of(path: Path, model: str) -> str | None:
 
 def _tensors(directory: Path, model: str) -> dict[str, Stored]:
     """The tensors of the files of weights that are here; others are missed when it is loaded."""
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     for name in _files(directory):
         try:
             found = parse_local_safetensors_file_metadata(directory / name).tensors

@@ -164,7 +164,10 @@ def _gptq_problem(settings: Settings) -> str | None:
 
 def _fp8_shape(parts: Parts, settings: Settings) -> Shape:
     """weight [out, in], a scale for the whole or each block."""
-    scale_block(parts["weight"], parts["weight_scale_inv"], settings)
+    scale = parts.get("weight_scale_inv", parts.get("weight_scale"))  # the latter is AutoFP8's
+    if scale is None:
+        raise ValueError("no weight_scale_inv")
+    scale_block(parts["weight"], scale, settings)
     return parts["weight"]
 
 
@@ -279,7 +282,7 @@ METHODS = {
             ("I32",), _gptq_shape, _gptq_problem,
         ),
         Method(
-            "fp8", ("weight_scale_inv",), ("weight",), ("weight_scale_inv",), (_E4M3,),
+            "fp8", ("weight_scale_inv", "weight_scale"), ("weight",), (), (_E4M3,),
             _fp8_shape, _fp8_problem, ("activation_scale", "input_scale"),
         ),
         Method(

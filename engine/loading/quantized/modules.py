@@ -89,8 +89,8 @@ def plan_reading(config: EngineConfig, hf_config: PreTrainedConfig) -> Reading:
         }
         return Reading(arguments, hf_config, header.quantization, afterwards=quantized)
     published = published_in(path, config.name)
-    own = hf_config.get_text_config().dtype or torch.bfloat16
-    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    own: Any = hf_config.get_text_config().dtype or torch.bfloat16
+    dtype: torch.dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
     if published is not None:
         return _plan_published(config, hf_config, published, dtype)
     if quantized is None:

@@ -218,7 +218,11 @@ def _weight(
         if not set(parts) - set(method.ignored):
             return None
         packed = method.packed[0]
-        parts = {packed: Stored((), ""), **parts} if packed in parts else parts
+        if prefix.endswith(".act"):
+            raise ModelFormatUnsupported(
+                f"model {model!r} is quantized with {method.name} in a form that is not read: it "
+                f"scales activations ({prefix}.{min(parts)}); {_WAY_OUT}"
+            )
         raise _damaged(prefix, f"{', '.join(sorted(parts))} and no {packed}", model)
     if parts[packed].dtype not in method.dtypes:
         raise ModelFormatUnsupported(

@@ -38,16 +38,19 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     Returns:
         int32 [..., count], from 0.
     """
+    values: torch.Tensor
     if _WORD % bits == 0:
         shifts = torch.arange(0, _WORD, bits, device=words.device, dtype=torch.int32)
         values = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
-        return values.flatten(-2)[..., :count]
+        values = values.flatten(-2)
+        return values[..., :count]
     # A value may lie in two words: look at both as one of 64 bits.
     starts = torch.arange(count, device=words.device) * bits
     low = words.long() & 0xFFFFFFFF
     pairs = low | torch.nn.functional.pad(low[..., 1:], (0, 1)) << _WORD
     values = pairs[..., starts // _WORD] >> (starts % _WORD)
-    return (values & (2**bits - 1)).int()
+    values = (values & (2**bits - 1)).int()
+    return values
 
 
 def _by_group(values: torch.Tensor, inputs: int, order: torch.Tensor | None) -> torch.Tensor:
@@ -62,14 +65,16 @@ def _awq(parts: Tensors, _: Settings) -> torch.Tensor:
     order = torch.tensor(_AWQ_ORDER, device=parts["qweight"].device)
 
     def columns(words: torch.Tensor) -> torch.Tensor:
-        return unpack_words(words, 4, outputs).unflatten(-1, (-1, 8))[..., order].flatten(-2)
+        eights: torch.Tensor = unpack_words(words, 4, outputs).unflatten(-1, (-1, 8))
+        return eights[..., order].flatten(-2)
 
     values = columns(parts["qweight"]).t()
     scales = _by_group(parts["scales"].float().t(), inputs, None)
     zeros = parts.get("qzeros")
     if zeros is not None:
         return (values - _by_group(columns(zeros).t(), inputs, None)) * scales
-    return (values - 8) * scales
+    exact: torch.Tensor = (values - 8) * scales
+    return exact
 
 
 def _gptq(parts: Tensors, settings: Settings) -> torch.Tensor:
@@ -110,7 +115,8 @@ def _scaled(values: torch.Tensor, scale: torch.Tensor, settings: Settings) -> to
 
 
 def _fp8(parts: Tensors, settings: Settings) -> torch.Tensor:
-    return _scaled(parts["weight"].float(), parts["weight_scale_inv"], settings)
+    scale = parts["weight_scale_inv" if "weight_scale_inv" in parts else "weight_scale"]
+    return _scaled(parts["weight"].float(), scale, settings)
 
 
 def _by_scale(parts: Tensors, settings: Settings) -> torch.Tensor:

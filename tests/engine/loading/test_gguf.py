@@ -18,6 +18,8 @@ from transformers import (
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -46,7 +48,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
     "factor": 32.0,
@@ -64,6 +66,19 @@ def made(kind: str) -> Any:
     if kind == "llama":
         config = LlamaConfig(**SIZES, **ids, max_position_embeddings=512, rope_parameters=LLAMA3)
         return LlamaForCausalLM(config).eval()
+    if kind == "phi3":
+        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 3.5]}
+        config = Phi3Config(
+            **SIZES,
+            **ids,
+            max_position_embeddings=512,
+            original_max_position_embeddings=16,
+            sliding_window=64,
+            pad_token_id=0,
+            rope_parameters={**rope, **factors, "original_max_position_embeddings": 16},
+        )
+        return Phi3ForCausalLM(config).eval()
     # Its heads are not a share of its hidden size.
     return Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=32, max_position_embeddings=512))
 
@@ -72,6 +87,16 @@ def saved(name: str, path: Path, **options: Any) -> Any:
     model = made(name)
     if name == "llama":
         options.setdefault("frequencies", llama3_factors(model))
+    if name == "phi3":
+        rope = model.config.rope_parameters
+        options["extra"] = {
+            f"rope_factors_{each}.weight": np.array(rope[f"{each}_factor"], np.float32)
+            for each in ("short", "long")
+        }
+        options["metadata"] = {
+            "phi3.rope.scaling.original_context_length": 16,
+            "phi3.attention.sliding_window": 64,
+        }
     save_gguf(model, byte_tokenizer(), path, template=CHAT_TEMPLATE, **options)
     return model
 
@@ -164,6 +189,16 @@ def test_the_tokens_are_those_of_generate(kind: str, bits: Any, tmp_path: Path) 
         tokenizer.save_pretrained(tmp_path / "plain")
         with closing(Engine(config.replace(model=str(tmp_path / "plain")))) as engine:
             assert found == texts(engine.run_blocking(asked))
+
+
+def test_partial_rotation_with_long_factors(tmp_path: Path) -> None:
+    own = saved("phi3", tmp_path / "model.gguf")
+    loaded = load_model(EngineConfig(model=str(tmp_path), dtype="float32")).model
+    assert loaded.config.sliding_window == 64
+    for length in (12, 40):  # before and after the limit of the short factors
+        ids = torch.arange(length)[None]
+        with torch.no_grad():
+            assert torch.equal(loaded(ids).logits, own(ids).logits)
 
 
 def test_the_only_file_of_a_directory(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
     BitsAndBytesConfig,
     GptOssConfig,
     GptOssForCausalLM,
@@ -24,6 +28,7 @@ from engine import Engine, EngineConfig
 from engine.loading.estimate import estimate_bytes
 from engine.loading.loader import load_model
 from schema import ModelCorrupt, ModelFormatUnsupported, ModelInvalid, Task, TaskError
+from tests.engine.conftest import TinyModel
 from tests.engine.loading.test_loader import refused
 from tests.engine.models.tiny_models import CHAT_TEMPLATE, byte_tokenizer
 from tests.engine.models.tiny_published import (
@@ -52,9 +57,8 @@ def made(experts: bool = False, **sizes: Any) -> Any:
     torch.manual_seed(0)
     if not experts:
         return Qwen2ForCausalLM(Qwen2Config(**SIZES | sizes, **ids)).eval()
-    config = Qwen3MoeConfig(
-        **SIZES, **ids, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=16
-    )
+    of_experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+    config = Qwen3MoeConfig(**SIZES, **ids, **of_experts, moe_intermediate_size=32)
     return Qwen3MoeForCausalLM(config).eval()
 
 
@@ -97,18 +101,16 @@ def generated(model: Any) -> str:
 
 
 def config_of(directory: Path, **options: Any) -> EngineConfig:
-    return EngineConfig(
-        **{
-            "model": str(directory),
-            "model_id": MODEL,
-            "device": "cpu",
-            "dtype": "float32",
-            "threads": 1,
-            "max_sequences": 2,
-            "kv_cache_tokens": 512,
-        }
-        | options
-    )
+    settings: dict[str, Any] = {
+        "model": str(directory),
+        "model_id": MODEL,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "max_sequences": 2,
+        "kv_cache_tokens": 512,
+    }
+    return EngineConfig(**settings | options)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
@@ -140,6 +142,23 @@ def test_experts(kind: str, tmp_path: Path) -> None:
     state = load_model(config_of(tmp_path)).model.state_dict()
     for name, tensor in own.state_dict().items():
         assert torch.equal(state[name], tensor), name
+
+
+@torch.no_grad()
+def test_the_language_model_of_a_vision_model(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Its settings may stand in its part of the configuration."""
+    source = tiny_model("qwen2_5_vl_vision")
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    own = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    save_published("compressed-fp8", own, tokenizer, tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    text = content["text_config"] | {"quantization_config": content["quantization_config"]}
+    change_config(tmp_path, quantization_config=None, text_config=text)
+    loaded = load_model(config_of(tmp_path))
+    assert loaded.checkpoint.quantization == "compressed-tensors"
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
 
 
 def test_experts_in_mxfp4(tmp_path: Path) -> None:
@@ -270,7 +289,7 @@ DAMAGES: dict[str, tuple[str, Any, str]] = {
     "values cut off": ("gptq", _shorter("qweight"), "do not fit together"),
     "scales cut off": ("gptq", _shorter("scales"), "do not fit together"),
     "a block less": ("fp8-blocks", _shorter("weight_scale_inv"), "do not fit together"),
-    "no scale": ("fp8-blocks", _without("weight_scale_inv"), "weight and no weight_scale_inv"),
+    "no scale": ("fp8-blocks", _without("weight_scale_inv"), "no weight_scale_inv"),
     "no scales of words": ("compressed-int4", _without("weight_scale"), "no weight_scale"),
 }
 

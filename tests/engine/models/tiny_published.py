@@ -201,6 +201,7 @@ PUBLISHED: dict[str, tuple[Callable[[Array], Packed], dict[str, Any]]] = {
     ),
     "fp8-blocks": (fp8_blocks, {"quant_method": "fp8", "weight_block_size": [48, 48]}),
     "fp8-whole": (fp8_whole, {"quant_method": "fp8", "weight_block_size": None}),
+    "fp8-of-autofp8": (modelopt_fp8, {"quant_method": "fp8", "activation_scheme": "static"}),
     "fbgemm_fp8": (fp8_rows, {"quant_method": "fbgemm_fp8"}),
     "compressed-int4": (
         compressed_int4,
