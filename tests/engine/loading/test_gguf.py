@@ -26,8 +26,10 @@ from transformers import (
 
 from demo.smollm2 import gguf_file
 from engine import Engine, EngineConfig
+from engine.core.model_info import weights_digest
 from engine.loading.estimate import estimate_bytes
 from engine.loading.loader import load_model
+from engine.loading.read_ahead import read_ahead
 from schema import (
     ModelCorrupt,
     ModelFormatUnsupported,
@@ -36,6 +38,8 @@ from schema import (
     Task,
     TaskError,
 )
+from tests.engine.loading.hub import COMMIT, Hub
+from tests.engine.loading.test_hub import hub  # noqa: F401 - a fixture
 from tests.engine.loading.test_loader import refused
 from tests.engine.models.tiny_gguf import save_gguf
 from tests.engine.models.tiny_models import CHAT_TEMPLATE, byte_tokenizer
@@ -290,3 +294,37 @@ def test_plain_weights_keep_their_dtype(kind: str, tmp_path: Path) -> None:
         "quantization": None,
         "loaded_as": dtype,
     }
+
+
+def test_a_file_of_the_hub(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    """Named after its repository, or the only one; it is downloaded alone, and once."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    hub.repositories["org/tiny"] = repository
+    saved("qwen3", repository / "tiny-q8_0.gguf")
+    config = EngineConfig(model="org/tiny", device="cpu", dtype="float32")
+    assert load_model(config).gguf == "tiny-q8_0.gguf"
+    saved("llama", repository / "tiny-f16.gguf", kind=GGMLQuantizationType.F16)
+    message = refused(ModelInvalid, "org/tiny")
+    assert "org/tiny:tiny-f16.gguf" in message
+    named = config.replace(model="org/tiny:tiny-q8_0.gguf")
+    assert read_ahead(named) == (repository / "tiny-q8_0.gguf").stat().st_size
+    loaded = load_model(named)
+    assert weights_digest(named, loaded) == f"{COMMIT}:tiny-q8_0.gguf"
+    assert hub.downloads["tiny-q8_0.gguf"] == 1
+    assert hub.downloads["tiny-f16.gguf"] == 0
+    assert "it has tiny-f16.gguf" in refused(ModelInvalid, "org/tiny:tiny-q4_0.gguf")
+    assert "not the name of a GGUF file" in refused(ModelInvalid, "org/tiny:config.json")
+    offline = named.replace(model="org/tiny:tiny-f16.gguf", local_files_only=True)
+    with pytest.raises(ModelIncomplete, match=r"hf download org/tiny tiny-f16\.gguf"):
+        load_model(offline)
+    assert load_model(named.replace(local_files_only=True)).revision == COMMIT
+
+
+def test_over_several_devices(tmp_path: Path) -> None:
+    own = saved("qwen3", tmp_path / "model.gguf")
+    config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", num_devices=2)
+    state = load_model(config.replace(split="layers")).model.state_dict()
+    assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
+    with pytest.raises(ModelInvalid, match="set split to 'layers'"):
+        load_model(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from contextlib import closing
@@ -313,3 +314,31 @@ def test_settings_in_other_places(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 16}')
     state = load_model(config_of(tmp_path)).model.state_dict()
     assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
+
+
+def test_over_several_devices(tmp_path: Path) -> None:
+    own = saved("awq", tmp_path)
+    config = config_of(tmp_path, num_devices=2)
+    state = load_model(config.replace(split="layers")).model.state_dict()
+    assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
+    with pytest.raises(ModelInvalid, match="set split to 'layers'"):
+        load_model(config)
+
+
+async def test_under_load(tmp_path: Path) -> None:
+    """Dequantized weights are computed with as any: what else is in the batch changes nothing."""
+    saved("gptq-act-order", tmp_path, experts=True)
+    config = config_of(tmp_path, dtype="bfloat16", max_sequences=8, kv_cache_tokens=2048)
+    with closing(Engine(config)) as engine:
+        tasks = [
+            Task.from_fields(
+                model=MODEL,
+                messages=[{"role": "user", "content": chr(97 + number) * (5 + 7 * number)}],
+                generation_config={"max_new_tokens": 12, "do_sample": number % 2 == 1},
+                seed=number,
+            )
+            for number in range(8)
+        ]
+        alone = [engine.run_blocking(each) for each in tasks]
+        together = await asyncio.gather(*map(engine.run, reversed(tasks)))
+    assert together == alone[::-1]
