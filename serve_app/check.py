@@ -20,6 +20,8 @@ from pydantic import ValidationError
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
+from engine.loading.quantized.local import quantization_of
+from schema.errors import TaskError
 from schema.validation.strict import unknown_key
 from serve_app.config.app_args import AppArgs, DeploymentArgs, ModelArgs, PoolArgs, resolve_source
 from serve_app.config.strict import explain
@@ -110,7 +112,7 @@ def _check_application(
         source = Path(resolve_source(model.source or model.id))
         # A hub id can only be checked by asking the hub, which the replica does.
         if source.is_absolute():
-            found = _check_directory(source, model.engine.context_length)
+            found = _check_local(source, model)
             faults += [f"{where}.args.models.{index}.{fault}" for fault in found]
         if model.adapters:
             # Only here, because it imports torch.
@@ -141,19 +143,26 @@ def _check_application(
     faults.extend(_check_overrides(application, where, known))
 
 
-def _check_directory(source: Path, context_length: int | None) -> list[str]:
-    """The faults of a local model, as far as its ``config.json`` shows them."""
-    file = source / "config.json"
-    if not file.is_file():
+def _check_local(source: Path, model: ModelArgs) -> list[str]:
+    """The faults of a local model, as far as its configuration and headers show them."""
+    context_length, file = model.engine.context_length, source / "config.json"
+    if not source.exists():
         return [f"source: there is no model in {source}"]
+    if file.is_file():
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            text = config.get("text_config") or config.get("llm_config") or config
+            own = text.get("max_position_embeddings")
+        except (OSError, ValueError, AttributeError):
+            return [f"source: {file} is not a model's configuration"]
+        if context_length is not None and isinstance(own, int) and context_length > own:
+            return [
+                f"engine.context_length: {context_length}, but the model was made for {own} tokens"
+            ]
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        text = config.get("text_config") or config.get("llm_config") or config
-        own = text.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return [f"source: {file} is not a model's configuration"]
-    if context_length is not None and isinstance(own, int) and context_length > own:
-        return [f"engine.context_length: {context_length}, but the model was made for {own} tokens"]
+        quantization_of(source, model.id)
+    except TaskError as error:
+        return [f"source: {error}"]
     return []
 
 
@@ -176,10 +185,13 @@ def _check_overrides(application: dict[str, Any], where: str, known: Sequence[st
 
 def plan(model: ModelArgs) -> str:
     """One line that says what runs for this model, and where."""
-    quantization = model.variant.quantization or "unquantized"
+    source = resolve_source(model.source or model.id)
+    published = quantization_of(Path(source), model.id) if Path(source).is_absolute() else None
+    own = "unquantized" if published is None else f"published in {published}"
+    quantization = model.variant.quantization or own
     adapters = f", adapters {', '.join(model.adapters)}" if model.adapters else ""
     return (
-        f"{model.deployment}: model {model.id!r} from {resolve_source(model.source or model.id)}, "
+        f"{model.deployment}: model {model.id!r} from {source}, "
         f"{model.dtype}, {quantization}{adapters}; {_where(model)}"
     )
 

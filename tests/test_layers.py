@@ -42,7 +42,8 @@ gpt_task.cache             >
 gpt_task.models            > schema schema.answers
 
 serve_app.check            > .ui .http.middleware .http.receipts .config
-                             engine.loading.adapters schema.validation
+                             engine.loading.adapters engine.loading.quantized schema
+                             schema.validation
 serve_app.ui               > .config schema schema.validation
 serve_app.models           > .status schema
 serve_app.status           > .ready schema

@@ -25,6 +25,7 @@ from engine.loading.families.context import DEFAULT_CONTEXT, own_context_length
 from engine.loading.families.family import in_head, in_tower
 from engine.loading.model_files import read_config
 from engine.loading.quantized.modules import takes
+from engine.loading.quantized.published import Stored, fold, published_in
 from engine.loading.snapshot import Snapshot, locate, read_json, weight_files, with_weights
 from engine.platform.platforms import may_prepack
 from engine.quantization.registry import quantization
@@ -50,8 +51,7 @@ _HEAD_MATRICES = (
     ("head_dim", "state_size"),
 )
 
-Tensors = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and safetensors' name of the dtype of each tensor."""
+Tensors = dict[str, Stored]
 
 
 def estimate_bytes(config: EngineConfig) -> int:
@@ -116,12 +116,18 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             description = read_json(config, source.directory / "config.json")
         text = description.get("text_config") or description.get("llm_config") or description
         dtype = config.dtype if config.dtype != "auto" else _own_dtype(description, text)
+        published = None
+        if source.gguf is None:
+            published = published_in(source.directory, config.name)
+        kept = published.kept if published is not None else None
         tensors = _described(local) if from_config else _stored(config, source)
-        sizes = {
-            name: math.prod(shape)
-            * _bytes_of(name, len(shape), stored, dtype, config.quantize_bits)
-            for name, (shape, stored) in tensors.items()
-        }
+        if from_config:
+            sizes = _sizes(tensors, dtype, config.quantize_bits if kept is None else kept.bits)
+        elif kept is not None:
+            sizes = {name: _as_stored(*each, dtype) for name, each in tensors.items()}
+        else:
+            tensors = fold(tensors, published, config.name)
+            sizes = _sizes(tensors, dtype, config.quantize_bits)
         item = _DTYPE_BYTES.get(dtype or "", 4)
         state = _state_bytes(text, tensors, item)
         kv_per_token = _kv_bytes_per_token(text, item, _attention_layers(source, config, text))
@@ -140,6 +146,20 @@ def estimate_memory(config: EngineConfig, *, from_config: bool = False) -> Memor
             states=config.num_states * state,
             adapters=estimated_room(config),
         )
+
+
+def _sizes(tensors: Tensors, dtype: str | None, bits: int | None) -> dict[str, float]:
+    return {
+        name: math.prod(shape) * _bytes_of(name, len(shape), stored, dtype, bits)
+        for name, (shape, stored) in tensors.items()
+    }
+
+
+def _as_stored(shape: tuple[int, ...], stored: str, dtype: str | None) -> float:
+    """Bytes of a tensor that is quantized in the file; plain matrices take the model's dtype."""
+    own = _SAFETENSORS_BYTES.get(stored, 1)
+    is_plain = stored in ("F16", "BF16", "F32") and len(shape) > 1
+    return math.prod(shape) * (_DTYPE_BYTES.get(dtype or "", own) if is_plain else own)
 
 
 def _layer_bytes(sizes: dict[str, float]) -> tuple[int, ...]:
@@ -169,7 +189,7 @@ def _tied_head(sizes: dict[str, float]) -> float:
 
 def _stored(config: EngineConfig, source: Snapshot) -> Tensors:
     return {
-        name: (tuple(tensor.shape), tensor.dtype)
+        name: Stored(tuple(tensor.shape), tensor.dtype)
         for file in _headers(config, source).files_metadata.values()
         for name, tensor in file.tensors.items()
     }
@@ -180,7 +200,7 @@ def _described(config: EngineConfig) -> Tensors:
     # An estimate never runs code of a repository, even if the engine that loads it may.
     described = describe_model(config.replace(trust_remote_code=False))
     return {
-        name: (tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
+        name: Stored(tensor.shape, _SAFETENSORS_NAMES.get(tensor.dtype, "F32"))
         for name, tensor in described.tensors.items()
     }
 

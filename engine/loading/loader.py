@@ -12,7 +12,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -44,11 +43,12 @@ from engine.loading.quantized.checkpoint import Checkpoint
 from engine.loading.quantized.gguf_header import read_gguf_header
 from engine.loading.quantized.gguf_model import refuse_tensors_left_out
 from engine.loading.quantized.modules import Reading, plan_reading, quantize_layers
+from engine.loading.quantized.published import fold
 from engine.loading.reading.progress import loading_bars
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, refuse_packed, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
-from engine.loading.snapshot import locate, with_weights
+from engine.loading.snapshot import locate, stored_tensors, with_weights
 from engine.platform.malloc import large_blocks_given_back
 from engine.platform.platforms import resolve_device
 from engine.quantization.nf4 import keep_odd_layers
@@ -96,18 +96,22 @@ def load_model(
         spread: LayerPlacement | None = None
         placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
-            refuse_packed(config, reading.published_as)
+            refuse_packed(config, "GGUF" if source.gguf else reading.published_as)
             placement = {"distributed_config": tensor_plan(config, hf_config)}
         elif config.layout is not None:
             spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
             placement = {"device_map": device_map}
         source = with_weights(config, source)
+        if source.gguf is None:
+            fold(
+                stored_tensors(source), reading.published, config.name
+            )  # raises if parts are missing
         if config.tensor_parallel:
             refuse_fused(config, source)
         config = local
         if join is not None:
             join(config, device)
-        model, checkpoint = _read_weights(config, hf_config, auto_class, reading, placement)
+        model, checkpoint = _read_weights(config, auto_class, reading, placement)
         if is_original:
             internvl.adopt_tokens(model, tokenizer)
         if spread is not None:
@@ -149,16 +153,16 @@ def load_model(
 
 def _read_weights(
     config: EngineConfig,
-    hf_config: PreTrainedConfig,
     auto_class: Any,
     reading: Reading,
     placement: dict[str, Any],
 ) -> tuple[Any, Checkpoint]:
     """The module, its weights where ``placement`` (arguments of ``from_pretrained``) says."""
-    with large_blocks_given_back() if reading.arguments else nullcontext():
+    converts = reading.arguments or reading.published_as is not None
+    with large_blocks_given_back() if converts else nullcontext():
         loaded: Any = auto_class.from_pretrained(
             source_directory(config),
-            config=hf_config,
+            config=reading.hf_config,
             dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
             **reading.arguments,
             **placement,
@@ -185,9 +189,11 @@ def _read_weights(
 
 def _checkpoint(config: EngineConfig, reading: Reading, model: Any) -> Checkpoint:
     loaded_as = str(model.dtype).removeprefix("torch.")
-    if reading.published_as is not None:
+    if reading.kept:
+        loaded_as = "as stored"
+    elif reading.published_as is not None:
         loaded_as = f"dequantized to {loaded_as}"
-    if (quantized := quantization(config.quantize_bits)) is not None:
+    if not reading.kept and (quantized := quantization(config.quantize_bits)) is not None:
         loaded_as += f", quantized to {quantized.label}"
     form = "safetensors" if gguf_file(config) is None else "gguf"
     return Checkpoint(form, reading.published_as, loaded_as)

@@ -32,8 +32,9 @@ from engine.loading.families.processors import (
     image_only_processor,
     load_image_processor,
 )
+from engine.loading.quantized.gguf_header import GGUF
 from engine.loading.quantized.gguf_model import read_gguf_config, read_gguf_tokenizer
-from engine.loading.snapshot import GGUF, locate
+from engine.loading.snapshot import locate
 from schema.errors import ModelInvalid, TaskError
 
 _TRIAL_SIZE = (64, 48)  # of the image that every processor is tried with

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Safeten
 
 from engine.config import EngineConfig
 from engine.loading.errors import load_errors
-from engine.loading.quantized.gguf_header import read_gguf_header
+from engine.loading.quantized.gguf_header import GGUF, choose_gguf, read_gguf_header
+from engine.loading.quantized.published import Stored, published_in
 from engine.loading.reading.progress import download_bar
 from schema.errors import ModelCorrupt, ModelIncomplete, ModelInvalid, ModelUnsafe
 
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-GGUF = ".gguf"
 
 # Everything but the weights: configurations, tokenizers, templates.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
@@ -102,6 +101,7 @@ def locate(config: EngineConfig) -> Snapshot:
             read_gguf_header(source.directory / source.gguf, config.name)
         else:
             _check_json(config, source.directory)
+            published_in(source.directory, config.name)  # raises if its quantization is not read
     return source
 
 
@@ -175,6 +175,17 @@ def weight_files(config: EngineConfig, source: Snapshot) -> list[str]:
     return [SINGLE]  # the hub is not reachable and the cache has none: this file is missing
 
 
+def stored_tensors(source: Snapshot) -> dict[str, Stored]:
+    """All tensors of a model's safetensors files, which are here."""
+    return {
+        name: Stored(tuple(tensor.shape), tensor.dtype)
+        for file in source.weights
+        for name, tensor in parse_local_safetensors_file_metadata(
+            source.directory / file
+        ).tensors.items()
+    }
+
+
 def read_json(config: EngineConfig, path: Path) -> dict[str, Any]:
     """The object in a JSON file of the model's.
 
@@ -218,7 +229,8 @@ def _with_gguf(config: EngineConfig, source: Snapshot, name: str) -> Snapshot:
         )
     if not (source.directory / name).is_file():
         assert source.commit is not None
-        names = _ggufs(_repository_files(config, source.commit))
+        files = _repository_files(config, source.commit)
+        names = sorted(file for file in files if file.endswith(GGUF))
         if names and name not in names:
             raise ModelInvalid(
                 f"model {config.name!r}: {config.repository} has no file {name!r}; it has "
@@ -232,28 +244,15 @@ def _with_gguf(config: EngineConfig, source: Snapshot, name: str) -> Snapshot:
 
 
 def _only_gguf(config: EngineConfig, source: Snapshot) -> Snapshot:
-    """The same with the GGUF file of a model that has nothing else, if it has exactly one."""
-    found = {path.name for path in source.directory.glob(f"*{GGUF}")}
+    """The same with the GGUF file of a model that has nothing else, if it has one."""
+    names = {path.name for path in source.directory.glob(f"*{GGUF}")}
     if source.commit is not None:
-        found |= set(_repository_files(config, source.commit))
-    names = _ggufs(found)
-    if len(names) > 1:
-        between = "/" if source.commit is None else ":"
-        raise ModelInvalid(
-            f"model {config.name!r} has {len(names)} GGUF files: choose one, such as "
-            f"{config.model.rstrip('/')}{between}{names[0]}; there are {', '.join(names)}"
-        )
-    for name in names:
-        if source.commit is not None:
-            _download(config, [name], commit=source.commit)
-        return replace(source, gguf=name)
-    return source
-
-
-def _ggufs(names: Iterable[str]) -> list[str]:
-    """The GGUF files among files of a model; a projector of images belongs to one of the others."""
-    found = (name for name in names if name.endswith(GGUF) and "/" not in name)
-    return sorted(name for name in found if not name.lower().startswith("mmproj"))
+        names |= set(_repository_files(config, source.commit))
+    between = "/" if source.commit is None else ":"
+    name = choose_gguf(names, f"{config.model.rstrip('/')}{between}", config.name)
+    if name is not None and source.commit is not None:
+        _download(config, [name], commit=source.commit)
+    return replace(source, gguf=name)
 
 
 def _repository_files(config: EngineConfig, commit: str) -> list[str]:

@@ -82,7 +82,7 @@ class ModelArgs(DeploymentArgs):
 
     Attributes:
         id: the name that tasks use.
-        source: hub id or directory; the id itself when None. See `resolve_source`.
+        source: hub id, directory or GGUF file; the id itself when None. See `resolve_source`.
         dtype: "auto" takes the dtype of the checkpoint.
         split: how a model is split over several GPUs; see `engine.config.EngineConfig`.
         adapters: LoRA adapters of the model by the names that tasks use behind the id and a colon:
@@ -277,16 +277,17 @@ class AppArgs(Strict):
 
 
 def resolve_source(source: str) -> str:
-    """A directory as an absolute path on this machine; a hub id as it is.
+    """A directory or GGUF file as an absolute path on this machine; a hub id as it is.
 
-    A source is a directory if it starts with ``/``, ``./``, ``../`` or ``~``, or if it exists below
-    the repository. Relative paths start at the repository, which holds the demo model; what is not
-    there is looked for in the working directory, as an installation has no repository.
+    A source is one of these if it starts with ``/``, ``./``, ``../`` or ``~``, or if it exists
+    below the repository. Relative paths start at the repository, which holds the demo model; what
+    is not there is looked for in the working directory, as an installation has no repository.
     """
     path = Path(source).expanduser()
     candidate = path if path.is_absolute() else REPOSITORY / path
     if is_path(source) and not candidate.exists() and (here := Path.cwd() / path).exists():
         candidate = here
-    if is_path(source) or candidate.is_dir():
+    is_file = candidate.suffix == ".gguf" and candidate.is_file()
+    if is_path(source) or candidate.is_dir() or is_file:
         return str(candidate.resolve())
     return source

@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from gguf.quants import _type_traits
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
-from schema.errors import ModelCorrupt, ModelFormatUnsupported, ModelIncomplete
+from schema.errors import ModelCorrupt, ModelFormatUnsupported, ModelIncomplete, ModelInvalid
+
+GGUF = ".gguf"
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -51,8 +53,8 @@ _NOT_SERVED = {
     "gpt-oss": "transformers does not read its experts from GGUF: take the repository with "
     "safetensors, which is in MXFP4 too",
 }
-# What llama.cpp calls the architectures of which transformers has another name.
-_OTHER_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
+OTHER_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "minimax-m2": "minimax_m2"}
+"""transformers' names of architectures that llama.cpp calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,28 @@ class GgufHeader:
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
+def choose_gguf(names: Iterable[str], before: str, model: str) -> str | None:
+    """The GGUF file that is the model, among files of which one can be; None if there is none.
+
+    Args:
+        names: of the files of a directory or repository.
+        before: what stands before a file's name in a configuration.
+        model: the model's name, for the message.
+
+    Raises:
+        ModelInvalid: there are several.
+    """
+    # A projector of images belongs to one of the others.
+    found = (name for name in names if name.endswith(GGUF) and "/" not in name)
+    models = sorted(name for name in found if not name.lower().startswith("mmproj"))
+    if len(models) > 1:
+        raise ModelInvalid(
+            f"model {model!r} has {len(models)} GGUF files: choose one, such as "
+            f"{before}{models[0]}; there are {', '.join(models)}"
+        )
+    return models[0] if models else None
+
+
 def read_gguf_header(path: Path, model: str) -> GgufHeader:
     """Read and check a file.
 
@@ -148,7 +172,7 @@ def _refuse(header: GgufHeader, path: Path, model: str) -> None:
             "`llama-gguf-split --merge`, or take a quantization that is one file"
         )
     architecture = header.architecture
-    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS, *_OTHER_NAMES} - {"general", "tokenizer"}
+    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS, *OTHER_NAMES} - {"general", "tokenizer"}
     why = _NOT_SERVED.get(architecture)
     if architecture not in known and why is None:
         why = "transformers does not load it from GGUF: take the repository with safetensors"

@@ -20,14 +20,20 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.integrations.gguf import GGUF_ARCHS
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
     get_gguf_hf_weights_map,
 )
 
-from engine.loading.quantized.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from engine.loading.quantized.gguf_header import (
+    OTHER_NAMES,
+    GgufHeader,
+    GgufTensor,
+    read_gguf_header,
+)
 from schema.errors import ModelFormatUnsupported, ModelInvalid
 
 # What llama.cpp's keys are called in transformers' configurations.
@@ -65,18 +71,35 @@ def read_gguf_config(path: Path, model: str) -> PreTrainedConfig:
     found, _ = PreTrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
     found = {key: value for key, value in found.items() if value is not None}
     defaults = AutoConfig.for_model(found["model_type"])
+    known = GGUF_CONFIG_MAPPING.get(OTHER_NAMES.get(header.architecture, header.architecture), {})
     for key, name in _FURTHER_KEYS.items():
         value = header.of_model(key)
-        if value is not None and name not in found and hasattr(defaults, name):
-            found[name] = value
+        # What transformers reads under another name means something else in this architecture.
+        if value is not None and not known.get(key) and hasattr(defaults, name):
+            found.setdefault(name, value)
+    found |= _partial_rotation(header, known, found)
     if (end_of_turn := header.metadata.get("tokenizer.ggml.eot_token_id")) is not None:
         ends = found.get("eos_token_id")
         found["eos_token_id"] = sorted({end_of_turn, *(ends if isinstance(ends, list) else [ends])})
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        found.setdefault(name, None)  # the defaults are tokens of some other model
     found |= _scaling(header, path, model, found)
     hf_config = AutoConfig.for_model(**found)
     hf_config.dtype = getattr(torch, header.dtype)
     assert isinstance(hf_config, PreTrainedConfig)
     return hf_config
+
+
+def _partial_rotation(
+    header: GgufHeader, known: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any]:
+    """How much of a head is rotated, where that is a part (Phi-4 mini, StableLM)."""
+    rotated = header.of_model("rope.dimension_count")
+    heads = found.get("num_attention_heads")
+    if not rotated or not heads or known.get("rope.dimension_count"):
+        return {}
+    size = header.of_model("attention.key_length") or found.get("hidden_size", 0) // heads
+    return {"partial_rotary_factor": rotated / size} if 0 < rotated < size else {}
 
 
 def _scaling(header: GgufHeader, path: Path, model: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +180,8 @@ def refuse_tensors_left_out(header: GgufHeader, loaded: Any, model: str) -> None
     """
     if header.architecture in GGUF_ARCHS:
         return  # transformers' newer way to load reports them itself
-    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config={})
+    make: Any = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
+    processor = make(config={})
     places = get_gguf_hf_weights_map(loaded, processor)
     left_out = [name for name in _own_weights(header.tensors) if name not in places]
     if left_out:

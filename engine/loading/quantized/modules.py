@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from transformers import GgufConfig, PreTrainedConfig
 
 from engine.config import EngineConfig
 from engine.loading.families.family import TOWERS, in_head, in_tower, is_within
-from engine.loading.quantized.gguf_header import read_gguf_header
+from engine.loading.quantized.dequantizer import dequantizing
+from engine.loading.quantized.gguf_header import GGUF, read_gguf_header
+from engine.loading.quantized.published import Published, published_in
 from engine.quantization.base import Quantization
 from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
@@ -47,13 +50,19 @@ class Reading:
 
     Attributes:
         arguments: of ``from_pretrained``.
-        published_as: the quantization of the checkpoint; None if it has none.
+        hf_config: of the model, with the quantization as transformers is to read it.
+        published_as: the name of the checkpoint's quantization; None if it has none.
+        published: the quantization of a checkpoint in safetensors.
+        kept: whether it is computed with as it is stored.
         afterwards: how layers are quantized when their weights are plain ones in memory, because
             transformers cannot dequantize and quantize in one step.
     """
 
     arguments: Mapping[str, Any]
+    hf_config: PreTrainedConfig
     published_as: str | None = None
+    published: Published | None = None
+    kept: bool = False
     afterwards: Quantization | None = None
 
 
@@ -65,13 +74,12 @@ def plan_reading(config: EngineConfig, hf_config: PreTrainedConfig) -> Reading:
         hf_config: the model's configuration.
 
     Raises:
-        ModelInvalid: the checkpoint is quantized already.
+        ModelInvalid: the checkpoint is quantized already, and would be computed with so.
+        ModelCorrupt, ModelFormatUnsupported: see `engine.loading.quantized.published`.
     """
     quantized = quantization(config.quantize_bits)
-    if quantized is not None:
-        _silence_bitsandbytes()
     path = Path(config.model)
-    if path.suffix == ".gguf":
+    if path.suffix == GGUF:
         header = read_gguf_header(path, config.name)
         arguments = {
             "gguf_file": path.name,
@@ -79,15 +87,47 @@ def plan_reading(config: EngineConfig, hf_config: PreTrainedConfig) -> Reading:
                 dequantize=True
             ),  # packed, a CPU has no kernel for it
         }
-        return Reading(arguments, header.quantization, quantized)
+        return Reading(arguments, hf_config, header.quantization, afterwards=quantized)
+    published = published_in(path, config.name)
+    own: Any = hf_config.get_text_config().dtype or torch.bfloat16
+    dtype: torch.dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    if published is not None:
+        return _plan_published(config, hf_config, published, dtype)
     if quantized is None:
-        return Reading({})
-    if getattr(hf_config, "quantization_config", None) is not None:
-        raise ModelInvalid(f"model {config.name!r} is quantized already: leave quantize_bits out")
-    own = hf_config.get_text_config().dtype or torch.bfloat16
-    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+        return Reading({}, hf_config)
+    _silence_bitsandbytes()
     settings = quantized.transformers_config(dtype, full_precision_modules(quantized))
-    return Reading({"quantization_config": settings})
+    return Reading({"quantization_config": settings}, hf_config)
+
+
+def _plan_published(
+    config: EngineConfig, hf_config: PreTrainedConfig, published: Published, dtype: torch.dtype
+) -> Reading:
+    quantized = quantization(config.quantize_bits)
+    hf_config = deepcopy(hf_config)
+    text = hf_config.get_text_config()
+    if hasattr(text, "quantization_config"):
+        del text.quantization_config
+    if hf_config.dtype is None:  # transformers would take that of the first tensor, a packed one
+        hf_config.dtype = dtype
+    method = published.method
+    if method is None:
+        if quantized not in (None, published.kept):
+            raise ModelInvalid(
+                f"model {config.name!r} is quantized already, with {published.name}: leave "
+                "quantize_bits out"
+            )
+        _silence_bitsandbytes()
+        # As for weights that are quantized here: no outlier columns, which depend on the batch.
+        own = {"llm_int8_threshold": 0.0, "bnb_4bit_compute_dtype": dtype}
+        hf_config.quantization_config = {**published.settings, **own}
+        return Reading({}, hf_config, published.name, published, kept=True)
+    if method.name == "mxfp4":  # which transformers dequantizes
+        settings = {**published.settings, "dequantize": True}
+    else:
+        settings = dequantizing(method, published.settings)
+    hf_config.quantization_config = settings
+    return Reading({}, hf_config, published.name, published, afterwards=quantized)
 
 
 def _silence_bitsandbytes() -> None:
@@ -103,6 +143,7 @@ def quantize_layers(model: Any, quantized: Quantization) -> None:
 
     The layers are those that transformers quantizes while it reads a plain checkpoint.
     """
+    _silence_bitsandbytes()
     layers = [
         name
         for name, module in model.named_modules()

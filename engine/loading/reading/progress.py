@@ -76,10 +76,11 @@ def loading_bars() -> Iterator[None]:
 
     previous = set_tqdm_hook(make)
     # The module that reads GGUF files takes its bar from tqdm itself.
-    own = gguf_module.tqdm
-    gguf_module.tqdm = own if on_terminal() else LogBar
+    module: Any = gguf_module
+    own = module.tqdm
+    module.tqdm = own if on_terminal() else LogBar
     try:
         yield
     finally:
         set_tqdm_hook(previous)
-        gguf_module.tqdm = own
+        module.tqdm = own

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.loading.read_ahead import read_ahead
 from gguf import GGMLQuantizationType
 from transformers import (
     AutoModelForCausalLM,
@@ -18,12 +19,15 @@ from transformers import (
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from demo.smollm2 import gguf_file
 from engine import Engine, EngineConfig
+from engine.core.model_info import weights_digest
 from engine.loading.estimate import estimate_bytes
 from engine.loading.loader import load_model
 from schema import (
@@ -34,6 +38,8 @@ from schema import (
     Task,
     TaskError,
 )
+from tests.engine.loading.hub import COMMIT, Hub
+from tests.engine.loading.test_hub import hub  # noqa: F401 - a fixture
 from tests.engine.loading.test_loader import refused
 from tests.engine.models.tiny_gguf import save_gguf
 from tests.engine.models.tiny_models import CHAT_TEMPLATE, byte_tokenizer
@@ -46,7 +52,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
     "factor": 32.0,
@@ -64,6 +70,19 @@ def made(kind: str) -> Any:
     if kind == "llama":
         config = LlamaConfig(**SIZES, **ids, max_position_embeddings=512, rope_parameters=LLAMA3)
         return LlamaForCausalLM(config).eval()
+    if kind == "phi3":
+        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 3.5]}
+        config = Phi3Config(
+            **SIZES,
+            **ids,
+            max_position_embeddings=512,
+            original_max_position_embeddings=16,
+            sliding_window=64,
+            pad_token_id=0,
+            rope_parameters={**rope, **factors, "original_max_position_embeddings": 16},
+        )
+        return Phi3ForCausalLM(config).eval()
     # Its heads are not a share of its hidden size.
     return Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=32, max_position_embeddings=512))
 
@@ -72,6 +91,16 @@ def saved(name: str, path: Path, **options: Any) -> Any:
     model = made(name)
     if name == "llama":
         options.setdefault("frequencies", llama3_factors(model))
+    if name == "phi3":
+        rope = model.config.rope_parameters
+        options["extra"] = {
+            f"rope_factors_{each}.weight": np.array(rope[f"{each}_factor"], np.float32)
+            for each in ("short", "long")
+        }
+        options["metadata"] = {
+            "phi3.rope.scaling.original_context_length": 16,
+            "phi3.attention.sliding_window": 64,
+        }
     save_gguf(model, byte_tokenizer(), path, template=CHAT_TEMPLATE, **options)
     return model
 
@@ -166,6 +195,16 @@ def test_the_tokens_are_those_of_generate(kind: str, bits: Any, tmp_path: Path) 
             assert found == texts(engine.run_blocking(asked))
 
 
+def test_partial_rotation_with_long_factors(tmp_path: Path) -> None:
+    own = saved("phi3", tmp_path / "model.gguf")
+    loaded = load_model(EngineConfig(model=str(tmp_path), dtype="float32")).model
+    assert loaded.config.sliding_window == 64
+    for length in (12, 40):  # before and after the limit of the short factors
+        ids = torch.arange(length)[None]
+        with torch.no_grad():
+            assert torch.equal(loaded(ids).logits, own(ids).logits)
+
+
 def test_the_only_file_of_a_directory(tmp_path: Path) -> None:
     own = saved("qwen3", tmp_path / "model.gguf")
     loaded = load_model(EngineConfig(model=str(tmp_path), dtype="float32"))
@@ -255,3 +294,37 @@ def test_plain_weights_keep_their_dtype(kind: str, tmp_path: Path) -> None:
         "quantization": None,
         "loaded_as": dtype,
     }
+
+
+def test_a_file_of_the_hub(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    """Named after its repository, or the only one; it is downloaded alone, and once."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    hub.repositories["org/tiny"] = repository
+    saved("qwen3", repository / "tiny-q8_0.gguf")
+    config = EngineConfig(model="org/tiny", device="cpu", dtype="float32")
+    assert load_model(config).gguf == "tiny-q8_0.gguf"
+    saved("llama", repository / "tiny-f16.gguf", kind=GGMLQuantizationType.F16)
+    message = refused(ModelInvalid, "org/tiny")
+    assert "org/tiny:tiny-f16.gguf" in message
+    named = config.replace(model="org/tiny:tiny-q8_0.gguf")
+    assert read_ahead(named) == (repository / "tiny-q8_0.gguf").stat().st_size
+    loaded = load_model(named)
+    assert weights_digest(named, loaded) == f"{COMMIT}:tiny-q8_0.gguf"
+    assert hub.downloads["tiny-q8_0.gguf"] == 1
+    assert hub.downloads["tiny-f16.gguf"] == 0
+    assert "it has tiny-f16.gguf" in refused(ModelInvalid, "org/tiny:tiny-q4_0.gguf")
+    assert "not the name of a GGUF file" in refused(ModelInvalid, "org/tiny:config.json")
+    offline = named.replace(model="org/tiny:tiny-f16.gguf", local_files_only=True)
+    with pytest.raises(ModelIncomplete, match=r"hf download org/tiny tiny-f16\.gguf"):
+        load_model(offline)
+    assert load_model(named.replace(local_files_only=True)).revision == COMMIT
+
+
+def test_over_several_devices(tmp_path: Path) -> None:
+    own = saved("qwen3", tmp_path / "model.gguf")
+    config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", num_devices=2)
+    state = load_model(config.replace(split="layers")).model.state_dict()
+    assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
+    with pytest.raises(ModelInvalid, match="set split to 'layers'"):
+        load_model(config)

@@ -26,6 +26,7 @@ from engine.loading.loader import load_model
 from engine.loading.model_files import load_processor
 from schema.errors import (
     ModelCorrupt,
+    ModelFormatUnsupported,
     ModelIncomplete,
     ModelInvalid,
     ModelNotDownloaded,
@@ -144,9 +145,9 @@ DAMAGES: dict[str, tuple[Damage, type[TaskError]]] = {
         _change(model_type="own", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}),
         ModelUnsafe,
     ),
-    "a library is missing": (
-        _change(quantization_config={"quant_method": "gptq", "bits": 4}),
-        ModelInvalid,
+    "quantized in a way that is not read": (
+        _change(quantization_config={"quant_method": "hqq", "bits": 4}),
+        ModelFormatUnsupported,
     ),
     "weights are truncated": (_truncate, ModelCorrupt),
     "weights are too long": (_lengthen, ModelCorrupt),
@@ -212,7 +213,7 @@ def test_quantized_twice(tiny_model: TinyModel, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("qwen2"), directory)
     _change(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})(directory)
-    assert "quantized already" in refused(ModelInvalid, directory, quantize_bits=8)
+    assert "quantized already" in refused(ModelInvalid, directory, quantize_bits=4)
 
 
 def test_a_context_that_the_model_does_not_have(tiny_model: TinyModel) -> None:

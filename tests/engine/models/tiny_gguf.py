@@ -25,7 +25,7 @@ def save_gguf(
     extra: dict[str, np.ndarray[Any, Any]] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write a Llama, Qwen 2 or Qwen 3; and give the model the weights that the file has.
+    """Write a Llama, Qwen 2, Qwen 3 or Phi-3; and give the model the weights that the file has.
 
     Args:
         model: of transformers; its matrices are replaced by what is left of them in the file.
@@ -51,7 +51,8 @@ def save_gguf(
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(head_dim)
+    rotated = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(head_dim * rotated))
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer, template)
     for key, value in (metadata or {}).items():

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+from safetensors.torch import save_file
 
+from demo.smollm2 import gguf_file
 from serve_app.check import main
 from serve_app.config.app_args import REPOSITORY
 from tests.engine.models.tiny_adapters import VISION, save_adapter
@@ -255,3 +258,59 @@ def test_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         strict=True,
     ):
         assert fault.startswith(said)
+
+
+def _model(tmp_path: Path, settings: Any) -> tuple[Path, str]:
+    """A model with a weight in AWQ, of which two parts are there; and a configuration for it."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    config = {"model_type": "llama", "quantization_config": settings}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "model.layers.0.mlp.up_proj.qweight": torch.zeros(64, 4, dtype=torch.int32),
+        "model.layers.0.mlp.up_proj.scales": torch.zeros(4, 32),
+    }
+    save_file(tensors, directory / "model.safetensors")
+    document = _document()
+    document["applications"][0]["args"]["models"] = [{"id": "a", "source": str(directory)}]
+    return directory, _written(tmp_path, document)
+
+
+QUANTIZATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"quant_method": "shrink"}, "quantized with 'shrink', which is not known"),
+    "known and not read": ({"quant_method": "aqlm"}, "quantized with aqlm, which is not read"),
+    "half supported": ({"quant_method": "awq", "version": "gemv"}, "version 'gemv'"),
+    "damaged": ({"quant_method": "gptq"}, "up_proj has qweight and no qzeros"),
+    "not named": ({}, "not known"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_a_quantization_that_is_not_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, says = QUANTIZATIONS[name]
+    _, path = _model(tmp_path, settings)
+    assert main([path]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("applications.0.args.models.0.source: model 'a' is ")
+    assert says in error
+
+
+def test_a_quantization_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, path = _model(tmp_path, {"quant_method": "awq"})
+    assert main([path]) == 0, capsys.readouterr().err
+    assert "auto, published in awq; 1 replicas" in capsys.readouterr().out
+
+
+def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = _document()
+    models = document["applications"][0]["args"]["models"]
+    models[:] = [{"id": "a", "source": str(gguf_file())}]
+    assert main([_written(tmp_path, document)]) == 0
+    assert "published in Q4_1; 1 replicas" in capsys.readouterr().out
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_file().read_bytes()[:5_000_000])
+    models[0]["source"] = str(cut)
+    assert main([_written(tmp_path, document)]) == 1
+    assert "the bytes of tensor" in capsys.readouterr().err
