@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.loading.read_ahead import read_ahead
+from engine.loading.reading.read_ahead import read_ahead
 from gguf import GGMLQuantizationType
 from transformers import (
     AutoModelForCausalLM,

@@ -71,8 +71,8 @@ class Inputs:
         """Keep what the next recurrence is given for all rows."""
         if isinstance(given, Steps):
             beta = None if given.beta is None else self._kept(given.beta)
-            of_heads = (self._kept(each) for each in (given.keys, given.values, given.decay))
-            self.of_calls.append(Steps(*of_heads, beta))
+            keys, values = self._kept(given.keys), self._kept(given.values)
+            self.of_calls.append(Steps(keys, values, self._kept(given.decay), beta))
         else:
             self.of_calls.append(self._kept(given))
 
