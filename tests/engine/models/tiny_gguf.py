@@ -25,7 +25,7 @@ def save_gguf(
     extra: dict[str, np.ndarray[Any, Any]] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write a Llama, Qwen 2, Qwen 3 or Phi-3; and give the model the weights that the file has.
+    """Write a Llama, Qwen 2, Qwen 3 (MoE) or Phi-3; and give the model the weights of the file.
 
     Args:
         model: of transformers; its matrices are replaced by what is left of them in the file.
@@ -38,7 +38,7 @@ def save_gguf(
         metadata: more strings and integers.
     """
     config = model.config
-    architecture = config.model_type
+    architecture = config.model_type.replace("_", "")
     writer = GGUFWriter(path, architecture)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
@@ -54,6 +54,10 @@ def save_gguf(
     rotated = config.rope_parameters.get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(head_dim * rotated))
     writer.add_vocab_size(config.vocab_size)
+    if hasattr(config, "num_experts"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     _add_tokenizer(writer, tokenizer, template)
     for key, value in (metadata or {}).items():
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
@@ -64,6 +68,9 @@ def save_gguf(
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             module, _, suffix = name.rpartition(".")
+            if module.endswith(".experts"):
+                _add_experts(writer, name, tensor, kind)
+                continue
             values = tensor.numpy()
             heads = {
                 "q_proj": config.num_attention_heads,
@@ -84,6 +91,20 @@ def save_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_experts(
+    writer: GGUFWriter, name: str, tensor: torch.Tensor, kind: GGMLQuantizationType
+) -> None:
+    """[experts, out, in] of a layer: gate and up are tensors of their own in the file."""
+    layer = name.split(".")[2]
+    parts = {"down": tensor}
+    if name.endswith("gate_up_proj"):
+        parts = dict(zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True))
+    for part, weight in parts.items():
+        stored = quantize(weight.numpy(), kind)
+        weight.copy_(torch.from_numpy(dequantize(stored, kind)))
+        writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", stored, raw_dtype=kind)
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, template: str | None) -> None:
