@@ -61,7 +61,7 @@ class _Rows(NamedTuple):
 class _Chosen(NamedTuple):
     """Rows whose adapters have something for a layer, and which of these adapters each has."""
 
-    index: torch.Tensor
+    rows: torch.Tensor
     members: np.ndarray[Any, Any]
 
 
@@ -83,8 +83,8 @@ class _Forward:
         if found is None:
             rows = [self.groups[group].rows for group in groups]
             members = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
-            index = upload([row for own in rows for row in own], device)
-            found = self._chosen[device, groups] = _Chosen(index, members)
+            chosen = upload([row for own in rows for row in own], device)
+            found = self._chosen[device, groups] = _Chosen(chosen, members)
         return found
 
 
@@ -220,9 +220,9 @@ class Loras:
                 "not known which of them have an adapter"
             )
         groups = tuple(number for number, layer in enumerate(found) if layer is not None)
-        index, members = forward.chosen(x.device, groups)
-        added = self._compute(x[index], members, layers)
-        flat[index] = (flat[index] + added).to(flat.dtype)
+        rows, members = forward.chosen(x.device, groups)
+        added = self._compute(x[rows], members, layers)
+        flat[rows] = (flat[rows] + added).to(flat.dtype)
         return flat.view(output.shape)
 
     def _compute(
@@ -234,7 +234,9 @@ class Loras:
             return lora_kernel.added(rows, members, layers)
         device, parts, start = rows.device, [], 0
         for layer, count in zip(layers, np.bincount(members).tolist(), strict=True):
-            counts = self._counts[_Kind(*layer.down.shape, layer.up.shape[1], device)]
+            rank, in_features = layer.down.shape
+            kind = _Kind(rank, in_features, layer.up.shape[1], device)
+            counts = self._counts[kind]
             parts.append(padded(partial(_product, layer), rows[start : start + count], counts))
             start += count
         return torch.cat(parts)

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, prange, types
+from numba import prange, types
 from numba.core import config
 from numba.extending import intrinsic
 
@@ -116,6 +116,7 @@ def _address(_context: Any, number: Any) -> Any:
 
 _pointer: Any = intrinsic(_address)
 _f32 = np.float32
+_array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 def _add(
@@ -131,8 +132,8 @@ def _add(
     for n in prange(len(rows)):
         member = members[n]
         rank, scale = ranks[member], scales[member]
-        down = carray(_pointer(downs[member]), (rank, in_features), np.float32)
-        up = carray(_pointer(ups[member]), (rank, out_features), np.float32)
+        down = _array_at(_pointer(downs[member]), (rank, in_features), np.float32)
+        up = _array_at(_pointer(ups[member]), (rank, out_features), np.float32)
         output[n, :] = 0
         for j in range(0, rank, 4):
             s0, s1, s2, s3 = _f32(0), _f32(0), _f32(0), _f32(0)

@@ -81,13 +81,13 @@ class LoraConfig:
 
     def rank_of(self, module: str) -> int:
         """The rank of the matrices of a module."""
-        return _of_module(self.rank_pattern, module, self.rank)
+        return int(_of_module(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """The number by which their product is multiplied."""
         rank = self.rank_of(module)
         alpha = _of_module(self.alpha_pattern, module, self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        return float(alpha / (math.sqrt(rank) if self.rslora else rank))
 
 
 def _rank(name: str, value: Any) -> int:

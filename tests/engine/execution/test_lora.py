@@ -327,14 +327,16 @@ def test_wrong_fields(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     save_adapter(base, tmp_path, 1, r=4, lora_alpha=8)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    config = EngineConfig(model=str(base), model_id="m", adapters={"one": str(tmp_path)})
+    adapters: Any = {"one": str(tmp_path)}
+    config = EngineConfig(model=str(base), model_id="m", adapters=adapters)
     with pytest.raises(ModelInvalid, match=f"adapter 'm:one' .*{said}"):
         locate_adapter(config, "one")
 
 
 def test_files_that_are_not_those_of_an_adapter(tiny_model: TinyModel, tmp_path: Path) -> None:
     base, other = tiny_model("qwen3"), tiny_model("llama")
-    config = EngineConfig(model=str(base), model_id="m", adapters={"one": str(tmp_path / "one")})
+    adapters: Any = {"one": str(tmp_path / "one")}
+    config = EngineConfig(model=str(base), model_id="m", adapters=adapters)
     (tmp_path / "one").mkdir()
     with pytest.raises(ModelInvalid, match=r"'m:one' has no adapter_config\.json"):
         locate_adapter(config, "one")
@@ -376,7 +378,7 @@ def test_a_model_over_several_devices(tiny_model: TinyModel, adapters: dict[str,
             assert contents(engine.run_blocking(task(name, "Hi", SETTINGS[0]))) == answer
 
 
-def test_tensor_parallel_models_have_none(adapters: dict[str, str]) -> None:
+def test_tensor_parallel_models_have_none(adapters: Any) -> None:
     with pytest.raises(ValueError, match="adapters are not computed on a model that is split"):
         EngineConfig(model="m", num_devices=2, adapters=adapters)
     EngineConfig(model="m", num_devices=2, split="layers", adapters=adapters)

@@ -133,7 +133,7 @@ def test_an_estimate_downloads_no_weights(
 def test_adapters_are_counted(tiny_model: TinyModel, tmp_path: Path) -> None:
     """Those in directories as they are, up to the bound; of others only the bound is known."""
     base = tiny_model("qwen3")
-    adapters = save_adapters(base, tmp_path)
+    adapters: Any = save_adapters(base, tmp_path)
     config = EngineConfig(model=str(base), device="cpu", dtype="float32", adapters=adapters)
     engine = Engine(config)
     sizes = [adapter["memory_bytes"] for adapter in engine.card()["adapters"].values()]

@@ -231,8 +231,9 @@ def test_a_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those in directories are looked into, and held against a model that is here."""
     linears = r".*language_model.*q_proj"
-    for name, more in {"good": {}, "dora": {"use_dora": True}, "high": {"r": 300}}.items():
-        settings = {"target_modules": linears, **more}
+    kinds: dict[str, Any] = {"good": {}, "dora": {"use_dora": True}, "high": {"r": 300}}
+    for name, more in kinds.items():
+        settings = {"target_modules": linears} | more
         demo = REPOSITORY / "demo" / "model"
         save_adapter(demo, tmp_path / name, 1, auto_class=VISION, **settings)
     save_tiny_model("qwen3", tmp_path / "qwen3")
