@@ -79,6 +79,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "mamba_headdim": 16,
         "mamba_ngroups": 1,
         "mamba_d_state": 8,
+        "time_step_min": 0.5,  # of the steps of prompts, not of decoded tokens
     },
     "mamba": {"state_size": 4},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.loading.reading.read_ahead import read_ahead
 from gguf import GGMLQuantizationType
 from transformers import (
     AutoModelForCausalLM,
@@ -32,6 +31,7 @@ from engine import Engine, EngineConfig
 from engine.core.model_info import weights_digest
 from engine.loading.estimate import estimate_bytes
 from engine.loading.loader import load_model
+from engine.loading.reading.read_ahead import read_ahead
 from schema import (
     ModelCorrupt,
     ModelFormatUnsupported,

@@ -26,6 +26,11 @@ from engine.execution.modules.recurrence.steps import Runs, Steps
 class Computing(Protocol):
     """What recurrent layers call in a forward of ours."""
 
+    @property
+    def of_prompts(self) -> Sequence[bool]:
+        """Which rows are tokens of prompts, not decoded ones."""
+        ...
+
     def convolve(
         self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
@@ -89,12 +94,14 @@ class StatefulForward:
     Attributes:
         stores: the states, in the order of calls.
         runs: the rows of each sequence.
+        of_prompts: which rows are tokens of prompts; those that are padding follow.
         inputs: where what is given is kept; None if nobody will need it.
         num_calls: how many states it has come to.
     """
 
     stores: Sequence[torch.Tensor]
     runs: Runs
+    of_prompts: Sequence[bool]
     inputs: Inputs | None
     num_calls: int = 0
     _windows: WindowsByDevice = field(default_factory=dict)

@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 
 from engine.execution.modules.recurrence.forward import Computing, current
 from engine.execution.modules.recurrence.steps import Steps
+from engine.platform.transfer import upload
 
 _TWIN = "_of_states"
 
@@ -136,13 +137,26 @@ def _mamba2(
         dt = dt + dt_bias.to(dt.dtype)
     if dt_softplus:
         dt = softplus(dt)
-    time = dt[0].clamp(min=dt_limit[0], max=dt_limit[1]).float()
+    time = _limited(forward, dt[0], dt_limit).float()
     hidden, keys, queries = hidden_states[0].float(), B[0].float(), C[0].float()
     decay = torch.exp(A.float() * time)[..., None].expand(*time.shape, keys.shape[-1])
     output = forward.scan(queries, Steps(keys, hidden * time[..., None], decay, None))
     if D is not None:
         output = output + D[..., None] * hidden
     return (output[None], None) if return_final_states else output[None]
+
+
+def _limited(forward: Computing, dt: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
+    """Time steps [T, H] within limits, of prompts: those of decoded tokens have none.
+
+    That is so in transformers, as in the authors' kernels
+    (https://github.com/state-spaces/mamba: `selective_state_update` has no limits).
+    """
+    if limits == (0.0, float("inf")):
+        return dt  # which is positive
+    of_prompts = [*forward.of_prompts, *[False] * (len(dt) - len(forward.of_prompts))]
+    limited = dt.clamp(min=limits[0], max=limits[1])
+    return torch.where(upload(of_prompts, dt.device, torch.bool)[:, None], limited, dt)
 
 
 def _mamba1(

@@ -41,6 +41,7 @@ class StateRecorder:
     """Stands in for a forward once, at load, to learn the shapes of a model's states."""
 
     shapes: list[StateShape] = field(default_factory=list)
+    of_prompts: Sequence[bool] = ()
 
     def convolve(
         self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -220,7 +221,10 @@ class StateCache:
             inputs = Inputs(slice(begin, row))
             for state, first in drafts:
                 state.settle = partial(self._settle, state, inputs, first - begin)
-        return StatefulForward(self.stores, built.runs(), inputs)
+        of_prompts = [
+            each for tokens in scheduled for each in [_of_prompt(tokens)] * tokens.num_tokens
+        ]
+        return StatefulForward(self.stores, built.runs(), of_prompts, inputs)
 
     def _settle(self, state: RecurrentState, inputs: Inputs, first: int, num_right: int) -> None:
         state.settle = None
@@ -255,6 +259,13 @@ class StateCache:
             self.drop(each.state.row)
             each.state.row = row
             each.state.num_tokens += each.count
+
+
+def _of_prompt(tokens: ScheduledTokens) -> bool:
+    """Whether tokens are a prompt's, which a measurement does not say of a single one."""
+    if tokens.request is not None:
+        return tokens.of_prompt
+    return tokens.num_tokens > 1 or not tokens.start
 
 
 @dataclass
