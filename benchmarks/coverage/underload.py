@@ -77,7 +77,7 @@ class Kind:
 KINDS = {
     "experts": Kind("qwen3_moe", {"num_experts": 16, "num_experts_per_tok": 4}),
     "delta net": Kind("qwen3_next", {}),
-    "Mamba 2 hybrid": Kind("bamba", {"mamba_n_heads": 16, "mamba_d_head": 32}),
+    "Mamba 2 hybrid": Kind("bamba", {"mamba_d_head": 64}),
     "sinks": Kind("gpt_oss", {"sliding_window": 32}),
     "soft cap": Kind("gemma2", {"sliding_window": 32, "query_pre_attn_scalar": 32}),
     "longrope across its limit": Kind("phi3", _LONG_ROPE),

@@ -20,7 +20,7 @@ from engine.execution.batch_invariance import (
     find_batch_sizes,
     tokens_needed,
 )
-from engine.execution.batch_sizes import BatchSizes
+from engine.execution.batch_sizes import BatchInvarianceError, BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache
@@ -101,8 +101,10 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         batch_sizes = _batch_sizes(runner, loaded, config, sizes)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # noqa: BLE001 - with any error the packed forward does not work
+    except (UnsupportedAttentionError, BatchInvarianceError) as error:
         problem = str(error)
+    except Exception as error:  # noqa: BLE001 - with any error the packed forward does not work
+        problem = f"a forward of packed rows fails with {type(error).__name__}: {error}"
     else:
         return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked)
     runner = executor.build(RunnerPlan(_NO_KERNEL, sizes.page_size, 0, 0, 0))

@@ -149,7 +149,7 @@ def mixtures(model: Any) -> list[Any]:
 def has_other_mixtures(model: Any) -> bool:
     """Whether a model has experts in a form that is not known here.
 
-    Not counted are those that are not told which rows have chosen them: each computes all rows.
+    Not counted are those that do not know which rows have chosen them: each computes all rows.
     """
     known = {id(module) for module in mixtures(model)}
     return any(
@@ -159,8 +159,12 @@ def has_other_mixtures(model: Any) -> bool:
 
 
 def _is_told(module: nn.Module) -> bool:
-    """Whether experts are given more than rows; those in a list are called one by one."""
-    return isinstance(module, nn.ModuleList) or len(signature(module.forward).parameters) > 1
+    """Whether experts know which rows have chosen them: they are told, or choose themselves by
+    layers within. Those in a list are called one by one.
+    """
+    several = len(signature(module.forward).parameters) > 1
+    within = any(True for child in module.children() for _ in child.parameters())
+    return isinstance(module, nn.ModuleList) or several or within
 
 
 def real_rows(model: Any) -> RealRows:

@@ -117,7 +117,7 @@ def _forward(
         return compute(x, position_ids)  # type: ignore[no-any-return]
     assert lengths.limit is not None
     is_long = [length > lengths.limit for length in lengths.of_rows]
-    made = {}
+    made: dict[bool, tuple[torch.Tensor, torch.Tensor]] = {}
     for long in {*is_long}:
         if long:  # beside rows at the limit, so that it takes the long factors
             beside = torch.full_like(position_ids, lengths.limit)

@@ -238,4 +238,6 @@ def test_experts_of_another_form_are_known_as_such() -> None:
     assert has_other_mixtures(other)
     assert not has_other_mixtures(nn.ModuleDict({"shared_experts": nn.Linear(8, 8)}))
     assert not has_other_mixtures(nn.ModuleDict({"experts": nn.Linear(8, 8)}))  # of all rows
+    choosing = nn.ModuleDict({"experts": nn.Sequential(nn.Linear(8, 8))})
+    assert has_other_mixtures(choosing)
     assert not any(isinstance(module, Experts) for module in known.modules())
