@@ -8,7 +8,7 @@ from engine.loading.families.family import VISION_MODEL_TYPES
 
 def test_rows() -> None:
     assert vision.row("vipllava").outcome == "batched"
-    alone = vision.row("paligemma")
+    alone = vision.row("molmo2")
     assert (alone.outcome, "later tokens" in alone.reason) == ("alone", True)
     assert vision.row("mllama").outcome == "refused"
 

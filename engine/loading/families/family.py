@@ -70,10 +70,12 @@ _JANUS_IMAGES = ("vqmodel", "generation_embeddings", "generation_aligner", "gene
 
 FAMILIES = (
     Family(("aya_vision", "cohere2_vision", "got_ocr2", "mistral3", "qianfan_ocr"), towers=_LLAVA),
+    Family(("deepseek_ocr2",), towers=(*_LLAVA, "view_separator")),
     Family(("deepseek_vl",), towers=("vision_model", "aligner")),
     Family(
         ("glm4v", "glm46v", "glm4v_moe", "glm_ocr"), towers=("visual",), processor="Glm46VProcessor"
     ),
+    Family(("exaone4_5",), towers=("visual",)),
     Family(("gemma3",), towers=_LLAVA),
     Family(("gemma4",), towers=("vision_tower", "embed_vision")),
     Family(("granite_docling",), towers=("vision_model",)),
@@ -100,6 +102,7 @@ FAMILIES = (
         ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
         towers=("visual",),
     ),
+    Family(("video_llama_3",), towers=("vision_model", "projector")),
     Family(("smolvlm",), towers=("vision_model", "connector"), fix_processor=_do_without_num2words),
 )
 

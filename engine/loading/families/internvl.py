@@ -233,7 +233,7 @@ def load_parts(model: str, config: PreTrainedConfig, **source: Any) -> Processor
     _name_image_tokens(tokenizer, model)
     begin = tokenizer.decode(tokenizer("")["input_ids"])  # such as InternLM's <s>
     template = CONVERSATIONS[layout.pop("template")].chat_template(
-        begin=begin, system=layout.pop("system_message")
+        begin=str(begin), system=layout.pop("system_message")
     )
     side = layout.pop("size")
     image_processor = GotOcr2ImageProcessorPil(

@@ -106,8 +106,8 @@ class ImageProcessor:
         )
         arrays = {
             name: np.ascontiguousarray(features[name])
-            for name in self._array_names
-            if name in features
+            for name in sorted(features)
+            if name in self._array_names or name.startswith("pixel_values")
         }
         if several:  # of two that are the same, one
             arrays = {

@@ -22,7 +22,7 @@ from torch.nn.functional import pad as torch_pad
 from transformers import image_processing_backends
 from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.configuration_auto import model_type_to_module_name
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 _PACKAGES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
 

@@ -26,7 +26,7 @@ TEXT = "The engine must write what generate writes, for a prompt of several chun
 
 # Architectures and the configuration that keeps them out of the batch loop.
 OUTSIDE: dict[str, dict[str, Any]] = {
-    "codegen": {"n_head": 4, "n_layer": 2, "rotary_dim": 8},  # attention of its own
+    "mpt": {"n_heads": 4, "n_layers": 2, "max_seq_len": 512},  # ALiBi, attention of its own
     "bloom": {"n_head": 4, "n_layer": 2},  # ALiBi, attention of its own
 }
 INSIDE: dict[str, dict[str, Any]] = {
@@ -229,7 +229,7 @@ def test_stop_strings_in_the_fallback(number: int, tmp_path: Path) -> None:
 
 
 def test_stop_strings_end_beams(tmp_path: Path) -> None:
-    save_architecture("codegen", OUTSIDE["codegen"], tmp_path)
+    save_architecture("mpt", OUTSIDE["mpt"], tmp_path)
     asked = {"max_new_tokens": 24, "num_beams": 3, "num_return_sequences": 3}
     stop, want = stopped_search(Reference(tmp_path), TEXT, asked)
     with closing(fallback_engine(tmp_path)) as engine:

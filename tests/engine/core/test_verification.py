@@ -411,7 +411,7 @@ async def test_a_cancelled_verification_frees_what_it_holds(tiny_engine: TinyEng
 
 
 def test_the_whole_of_a_fallback_model_is_run(tmp_path: Path) -> None:
-    save_architecture("codegen", OUTSIDE["codegen"], tmp_path)
+    save_architecture("mpt", OUTSIDE["mpt"], tmp_path)
     config = EngineConfig(model=str(tmp_path), dtype="float32", threads=1)
     with closing(Engine(config)) as engine:
         assert engine.card()["continuous_batching"] is False

@@ -127,7 +127,7 @@ def test_another_arithmetic_that_says_the_same_is_found(tiny_engine: TinyEngine)
 
 
 def test_a_model_of_the_fallback(tmp_path: Path) -> None:
-    save_architecture("codegen", OUTSIDE["codegen"], tmp_path)
+    save_architecture("mpt", OUTSIDE["mpt"], tmp_path)
     config = EngineConfig(model=str(tmp_path), dtype="float32", threads=1)
     with closing(Engine(config)) as engine:
         asked = task(generation_config={"do_sample": True}, receipt=True)

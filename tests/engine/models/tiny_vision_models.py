@@ -25,7 +25,9 @@ ThoroughKind = Literal[
 FurtherKind = Literal[
     "aya_vision",
     "cohere2_vision",
+    "deepseek_ocr2",
     "deepseek_vl",
+    "exaone4_5",
     "gemma4",
     "gemma4_experts",
     "glm46v",
@@ -49,6 +51,7 @@ FurtherKind = Literal[
     "qwen3_5",
     "qwen3_5_moe",
     "qwen3_vl_moe",
+    "video_llama_3",
     "vipllava",
 ]
 """Kinds whose families were added by a record; what they share is tested with the others."""

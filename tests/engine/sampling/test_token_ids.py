@@ -200,7 +200,7 @@ async def test_the_bits_of_a_log_probability(tiny_engine: TinyEngine) -> None:
         assert [token["logprob"] for token in listed] == pytest.approx(want, abs=0.1)
 
 
-@pytest.mark.parametrize("kind", ["codegen", "bloom"])
+@pytest.mark.parametrize("kind", ["mpt", "bloom"])
 def test_in_the_fallback(kind: str, tmp_path: Path) -> None:
     save_architecture(kind, OUTSIDE[kind], tmp_path)
     with closing(fallback_engine(tmp_path)) as engine:

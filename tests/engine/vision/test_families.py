@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CodeGenConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import BloomConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from engine import Engine, EngineConfig
 from engine.loading.loader import load_model
@@ -231,13 +231,12 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llava"), directory)
     text: Any = LlavaConfig.from_pretrained(directory).text_config
-    unbatched = CodeGenConfig(
+    unbatched = BloomConfig(
         vocab_size=text.vocab_size,
-        n_positions=text.max_position_embeddings,
-        n_embd=text.hidden_size,
+        hidden_size=text.hidden_size,
         n_layer=2,
         n_head=4,
-        rotary_dim=8,
+        initializer_range=0.2,
         eos_token_id=text.eos_token_id,
         bos_token_id=text.bos_token_id,
     )

@@ -20,6 +20,7 @@ ALONE_ON_THE_DEVICE = {
     "paligemma": "later tokens",
     "qwen3_5": "layer 1",
     "qwen3_5_moe": "layer 1",
+    "video_llama_3": "depends on its position",
 }
 """Kinds that continuous batching does not take, with words of the reason."""
 

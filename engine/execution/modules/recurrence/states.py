@@ -221,9 +221,10 @@ class StateCache:
             inputs = Inputs(slice(begin, row))
             for state, first in drafts:
                 state.settle = partial(self._settle, state, inputs, first - begin)
-        of_prompts = [
-            each for tokens in scheduled for each in [_of_prompt(tokens)] * tokens.num_tokens
-        ]
+        of_prompts: list[bool] = []
+        for tokens in scheduled:  # a measurement compares with a forward of a whole prompt
+            of_prompt = tokens.request is None or tokens.of_prompt
+            of_prompts += [of_prompt] * tokens.num_tokens
         return StatefulForward(self.stores, built.runs(), of_prompts, inputs)
 
     def _settle(self, state: RecurrentState, inputs: Inputs, first: int, num_right: int) -> None:
@@ -259,13 +260,6 @@ class StateCache:
             self.drop(each.state.row)
             each.state.row = row
             each.state.num_tokens += each.count
-
-
-def _of_prompt(tokens: ScheduledTokens) -> bool:
-    """Whether tokens are a prompt's, which a measurement does not say of a single one."""
-    if tokens.request is not None:
-        return tokens.of_prompt
-    return tokens.num_tokens > 1 or not tokens.start
 
 
 @dataclass

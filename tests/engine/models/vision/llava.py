@@ -6,7 +6,7 @@ from pathlib import Path
 
 import transformers
 
-from tests.engine.models.vision.shared import SIDE, Builder, Save, tokenizer, tower
+from tests.engine.models.vision.shared import SIDE, TEXT, Builder, Save, tokenizer, tower
 
 _CLIP = {"shortest_edge": SIDE}
 _CROP = {"height": SIDE, "width": SIDE}
@@ -251,6 +251,55 @@ def ovis2(directory: Path) -> None:
     )
 
 
+def deepseek_ocr2(directory: Path) -> None:
+    """A language model with experts; its tower asks for images by queries."""
+    save = Save(directory, tokenizer({"image_token": "<image>"}), "<image>")
+    sam = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 192,
+        "patch_size": 4,  # 12 times 12 features, for which the tower has queries
+        "window_size": 8,
+        "global_attn_indexes": [1],
+        "mlp_dim": 48,
+        "downsample_channels": [24, 32],
+        "initializer_range": 0.2,
+    }
+    encoder = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 8,
+        "initializer_range": 0.3,
+    }
+    experts = {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "mlp_layer_types": ["dense", "sparse"],
+        "max_position_embeddings": 2048,
+        "num_key_value_heads": 4,
+    }
+    config = transformers.DeepseekOcr2Config(
+        vision_config={"sam_config": sam, "encoder_config": encoder},
+        text_config=TEXT | save.ids | experts,
+        image_token_id=save.image_id,
+    )
+    save.model("DeepseekOcr2ForConditionalGeneration", config)
+    save.processor(
+        "DeepseekOcr2Processor",
+        transformers.DeepseekOcr2ImageProcessorPil(
+            size={"height": 192, "width": 192}, tile_size=192
+        ),
+        patch_size=4,
+    )
+
+
 def deepseek_vl(directory: Path) -> None:
     save = Save(directory, tokenizer({"image_token": "<image_placeholder>"}), "<image_placeholder>")
     config = transformers.DeepseekVLConfig(
@@ -314,6 +363,7 @@ BUILDERS: dict[str, Builder] = {
     "got_ocr2": got_ocr2,
     "qianfan_ocr": qianfan_ocr,
     "ovis2": ovis2,
+    "deepseek_ocr2": deepseek_ocr2,
     "deepseek_vl": deepseek_vl,
     "janus": janus,
 }

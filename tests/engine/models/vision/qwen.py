@@ -192,7 +192,58 @@ def _windows() -> dict[str, Any]:
     return {"window_size": 16, "fullatt_block_indexes": [1]}
 
 
+def exaone4_5(directory: Path) -> None:
+    """Qwen's tower, and a text whose positions have one axis."""
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    save = Save(
+        directory,
+        tokenizer(names, ("<vision>", "</vision>")),
+        "<|image_pad|>",
+        "<vision><|image_pad|></vision>",
+    )
+    config = transformers.Exaone4_5_Config(
+        text_config=save.text(
+            "Exaone4",
+            head_dim=16,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        vision_config=_TOWER | _windows() | {"num_key_value_heads": 1},
+        image_token_id=save.image_id,
+        video_token_id=save.id_of("<|video_pad|>"),
+    )
+    save.model("Exaone4_5_ForConditionalGeneration", config)
+    save.processor(
+        "Exaone4_5_Processor", transformers.Qwen2VLImageProcessorPil(patch_size=4, size=_SIZE)
+    )
+
+
+def video_llama_3(directory: Path) -> None:
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    save = Save(directory, tokenizer(names, ("<|im_start|>", "<|im_end|>")), "<|image_pad|>")
+    config = transformers.VideoLlama3Config(
+        text_config=save.text("Qwen2"),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": 4,
+            "initializer_range": 0.3,
+        },
+        image_token_id=save.image_id,
+        video_token_id=save.id_of("<|video_pad|>"),
+    )
+    save.model("VideoLlama3ForConditionalGeneration", config)
+    save.processor(
+        "VideoLlama3Processor",
+        transformers.VideoLlama3ImageProcessorPil(patch_size=4, merge_size=2, size=_SIZE),
+    )
+
+
 BUILDERS: dict[str, Builder] = {
+    "exaone4_5": exaone4_5,
+    "video_llama_3": video_llama_3,
     "qwen2_vl": _qwen(
         "Qwen2VL",
         "Qwen2VLProcessor",
