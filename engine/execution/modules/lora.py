@@ -136,13 +136,14 @@ class Loras:
 
     def _measured(self, name: str, layer: LoraLayer) -> tuple[int, ...]:
         device = self._places[name].device
-        if lora_kernel.has_kernel(device):
-            return (1,)
         draw = torch.Generator().manual_seed(0)
         down = torch.randn(layer.rank, layer.in_features, generator=draw)
         up = torch.randn(layer.out_features, layer.rank, generator=draw)
         probed = _on(device, lora_kernel.matrices(down, up, 1.0))
         probe = probe_rows(layer.in_features, probed.down)
+        if lora_kernel.has_kernel(device):
+            lora_kernel.added(probe[:1], np.zeros(1, np.int64), [probed])  # compiles it
+            return (1,)
         return agreeing_counts(partial(_product, probed), probe, "an adapter")
 
     # --- Loading ---------------------------------------------------------------------------------
