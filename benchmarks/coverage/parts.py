@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.coverage import architectures, comparison
+from benchmarks.coverage import architectures, comparison, vision
 from benchmarks.coverage.rows import Row
 
 
@@ -24,4 +24,7 @@ class Part:
     row: Callable[[str], Row]
 
 
-PARTS = {"text": Part("Text", architectures.decoders, comparison.row)}
+PARTS = {
+    "text": Part("Text", architectures.decoders, comparison.row),
+    "vision": Part("Vision-language", vision.architectures, vision.row),
+}

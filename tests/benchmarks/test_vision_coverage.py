@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.coverage import vision
 from engine.loading.families.family import VISION_MODEL_TYPES
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma
 def test_rows() -> None:
     assert vision.row("vipllava").outcome == "batched"
     alone = vision.row("molmo2")

@@ -3,7 +3,7 @@
 As products of torch, two for each adapter and layer, it took longer to call them than to compute.
 Here each row is computed by itself: what is added to it is a function of the row and its adapter.
 
-Numba compiles it as it does `engine.execution.attention.cpu_decode`, whose first lines say more.
+Numba compiles it at its first use (`engine.platform.compiled`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import prange, types
-from numba.core import config
 from numba.extending import intrinsic
 
+from engine.platform.compiled import compiled, use_torch_threads
 from engine.platform.platforms import platform_of
 
-config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
-
-_FAST_MATH = {"reassoc", "contract", "nsz"}
 _AT_ONCE = 4  # rows of a matrix; more of the sums are in registers then
 
 
@@ -71,8 +68,7 @@ def added(
     """
     output = torch.empty(len(rows), layers[0].up.shape[1])
     kernel = _compiled()
-    threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
+    use_torch_threads()
     kernel(
         rows.contiguous().numpy(),
         members,
@@ -91,15 +87,7 @@ def _compiled() -> Callable[..., None]:
     numbers = types.int64[::1]
     matrix = types.float32[:, ::1]
     signature = types.void(matrix, numbers, numbers, numbers, numbers, types.float32[::1], matrix)
-    threads = torch.get_num_threads()
-    numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
-    torch.set_num_threads(threads)
-    options: dict[str, Any] = {"parallel": True, "nogil": True, "fastmath": _FAST_MATH}
-    try:
-        kernel: Callable[..., None] = numba.njit(signature, cache=True, **options)(_add)
-    except RuntimeError:  # neither directory can be written to
-        kernel = numba.njit(signature, **options)(_add)
-    return kernel
+    return compiled(signature, _add)
 
 
 # --- What follows is compiled --------------------------------------------------------------------

@@ -15,11 +15,8 @@ from tests.engine.models.tiny_vision_models import FURTHER_KINDS, FurtherKind
 from tests.engine.vision.vision_oracle import CONVERSATIONS, SETTINGS, oracle, task, texts
 
 ALONE_ON_THE_DEVICE = {
-    "lfm2_vl": "layer 1",
     "molmo2": "later tokens",
     "paligemma": "later tokens",
-    "qwen3_5": "layer 1",
-    "qwen3_5_moe": "layer 1",
     "video_llama_3": "depends on its position",
 }
 """Kinds that continuous batching does not take, with words of the reason."""
