@@ -225,7 +225,9 @@ class InputProcessor:
 
         A directory or file without ``model_id`` has no name that a task could use.
         """
-        config, wanted = self._config, task.variant.base
+        config, wanted = self._config, task.variant
+        if wanted.id != config.name:  # which may hold a colon, as `org/repository:file.gguf`
+            wanted = wanted.base
         own = replace(config.variant, dtype=self._recorder.dtype)
         if wanted.id != own.id and (config.model_id or not is_local(config)):
             raise ModelInvalid(
@@ -245,7 +247,7 @@ class InputProcessor:
 
     def _adapter(self, task: Task) -> Adapter | None:
         """The adapter that a task names."""
-        name = task.variant.adapter
+        name = None if task.model == self._config.name else task.variant.adapter
         if name is not None and name not in self._adapters:
             raise unknown_adapter(task.variant, self._adapters)
         return None if name is None else self._adapters[name]

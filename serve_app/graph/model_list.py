@@ -84,9 +84,10 @@ def _variants(
 
 def _of_adapter(replica: dict[str, Any], adapter: str) -> dict[str, Any]:
     """What a replica reports, with the card of an adapter in the place of what is the model's."""
-    if "card" not in replica:
-        return replica
-    return {"replica": replica["replica"], "card": replica["card"]["adapters"][adapter]}
+    card = replica.get("card", {}).get("adapters", {}).get(adapter)
+    if card is None:  # nothing is known yet, or a replica of before the adapter was listed
+        return {name: value for name, value in replica.items() if name != "card"}
+    return {"replica": replica["replica"], "card": card}
 
 
 def _described(

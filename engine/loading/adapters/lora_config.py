@@ -21,6 +21,7 @@ _OF_TRAINING = (
 )
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 _INIT = "init_lora_weights"
+_MOST_ALPHA = 1e9
 # Other ways to initialize change the weights of the model itself.
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 _ABSENT: tuple[Any, ...] = (None, False, "none", [], {})
@@ -97,7 +98,8 @@ def _rank(name: str, value: Any) -> int:
 
 
 def _alpha(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < _MOST_ALPHA:
         raise AdapterUnsupportedError(f"its {name} is {value!r:.40} and not a number")
     return value
 
@@ -111,13 +113,17 @@ def _pattern(
     for key, value in pattern.items():
         checked(f"{name} of {key!r:.80}", value)
         try:
-            re.compile(key)
-        except re.error as error:
+            re.compile(_ending(key))
+        except (re.error, OverflowError) as error:
             raise AdapterUnsupportedError(f"its {name} has {key!r:.80}: {error}") from None
     return pattern
 
 
 def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first expression that matches the end of a name, as PEFT does it."""
-    matches = (key for key in pattern if re.match(rf"(.*\.)?({key})$", module))
+    matches = (key for key in pattern if re.match(_ending(key), module))
     return pattern.get(next(matches, ""), default)
+
+
+def _ending(key: str) -> str:
+    return rf"(.*\.)?({key})$"

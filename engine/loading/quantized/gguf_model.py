@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -108,6 +109,11 @@ def _scaling(header: GgufHeader, path: Path, model: str, found: dict[str, Any]) 
     if "rope_scaling" in found or header.architecture in GGUF_ARCHS:
         return {}
     tensors = {tensor.name: tensor for tensor in header.tensors}
+    plain = [tensors[name] for name in (_LONG, _SHORT, _FREQUENCIES) if name in tensors]
+    if any(each.type is not GGMLQuantizationType.F32 for each in plain):
+        raise _unknown_scaling(model, "by factors that are not in float32")
+    if (_LONG in tensors) != (_SHORT in tensors):
+        raise _unknown_scaling(model, "by one set of long and short factors")
     if _LONG in tensors:
         original = header.of_model("rope.scaling.original_context_length")
         scaling = {

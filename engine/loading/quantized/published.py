@@ -233,7 +233,7 @@ def _weight(
         raise _damaged(prefix, f"{packed} and no {missing[0]}", model)
     try:
         shape = method.shape({part: stored.shape for part, stored in parts.items()}, settings)
-    except (ValueError, LookupError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         raise _damaged(prefix, f"parts that do not fit together: {error}", model) from error
     return Stored(shape, "BF16")
 

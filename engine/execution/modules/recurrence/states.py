@@ -203,6 +203,7 @@ class StateCache:
         for tokens in scheduled:
             if not built.extends(tokens):
                 state = tokens.state
+                _check_place(tokens)
                 write = -1
                 if state is not None and not state.fixed:
                     write = self.take()
@@ -260,6 +261,19 @@ class StateCache:
             self.drop(each.state.row)
             each.state.row = row
             each.state.num_tokens += each.count
+
+
+def _check_place(tokens: ScheduledTokens) -> None:
+    """Refuse tokens that do not follow those of their state.
+
+    A step may fail after its forward, which has moved the states; its members then run again. Keys
+    and values would be written again, but a state would be moved twice.
+    """
+    state = tokens.state
+    if state is not None and not state.fixed and state.num_tokens != tokens.start:
+        raise RuntimeError(
+            f"recurrent states: token {tokens.start} does not follow {state.num_tokens} tokens"
+        )
 
 
 @dataclass
