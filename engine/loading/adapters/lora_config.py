@@ -98,10 +98,11 @@ def _rank(name: str, value: Any) -> int:
 
 
 def _alpha(name: str, value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < _MOST_ALPHA:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise AdapterUnsupportedError(f"its {name} is {value!r:.40} and not a number")
-    return value
+    if not abs(value) < _MOST_ALPHA:  # true for NaN
+        raise AdapterUnsupportedError(f"its {name} is {value!r:.40}; at most {_MOST_ALPHA:g}")
+    return float(value)
 
 
 def _pattern(
