@@ -274,7 +274,7 @@ def test_an_unknown_model_is_not_found(api: OpenAI) -> None:
 
 def test_models(api: OpenAI) -> None:
     listed = list(api.models.list())
-    assert [model.id for model in listed] == ["demo"]
+    assert [model.id for model in listed if ":" not in model.id] == ["demo"]  # without adapters
     model: Any = api.models.retrieve("demo")
     assert (model.id, model.object) == ("demo", "model")
     assert [variant["quantize_bits"] for variant in model.variants] == [None, 8, 4]
