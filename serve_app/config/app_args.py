@@ -151,6 +151,9 @@ class PooledModel(ModelArgs):
     def __str__(self) -> str:
         return f"model {self.id!r} ({self.variant.label})"
 
+    def __hash__(self) -> int:
+        return hash((self.variant, self.source))  # a mapping, as `adapters` is one, has no hash
+
     def engine_config(self, device: Device | None = None) -> EngineConfig:
         """As `ModelArgs.engine_config`; but the id can only mean a repository of the hub."""
         return (
