@@ -13,7 +13,7 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
-    LlavaNextConfig,
+    Kosmos2Config,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -205,8 +205,8 @@ def test_models_that_do_not_continue_text(kind: str, tmp_path: Path) -> None:
 
 
 def test_vision_models_of_other_types(tmp_path: Path) -> None:
-    LlavaNextConfig().save_pretrained(tmp_path)
-    assert "'llava_next'" in refused(ModelInvalid, tmp_path)
+    Kosmos2Config().save_pretrained(tmp_path)
+    assert "'kosmos-2'" in refused(ModelInvalid, tmp_path)
 
 
 def test_quantized_twice(tiny_model: TinyModel, tmp_path: Path) -> None:
