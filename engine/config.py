@@ -239,12 +239,13 @@ class EngineConfig(StrictCall, EngineOptions):
     @property
     def repository(self) -> str:
         """The hub repository of a model of the hub."""
-        return self.model.partition(":")[0]
+        return self.model if self.repository_file is None else self.model.partition(":")[0]
 
     @property
     def repository_file(self) -> str | None:
         """The GGUF file of the hub repository that is the model; None if it names none."""
-        return self.model.partition(":")[2] or None
+        name = self.model.partition(":")[2]
+        return name if name.lower().endswith(".gguf") else None
 
     @property
     def name(self) -> str:
