@@ -340,7 +340,7 @@ def test_a_file_of_the_hub(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     assert hub.downloads["tiny-q8_0.gguf"] == 1
     assert hub.downloads["tiny-f16.gguf"] == 0
     assert "it has tiny-f16.gguf" in refused(ModelInvalid, "org/tiny:tiny-q4_0.gguf")
-    assert "not the name of a GGUF file" in refused(ModelInvalid, "org/tiny:config.json")
+    assert "nor the id of a hub repository" in refused(ModelInvalid, "org/tiny:config.json")
     offline = named.replace(model="org/tiny:tiny-f16.gguf", local_files_only=True)
     with pytest.raises(ModelIncomplete, match=r"hf download org/tiny tiny-f16\.gguf"):
         load_model(offline)
