@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, XGLMConfig
 
 from engine import Engine, EngineConfig
 from engine.loading.loader import load_model
@@ -231,12 +231,13 @@ def test_alone_on_the_device(tiny_model: TinyModel, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(tiny_model("llava"), directory)
     text: Any = LlavaConfig.from_pretrained(directory).text_config
-    unbatched = BloomConfig(
+    unbatched = XGLMConfig(
         vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.2,
+        d_model=text.hidden_size,
+        ffn_dim=64,
+        num_layers=2,
+        attention_heads=4,
+        init_std=0.2,
         eos_token_id=text.eos_token_id,
         bos_token_id=text.bos_token_id,
     )
