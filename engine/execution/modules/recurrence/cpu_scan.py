@@ -36,7 +36,8 @@ def scan_on_cpu(
         queries.contiguous().numpy(),
         steps.keys.contiguous().numpy(),
         steps.values.contiguous().numpy(),
-        (steps.decay.contiguous() if by_value else steps.decay).numpy(),
+        None if by_value else steps.decay.numpy(),
+        steps.decay.contiguous().numpy() if by_value else None,
         None if steps.beta is None else steps.beta.contiguous().numpy(),
         runs.first,
         runs.count,
@@ -56,13 +57,14 @@ def _compiled(by_value: bool, is_delta: bool) -> Callable[..., None]:
         f32[:, :, ::1],
         f32[:, :, ::1],
         f32[:, :, ::1],
-        types.Array(f32, 4, "C") if by_value else types.Array(f32, 3, "A"),
+        types.none if by_value else f32[:, :, :],
+        f32[:, :, :, ::1] if by_value else types.none,
         f32[:, ::1] if is_delta else types.none,
         *[types.int64[::1]] * 5,
         f32[:, :, :, ::1],
         f32[:, :, ::1],
     )
-    return compiled(signature, _scan_by_value if by_value else _scan)
+    return compiled(signature, _scan)
 
 
 # --- What follows is compiled: Numba's Python, in which loops are fast and arrays have to be made
@@ -85,7 +87,8 @@ def _scan(
     queries: Any,  # [T, G, K]
     keys: Any,  # [T, G, K]
     values: Any,  # [T, H, V]
-    decay: Any,  # [T, H, K]
+    decay: Any,  # [T, H, K], or None
+    decays: Any,  # [T, H, K, V], or None
     beta: Any,  # [T, H], or None
     first: Any,
     count: Any,
@@ -99,6 +102,7 @@ def _scan(
     num_heads, width = values.shape[1], values.shape[2]
     depth, group = keys.shape[2], num_heads // keys.shape[1]
     parts = (width + _WIDTH - 1) // _WIDTH
+    is_delta = beta is not None
     for unit in prange(len(first) * num_heads * parts):
         run, head = unit // (num_heads * parts), unit // parts % num_heads
         start = unit % parts * _WIDTH
@@ -131,60 +135,23 @@ def _scan(
                         now = state[k, v] + key * new[v]
                         state[k, v] = now
                         seen[v] += now * query
-            else:
+            if decays is not None:
                 for k in range(depth):
                     key, query = keys[row, of_group, k], queries[row, of_group, k]
-                    kept_part = decay[row, head, k]
+                    kept_parts = decays[row, head, k, start : start + size]
                     for v in range(size):
-                        now = state[k, v] * kept_part + key * new[v]
+                        now = state[k, v] * kept_parts[v] + key * new[v]
                         state[k, v] = now
                         seen[v] += now * query
-            out = output[row, head, start : start + size]
-            for v in range(size):
-                out[v] = seen[v]
-            if place + 1 == kept[run] and write[run] >= 0:
-                _copy(state, states[write[run], head, :, start : start + size], size)
-
-
-def _scan_by_value(
-    queries: Any,  # [T, G, K]
-    keys: Any,  # [T, G, K]
-    values: Any,  # [T, H, V]
-    decay: Any,  # [T, H, K, V]
-    _beta: Any,
-    first: Any,
-    count: Any,
-    kept: Any,
-    read: Any,
-    write: Any,
-    states: Any,  # [R, H, K, V]
-    output: Any,  # [T, H, V]
-) -> None:
-    """The same without a delta rule, with a decay for each element of the state."""
-    num_heads, width = values.shape[1], values.shape[2]
-    depth, group = keys.shape[2], num_heads // keys.shape[1]
-    parts = (width + _WIDTH - 1) // _WIDTH
-    for unit in prange(len(first) * num_heads * parts):
-        run, head = unit // (num_heads * parts), unit // parts % num_heads
-        start = unit % parts * _WIDTH
-        size = min(_WIDTH, width - start)
-        of_group = head // group
-        state = np.zeros((depth, _WIDTH), np.float32)
-        if read[run] >= 0:
-            _copy(states[read[run], head, :, start : start + size], state, size)
-        seen = np.empty(_WIDTH, np.float32)
-        for place in range(count[run]):
-            row = first[run] + place
-            value = values[row, head, start : start + size]
-            for v in range(size):
-                seen[v] = _f32(0)
-            for k in range(depth):
-                key, query = keys[row, of_group, k], queries[row, of_group, k]
-                kept_part = decay[row, head, k, start : start + size]
-                for v in range(size):
-                    now = state[k, v] * kept_part[v] + key * value[v]
-                    state[k, v] = now
-                    seen[v] += now * query
+            if decay is not None:  # noqa: SIM102 - Numba leaves out a branch on None alone
+                if not is_delta:
+                    for k in range(depth):
+                        key, query = keys[row, of_group, k], queries[row, of_group, k]
+                        kept_part = decay[row, head, k]
+                        for v in range(size):
+                            now = state[k, v] * kept_part + key * new[v]
+                            state[k, v] = now
+                            seen[v] += now * query
             out = output[row, head, start : start + size]
             for v in range(size):
                 out[v] = seen[v]
