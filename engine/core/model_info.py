@@ -123,26 +123,12 @@ def model_card(
         arithmetic["layout"] = spread.name if spread else config.layout
     # Hashed under its first name: a fingerprint changes with the arithmetic, and not with a word.
     hashed = {"row_counts" if name == "batch_sizes" else name: v for name, v in arithmetic.items()}
-    own = loras(loaded.model)
-    adapters = {
-        name: {
-            "source": adapter.source,
-            "revision": adapter.revision,
-            "weights": adapter.digest,
-            "rank": adapter.rank,
-            "memory_bytes": adapter.num_bytes,
-            "system_fingerprint": _fingerprint(
-                hashed | {"adapter": adapter.digest, "adapter_rows": own.counts_of(adapter)}
-            ),
-        }
-        for name, adapter in loaded.adapters.items()
-    }
     return {
         "id": config.name,
         "source": config.model,
         "revision": loaded.revision,
         "system_fingerprint": _fingerprint(hashed),
-        "adapters": adapters,
+        "adapters": _adapters(loaded, hashed),
         "checkpoint": loaded.checkpoint.card(),
         "takes_images": loaded.takes_images,
         **renderer.card(),
@@ -163,6 +149,24 @@ def model_card(
         "fallback_reason": batching.problem,
         "deterministic_reason": _why(config, batching),
         **arithmetic,
+    }
+
+
+def _adapters(loaded: LoadedModel, hashed: dict[str, Any]) -> dict[str, Any]:
+    """The adapters that tasks may name; ``hashed`` is what the model's own fingerprint covers."""
+    own = loras(loaded.model)
+    return {
+        name: {
+            "source": adapter.source,
+            "revision": adapter.revision,
+            "weights": adapter.digest,
+            "rank": adapter.rank,
+            "memory_bytes": adapter.num_bytes,
+            "system_fingerprint": _fingerprint(
+                hashed | {"adapter": adapter.digest, "adapter_rows": own.counts_of(adapter)}
+            ),
+        }
+        for name, adapter in loaded.adapters.items()
     }
 
 

@@ -91,8 +91,7 @@ def find_batch_sizes(
         return _batch_sizes(check, decode_check, max_sequences, prefill_chunk, at_once)
     finally:
         check.close()
-        if decode_check is not check:
-            decode_check.close()
+        decode_check.close()
 
 
 def _batch_sizes(
@@ -219,7 +218,7 @@ class _InvarianceCheck:
         self._tokens = torch.randint(vocab_size, (_SEQUENCES,), generator=generator)
 
     def close(self) -> None:
-        """Free the states."""
+        """Free the states. Idempotent."""
         for state in self._states:
             self._runner.states.release(state)
 

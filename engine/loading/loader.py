@@ -12,6 +12,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -93,19 +94,12 @@ def load_model(
         if is_original:
             auto_class = OriginalInternVL
         reading = plan_reading(local, hf_config)
-        spread: LayerPlacement | None = None
-        placement: dict[str, Any] = {"device_map": {"": device}}
         if config.tensor_parallel:
             refuse_packed(config, "GGUF" if source.gguf else reading.published_as)
-            placement = {"distributed_config": tensor_plan(config, hf_config)}
-        elif config.layout is not None:
-            spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
-            placement = {"device_map": device_map}
+        placement, spread = _placement(config, local, hf_config, device)
         source = with_weights(config, source)
-        if source.gguf is None:
-            fold(
-                stored_tensors(source), reading.published, config.name
-            )  # raises if parts are missing
+        if source.gguf is None:  # raises if parts are missing
+            fold(stored_tensors(source), reading.published, config.name)
         if config.tensor_parallel:
             refuse_fused(config, source)
         config = local
@@ -149,6 +143,25 @@ def load_model(
         prompt_end=family.prompt_end if family else "",
         adapters=adapters,
     )
+
+
+def _placement(
+    config: EngineConfig, local: EngineConfig, hf_config: PreTrainedConfig, device: torch.device
+) -> tuple[dict[str, Any], LayerPlacement | None]:
+    """Where the weights go: arguments of ``from_pretrained``, and how layers are spread, if so.
+
+    Args:
+        config: of the engine.
+        local: the same for the files that were found.
+        hf_config: of the model.
+        device: the first or only one.
+    """
+    if config.tensor_parallel:
+        return {"distributed_config": tensor_plan(config, hf_config)}, None
+    if config.layout is None:
+        return {"device_map": {"": device}}, None
+    spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
+    return {"device_map": device_map}, spread
 
 
 def _read_weights(

@@ -81,12 +81,9 @@ def plan_reading(config: EngineConfig, hf_config: PreTrainedConfig) -> Reading:
     path = Path(config.model)
     if path.suffix == GGUF:
         header = read_gguf_header(path, config.name)
-        arguments = {
-            "gguf_file": path.name,
-            "quantization_config": GgufConfig(
-                dequantize=True
-            ),  # packed, a CPU has no kernel for it
-        }
+        # Packed, a CPU has no kernel for it.
+        settings = GgufConfig(dequantize=True)
+        arguments = {"gguf_file": path.name, "quantization_config": settings}
         return Reading(arguments, hf_config, header.quantization, afterwards=quantized)
     published = published_in(path, config.name)
     own: Any = hf_config.get_text_config().dtype or torch.bfloat16
@@ -96,8 +93,12 @@ def plan_reading(config: EngineConfig, hf_config: PreTrainedConfig) -> Reading:
     if quantized is None:
         return Reading({}, hf_config)
     _silence_bitsandbytes()
-    settings = quantized.transformers_config(dtype, full_precision_modules(quantized))
-    return Reading({"quantization_config": settings}, hf_config)
+    arguments = {
+        "quantization_config": quantized.transformers_config(
+            dtype, full_precision_modules(quantized)
+        )
+    }
+    return Reading(arguments, hf_config)
 
 
 def _plan_published(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,18 @@ def tasks(count: int, bits: int | None) -> list[Task]:
     ]
 
 
+async def check_under_load(engine: Engine, asked: Sequence[Task]) -> None:
+    """All at once, in two orders, have the responses that they have alone, which are verified."""
+    assert engine.card()["continuous_batching"]
+    alone = [await engine.run(one) for one in asked]
+    for seed in range(2):
+        order = random.Random(seed).sample(range(len(asked)), len(asked))
+        got = await asyncio.gather(*(engine.run(asked[number]) for number in order))
+        assert got == [alone[number] for number in order]
+    for one, answer in zip(asked[:4], alone, strict=False):
+        assert (await engine.verify(one, answer))["verdict"] == "exact"
+
+
 @pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize("kind", ["qwen2_moe", "glm4_moe"])
 async def test_alone_and_under_load(kind: str, name: str, tmp_path: Path) -> None:
@@ -118,14 +131,7 @@ async def test_alone_and_under_load(kind: str, name: str, tmp_path: Path) -> Non
     save_architecture(kind, KINDS[kind], tmp_path)
     asked = tasks(16, ARITHMETIC[name].get("quantize_bits"))
     with closing(engine_of(tmp_path, max_sequences=24, **ARITHMETIC[name])) as engine:
-        assert engine.card()["continuous_batching"]
-        alone = [await engine.run(one) for one in asked]
-        for seed in range(2):
-            order = random.Random(seed).sample(range(len(asked)), len(asked))
-            got = await asyncio.gather(*(engine.run(asked[number]) for number in order))
-            assert got == [alone[number] for number in order]
-        for one, answer in zip(asked[:4], alone, strict=False):
-            assert (await engine.verify(one, answer))["verdict"] == "exact"
+        await check_under_load(engine, asked)
 
 
 @pytest.mark.parametrize("name", ["int8", "nf4"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.engine.core.test_generate_fallback import (
     save_architecture,
     task,
 )
-from tests.engine.execution.test_experts import engine_of, tasks
+from tests.engine.execution.test_experts import check_under_load, engine_of, tasks
 
 WIDE = {"intermediate_size": 128}  # of which bitsandbytes' blocks are parts
 _HYBRID = ["linear_attention", "linear_attention", "hybrid"] * 2
@@ -108,14 +107,7 @@ async def test_alone_and_under_load(kind: str, name: str, tmp_path: Path) -> Non
     save_architecture(kind, KINDS[kind], tmp_path)
     asked = tasks(16, ARITHMETIC[name].get("quantize_bits"))
     with opened(tmp_path, max_sequences=24, **ARITHMETIC[name]) as engine:
-        assert engine.card()["continuous_batching"]
-        alone = [await engine.run(one) for one in asked]
-        for seed in range(2):
-            order = random.Random(seed).sample(range(len(asked)), len(asked))
-            got = await asyncio.gather(*(engine.run(asked[number]) for number in order))
-            assert got == [alone[number] for number in order]
-        for one, answer in zip(asked[:4], alone, strict=False):
-            assert (await engine.verify(one, answer))["verdict"] == "exact"
+        await check_under_load(engine, asked)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "mamba"])

@@ -209,7 +209,7 @@ class StateCache:
                     write = self.take()
                     moves.append(_Move(state, write))
                 read = -1 if state is None or state.row is None else state.row
-                built.begin(tokens, row, read, write)
+                built.begin(row, read, write)
             elif tokens.ahead == 1 and tokens.state is not None and not tokens.state.fixed:
                 drafts.append((tokens.state, row))
             built.add(tokens)
@@ -293,8 +293,8 @@ class _RunsBuilder:
             and tokens.start == last.stop
         )
 
-    def begin(self, tokens: ScheduledTokens, first: int, read: int, write: int) -> None:
-        """A run that begins with these tokens."""
+    def begin(self, first: int, read: int, write: int) -> None:
+        """A run whose first row this is; its tokens follow."""
         self._parts.append([first, 0, 0, read, write])
 
     def add(self, tokens: ScheduledTokens) -> None:

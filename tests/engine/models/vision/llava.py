@@ -24,13 +24,7 @@ def llava(directory: Path) -> None:
         image_seq_length=16,
     )
     save.model("LlavaForConditionalGeneration", config)
-    save.processor(
-        "LlavaProcessor",
-        transformers.CLIPImageProcessorPil(size=_CLIP, crop_size=_CROP),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+    _llava_processor(save)
 
 
 def vipllava(directory: Path) -> None:
@@ -44,6 +38,10 @@ def vipllava(directory: Path) -> None:
         vision_feature_layer=[-2, -1],
     )
     save.model("VipLlavaForConditionalGeneration", config)
+    _llava_processor(save)
+
+
+def _llava_processor(save: Save) -> None:
     save.processor(
         "LlavaProcessor",
         transformers.CLIPImageProcessorPil(size=_CLIP, crop_size=_CROP),
