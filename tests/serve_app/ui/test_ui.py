@@ -130,8 +130,7 @@ def _tasks(address: str) -> Any:
 def test_an_answer_that_is_run_again_has_the_same_bytes(open_chat: Callable[..., Chat]) -> None:
     chat = open_chat()
     expect(chat.button("Run again and compare")).to_be_disabled()
-    chat.ask("Tell me about yourself.")
-    expect(chat.log).to_contain_text("I am the demo model of GPT Task Serve")
+    chat.ask("Tell me about yourself.")  # sampled, with a seed that the server draws
     facts = re.search(r"seed (\d+) · 16 \+ \d+ tokens · fp_\w+", chat.log.inner_text())
     assert facts, chat.log.inner_text()
     expect(chat.page.get_by_role("textbox", name="Seed")).to_have_value(facts[1])
