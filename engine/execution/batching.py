@@ -256,8 +256,7 @@ def _tokens_with_room(
             continue
         if device == loaded.device and loaded.takes_images:
             room -= config.image_cache_bytes
-        room -= of_states[device]
-        if device == loaded.device:
-            room -= adapter_room(config, loaded.adapters)
+        # Which device will hold how much of the adapters is not known before they are loaded.
+        room -= of_states[device] + adapter_room(config, loaded.adapters)
         rooms.append(room // of_token)
     return min(rooms)

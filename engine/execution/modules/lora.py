@@ -25,7 +25,7 @@ from engine.execution.modules import lora_kernel
 from engine.execution.modules.lora_kernel import LoraMatrices
 from engine.execution.modules.prepack import PackedLinear
 from engine.execution.modules.products import agreeing_counts, padded, probe_rows
-from engine.loading.adapters.adapter import Adapter, LoraLayer
+from engine.loading.adapters.adapter import Adapter, LoraLayer, filled_rank
 from engine.platform.transfer import upload
 from engine.requests.request import ScheduledTokens
 
@@ -131,7 +131,7 @@ class Loras:
         return sorted({self._counts[kind] for kind in kinds})
 
     def _kind(self, name: str, layer: LoraLayer) -> _Kind:
-        rank = lora_kernel.filled(layer.rank)
+        rank = filled_rank(layer.rank)
         return _Kind(rank, layer.in_features, layer.out_features, self._places[name].device)
 
     def _measured(self, name: str, layer: LoraLayer) -> tuple[int, ...]:

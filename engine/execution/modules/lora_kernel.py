@@ -19,16 +19,17 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
+from engine.loading.adapters.adapter import RANK_MULTIPLE, filled_rank
 from engine.platform.compiled import compiled, use_torch_threads
 from engine.platform.platforms import platform_of
 
-_AT_ONCE = 4  # rows of a matrix; more of the sums are in registers then
+_AT_ONCE = RANK_MULTIPLE  # rows of a matrix; more of the sums are in registers then
 
 
 class LoraMatrices(NamedTuple):
     """The matrices of an adapter for one layer, float32: [rank, in] and [rank, out].
 
-    The rank is filled up with zeros to a multiple of four.
+    The rank is filled up with zeros to a multiple of `RANK_MULTIPLE`.
     """
 
     down: torch.Tensor
@@ -36,14 +37,9 @@ class LoraMatrices(NamedTuple):
     scale: float
 
 
-def filled(rank: int) -> int:
-    """A rank that is filled up."""
-    return rank + -rank % _AT_ONCE
-
-
 def matrices(a: torch.Tensor, b: torch.Tensor, scale: float) -> LoraMatrices:
     """Those of A [rank, in] and B [out, rank]."""
-    missing = filled(len(a)) - len(a)
+    missing = filled_rank(len(a)) - len(a)
     down, up = (torch.nn.functional.pad(each, (0, 0, 0, missing)) for each in (a, b.t()))
     return LoraMatrices(down.contiguous(), up.contiguous(), scale)
 

@@ -38,6 +38,9 @@ _OTHERS = {
     "bias": "it has biases, which are not supported",
 }
 
+RANK_MULTIPLE = 4
+"""In memory, ranks are filled up with zeros to a multiple of this, for their kernel on CPUs."""
+
 LinearSizes = Mapping[str, tuple[int, int]]
 """Features in and out of the linear layers of a language model, by their names in the model."""
 
@@ -49,6 +52,11 @@ class LoraLayer(NamedTuple):
     in_features: int
     out_features: int
     scale: float
+
+
+def filled_rank(rank: int) -> int:
+    """The rank that a matrix has in memory."""
+    return rank + -rank % RANK_MULTIPLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,8 @@ class Adapter:
     def num_bytes(self) -> int:
         """What it takes in memory, in float32."""
         sizes = (
-            each.rank * (each.in_features + each.out_features) for each in self.layers.values()
+            filled_rank(each.rank) * (each.in_features + each.out_features)
+            for each in self.layers.values()
         )
         return _FLOAT32_BYTES * sum(sizes)
 

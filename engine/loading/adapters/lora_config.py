@@ -6,10 +6,11 @@ What PEFT (0.21) can do beyond a plain LoRA is refused by name, and so is what a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import regex
 
 # How it was trained, or which modules were chosen: the file of weights has the result.
 _OF_TRAINING = (
@@ -22,6 +23,7 @@ _OF_TRAINING = (
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 _INIT = "init_lora_weights"
 _MOST_ALPHA = 1e9
+_MATCH_SECONDS = 0.1
 # Other ways to initialize change the weights of the model itself.
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 _ABSENT: tuple[Any, ...] = (None, False, "none", [], {})
@@ -114,16 +116,24 @@ def _pattern(
     for key, value in pattern.items():
         checked(f"{name} of {key!r:.80}", value)
         try:
-            re.compile(_ending(key))
-        except (re.error, OverflowError) as error:
+            regex.compile(_ending(key))
+        except (regex.error, OverflowError) as error:
             raise AdapterUnsupportedError(f"its {name} has {key!r:.80}: {error}") from None
     return pattern
 
 
 def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first expression that matches the end of a name, as PEFT does it."""
-    matches = (key for key in pattern if re.match(_ending(key), module))
-    return pattern.get(next(matches, ""), default)
+    for key, value in pattern.items():
+        try:
+            if regex.match(_ending(key), module, timeout=_MATCH_SECONDS):
+                return value
+        except TimeoutError:
+            raise AdapterUnsupportedError(
+                f"its pattern {key!r:.80} takes longer than {_MATCH_SECONDS} s to compare with "
+                f"{module!r:.80}: write it without repetitions inside repetitions"
+            ) from None
+    return default
 
 
 def _ending(key: str) -> str:

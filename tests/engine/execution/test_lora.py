@@ -316,6 +316,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"r": 0}, "its r is 0"),
     "other": ({"r": 5}, "have the ranks 4 and 4, and adapter_config.json says 5"),
     "pattern": ({"alpha_pattern": {"(": 2}}, "its alpha_pattern has"),
+    "endless": ({"rank_pattern": {r"(\w|\.|[a-z])*[^\w.]": 2}}, "its pattern .* takes longer than"),
     "patterns": ({"rank_pattern": [3]}, "its rank_pattern is no object"),
 }
 

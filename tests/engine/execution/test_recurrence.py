@@ -14,7 +14,7 @@ import torch
 
 from engine.execution.batch_sizes import BatchSizes
 from engine.execution.modules.recurrence.scan import scan, scan_in_steps
-from engine.execution.modules.recurrence.steps import Runs, Steps
+from engine.execution.modules.recurrence.steps import DecayByValue, Runs, Steps
 from engine.loading.estimate import estimate_memory
 from engine.requests.request import ScheduledTokens
 from tests.engine.core.speculation.engines import ARITHMETIC, Guided, opened, tiny_vocabulary
@@ -205,14 +205,14 @@ def test_the_compiled_scan(heads: int, groups: int, depth: int, width: int, form
         return torch.rand(*shape, generator=made) - 0.3
 
     queries, keys = some(40, groups, depth), some(40, groups, depth)
-    decay = {
+    decays: dict[str, torch.Tensor | DecayByValue] = {
         "delta": some(40, heads, 1).expand(40, heads, depth),
         "plain": some(40, heads, 1).expand(40, heads, depth),
         "delta by key": some(40, heads, depth),
-        "by value": some(40, heads, depth, width),
-    }[form]
+        "by value": DecayByValue(-some(heads, depth, width), some(40, heads, width)),
+    }
     beta = some(40, heads) if form.startswith("delta") else None
-    steps = Steps(keys, some(40, heads, width), decay, beta)
+    steps = Steps(keys, some(40, heads, width), decays[form], beta)
     states = some(9, heads, depth, width)
     runs = [(0, 1, 1, -1, 5), (1, 9, 9, 0, 6), (10, 20, 20, 1, 7), (33, 4, 1, 2, 8)]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numba import prange, types
 
-from engine.execution.modules.recurrence.steps import Runs, Steps
+from engine.execution.modules.recurrence.steps import DecayByValue, Runs, Steps
 from engine.platform.compiled import compiled, use_torch_threads
 
 _WIDTH = 64
@@ -29,15 +29,16 @@ def scan_on_cpu(
     queries: torch.Tensor, steps: Steps, states: torch.Tensor, runs: Runs, output: torch.Tensor
 ) -> None:
     """See `engine.execution.modules.recurrence.scan.scan`; writes ``output``."""
-    by_value = steps.decay.dim() == 4
+    decay = steps.decay
+    by_value = isinstance(decay, DecayByValue)
     kernel = _compiled(by_value, steps.beta is not None)
     use_torch_threads()
     kernel(
         queries.contiguous().numpy(),
         steps.keys.contiguous().numpy(),
         steps.values.contiguous().numpy(),
-        None if by_value else steps.decay.numpy(),
-        steps.decay.contiguous().numpy() if by_value else None,
+        None if isinstance(decay, DecayByValue) else decay.numpy(),
+        decay[:].numpy() if isinstance(decay, DecayByValue) else None,
         None if steps.beta is None else steps.beta.contiguous().numpy(),
         runs.first,
         runs.count,

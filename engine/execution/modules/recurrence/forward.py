@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from engine.execution.modules.recurrence.scan import scan
-from engine.execution.modules.recurrence.steps import Runs, Steps
+from engine.execution.modules.recurrence.steps import DecayByValue, Runs, Steps
 
 
 class Computing(Protocol):
@@ -76,8 +76,12 @@ class Inputs:
         """Keep what the next recurrence is given for all rows."""
         if isinstance(given, Steps):
             beta = None if given.beta is None else self._kept(given.beta)
-            keys, values = self._kept(given.keys), self._kept(given.values)
-            self.of_calls.append(Steps(keys, values, self._kept(given.decay), beta))
+            keys, values, decay = self._kept(given.keys), self._kept(given.values), given.decay
+            if isinstance(decay, DecayByValue):
+                decay = replace(decay, times=self._kept(decay.times))
+            else:
+                decay = self._kept(decay)
+            self.of_calls.append(Steps(keys, values, decay, beta))
         else:
             self.of_calls.append(self._kept(given))
 

@@ -18,7 +18,7 @@ from torch.nn.functional import silu, softplus
 from transformers.activations import ACT2FN
 
 from engine.execution.modules.recurrence.forward import Computing, current
-from engine.execution.modules.recurrence.steps import Steps
+from engine.execution.modules.recurrence.steps import DecayByValue, Steps
 from engine.platform.transfer import upload
 
 _TWIN = "_of_states"
@@ -180,7 +180,7 @@ def _mamba1(
     if delta_softplus:
         time = softplus(time)
     time, hidden = time.float(), hidden_states[0].t().float()
-    decay = torch.exp(A.float().t() * time[:, None])[:, None]  # [T, 1, N, I]
+    decay = DecayByValue(A.float().t().contiguous()[None], time[:, None])  # one head: I is V
     keys, queries = B[0].t()[:, None].float(), C[0].t()[:, None].float()
     output = forward.scan(queries, Steps(keys, (hidden * time)[:, None], decay, None))[:, 0]
     if D is not None:

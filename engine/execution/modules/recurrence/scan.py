@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import pad
 
 from engine.execution.modules.recurrence.cpu_scan import scan_on_cpu
-from engine.execution.modules.recurrence.steps import Runs, Steps
+from engine.execution.modules.recurrence.steps import DecayByValue, Runs, Steps
 from engine.platform.platforms import platform_of
 
 
@@ -50,6 +50,7 @@ def scan_in_steps(
 ) -> None:
     """As `scan`, in torch's operations, a token of all runs at a time, on any device."""
     heads, groups = steps.values.shape[1], steps.keys.shape[1]
+    by_value = isinstance(steps.decay, DecayByValue)
     known = torch.from_numpy(runs.read).clamp(min=0).to(states.device)
     fresh = torch.from_numpy(runs.read < 0).to(states.device)
     state = states[known].masked_fill_(fresh[:, None, None, None], 0.0)
@@ -62,7 +63,7 @@ def scan_in_steps(
             for each in (queries, steps.keys)
         )
         decay, value = steps.decay[rows], steps.values[rows]
-        now = state[members] * (decay if decay.dim() == 4 else decay[..., None])
+        now = state[members] * (decay if by_value else decay[..., None])
         if steps.beta is not None:
             value = (value - _sum_of_keys(now * key)) * steps.beta[rows][..., None]
         now = now + key * value[..., None, :]

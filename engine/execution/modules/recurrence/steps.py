@@ -37,17 +37,34 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class DecayByValue:
+    """Decays of each of K and V, made where they are used: they are K times what they are made of.
+
+    Attributes:
+        rates: [H, K, V], of the layer.
+        times: [T, H, V].
+    """
+
+    rates: torch.Tensor
+    times: torch.Tensor
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Those of some rows: [n, H, K, V]."""
+        return torch.exp(self.rates * self.times[rows][:, :, None])
+
+
+@dataclass(frozen=True)
 class Steps:
     """What a recurrence is given for each row, all in float32.
 
     Attributes:
         keys: [T, G, K].
         values: [T, H, V].
-        decay: [T, H, K], or [T, H, K, V]; may be a view that repeats its elements.
+        decay: [T, H, K], which may be a view that repeats its elements; or one that depends on V.
         beta: [T, H] of a delta rule; None where nothing is read before it is written.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    decay: torch.Tensor
+    decay: torch.Tensor | DecayByValue
     beta: torch.Tensor | None
