@@ -77,8 +77,8 @@ engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .requests.verification .vision .config
                              schema schema.answers
 engine.core                > .core.speculation .parallel .execution .execution.modules
-                             .execution.modules.recurrence .requests .sampling .loading
-                             .loading.sharding .text .platform .config schema
+                             .execution.modules.recurrence .requests .sampling .sampling.draws
+                             .loading .loading.sharding .text .platform .config schema
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .execution.modules
@@ -87,13 +87,15 @@ engine.execution           > .execution.attention .execution.modules
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
 engine.execution.modules.recurrence > .requests .platform
-engine.requests            > .requests.template .requests.verification .vision .sampling .loading
-                             .loading.adapters .loading.families .text .text.tool_calls .config
-                             schema schema.answers
+engine.requests            > .requests.template .requests.verification .vision .sampling
+                             .sampling.draws .loading .loading.adapters .loading.families .text
+                             .text.tool_calls .config schema schema.answers
 engine.requests.template   > .text schema
 engine.requests.verification > schema schema.answers
 engine.vision              > .loading .loading.families .config schema
-engine.sampling            > .sampling.json_schema .text .platform schema schema.answers
+engine.sampling            > .sampling.draws .sampling.json_schema .text .platform schema
+                             schema.answers
+engine.sampling.draws      > .platform
 engine.sampling.json_schema > schema
 engine.loading             > .loading.adapters .loading.families .loading.quantized
                              .loading.reading .loading.sharding .platform .config .quantization

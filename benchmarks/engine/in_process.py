@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks.harness.engine_api import Engine, EngineClient, EngineConfig, de
 from benchmarks.harness.peers import CB_BATCH_TOKENS, CB_PAGE_SIZE
 
 ENGINE = "engine"
+SAMPLING_ENGINE = "engine, sampling"
 RELAXED_ENGINE = "engine, deterministic: false"
 ONE_AT_A_TIME = "generate one at a time"
 STATIC_BATCH = "generate, static batch"
@@ -93,6 +95,13 @@ class EnginePeer(Peer):
 
     def close(self) -> None:
         self._engine.close()
+
+
+class SamplingEnginePeer(EnginePeer):
+    """The same, but each task draws its tokens with a seed of its own, at temperature 1."""
+
+    def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
+        return super().run([replace(task, seed=seed) for seed, task in enumerate(tasks)])
 
 
 class _TransformersPeer(Peer):
@@ -258,6 +267,7 @@ class ContinuousBatchingPeer(_TransformersPeer):
 
 _PEERS: dict[str, Callable[[PeerSettings], Peer]] = {
     ENGINE: EnginePeer,
+    SAMPLING_ENGINE: SamplingEnginePeer,
     RELAXED_ENGINE: partial(EnginePeer, deterministic=False),
     ONE_AT_A_TIME: partial(GeneratePeer, static_batch=False),
     STATIC_BATCH: partial(GeneratePeer, static_batch=True),

@@ -21,6 +21,7 @@ from engine.parallel.launcher import Launcher
 from engine.parallel.split_executor import SplitExecutor
 from engine.platform.determinism import make_deterministic
 from engine.requests.prompt import PromptRenderer
+from engine.sampling.sampler import prepare_sampling
 from engine.text.detect import MessageFormats
 from schema.errors import ModelInvalid, TaskError
 
@@ -81,6 +82,7 @@ def _assembled(config: EngineConfig, executor: Executor) -> Assembly:
         for adapter in loaded.adapters.values():
             beside.submit(lambda each: each.digest, adapter)
         batching = set_up_batching(executor, config)
+        prepare_sampling(loaded.device)
     adapters = _adapters(config, loaded, batching)
     renderer = PromptRenderer(loaded)
     card = model_card(config, loaded, batching, renderer, weights.result())

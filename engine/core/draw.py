@@ -24,6 +24,7 @@ from engine.core.verification import Judgement, judge
 from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.outputs import ChoiceDelta, join
 from engine.requests.request import Request, SequenceState, Status
+from engine.sampling.draws.noise import draw_noise
 from engine.sampling.grammar import Matcher
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, invalid_logits, sample
 from engine.sampling.trace import logits_of
@@ -78,6 +79,7 @@ class Drawing:
         """
         drawn = DrawnTokens()
         _expect_drafts(wanted)
+        _draw_noise(wanted)
         dropped: set[SequenceState] = set()
         for ahead in count():
             inputs = self._inputs(wanted, ahead, dropped)
@@ -235,6 +237,20 @@ def _expect_drafts(wanted: Sequence[Wanted]) -> None:
             if row.sequence.drafts and not row.ahead:
                 assert one.request.sampler is not None
                 one.request.sampler.expect(row.sequence.place(), row.sequence.drafts)
+
+
+def _draw_noise(wanted: Sequence[Wanted]) -> None:
+    """Draw what the rows of all requests need, at once."""
+    needs = [
+        need
+        for one in wanted
+        if one.request.sampler is not None
+        for need in one.request.sampler.noise_for(
+            [row.sequence.place(row.ahead) for row in one.rows]
+        )
+    ]
+    if needs:
+        draw_noise(needs, wanted[0].logits.shape[1])
 
 
 def _judged(group: Sequence[_Input], drawn: torch.Tensor) -> dict[int, Judgement]:

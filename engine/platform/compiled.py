@@ -1,7 +1,7 @@
 """Functions that Numba compiles for this CPU, on torch's threads.
 
 Machine code is kept beside the file of a function, or in the user's cache directory, until that
-file changes: so all that a kernel calls has to stand in its own file.
+file changes: so all that a kernel calls has to stand in its own file, but for `pointer`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import Any
 
 import numba
 import torch
+from llvmlite import ir
+from numba import types
 from numba.core import config
+from numba.extending import intrinsic
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
@@ -29,12 +32,30 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
     threads = torch.get_num_threads()
     numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
     torch.set_num_threads(threads)
-    options: dict[str, Any] = {"parallel": True, "nogil": True, "fastmath": FAST_MATH}
+    options: dict[str, Any] = {
+        "parallel": True,
+        "nogil": True,
+        "fastmath": FAST_MATH,
+        "error_model": "numpy",  # a division by zero gives infinity, and needs no test
+    }
     try:
         kernel: Callable[..., None] = numba.njit(signature, cache=True, **options)(function)
     except RuntimeError:  # neither directory can be written to
         kernel = numba.njit(signature, **options)(function)
     return kernel
+
+
+def _address(_context: Any, number: Any) -> Any:
+    """A number as an address."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.PointerType(ir.IntType(8)))
+
+    return types.voidptr(number), generate
+
+
+pointer: Any = intrinsic(_address)
+"""In compiled code, for `numba.carray`: the memory at an address, such as ``tensor.data_ptr()``."""
 
 
 def use_torch_threads() -> None:

@@ -17,9 +17,9 @@ from engine.requests.prompt import Prompt
 from engine.requests.prompt_report import PromptReport
 from engine.requests.verification.claimed_tokens import ClaimCheck, Loss
 from engine.sampling.beam_search import BeamSearch
+from engine.sampling.draws.noise import Place
 from engine.sampling.grammar import Matcher
 from engine.sampling.logprobs import TokenTexts
-from engine.sampling.noise import Place
 from engine.sampling.sampler import Sampler, invalid_logits
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer

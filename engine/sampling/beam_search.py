@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.platform.transfer import upload
+from engine.sampling.draws.noise import fill, source_of_noise
 from engine.sampling.sampler import invalid_logits, logits_processors
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
@@ -105,7 +106,7 @@ class BeamSearch:
         self._settings = settings
         self._processors = logits_processors(model, settings, prompt)
         self._device = device
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._noise = source_of_noise(seed, device)
         num_beams = settings.num_beams
         eos = settings.hf._eos_token_tensor
         num_eos = 0 if eos is None else len(eos)
@@ -146,7 +147,8 @@ class BeamSearch:
         scores = (scores + so_far[:, None]).reshape(-1)
         if self._settings.hf.do_sample:
             # `torch.multinomial` without replacement, as `engine.sampling.sampler` describes it.
-            noise = torch.empty_like(scores).exponential_(1, generator=self._generator)
+            noise = torch.empty_like(scores)
+            fill([(self._noise, noise[None])])
             race = torch.softmax(scores, dim=-1).div_(noise)
             places = race.topk(self._num_candidates).indices
             best = scores.gather(0, places)

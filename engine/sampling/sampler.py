@@ -12,7 +12,8 @@ task; the rest (`sample`) runs once for all rows of a step. Nothing here waits f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -28,11 +29,14 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from engine.platform.platforms import platform_of
 from engine.platform.transfer import upload
+from engine.sampling.draws import exponential, race
+from engine.sampling.draws.noise import Noise, Place, max_steps_ahead
+from engine.sampling.draws.race import UNCERTAIN, RowToSample, Rule
 from engine.sampling.grammar import Matcher
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import Logprobs
-from engine.sampling.noise import Noise, Place, max_steps_ahead
 from engine.sampling.penalties import TokenBias, own_processors
 from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid, TaskExecutionError
@@ -40,6 +44,7 @@ from schema.errors import TaskArgsInvalid, TaskExecutionError
 INVALID_LOGITS = -1
 """In place of a token: the model's logits, or what processors made of them, are not numbers."""
 
+_NO_HISTORY = torch.empty(0, 0, dtype=torch.int64)
 _READ_NO_HISTORY = (
     GrammarMask,
     TokenBias,
@@ -54,20 +59,30 @@ _READ_NO_HISTORY = (
 """Processors that make of a row of scores the same whatever tokens came before."""
 
 
-class Candidates(NamedTuple):
+@dataclass
+class Candidates:
     """What the next tokens of some sequences are sampled from.
 
     Attributes:
-        scores: float32 [sequences, vocab].
+        scores: float32 [sequences, vocab], before ``tail``.
         noise: Exp(1) in the same shape, to sample; None to take the largest score.
         logprobs: of the model's own logits, where the task asks for them.
         logits: the model's own, float32 [sequences, vocab], where a trace is kept.
+        tail: processors that have not been applied to the scores.
+        rule: what these do, where `engine.sampling.draws.race` computes it; else None.
     """
 
     scores: torch.Tensor
     noise: torch.Tensor | None
     logprobs: Logprobs | None = None
     logits: torch.Tensor | None = None
+    tail: Sequence[LogitsProcessor] = ()
+    rule: Rule | None = None
+
+    def prepared(self, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Scores after all processors, of some rows or all: float32 [rows, vocab]."""
+        scores = self.scores if rows is None else self.scores[list(rows)]
+        return _apply(self.tail, _NO_HISTORY, scores)
 
 
 class Sampler:
@@ -107,9 +122,15 @@ class Sampler:
         processors = list(logits_processors(model, settings, prompt, mask))
         reading = [n for n, p in enumerate(processors) if not isinstance(p, _READ_NO_HISTORY)]
         first_alike = reading[-1] + 1 if reading else 0
+        first_of_tail = len(processors)
+        self._rule: Rule | None = None
+        if settings.hf.do_sample and platform_of(device).shares_host_memory:
+            first_of_tail, self._rule = _tail(processors, first_alike)
         # The first ones, up to the last that reads earlier tokens, take rows with equally many of
-        # them; the others take all rows at once.
-        self._by_history, self._row_by_row = processors[:first_alike], processors[first_alike:]
+        # them; the others take all rows at once. Those of the tail may not have to be applied.
+        self._by_history = processors[:first_alike]
+        self._row_by_row = processors[first_alike:first_of_tail]
+        self._tail = processors[first_of_tail:]
         # [num_sequences, tokens]: what processors read. Rows are filled as far as tokens are known
         # or expected.
         self._ids = prompt.repeat(self._num_sequences, 1)
@@ -137,7 +158,11 @@ class Sampler:
         self._matchers = matchers
         scores = _apply(self._row_by_row, self._ids, scores)
         noise = None if self._noise is None else self._noise.of(places, logits.shape[1])
-        return Candidates(scores, noise, logprobs, own)
+        return Candidates(scores, noise, logprobs, own, self._tail, self._rule)
+
+    def noise_for(self, places: Sequence[Place]) -> list[tuple[Noise, Sequence[Place]]]:
+        """What `draw_noise` takes, to draw for several tasks at once before `candidates`."""
+        return [] if self._noise is None else [(self._noise, places)]
 
     def _with_history(
         self, logits: torch.Tensor, places: Sequence[Place], matchers: Sequence[Matcher | None]
@@ -191,6 +216,21 @@ class Sampler:
             self._noise.forget(step)
 
 
+def prepare_sampling(device: torch.device) -> None:
+    """Compile what samples on this device, so that no task waits for it."""
+    if platform_of(device).shares_host_memory:
+        exponential.prepare()
+        race.prepare()
+
+
+def _tail(processors: Sequence[LogitsProcessor], first: int) -> tuple[int, Rule]:
+    """From which processor on, not before ``first``, they are a rule, and which."""
+    for start in range(first, len(processors)):
+        if (rule := Rule.of(processors[start:])) is not None:
+            return start, rule
+    return len(processors), Rule()
+
+
 def _apply(
     processors: Sequence[LogitsProcessor], ids: torch.Tensor, scores: torch.Tensor
 ) -> torch.Tensor:
@@ -210,21 +250,41 @@ def sample(batch: Sequence[Candidates]) -> torch.Tensor:
         overflow, or everything forbidden.
     """
     sampled: dict[int, torch.Tensor] = {}
-    for to_sample in (False, True):
-        members = [i for i, one in enumerate(batch) if (one.noise is not None) == to_sample]
-        if not members:
-            continue
-        scores = _rows([batch[i].scores for i in members])
-        if to_sample:
-            tokens = _race(
-                scores, _rows([n for n in (batch[i].noise for i in members) if n is not None])
-            )
-        else:
-            tokens = _largest(scores)
-        sampled.update(
-            zip(members, tokens.split([len(batch[i].scores) for i in members]), strict=True)
-        )
+    greedy = [i for i, one in enumerate(batch) if one.noise is None]
+    ruled = [i for i, one in enumerate(batch) if one.noise is not None and one.rule is not None]
+    others = [i for i, one in enumerate(batch) if one.noise is not None and one.rule is None]
+    for members, sampling in ((greedy, _best), (ruled, _by_rule), (others, _by_race)):
+        if members:
+            own = [batch[i] for i in members]
+            tokens = sampling(own).split([len(one.scores) for one in own])
+            sampled.update(zip(members, tokens, strict=True))
     return _rows([sampled[i] for i in range(len(batch))])
+
+
+def _best(batch: Sequence[Candidates]) -> torch.Tensor:
+    return _largest(_rows([one.prepared() for one in batch]))
+
+
+def _by_race(batch: Sequence[Candidates]) -> torch.Tensor:
+    noise = [one.noise for one in batch if one.noise is not None]
+    return _race(_rows([one.prepared() for one in batch]), _rows(noise))
+
+
+def _by_rule(batch: Sequence[Candidates]) -> torch.Tensor:
+    """By one call for all rows; torch's operations decide what it leaves open."""
+    rows = [
+        RowToSample(scores, noise, one.rule)
+        for one in batch
+        if one.noise is not None and one.rule is not None
+        for scores, noise in zip(one.scores.contiguous(), one.noise, strict=True)
+    ]
+    tokens = race.race(rows)
+    if bool((tokens == UNCERTAIN).any()):
+        for one, own in zip(batch, tokens.split([len(one.scores) for one in batch]), strict=True):
+            open_rows = (own == UNCERTAIN).nonzero()[:, 0].tolist()
+            if open_rows and one.noise is not None:
+                own[open_rows] = _race(one.prepared(open_rows), one.noise[open_rows])
+    return tokens
 
 
 def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -253,7 +313,7 @@ def margins(one: Candidates, winners: torch.Tensor, others: torch.Tensor) -> tor
         others: int64 [rows].
     """
     pairs = torch.stack([winners, others], dim=1).clamp(min=0)
-    of_pairs = one.scores.gather(1, pairs).double()
+    of_pairs = one.prepared().gather(1, pairs).double()
     if one.noise is not None:
         of_pairs -= one.noise.gather(1, pairs).double().log()
     return (of_pairs[:, 0] - of_pairs[:, 1]).clamp(min=0)

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import prange, types
-from numba.extending import intrinsic
 
 from engine.loading.adapters.adapter import RANK_MULTIPLE, filled_rank
-from engine.platform.compiled import compiled, use_torch_threads
+from engine.platform.compiled import compiled, pointer, use_torch_threads
 from engine.platform.platforms import platform_of
 
 _AT_ONCE = RANK_MULTIPLE  # rows of a matrix; more of the sums are in registers then
@@ -89,16 +87,6 @@ def _compiled() -> Callable[..., None]:
 # --- What follows is compiled --------------------------------------------------------------------
 
 
-def _address(_context: Any, number: Any) -> Any:
-    """A number as an address."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.PointerType(ir.IntType(8)))
-
-    return types.voidptr(number), generate
-
-
-_pointer: Any = intrinsic(_address)
 _f32 = np.float32
 _array_at: Any = numba.carray  # type: ignore[attr-defined]
 
@@ -116,8 +104,8 @@ def _add(
     for n in prange(len(rows)):
         member = members[n]
         rank, scale = ranks[member], scales[member]
-        down = _array_at(_pointer(downs[member]), (rank, in_features), np.float32)
-        up = _array_at(_pointer(ups[member]), (rank, out_features), np.float32)
+        down = _array_at(pointer(downs[member]), (rank, in_features), np.float32)
+        up = _array_at(pointer(ups[member]), (rank, out_features), np.float32)
         output[n, :] = 0
         for j in range(0, rank, 4):
             s0, s1, s2, s3 = _f32(0), _f32(0), _f32(0), _f32(0)

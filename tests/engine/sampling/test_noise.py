@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from engine.sampling.noise import MAX_BYTES, Noise, Place, max_steps_ahead
+from engine.sampling.draws.noise import MAX_BYTES, Noise, Place, draw_noise, max_steps_ahead
 
 VOCAB = 7
 
@@ -40,3 +40,22 @@ def test_a_task_keeps_a_bounded_number() -> None:
         for vocab in (1_000, 50_000, 150_000):
             steps = max_steps_ahead(num_sequences, vocab)
             assert steps * num_sequences * vocab * 4 <= MAX_BYTES
+
+
+@pytest.mark.parametrize("vocab", [1, 311, 312, 49_152])
+def test_numbers_are_those_of_torch(vocab: int) -> None:
+    """Drawn for several tasks at once, some of them several steps ahead of others."""
+    rng = random.Random(vocab)
+    seeds = [0, 1, 2**32 + 1, 2**63 + 11, 2**64 - 1]
+    noises = [Noise(1 + n % 2, seed, torch.device("cpu")) for n, seed in enumerate(seeds)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    steps: list[list[torch.Tensor]] = [
+        [torch.empty(1 + n % 2, vocab).exponential_(1, generator=generator) for _ in range(12)]
+        for n, generator in enumerate(generators)
+    ]
+    for step in range(0, 9, 3):
+        places = [[Place(0, step), Place(0, step + rng.randrange(3))] for _ in noises]
+        draw_noise(list(zip(noises, places, strict=True)), vocab)
+        for noise, wanted, own in zip(noises, places, steps, strict=True):
+            for place in wanted:
+                assert torch.equal(noise.of([place], vocab)[0], own[place.step][0])

@@ -16,8 +16,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from engine import Engine
 from engine.execution.batch_sizes import BatchSizes
 from engine.requests.request import ScheduledTokens
-from engine.sampling import noise
-from engine.sampling.noise import Noise, Place
+from engine.sampling.draws import noise
+from engine.sampling.draws.noise import Noise, Place
 from schema import Task
 from tests.engine.conftest import TinyModel
 from tests.engine.core.speculation.comparison import outcome

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 import torch
 
+from engine.platform.platforms import platform_of
+from engine.sampling.draws.exponential import ExponentialStream, draw
+
 MAX_BYTES = 64 * 2**20
 """Of the random numbers that one task keeps beyond those of a single step."""
 
@@ -35,8 +38,8 @@ class Noise:
 
     def __init__(self, num_sequences: int, seed: int, device: torch.device) -> None:
         self._num_sequences = num_sequences
-        self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device
+        self._source = source_of_noise(seed, device)
         self._first = 0  # the step of the first of those that are kept
         self._steps: deque[torch.Tensor] = deque()
 
@@ -51,10 +54,8 @@ class Noise:
         Returns:
             float32 [places, vocab_size]; not to be changed.
         """
+        draw_noise([(self, places)], vocab_size)
         last = max(place.step for place in places)
-        while self._first + len(self._steps) <= last:
-            drawn = torch.empty(self._num_sequences, vocab_size, device=self._device)
-            self._steps.append(drawn.exponential_(1, generator=self._generator))
         if [place.sequence for place in places] == list(range(self._num_sequences)) and all(
             place.step == last for place in places
         ):
@@ -62,11 +63,49 @@ class Noise:
         rows = [self._steps[place.step - self._first][place.sequence] for place in places]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
+    def extend(self, step: int, vocab_size: int) -> tuple[NoiseSource, torch.Tensor] | None:
+        """Room for the numbers up to this step, and what has to fill it before anything else."""
+        missing = step + 1 - self._first - len(self._steps)
+        if missing <= 0:
+            return None
+        room = torch.empty(missing, self._num_sequences, vocab_size, device=self._device)
+        self._steps.extend(room)
+        return self._source, room
+
     def forget(self, step: int) -> None:
         """Drop the numbers of all steps before this one."""
         while self._steps and self._first < step:
             self._steps.popleft()
             self._first += 1
+
+
+def draw_noise(wanted: Sequence[tuple[Noise, Sequence[Place]]], vocab_size: int) -> None:
+    """Draw what several tasks need for some places, at once; what is there is not drawn again."""
+    rooms = [noise.extend(max(p.step for p in places), vocab_size) for noise, places in wanted]
+    fill([room for room in rooms if room is not None])
+
+
+NoiseSource = ExponentialStream | torch.Generator
+
+
+def source_of_noise(seed: int, device: torch.device) -> NoiseSource:
+    """The numbers of a torch generator of this device."""
+    if platform_of(device).shares_host_memory:
+        return ExponentialStream(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def fill(rooms: Sequence[tuple[NoiseSource, torch.Tensor]]) -> None:
+    """Fill contiguous float32 tensors with the next numbers of their sources, each another one."""
+    streams: list[tuple[ExponentialStream, torch.Tensor]] = []
+    for source, room in rooms:
+        if isinstance(source, ExponentialStream):
+            streams.append((source, room))
+            continue
+        for step in room:
+            step.exponential_(1, generator=source)
+    if streams:
+        draw(streams)
 
 
 def max_steps_ahead(num_sequences: int, vocab_size: int) -> int:
