@@ -34,6 +34,7 @@ from engine.platform.transfer import upload
 from engine.sampling.draws import exponential, race
 from engine.sampling.draws.noise import Noise, Place, max_steps_ahead
 from engine.sampling.draws.race import UNCERTAIN, RowToSample, Rule
+from engine.sampling.draws.top_p import QuickTopP
 from engine.sampling.grammar import Matcher
 from engine.sampling.grammar_mask import GrammarMask
 from engine.sampling.logprobs import Logprobs
@@ -130,6 +131,11 @@ class Sampler:
         # them; the others take all rows at once. Those of the tail may not have to be applied.
         self._by_history = processors[:first_alike]
         self._row_by_row = processors[first_alike:first_of_tail]
+        if self._rule is not None:
+            self._row_by_row = [
+                QuickTopP(each) if type(each) is TopPLogitsWarper else each
+                for each in self._row_by_row
+            ]
         self._tail = processors[first_of_tail:]
         # [num_sequences, tokens]: what processors read. Rows are filled as far as tokens are known
         # or expected.

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from engine.sampling.draws.race import MAX_TOP_K, UNCERTAIN, RowToSample, Rule, race
+from engine.sampling.draws.top_p import QuickTopP
 from engine.sampling.sampler import Candidates, sample
 
 SIZES = (5, 300, 1_500, 30_001)
@@ -148,3 +149,13 @@ def test_what_is_no_score_is_left_open(scores: list[float]) -> None:
 )
 def test_what_is_no_rule(processors: list[LogitsProcessor]) -> None:
     assert Rule.of(processors) is None
+
+
+def test_quick_top_p_leaves_what_transformers_does() -> None:
+    rng, made = random.Random(3), torch.Generator().manual_seed(3)
+    for _ in range(300):
+        scores = torch.stack([some_scores(rng, rng.choice(SIZES[:1]), made) for _ in range(3)])
+        if rng.random() < 0.5:
+            scores = some_scores(rng, rng.choice(SIZES), made)[None]
+        own = TopPLogitsWarper(rng.choice([0.0, 0.5, 0.9, 0.999]), min_tokens_to_keep=2)
+        assert torch.equal(QuickTopP(own)(NO_IDS, scores), own(NO_IDS, scores))
