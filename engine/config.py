@@ -193,7 +193,7 @@ class EngineConfig(StrictCall, EngineOptions):
         if self.adapters and self.tensor_parallel:
             raise ValueError(
                 "adapters are not computed on a model that is split tensor by tensor: set split to "
-                "'layers', num_devices to 1, or leave adapters out"
+                "'layers', num_gpus (in Python num_devices) to 1, or leave adapters out"
             )
         return self
 

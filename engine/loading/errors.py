@@ -87,6 +87,11 @@ def _explained(config: EngineConfig, error: Exception) -> TaskError:
             f"model {name!r} needs Python code of its own repository, which is not run: set "
             "trust_remote_code for this model, if you have read that code and trust it"
         )
+    if "ignore_mismatched_sizes" in str(error):  # only the log names the weights
+        return ModelInvalid(
+            f"model {name!r} could not be loaded: its weights have other shapes than its "
+            "configuration says; the log names them; copy or download both again"
+        )
     return ModelInvalid(f"model {name!r} could not be loaded: {error}")
 
 

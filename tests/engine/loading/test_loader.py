@@ -172,6 +172,15 @@ def test_damaged_checkpoints(name: str, tiny_model: TinyModel, tmp_path: Path) -
     refused(kind, directory)
 
 
+def test_shapes_that_the_configuration_contradicts(tiny_model: TinyModel, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("qwen2"), directory)
+    _change(hidden_size=32)(directory)
+    said = refused(ModelInvalid, directory)
+    assert "its weights have other shapes than its configuration says" in said
+    assert "ignore_mismatched_sizes" not in said
+
+
 def test_weights_that_the_checkpoint_lacks_are_not_made_up(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def _model_fault(**fields: Any) -> str:
         ({"adapters": {"a:b": "org/a"}}, "must be a name of letters, digits, dots"),
         ({"adapters": {"a": {"revision": "main"}}}, "source"),
         ({"adapters": {"a": 1}}, "adapters"),
-        ({"adapters": {"a": "org/a"}, "num_gpus": 2}, "split tensor by tensor: set split to"),
+        ({"adapters": {"a": "org/a"}, "num_gpus": 2}, "set split to 'layers', num_gpus"),
         ({"id": "demo:sql"}, "must be a name such as Qwen/Qwen3-8B"),
         ({"engine": {"max_sequence": None}}, "did you mean 'max_sequences'?"),
     ],
