@@ -101,7 +101,7 @@ engine.loading             > .loading.adapters .loading.families .loading.quanti
                              .loading.reading .loading.sharding .platform .config .quantization
                              schema
 engine.loading.adapters    > .loading .config schema
-engine.loading.reading     > .config
+engine.loading.reading     > .config schema
 engine.loading.sharding    > .loading .platform .config schema
 engine.loading.quantized   > .loading.families .config .quantization schema
 engine.loading.families    > .config schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import (
 
 from engine.config import EngineConfig
 from engine.loading.adapters.adapter import locate_adapters
+from engine.loading.description import describe_model
 from engine.loading.errors import load_errors
 from engine.loading.families import internvl
 from engine.loading.families.family import family_of
@@ -45,11 +46,12 @@ from engine.loading.quantized.gguf_header import read_gguf_header
 from engine.loading.quantized.gguf_model import refuse_tensors_left_out
 from engine.loading.quantized.modules import Reading, plan_reading, quantize_layers
 from engine.loading.quantized.published import fold
+from engine.loading.reading.claimed_size import refuse_more_than_stored
 from engine.loading.reading.progress import loading_bars
 from engine.loading.sharding.layer_split import LayerPlacement, connect, plan_spread, stage_devices
 from engine.loading.sharding.tensor_plan import refuse_fused, refuse_packed, tensor_plan
 from engine.loading.sharding.tensor_styles import keep_own_parts
-from engine.loading.snapshot import locate, stored_tensors, with_weights
+from engine.loading.snapshot import Snapshot, locate, stored_tensors, with_weights
 from engine.platform.malloc import large_blocks_given_back
 from engine.platform.platforms import resolve_device
 from engine.quantization.nf4 import keep_odd_layers
@@ -98,8 +100,7 @@ def load_model(
             refuse_packed(config, "GGUF" if source.gguf else reading.published_as)
         placement, spread = _placement(config, local, hf_config, device)
         source = with_weights(config, source)
-        if source.gguf is None:  # raises if parts are missing
-            fold(stored_tensors(source), reading.published, config.name)
+        _refuse_wrong_files(local, source, hf_config, reading, describes=not is_original)
         if config.tensor_parallel:
             refuse_fused(config, source)
         config = local
@@ -162,6 +163,39 @@ def _placement(
         return {"device_map": {"": device}}, None
     spread, device_map = plan_spread(local, hf_config, stage_devices(config, device))
     return {"device_map": device_map}, spread
+
+
+def _refuse_wrong_files(
+    config: EngineConfig,
+    source: Snapshot,
+    hf_config: PreTrainedConfig,
+    reading: Reading,
+    *,
+    describes: bool,
+) -> None:
+    """Refuse files of weights that lack parts, or are not those of the configuration.
+
+    ``describes``: transformers can make the model's modules from ``hf_config``.
+    """
+    if source.gguf is not None:
+        header = read_gguf_header(source.directory / source.gguf, config.name)
+        shapes = [tensor.shape for tensor in header.tensors]
+    else:
+        stored = stored_tensors(source)
+        shapes = [tensor.shape for tensor in stored.values()]
+        fold(stored, reading.published, config.name)
+
+    def described() -> Iterable[tuple[int, ...]]:
+        return (each.shape for each in describe_model(config, hf_config).tensors.values())
+
+    refuse_more_than_stored(
+        hf_config.to_dict(),
+        shapes,
+        described if describes else None,
+        num_bytes=sum((source.directory / file).stat().st_size for file in source.weights),
+        packed=source.gguf is not None or reading.published_as is not None,
+        model=config.name,
+    )
 
 
 def _read_weights(

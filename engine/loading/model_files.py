@@ -34,6 +34,7 @@ from engine.loading.families.processors import (
 )
 from engine.loading.quantized.gguf_header import GGUF
 from engine.loading.quantized.gguf_model import read_gguf_config, read_gguf_tokenizer
+from engine.loading.reading.claimed_size import refuse_absurd_counts
 from engine.loading.snapshot import locate
 from schema.errors import ModelInvalid, TaskError
 
@@ -72,6 +73,7 @@ def read_config(config: EngineConfig) -> PreTrainedConfig:
     if (file := gguf_file(config)) is not None:
         return read_gguf_config(file, config.name)
     found, _ = PreTrainedConfig.get_config_dict(config.model, **source_arguments(config))
+    refuse_absurd_counts(found, config.name)
     if internvl.is_original(found):
         hf_config: Any = internvl.native_config(found, config.name)
     else:

@@ -44,6 +44,8 @@ _NUMBERS = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
+# Numbers of layers and experts: transformers makes lists of them while it reads the header.
+_COUNTS = (".block_count", ".expert_count")
 _PLAIN = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 # Architectures that the libraries name and that are not served from a GGUF file.
 _NOT_SERVED = {
@@ -218,6 +220,10 @@ class _Reader:
             raise ValueError(f"its alignment is {alignment!r:.20}")
         start = -(-self._at // alignment) * alignment
         tensors = tuple(self._placed(start, *entry) for entry in table)
+        most = max([len(tensors), *(size for tensor in tensors for size in tensor.shape)])
+        for key, value in metadata.items():
+            if key.endswith(_COUNTS) and isinstance(value, int) and value > most:
+                raise ValueError(f"it says {key} {value} and has {len(tensors)} tensors")
         return GgufHeader(metadata, tensors)
 
     def _number(self, form: str) -> Any:

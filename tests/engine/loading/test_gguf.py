@@ -277,6 +277,16 @@ def _rotate(data: bytes) -> bytes:
     return data.replace(b"qwen3", b"qxyz3")
 
 
+def _number(key: str, value: int) -> Callable[[bytes], bytes]:
+    """Another value of a key, which is a number of 32 bits."""
+
+    def damage(data: bytes) -> bytes:
+        at = data.index(key.encode()) + len(key) + 4
+        return data[:at] + struct.pack("<I", value) + data[at + 4 :]
+
+    return damage
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], type[TaskError], str]] = {
     "cut off": (_cut, ModelCorrupt, "missing"),
     "cut off in its header": (_cut_header, ModelCorrupt, "ends within its header"),
@@ -286,6 +296,12 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], type[TaskError], str]] = {
     "unknown version": (_version, ModelFormatUnsupported, "version 9"),
     "unknown type": (_type, ModelFormatUnsupported, "type 99"),
     "unknown architecture": (_rotate, ModelFormatUnsupported, "'qxyz3'"),
+    "more layers": (_number("qwen3.block_count", 10**9), ModelCorrupt, "block_count 1000000000"),
+    "more heads": (
+        _number("qwen3.attention.head_count_kv", 2**23),
+        ModelInvalid,
+        "are not of one model",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_shapes_that_the_configuration_contradicts(tiny_model: TinyModel, tmp_pa
     said = refused(ModelInvalid, directory)
     assert "its weights have other shapes than its configuration says" in said
     assert "ignore_mismatched_sizes" not in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_key_value_heads": 200_000}, "describes .* weights, and .* bytes"),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers 1000000000"),
+    ],
+)
+def test_a_configuration_that_asks_for_memory(
+    fields: dict[str, Any], said: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """It is refused before it gets any: transformers would make the modules first."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("qwen2"), directory)
+    _change(**fields)(directory)
+    assert re.search(said, refused(ModelInvalid, directory))
 
 
 def test_weights_that_the_checkpoint_lacks_are_not_made_up(
