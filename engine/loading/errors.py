@@ -98,6 +98,7 @@ def _explained(config: EngineConfig, error: Exception) -> TaskError:
 def _of_the_hub(config: EngineConfig, caused_by: _CausedBy) -> TaskError | None:
     """The error if the hub, or the cache in its place, says what is wrong; else None."""
     name, revision = config.name, config.revision or "main"
+    wanted = " ".join(filter(None, (config.repository, config.repository_file)))
     if caused_by(GatedRepoError):  # before the class that it derives from
         return ModelGated(
             f"model {name!r} is gated: accept its licence on its page of the hub and set HF_TOKEN "
@@ -116,14 +117,14 @@ def _of_the_hub(config: EngineConfig, caused_by: _CausedBy) -> TaskError | None:
     if caused_by(IncompleteSnapshotError):
         return ModelIncomplete(
             f"model {name!r} is half downloaded: files of it are missing in the local cache; run "
-            f"`hf download {config.repository} --revision {revision}` where the hub can be reached"
+            f"`hf download {wanted} --revision {revision}` where the hub can be reached"
         )
     offline = config.local_files_only or caused_by(OfflineModeIsEnabled)
     if offline and caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
         why = "local_files_only is set" if config.local_files_only else "HF_HUB_OFFLINE is set"
         return ModelNotDownloaded(
             f"model {name!r} at revision {revision!r} is not in the local cache, and {why}: run "
-            f"`hf download {config.repository} --revision {revision}` where the hub can be reached"
+            f"`hf download {wanted} --revision {revision}` where the hub can be reached"
         )
     return None
 

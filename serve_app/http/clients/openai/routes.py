@@ -57,4 +57,7 @@ class OpenAIRoutes:
         for model in await self._dispatcher.deployments.models():
             if model["id"] == wanted:
                 return json_response(model)
-        raise ModelInvalid(f"model {clipped(wanted)!r} is not served now", param="model")
+        raise ModelInvalid(
+            f"model {clipped(wanted)!r} is not served now; GET /v1/models lists those that are",
+            param="model",
+        )
