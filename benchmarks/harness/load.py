@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
@@ -104,7 +104,9 @@ def workload_names() -> list[str]:
 
 
 def jobs(workload: str, model: ServedModel, stream: str) -> Iterator[Job]:
-    """Endlessly many jobs of mixed lengths, different ones.
+    """Endlessly many jobs of mixed lengths, different ones, half of them sampled.
+
+    A trained model's are greedy, because it would end sampled answers where it likes.
 
     The lengths are the same for every ``stream``; the texts are not, so that no prompt is found in
     a cache that an earlier run has left behind.
@@ -113,7 +115,8 @@ def jobs(workload: str, model: ServedModel, stream: str) -> Iterator[Job]:
     texts = random.Random(f"{_SEED}/{workload}/{stream}")
     for number in count():
         prompt, answer = lengths.randint(*PROMPT_TOKENS), lengths.randint(*ANSWER_TOKENS)
-        yield _WORKLOADS[workload](_Maker(model, texts, number, prompt, answer))
+        job = _WORKLOADS[workload](_Maker(model, texts, number, prompt, answer))
+        yield job if model.told or not number % 2 else replace(job, seed=number)
 
 
 @dataclass(frozen=True)
