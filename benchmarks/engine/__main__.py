@@ -73,6 +73,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--peers", nargs="+", default=names, choices=names, metavar="PEER")
+    option = "an option of the engines, such as speculation=off"
+    add("--set", nargs="*", default=[], type=command.setting, metavar="NAME=VALUE", help=option)
     add("--model-dir", metavar="DIR", help="keep the model here for the next run")
     compared = "compare the answers to N tasks at once with those alone; 0: do not"
     add("--alone", type=int, default=16, metavar="N", help=compared)
@@ -102,6 +104,7 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
         max_prompt=max(PROMPT_TOKENS[1], floor.PROMPT_TOKENS),
         max_answer=max(ANSWER_TOKENS[1], floor.ANSWER_TOKENS),
         cb_batch_tokens=options.cb_batch_tokens,
+        engine_options=dict(options.set),
     )
 
 

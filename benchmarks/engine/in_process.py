@@ -61,7 +61,7 @@ class EnginePeer(Peer):
             "kv_cache_tokens": settings.kv_blocks(page_size) * page_size,
             "local_files_only": True,
         }
-        self._engine = Engine(EngineConfig(**config | options))
+        self._engine = Engine(EngineConfig(**config | options | dict(settings.engine_options)))
 
     def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
         return asyncio.run(self._stream_all(tasks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ class PeerSettings:
     Attributes:
         max_tasks: the most tasks of any run; every peer may work on all of them at once.
         max_prompt, max_answer: the longest prompt and answer of any run, in tokens.
+        engine_options: further ones of this repository's engine.
     """
 
     model_dir: str
@@ -29,6 +30,7 @@ class PeerSettings:
     max_prompt: int
     max_answer: int
     cb_batch_tokens: int | None
+    engine_options: Mapping[str, Any]
 
     @property
     def torch_device(self) -> torch.device:

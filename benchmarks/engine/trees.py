@@ -120,23 +120,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--before", type=Path, required=True, metavar="TREE", help="the other source tree")
     add("--model-dir", type=Path, required=True, metavar="DIR", help="as of demo.smollm2")
     setting = "an option of this tree's engine"
-    add("--set", nargs="*", default=[], type=_setting, metavar="NAME=VALUE", help=setting)
+    add("--set", nargs="*", default=[], type=command.setting, metavar="NAME=VALUE", help=setting)
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     add("--clients", type=counts, default=[1, 16], help="1,16")
     add("--tasks", type=int, default=16, help="of a run; twice as many as clients at least")
     add("--rounds", type=int, default=8)
     return parser.parse_args(arguments)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _measure(options: argparse.Namespace, workers: dict[str, TreeWorker]) -> list[Row]:

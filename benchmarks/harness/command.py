@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -33,6 +34,17 @@ def numbers(kind: type) -> Callable[[str], list[Any]]:
         return values
 
     return read
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Reads NAME=VALUE, an option of an engine; the value is JSON, or else text."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def end_with_servers() -> None:
