@@ -75,9 +75,9 @@ test: export RAY_AUTH_MODE := disabled
 test: export OMP_NUM_THREADS := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export HF_HUB_OFFLINE := 1
-# Two processes: one starts servers and mostly waits for them, the other computes.
+# Three processes for two cores: those that start servers mostly wait for them, the others compute.
 test: lint $(WEIGHTS)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3 --durations 40
 
 # Ray clusters of several nodes on this machine, with pretended GPUs; minutes, one process.
 test-cluster: export RAY_AUTH_MODE := disabled
