@@ -186,7 +186,12 @@ def _refuse_wrong_files(
         fold(stored, reading.published, config.name)
 
     def described() -> Iterable[tuple[int, ...]]:
-        return (each.shape for each in describe_model(config, hf_config).tensors.values())
+        try:
+            tensors = describe_model(config, hf_config).tensors
+        except Exception as error:  # noqa: BLE001 - of code of any model; loading tells what it is
+            logger.debug("modules of %s cannot be made without weights: %r", config.name, error)
+            return ()
+        return [each.shape for each in tensors.values()]
 
     refuse_more_than_stored(
         hf_config.to_dict(),

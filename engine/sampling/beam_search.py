@@ -148,7 +148,7 @@ class BeamSearch:
         if self._settings.hf.do_sample:
             # `torch.multinomial` without replacement, as `engine.sampling.sampler` describes it.
             noise = torch.empty_like(scores)
-            fill([(self._noise, noise[None])])
+            fill([(self._noise, noise)])
             race = torch.softmax(scores, dim=-1).div_(noise)
             places = race.topk(self._num_candidates).indices
             best = scores.gather(0, places)

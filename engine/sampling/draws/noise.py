@@ -63,14 +63,18 @@ class Noise:
         rows = [self._steps[place.step - self._first][place.sequence] for place in places]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
-    def extend(self, step: int, vocab_size: int) -> tuple[NoiseSource, torch.Tensor] | None:
-        """Room for the numbers up to this step, and what has to fill it before anything else."""
-        missing = step + 1 - self._first - len(self._steps)
-        if missing <= 0:
-            return None
-        room = torch.empty(missing, self._num_sequences, vocab_size, device=self._device)
-        self._steps.extend(room)
+    def lacks(self, step: int) -> bool:
+        """Whether the numbers of a step are still to be drawn, or those of one before it."""
+        return self._first + len(self._steps) <= step
+
+    def room(self, vocab_size: int) -> tuple[NoiseSource, torch.Tensor]:
+        """For the next step that lacks its numbers: where they come from, and where to."""
+        room = torch.empty(self._num_sequences, vocab_size, device=self._device)
         return self._source, room
+
+    def append(self, drawn: torch.Tensor) -> None:
+        """Keep the numbers of that step."""
+        self._steps.append(drawn)
 
     def forget(self, step: int) -> None:
         """Drop the numbers of all steps before this one."""
@@ -81,8 +85,12 @@ class Noise:
 
 def draw_noise(wanted: Sequence[tuple[Noise, Sequence[Place]]], vocab_size: int) -> None:
     """Draw what several tasks need for some places, at once; what is there is not drawn again."""
-    rooms = [noise.extend(max(p.step for p in places), vocab_size) for noise, places in wanted]
-    fill([room for room in rooms if room is not None])
+    last = [(noise, max(place.step for place in places)) for noise, places in wanted]
+    while lacking := [noise for noise, step in last if noise.lacks(step)]:
+        rooms = [noise.room(vocab_size) for noise in lacking]
+        fill(rooms)
+        for noise, (_, drawn) in zip(lacking, rooms, strict=True):
+            noise.append(drawn)
 
 
 NoiseSource = ExponentialStream | torch.Generator
@@ -101,9 +109,8 @@ def fill(rooms: Sequence[tuple[NoiseSource, torch.Tensor]]) -> None:
     for source, room in rooms:
         if isinstance(source, ExponentialStream):
             streams.append((source, room))
-            continue
-        for step in room:
-            step.exponential_(1, generator=source)
+        else:
+            room.exponential_(1, generator=source)
     if streams:
         draw(streams)
 
