@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 from transformers import (
@@ -285,9 +286,9 @@ def _by_rule(batch: Sequence[Candidates]) -> torch.Tensor:
         for scores, noise in zip(one.scores.contiguous(), one.noise, strict=True)
     ]
     tokens = race.race(rows)
-    if bool((tokens == UNCERTAIN).any()):
+    if np.any(tokens.numpy() == UNCERTAIN):  # on the host already, so nothing waits for it
         for one, own in zip(batch, tokens.split([len(one.scores) for one in batch]), strict=True):
-            open_rows = (own == UNCERTAIN).nonzero()[:, 0].tolist()
+            open_rows = np.flatnonzero(own.numpy() == UNCERTAIN).tolist()
             if open_rows and one.noise is not None:
                 own[open_rows] = _race(one.prepared(open_rows), one.noise[open_rows])
     return tokens

@@ -26,13 +26,14 @@ class QuickTopP(TopPLogitsWarper):
         return torch.cat([self._row(input_ids, row) for row in scores.split(1)])
 
     def _row(self, input_ids: torch.Tensor, row: torch.Tensor) -> Any:
-        ascending = torch.from_numpy(np.sort(row.numpy(), axis=-1))
-        probabilities = ascending.softmax(dim=-1).cumsum(dim=-1)
+        # What is read here is on the host, so nothing waits for it.
+        ascending = np.sort(row.numpy(), axis=-1)
+        probabilities = torch.from_numpy(ascending).softmax(dim=-1).cumsum(dim=-1).numpy()
         most = row.shape[1] - self.min_tokens_to_keep
-        removed = min(int((probabilities <= 1 - self.top_p).sum()), most)
+        removed = min(int((probabilities <= np.float32(1 - self.top_p)).sum()), most)
         if removed <= 0:
             return row
-        first_left = ascending[0, removed]
-        if not bool(ascending[0, removed - 1] < first_left):
+        last_removed, first_left = ascending[0, removed - 1 : removed + 1].tolist()
+        if not last_removed < first_left:
             return super().__call__(input_ids, row)
         return row.masked_fill(row < first_left, self.filter_value)
