@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from numba import prange, types
 
-from engine.loading.adapters.adapter import RANK_MULTIPLE, filled_rank
+from engine.loading.adapters.adapter import filled_rank
 from engine.platform.compiled import compiled, pointer, use_torch_threads
 from engine.platform.platforms import platform_of
-
-_AT_ONCE = RANK_MULTIPLE  # rows of a matrix; more of the sums are in registers then
 
 
 class LoraMatrices(NamedTuple):
@@ -107,7 +105,7 @@ def _add(
         down = _array_at(pointer(downs[member]), (rank, in_features), np.float32)
         up = _array_at(pointer(ups[member]), (rank, out_features), np.float32)
         output[n, :] = 0
-        for j in range(0, rank, 4):
+        for j in range(0, rank, 4):  # `RANK_MULTIPLE`: more of the sums are in registers then
             s0, s1, s2, s3 = _f32(0), _f32(0), _f32(0), _f32(0)
             for k in range(in_features):
                 s0 += down[j, k] * rows[n, k]
