@@ -82,8 +82,7 @@ class _OnFirstVisit:
 
     def __init__(self, args: ChatArgs) -> None:
         self._args = args
-        self._lock = asyncio.Lock()
-        self._made: FastAPI | None = None
+        self._making: asyncio.Task[FastAPI] | None = None
         self._life: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 
@@ -92,10 +91,14 @@ class _OnFirstVisit:
         return Starlette(routes=[Mount("/", app=self)], lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._lock:
-            if self._made is None:
-                self._made = await self._make()
-        await self._made(scope, receive, send)
+        if self._making is None:
+            self._making = asyncio.create_task(self._make())
+        try:
+            made = await asyncio.shield(self._making)  # a visitor who leaves must not end it
+        except Exception:
+            self._making = None
+            raise
+        await made(scope, receive, send)
 
     async def _make(self) -> FastAPI:
         uploads = TemporaryDirectory(prefix="gpt-task-serve-chat-")
