@@ -106,6 +106,7 @@ def model_card(
         "prefill_chunk": batching.prefill_chunk,
         "attention": batching.attention,
         "prepacked": batching.prepacked,
+        "compiled": batching.compiled.card(),
         "batch_sizes": batching.batch_sizes
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -24,21 +25,27 @@ from engine.execution.batch_sizes import BatchInvarianceError, BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache
-from engine.execution.model_runner import ModelRunner, Shapes
+from engine.execution.model_runner import ModelRunner, Shapes, plain_attention
 from engine.execution.modules import long_rope
+from engine.execution.modules.compiled_layers.layers import CompiledLayers, compile_layers
+from engine.execution.modules.compiled_layers.tracing import TRACED
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
-from engine.execution.modules.prepack import prepack
+from engine.execution.modules.prepack import packed_bytes, prepack
 from engine.execution.modules.recurrence.layers import use_states
 from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.adapters.adapter import adapter_room
 from engine.loading.loaded_model import LoadedModel
+from engine.platform.cache_directory import compiled_dir
 from engine.platform.interface import Sizes
 from engine.platform.platforms import platform_of
 from engine.quantization.registry import quantization
+from engine.requests.request import ScheduledTokens
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
+_WORTH_COMPILING = 100 * 10**6
+"""Bytes of packed weights."""
 _NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it computes no attention
 
 
@@ -50,6 +57,7 @@ class ContinuousBatching:
     batch_sizes: BatchSizes | None
     prefill_chunk: int
     prepacked: bool
+    compiled: CompiledLayers = field(default_factory=CompiledLayers)
     problem: str | None = None
 
     @property
@@ -98,7 +106,10 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         prepacked = can and prepack(loaded.model, trial=executor.measure)
         plan = _plan(executor, shapes, config, sizes)
         runner = _working_runner(executor, shapes, plan)
-        batch_sizes = _batch_sizes(runner, loaded, config, sizes)
+        compiled = CompiledLayers()
+        if prepacked and _wants_compiled(config, loaded, shapes):
+            compiled = _compiled_layers(runner)
+        batch_sizes = _batch_sizes(runner, loaded, config, sizes, compiled)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (UnsupportedAttentionError, BatchInvarianceError) as error:
@@ -106,11 +117,11 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     except Exception as error:  # noqa: BLE001 - with any error the packed forward does not work
         problem = f"a forward of packed rows fails with {type(error).__name__}: {error}"
     else:
-        return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked)
+        return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked, compiled)
     runner = executor.build(RunnerPlan(_NO_KERNEL, sizes.page_size, 0, 0, 0))
     _refuse_without_forward(runner, config)
     logger.warning("%s runs through generate, a task at a time: %s", config.name, problem)
-    return ContinuousBatching(runner, None, sizes.prefill_chunk, prepacked, problem)
+    return ContinuousBatching(runner, None, sizes.prefill_chunk, prepacked, problem=problem)
 
 
 def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:
@@ -125,7 +136,58 @@ def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:
         raise ModelInvalid(f"model {config.name!r} does not run with {how}: {error}") from error
 
 
+def _wants_compiled(config: EngineConfig, loaded: LoadedModel, shapes: Shapes) -> bool:
+    """Whether to compile layers: those of small models would take longer than they ever save.
+
+    What adapters add, states and the factors of long sequences depend on the tasks of a forward,
+    which compiled code does not see.
+    """
+    if config.compile == "off" or loaded.adapters or shapes.states or loaded.spread:
+        return False
+    if long_rope.long_rope_limit(loaded.model) is not None:
+        return False
+    return config.compile == "on" or packed_bytes(loaded.model) >= _WORTH_COMPILING
+
+
+def _compiled_layers(runner: ModelRunner) -> CompiledLayers:
+    """The layers that are compiled, none if what they compute is not what it was."""
+    loaded = runner.loaded
+
+    def run(num_rows: int) -> None:
+        pages = list(range(runner.cache.pages_for(num_rows)))
+        rows = [ScheduledTokens(0, num_rows, pages)]
+        ids = torch.zeros(num_rows, dtype=torch.long, device=runner.device)
+        runner.forward(ids, rows, num_rows=num_rows, keep=[0], num_keep=2)
+
+    tracing = partial(plain_attention, loaded, TRACED)
+    compiled = compile_layers(loaded.model, run, tracing, compiled_dir())
+    if compiled:
+        problem = forward_problem(runner, vocab_size=_vocab_size(loaded))
+        if problem is not None:
+            logger.warning("layers are not compiled: %s", problem)
+            compiled.undo()
+    return compiled
+
+
 def _batch_sizes(
+    runner: ModelRunner,
+    loaded: LoadedModel,
+    config: EngineConfig,
+    sizes: Sizes,
+    compiled: CompiledLayers,
+) -> BatchSizes:
+    """The batch sizes of a runner; without compiled layers if with them there are none."""
+    try:
+        return _found_batch_sizes(runner, loaded, config, sizes)
+    except BatchInvarianceError as error:
+        if not compiled:
+            raise
+        logger.warning("layers are not compiled: %s", error)
+        compiled.undo()
+    return _found_batch_sizes(runner, loaded, config, sizes)
+
+
+def _found_batch_sizes(
     runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> BatchSizes:
     # An image that is prefilled in one piece may be longer than a chunk.

@@ -35,7 +35,7 @@ would take time in every forward.
 
 # Arguments that change the result and that this function does not implement. A model that passes
 # one is refused here, and then all its tasks run through `generate`.
-_UNSUPPORTED = ("head_mask", "position_bias", "attention_bias")
+UNSUPPORTED = ("head_mask", "position_bias", "attention_bias")
 
 
 class UnsupportedAttentionError(NotImplementedError):
@@ -189,6 +189,11 @@ def attending(batch: Attend) -> Iterator[None]:
         _attending.reset(token)
 
 
+def packed_forward_runs() -> bool:
+    """Whether a forward on this thread has its attention from a batch, and is not a model's own."""
+    return _attending.get(None) is not None
+
+
 @dataclass(frozen=True)
 class MaskedKeys:
     """What a model's mask leaves of all earlier tokens, in place of that mask; see `AttentionForm`.
@@ -222,7 +227,7 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, H, T, D] -> output [1, T, H, D]."""
-    if asked := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+    if asked := [name for name in UNSUPPORTED if kwargs.get(name) is not None]:
         raise UnsupportedAttentionError(f"attention with {', '.join(asked)}")
     batch, calls = _attending.get()
     masked = getattr(module, _MASKED, MaskedKeys())

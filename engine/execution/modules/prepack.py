@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
-class _Product:
+class Product:
     """``x @ weight.T + bias`` for layers that share their input, stacked into one weight."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -35,10 +35,17 @@ class _Product:
         """The tensors that it keeps."""
         return [self._packed] if self._bias is None else [self._packed, self._bias]
 
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs of all layers, beside each other."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._packed, self._bias, "none", [], ""
+        )
+        return output
+
     def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The output of one of the layers; the first call computes all of them."""
         if x is not self._input or self._outputs[index] is None:
-            output = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+            output = self.whole(x)
             self._input, self._outputs = x, list(output.split_with_sizes(self.sizes, dim=-1))
         mine = self._outputs[index]
         assert mine is not None
@@ -51,20 +58,20 @@ class _Product:
 class PackedLinear(nn.Module):
     """One linear layer of a product."""
 
-    def __init__(self, product: _Product, index: int, in_features: int) -> None:
+    def __init__(self, product: Product, index: int, in_features: int) -> None:
         super().__init__()
-        self._product = product
-        self._index = index
+        self.product = product
+        self.index = index
         self.in_features = in_features
         self.out_features = product.sizes[index]
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors of the whole product, so the same ones for all of its layers."""
-        return self._product.stored()
+        return self.product.stored()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        return self._product(x, self._index)
+        return self.product(x, self.index)
 
 
 def _weight(layer: Any) -> torch.Tensor:
@@ -145,7 +152,7 @@ def prepack(model: Any, trial: Callable[[], object]) -> bool:
     del places, called
     while groups:  # one by one, so that weights are freed when their packed copy is made
         group = groups.pop()
-        product = _Product([place.layer for place in group])
+        product = Product([place.layer for place in group])
         for index, place in enumerate(group):
             place.put(PackedLinear(product, index, _weight(place.layer).shape[1]))
             place.layer = None
@@ -163,3 +170,14 @@ def _groups(calls: Sequence[tuple[_Place, torch.Tensor]]) -> list[list[_Place]]:
         members = [place for place, _ in run]
         groups += [members] if once else [[place] for place in dict.fromkeys(members)]
     return [list(group) for group in dict.fromkeys(tuple(group) for group in groups)]
+
+
+def packed_bytes(model: Any) -> int:
+    """Bytes of the packed weights of a model."""
+    found = {
+        id(tensor): tensor.numel() * tensor.element_size()
+        for module in model.modules()
+        if isinstance(module, PackedLinear)
+        for tensor in module.stored()
+    }
+    return sum(found.values())
