@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness.client import Client, Endpoint
-from benchmarks.harness.load import WITH_IMAGES, Load, jobs, run
+from benchmarks.harness.load import Load, run
 from benchmarks.harness.metrics import Summary, Target, summary
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import ECHO, Peer, Setup
@@ -17,9 +17,11 @@ from benchmarks.harness.report import say
 from benchmarks.harness.server import NotReadyError, log_tail
 from benchmarks.serving.equality import Equality, compare, equality_jobs
 from benchmarks.serving.report import Report, Row, Same
+from benchmarks.workloads.jobs import REAL_TEXTS, WITH_IMAGES, jobs
 
 _SETTLE_S = 300.0
 _WARM_UP_TOKENS = 8
+_WARM_UP_REAL = 10  # each kind of text, greedy and sampled
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,12 @@ async def measure_equality(
 
 async def _warm_up(endpoint: Endpoint, model: ServedModel, workload: str) -> None:
     """A few requests of each kind: kernels are chosen and caches made before the clock runs."""
-    (job,) = equality_jobs(model, workload, 1, _WARM_UP_TOKENS, seeds=False)
+    count = _WARM_UP_REAL if workload in REAL_TEXTS else 1
+    first, *others = equality_jobs(model, workload, count, _WARM_UP_TOKENS, seeds=True)
     async with Client(endpoint) as client:
-        await asyncio.gather(*(client.send(job) for _ in range(2)))
+        # It is greedy: transformers' continuous batching samples all requests as the first one.
+        await client.send(first)
+        await asyncio.gather(*(client.send(job) for job in (first, first, *others)))
 
 
 def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[str, Any]) -> Report:
@@ -98,7 +103,7 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
             if peer.name == ECHO and workload in WITH_IMAGES:
                 continue
             asyncio.run(_warm_up(endpoint, setup.model, workload))
-            _measure_loads(plan, peer.name, endpoint, setup.model, workload, round_index, report)
+            _measure_loads(plan, peer, endpoint, setup.model, workload, round_index, report)
             if plan.equal and round_index == 0 and peer.name != ECHO:
                 found = asyncio.run(
                     measure_equality(endpoint, plan, setup.model, workload, seeds=peer.seeds)
@@ -109,23 +114,29 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
 
 def _measure_loads(
     plan: Plan,
-    name: str,
+    peer: Peer | str,
     endpoint: Endpoint,
     model: ServedModel,
     workload: str,
     round_index: int,
     report: Report,
 ) -> None:
+    """All loads of a workload on a server that runs; of one that is no peer, only its name."""
+    name, count = (peer, None) if isinstance(peer, str) else (peer.name, peer.drafts)
     for load in plan.loads:
         stream = f"{round_index}/{load}"
+        before = count(endpoint) if count else None
         found = asyncio.run(measure_load(endpoint, plan, load, model, workload, stream))
-        report.rows.append(Row(name, workload, load.clients, load.rate, round_index, found))
+        drafts = count(endpoint) - before if count and before is not None else None
+        row = Row(name, workload, load.clients, load.rate, round_index, found, drafts)
+        report.rows.append(row)
+        guessed = f", drafts {drafts}" if drafts and drafts.proposed else ""
         say(
             f"  round {round_index + 1} of {plan.rounds}, {workload}, {load}: "
-            f"{found.tokens_per_s:.1f} tokens/s"
+            f"{found.tokens_per_s:.1f} tokens/s{guessed}"
         )
-        for error, count in found.errors.items():
-            say(f"    {count} x {error}")
+        for error, times in found.errors.items():
+            say(f"    {times} x {error}")
 
 
 def measure_running(

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.harness.client import Answer, Client, Dialect, Endpoint, Job
-from benchmarks.harness.load import Load, Run, jobs, run, workload_names
+from benchmarks.harness.load import Load, Run, run
 from benchmarks.harness.metrics import Target, per_token_s, spread, summary
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import PEERS, Setup
@@ -35,6 +35,7 @@ from benchmarks.serving.equality import compare
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
 from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
+from benchmarks.workloads.jobs import jobs, workload_names
 from engine import Engine, EngineConfig
 from schema import Task
 from schema.answers.response import TaskResponse
