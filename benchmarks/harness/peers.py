@@ -40,7 +40,7 @@ CB_PAGE_SIZE = 32
 and its attention is dense over all tokens of a step and all of the cache that is in use, so that a
 larger step costs more for each token."""
 _VLLM_KV_GB = 2
-_VLLM_NGRAM = {
+VLLM_NGRAM_SETTINGS: Mapping[str, Any] = {
     "method": "ngram",
     "num_speculative_tokens": 5,
     "prompt_lookup_min": 2,
@@ -60,6 +60,7 @@ class Setup:
         vllm_python: the interpreter of an environment that has vLLM; None if there is none.
         on_gpu: whether there is a GPU.
         engine: further options of this project's engines.
+        vllm_ngram: ``--speculative-config`` of the vLLM that speculates.
     """
 
     model: ServedModel
@@ -70,6 +71,7 @@ class Setup:
     vllm_python: Path | None
     on_gpu: bool
     engine: Mapping[str, Any] = field(default_factory=dict)
+    vllm_ngram: Mapping[str, Any] = field(default_factory=lambda: VLLM_NGRAM_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _vllm(setup: Setup, *, speculates: bool = False) -> Iterator[Server]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
     command += ["--max-num-seqs", str(setup.max_clients), "--max-model-len", str(setup.context)]
     if speculates:
-        command += ["--speculative-config", json.dumps(_VLLM_NGRAM)]
+        command += ["--speculative-config", json.dumps(setup.vllm_ngram)]
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: setup.threads]))
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(_VLLM_KV_GB),

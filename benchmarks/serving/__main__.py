@@ -25,6 +25,7 @@ Exits with 1 if a server that promises equal answers gave others, or did not run
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -38,7 +39,13 @@ from benchmarks.harness import command
 from benchmarks.harness.client import Endpoint
 from benchmarks.harness.load import Load
 from benchmarks.harness.metrics import Target
-from benchmarks.harness.peers import DEFAULT_PEERS, PEERS, USAGE, Setup
+from benchmarks.harness.peers import (
+    DEFAULT_PEERS,
+    PEERS,
+    USAGE,
+    VLLM_NGRAM_SETTINGS,
+    Setup,
+)
 from benchmarks.harness.report import about, say, warn_if_busy
 from benchmarks.harness.served_models import geometry_names, make_model, real_model
 from benchmarks.serving.graph_cost import measure_cost
@@ -91,6 +98,7 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         if not options.model:
             parser.error("--address needs --model: the name that the server knows it by")
         started = {"peers", "vllm_python", "threads", "context", "device", "dtype", "set"}
+        started |= {"vllm_ngram"}
         refuse(started, "says nothing with --address: that server runs already")
     else:
         refuse({"dialect", "promises"}, "needs --address")
@@ -103,6 +111,8 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             parser.error(f"--model: there is no directory {options.model}")
     else:
         refuse({"images"}, "needs --model")
+        if REAL_TEXTS & set(options.workloads):
+            parser.error("--workloads with real texts needs --model: a trained one")
 
 
 def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> Report:
@@ -113,8 +123,6 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         model = make_model(options.geometry, options.dtype, options.model_dir or folder)
     if not model.images and WITH_IMAGES & set(options.workloads):
         parser.error("--workloads with images: this model sees no images")
-    if not options.model and REAL_TEXTS & set(options.workloads):
-        parser.error("--workloads with real texts needs --model: a trained one")
     plan = Plan(
         loads=_loads(options),
         workloads=options.workloads,
@@ -142,6 +150,7 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         vllm_python=options.vllm_python,
         on_gpu=on_gpu,
         engine=dict(options.set),
+        vllm_ngram=options.vllm_ngram,
     )
     return measure_peers(plan, [PEERS[name] for name in options.peers], setup, about)
 
@@ -187,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--vllm-python", type=Path, metavar="PATH", help="of an environment that has vLLM")
     option = "an option of this project's engines, such as speculation=off"
     add("--set", nargs="*", default=[], type=command.setting, metavar="NAME=VALUE", help=option)
+    ngram = f"its --speculative-config for n-grams, if not {json.dumps(VLLM_NGRAM_SETTINGS)}"
+    add("--vllm-ngram", type=json.loads, default=VLLM_NGRAM_SETTINGS, metavar="JSON", help=ngram)
     kinds = workload_names()
     add("--workloads", nargs="+", default=["text"], choices=kinds, metavar="KIND", help=str(kinds))
     add("--clients", type=numbers(int), default=[1, 16, 64], metavar="1,16,64")
