@@ -92,13 +92,11 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if options.graph_cost:
         used = {"graph_cost", "profile", "clients", "seconds", "rounds", "out"}
         refuse(given - used, "says nothing with --graph-cost: the demo model, one thread")
-    else:
-        refuse({"profile"}, "needs --graph-cost")
     if options.address:
         if not options.model:
             parser.error("--address needs --model: the name that the server knows it by")
-        started = {"peers", "vllm_python", "threads", "context", "device", "dtype", "set"}
-        started |= {"vllm_ngram"}
+        started = {"peers", "vllm_python", "vllm_ngram", "set", "threads", "context", "device"}
+        started |= {"dtype", "every_round", "profile"}
         refuse(started, "says nothing with --address: that server runs already")
     else:
         refuse({"dialect", "promises"}, "needs --address")
@@ -127,6 +125,8 @@ def _compare(parser: argparse.ArgumentParser, options: argparse.Namespace, folde
         loads=_loads(options),
         workloads=options.workloads,
         rounds=options.rounds,
+        every_round=options.every_round,
+        profile=options.out if options.profile and (options.clients or options.rates) else None,
         target=Target(options.target_first, options.target_token),
         equal=options.equal,
         equal_tokens=options.equal_tokens,
@@ -203,6 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--clients", type=numbers(int), default=[1, 16, 64], metavar="1,16,64")
     add("--rates", type=numbers(float), default=[], metavar="0.5,1", help="requests a second")
     add("--rounds", type=int, default=2, help="of each server (2)")
+    slow = [peer.name for peer in PEERS.values() if peer.once]
+    once = f"without it {', '.join(map(repr, slow))} have one"
+    add("--every-round", action="store_true", help=once)
     joining = "between one client and the next; when all are there, the measurement begins"
     add("--join", type=float, default=0.3, metavar="S", help=joining)
     add("--seconds", type=float, default=20.0, metavar="S", help="of each measurement (20)")
@@ -216,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--context", type=int, default=1024, help="tokens of the longest prompt and answer")
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     add("--graph-cost", action="store_true", help="what the graph adds to the engine")
-    add("--profile", action="store_true", help="with --graph-cost: py-spy on ingress and replica")
+    add("--profile", action="store_true", help="py-spy on ingress and replica of ours")
     return parser
 
 

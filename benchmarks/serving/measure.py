@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.client import Client, Endpoint
@@ -14,8 +15,9 @@ from benchmarks.harness.metrics import Summary, Target, summary
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import ECHO, Peer, Setup
 from benchmarks.harness.report import say
-from benchmarks.harness.server import NotReadyError, log_tail
+from benchmarks.harness.server import NotReadyError, Server, log_tail
 from benchmarks.serving.equality import Equality, compare, equality_jobs
+from benchmarks.serving.profile import profile_server
 from benchmarks.serving.report import Report, Row, Same
 from benchmarks.workloads.jobs import REAL_TEXTS, WITH_IMAGES, jobs
 
@@ -29,6 +31,8 @@ class Plan:
     """What is measured of every server.
 
     Attributes:
+        profile: where profiles of this project's servers go; None: there are none.
+        every_round: whether slow servers have all rounds too, and not one.
         equal: how many requests are compared alone and all at once; 0: none.
         equal_tokens: the most tokens of each.
         orders: in which they are sent at once.
@@ -41,6 +45,8 @@ class Plan:
     equal: int
     equal_tokens: int
     orders: int
+    every_round: bool = False
+    profile: Path | None = None
 
 
 async def measure_load(
@@ -82,7 +88,9 @@ def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[s
             say(f"skipped: {peer.name}: {why}")
     for round_index in range(plan.rounds):
         for peer in peers:
-            if peer.name in report.skipped or (peer.once and round_index > 0):
+            if peer.name in report.skipped or (
+                peer.once and round_index > 0 and not plan.every_round
+            ):
                 continue
             try:
                 _measure_peer(plan, peer, setup, round_index, report)
@@ -104,12 +112,30 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
                 continue
             asyncio.run(_warm_up(endpoint, setup.model, workload))
             _measure_loads(plan, peer, endpoint, setup.model, workload, round_index, report)
+            if plan.profile and peer.promises and round_index == 0:
+                _profile(plan, peer.name, server, endpoint, setup.model, workload)
             if plan.equal and round_index == 0 and peer.name != ECHO:
                 found = asyncio.run(
                     measure_equality(endpoint, plan, setup.model, workload, seeds=peer.seeds)
                 )
                 report.same.append(Same(peer.name, workload, peer.promises, found))
                 say(f"  {workload}, equal answers: {found}")
+
+
+def _profile(
+    plan: Plan, name: str, server: Server, endpoint: Endpoint, model: ServedModel, workload: str
+) -> None:
+    """Where the server's processes spend their time while the largest load is on it."""
+    load = max(plan.loads, key=lambda load: load.clients or load.rate or 0.0)
+
+    async def loaded(seconds: float) -> None:
+        async with Client(endpoint) as client:
+            longer = replace(load, ramp_s=0.0, seconds=seconds, answers=None)
+            await run(client, longer, jobs(workload, model, "profile"))
+
+    assert plan.profile is not None
+    out = plan.profile
+    profile_server(server, f"{name}-{workload}", out, lambda seconds: asyncio.run(loaded(seconds)))
 
 
 def _measure_loads(

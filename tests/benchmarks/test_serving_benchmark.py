@@ -338,7 +338,7 @@ def test_a_running_server_is_measured_and_reported(scripted: tuple[Scripted, End
     ("arguments", "told"),
     [
         ("--graph-cost --peers vllm", "--peers says nothing with --graph-cost"),
-        ("--profile", "--profile needs --graph-cost"),
+        ("--address http://x --model x --profile", "--profile says nothing with --address"),
         ("--promises", "--promises needs --address"),
         ("--images", "--images needs --model"),
         ("--model ./nowhere", "--model: there is no directory ./nowhere"),
