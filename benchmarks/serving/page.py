@@ -28,8 +28,11 @@ def page(report: Report, arguments: Sequence[str]) -> str:
             f"{'s in turns' if turns > 1 else ''}, load of the machine before {_load(about)}:"
         )
         parts.append(_table(report, workload, rows))
-    first = report.rows[0].peer if report.rows else "nobody"
-    parts.append(f"In brackets: how many times the value {first} has. Times are medians.")
+    if report.rows:
+        first = report.rows[0].peer
+        parts.append(f"In brackets: how many times the value {first} has. Times are medians.")
+    else:
+        parts += [f"Equal answers, {s.workload}, {s.peer}: {s.equality}" for s in report.same]
     parts += [f"Skipped: {peer}: {why}" for peer, why in report.skipped.items()]
     return "\n\n".join(parts) + "\n"
 

@@ -78,6 +78,12 @@ def test_the_page_has_a_row_for_each_server() -> None:
     assert OTHER in report().table()
 
 
+def test_a_run_that_only_compares_answers_is_told() -> None:
+    only = Report(report().about, [], report().same, {}, {})
+    assert "Equal answers, real, ours: 12 of 12 greedy, 11 of 12 seeded" in page(only, [])
+    assert "PROMISE BROKEN" in only.table()
+
+
 class Sender:
     """Answers at once, and counts."""
 
