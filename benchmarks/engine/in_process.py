@@ -34,6 +34,7 @@ from benchmarks.harness.peers import CB_BATCH_TOKENS, CB_PAGE_SIZE
 ENGINE = "engine"
 SAMPLING_ENGINE = "engine, sampling"
 RELAXED_ENGINE = "engine, deterministic: false"
+INT8_ENGINE = "engine, INT8"
 ONE_AT_A_TIME = "generate one at a time"
 STATIC_BATCH = "generate, static batch"
 CONTINUOUS = "transformers continuous batching"
@@ -62,13 +63,16 @@ class EnginePeer(Peer):
             "kv_cache_tokens": settings.kv_blocks(page_size) * page_size,
             "local_files_only": True,
         }
-        self._engine = Engine(EngineConfig(**config | options | dict(settings.engine_options)))
+        config |= options | dict(settings.engine_options)
+        self._engine = Engine(EngineConfig(**config))
+        bits = config.get("quantize_bits")  # a task that names none asks for none
+        self._asked = {"quantize_bits": bits} if bits else {}
 
     def run(self, tasks: Sequence[Job]) -> list[TaskResult]:
         return asyncio.run(self._stream_all(tasks))
 
     async def _stream_all(self, tasks: Sequence[Job]) -> list[TaskResult]:
-        client = EngineClient(self._engine, Endpoint("", "benchmark", "tasks"))
+        client = EngineClient(self._engine, Endpoint("", "benchmark", "tasks", self._asked))
         start = time.perf_counter()
         answers = await asyncio.gather(*map(client.send, tasks))
         for task, answer in zip(tasks, answers, strict=True):
@@ -270,6 +274,7 @@ _PEERS: dict[str, Callable[[PeerSettings], Peer]] = {
     ENGINE: EnginePeer,
     SAMPLING_ENGINE: SamplingEnginePeer,
     RELAXED_ENGINE: partial(EnginePeer, deterministic=False),
+    INT8_ENGINE: partial(EnginePeer, quantize_bits=8),
     ONE_AT_A_TIME: partial(GeneratePeer, static_batch=False),
     STATIC_BATCH: partial(GeneratePeer, static_batch=True),
     CONTINUOUS: ContinuousBatchingPeer,

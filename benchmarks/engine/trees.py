@@ -26,7 +26,8 @@ from typing import Any
 from benchmarks.harness import command, report
 from benchmarks.harness.report import say
 from benchmarks.harness.server import REPOSITORY
-from benchmarks.speculation.workloads import HALVES, MODEL, tasks_of
+from benchmarks.speculation.workloads import MODEL, tasks_of
+from benchmarks.workloads.real_texts import HALVES
 
 BEFORE, AFTER = "before", "after"
 _WORKER = Path(__file__).with_name("tree_worker.py")

@@ -32,15 +32,21 @@ class Job:
     Attributes:
         max_tokens: the most tokens of the answer.
         png: an image that stands before the text, or before the first of the earlier ones.
-        seed: None asks for the most probable tokens; else they are drawn at temperature 1.
+        seed: None asks for the most probable tokens; else they are drawn.
+        temperature: at which they are drawn.
         earlier: what the user has said before, and what was answered.
+        system: the system message; None if there is none.
+        schema: the JSON Schema of the answer; None if it may be any text.
     """
 
     text: str
     max_tokens: int
     png: bytes | None = None
     seed: int | None = None
+    temperature: float = 1.0
     earlier: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    schema: Mapping[str, Any] | None = None
 
 
 _NO_JOB = Job("", 0)
@@ -52,26 +58,34 @@ class Endpoint:
 
     Attributes:
         extra: further fields of every body.
+        schemas: whether the server can be told the JSON Schema of an answer.
     """
 
     address: str
     model: str
     dialect: Dialect = "chat"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    schemas: bool = True
 
     def body(self, job: Job) -> dict[str, Any]:
         """The request as JSON."""
         sampled = job.seed is not None
         body: dict[str, Any] = {"model": self.model, "messages": self._messages(job)}
+        if sampled:
+            body["seed"] = job.seed
+        schema = job.schema if self.schemas else None
         if self.dialect == "tasks":
             config: dict[str, Any] = {"max_new_tokens": job.max_tokens, "do_sample": sampled}
             if sampled:
-                config |= {"temperature": 1.0}
-                body["seed"] = job.seed
+                config |= {"temperature": job.temperature}
+            if schema is not None:
+                body["structured_output"] = {"type": "json_schema", "schema": schema}
             return {**body, "generation_config": config, **self.extra}
-        body |= {"max_tokens": job.max_tokens, "temperature": float(sampled), "stream": True}
-        if sampled:
-            body["seed"] = job.seed
+        temperature = job.temperature if sampled else 0.0
+        body |= {"max_tokens": job.max_tokens, "temperature": temperature, "stream": True}
+        if schema is not None:
+            form = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         return {**body, **self.extra}
 
     def _messages(self, job: Job) -> list[dict[str, Any]]:
@@ -84,6 +98,8 @@ class Endpoint:
             first = messages[0]
             text = {"type": "text", "text": first["content"]}
             first["content"] = [self._image(job.png), text]
+        if job.system is not None:
+            messages.insert(0, {"role": "system", "content": job.system})
         return messages
 
     def _image(self, png: bytes) -> dict[str, Any]:

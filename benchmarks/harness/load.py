@@ -1,122 +1,24 @@
-"""What is sent, and when: jobs of several kinds, and the two kinds of load."""
+"""When requests are sent: the two kinds of load, and what comes of them."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from benchmarks.harness.client import Answer, Job
-from benchmarks.harness.models import ServedModel
+from benchmarks.harness.client import Answer
 from benchmarks.harness.report import say
-from benchmarks.harness.tasks import ANSWER_TOKENS, PROMPT_TOKENS, letters
-from demo.data.shapes import HELD_OUT_SEED, Drawing, draw_image
 
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
 
-PREFIX_TOKENS = 512
 _TELL_EVERY_S = 10.0
 _SEED = 20260101
-_COUNTING = "Count from {} to 99."
-# What the demo model answers to these with 128 tokens or more. It ends sooner from other numbers.
-_COUNTING_LONG = "Count from {} to 40."
-_LONG_FROM = (1, 4)
-_ASKING = "What is in this image?"
-_DESCRIBING = "Describe this picture at length."
-_TILE = (448, 448)  # pixels: what InternVL reads as one tile, and others about as much of
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """Makes one job: its number, the lengths of prompt and answer, and the source of its texts."""
-
-    model: ServedModel
-    texts: random.Random
-    number: int
-    prompt: int
-    answer: int
-
-    def text(self, before: str = "") -> Job:
-        """Random letters; for a model that has to be told, what to write stands after them."""
-        text = before + (letters(self.texts, self.prompt) if self.model.padded else "")
-        told = _COUNTING.format(self.texts.randrange(50)) if self.model.told else ""
-        return Job(text + told, self.answer)
-
-    def prefix_warm(self) -> Job:
-        """All begin alike."""
-        return self.text(letters(random.Random(_SEED), PREFIX_TOKENS))
-
-    def prefix_cold(self) -> Job:
-        """As long as the warm ones, but no two begin alike."""
-        return self.text(letters(self.texts, PREFIX_TOKENS))
-
-    def images(self) -> Job:
-        """An image, and a long answer.
-
-        The demo model answers a question about an image in five tokens; so its image belongs to an
-        earlier turn, and it goes on by counting.
-        """
-        drawn, png = self._image()
-        if not self.model.padded:
-            counting = _COUNTING_LONG.format(self.texts.randint(*_LONG_FROM))
-            return Job(counting, self.answer, png, earlier=((_ASKING, drawn.description),))
-        text = _DESCRIBING if self.model.told else letters(self.texts, self.prompt)
-        return Job(text, self.answer, png)
-
-    def images_short(self) -> Job:
-        """An image, and a question that a trained model answers in a few words."""
-        return Job(_ASKING, self.answer, self._image()[1])
-
-    def mixed(self) -> Job:
-        """Every second one has an image."""
-        return self.images() if self.number % 2 else self.text()
-
-    def _image(self) -> tuple[Drawing, bytes]:
-        """A different one each time, so that none is found in a cache; and its file."""
-        drawn = draw_image(HELD_OUT_SEED + self.texts.getrandbits(32))
-        image = drawn.image.resize(_TILE) if self.model.padded else drawn.image
-        png = io.BytesIO()
-        image.save(png, "PNG", compress_level=1)  # the best would take the client 0.2 s
-        return drawn, png.getvalue()
-
-
-_WORKLOADS: dict[str, Callable[[_Maker], Job]] = {
-    "text": _Maker.text,
-    "prefix-cold": _Maker.prefix_cold,
-    "prefix-warm": _Maker.prefix_warm,
-    "images": _Maker.images,
-    "images-short": _Maker.images_short,
-    "mixed": _Maker.mixed,
-}
-WITH_IMAGES = frozenset({"images", "images-short", "mixed"})
-
-
-def workload_names() -> list[str]:
-    """The kinds of jobs."""
-    return list(_WORKLOADS)
-
-
-def jobs(workload: str, model: ServedModel, stream: str) -> Iterator[Job]:
-    """Endlessly many jobs of mixed lengths, different ones, half of them sampled.
-
-    A trained model's are greedy, because it would end sampled answers where it likes.
-
-    The lengths are the same for every ``stream``; the texts are not, so that no prompt is found in
-    a cache that an earlier run has left behind.
-    """
-    lengths = random.Random(_SEED)
-    texts = random.Random(f"{_SEED}/{workload}/{stream}")
-    for number in count():
-        prompt, answer = lengths.randint(*PROMPT_TOKENS), lengths.randint(*ANSWER_TOKENS)
-        job = _WORKLOADS[workload](_Maker(model, texts, number, prompt, answer))
-        yield job if model.told or not number % 2 else replace(job, seed=number)
 
 
 @dataclass(frozen=True)
@@ -128,13 +30,15 @@ class Load:
         rate: open loop: requests a second on average, at the times of a Poisson process,
             whatever the server is doing. One of the two is None.
         ramp_s: how long the load runs before the measurement begins.
-        seconds: how long the measurement lasts. What is not finished then is cut off.
+        seconds: how long the measurement lasts at most. What is not finished then is cut off.
+        answers: closed loop: after how many answers it ends; None: only the seconds end it.
     """
 
     clients: int | None
     rate: float | None
     ramp_s: float
     seconds: float
+    answers: int | None = None
 
     def __str__(self) -> str:
         return f"{self.clients} clients" if self.rate is None else f"{self.rate:g} requests/s"
@@ -160,6 +64,7 @@ class Sender(Protocol):
 async def run(client: Sender, load: Load, source: Iterator[Any]) -> Run:
     """Put a load on a server for as long as it says."""
     answers: list[Answer] = []
+    source = islice(source, load.answers)
     begin = time.perf_counter()
     start = begin + load.ramp_s
     end = start + load.seconds
@@ -168,15 +73,16 @@ async def run(client: Sender, load: Load, source: Iterator[Any]) -> Run:
         async with asyncio.timeout(end - time.perf_counter()), asyncio.TaskGroup() as group:
             async for follow_up in arrivals:
                 group.create_task(_client(client, source, answers, endless=follow_up))
-            await asyncio.sleep(end - time.perf_counter())  # clients that came to an end
+            if load.answers is None:
+                await asyncio.sleep(end - time.perf_counter())  # clients that came to an end
     return Run(answers, start, min(end, time.perf_counter()))
 
 
 async def _client(
     client: Sender, source: Iterator[Any], answers: list[Answer], *, endless: bool
 ) -> None:
-    while True:
-        answer = await client.send(next(source), answers)
+    for job in source:
+        answer = await client.send(job, answers)
         if not endless:
             return
         if answer.failure is not None:

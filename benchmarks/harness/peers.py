@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 from transformers.utils.import_utils import is_serve_available
 
 from benchmarks.harness.client import Dialect, Endpoint
+from benchmarks.harness.drafts import Drafts, graph_drafts, vllm_drafts
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.server import APPLICATION, Server, free_port, running, serving
 from benchmarks.harness.server import TUNED as TUNED_ENVIRONMENT
@@ -24,6 +26,7 @@ TUNED = "gpt-task-serve, tuned mode"
 TASKS = "gpt-task-serve, /v1/tasks"
 RELAXED = "gpt-task-serve, deterministic: false"
 VLLM = "vllm"
+VLLM_NGRAM = "vllm, n-gram speculation"
 CONTINUOUS = "transformers serve --continuous-batching"
 TRANSFORMERS = "transformers serve"
 ONE_AT_A_TIME = "generate, one at a time"
@@ -37,6 +40,13 @@ CB_PAGE_SIZE = 32
 and its attention is dense over all tokens of a step and all of the cache that is in use, so that a
 larger step costs more for each token."""
 _VLLM_KV_GB = 2
+VLLM_NGRAM_SETTINGS: Mapping[str, Any] = {
+    "method": "ngram",
+    "num_speculative_tokens": 5,
+    "prompt_lookup_min": 2,
+    "prompt_lookup_max": 4,
+}
+"""``--speculative-config`` of vLLM. By itself it looks for the last 5 tokens only."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Setup:
         context: the longest prompt and answer, in tokens.
         vllm_python: the interpreter of an environment that has vLLM; None if there is none.
         on_gpu: whether there is a GPU.
+        engine: further options of this project's engines.
+        vllm_ngram: ``--speculative-config`` of the vLLM that speculates.
     """
 
     model: ServedModel
@@ -58,6 +70,8 @@ class Setup:
     context: int
     vllm_python: Path | None
     on_gpu: bool
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    vllm_ngram: Mapping[str, Any] = field(default_factory=lambda: VLLM_NGRAM_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,8 @@ class Peer:
         missing: why it cannot run here; None if it can.
         promises: whether it claims that an answer is a function of the request.
         seeds: whether it honours a seed for each request.
+        schemas: whether it can be told the JSON Schema of an answer.
+        drafts: asks it for the guesses of next tokens that it has made.
         once: whether one round is enough: it is not a rival, and it is slow.
     """
 
@@ -79,13 +95,15 @@ class Peer:
     extra: Mapping[str, Any] = field(default_factory=dict)
     promises: bool = False
     seeds: bool = True
+    schemas: bool = True
+    drafts: Callable[[Endpoint], Drafts] | None = None
     once: bool = False
 
     def endpoint(self, setup: Setup, server: Server) -> Endpoint:
         """Where its requests go."""
         # transformers' server loads whatever a request names, and knows models by their source.
         name = setup.model.source if self.name in (CONTINUOUS, TRANSFORMERS) else _NAME
-        return Endpoint(server.address, name, self.dialect, self.extra)
+        return Endpoint(server.address, name, self.dialect, self.extra, self.schemas)
 
 
 def graph_args(setup: Setup) -> dict[str, Any]:
@@ -100,6 +118,7 @@ def graph_args(setup: Setup) -> dict[str, Any]:
             "kv_cache_tokens": setup.max_clients * setup.context,
             "threads": setup.threads,
         }
+    engine |= setup.engine
     model = {
         "id": _NAME,
         "source": setup.model.source,
@@ -152,12 +171,14 @@ def _one_at_a_time(setup: Setup) -> Iterator[Server]:
 
 
 @contextmanager
-def _vllm(setup: Setup) -> Iterator[Server]:
+def _vllm(setup: Setup, *, speculates: bool = False) -> Iterator[Server]:
     port = free_port()
     command = [str(setup.vllm_python), "-m", "vllm.entrypoints.cli.main", "serve"]
     command += [setup.model.source, "--served-model-name", _NAME, "--dtype", setup.model.dtype]
     command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
     command += ["--max-num-seqs", str(setup.max_clients), "--max-model-len", str(setup.context)]
+    if speculates:
+        command += ["--speculative-config", json.dumps(setup.vllm_ngram)]
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[: setup.threads]))
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(_VLLM_KV_GB),
@@ -189,32 +210,33 @@ def _no_vllm(setup: Setup) -> str | None:
 
 
 USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
+# The same distribution everywhere: without this, a model's own `top_k` would hold here only.
+_ASKED = USAGE | {"top_k": 0}
+_ours = partial(Peer, promises=True, drafts=graph_drafts)
+_vllms = partial(Peer, missing=_no_vllm, extra=_ASKED, drafts=vllm_drafts)
+_plain = partial(Peer, missing=_no_transformers, seeds=False, schemas=False)
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(GRAPH, _graph, promises=True, extra=USAGE),
-        Peer(
-            TUNED,
-            partial(_graph, environment=TUNED_ENVIRONMENT),
-            promises=True,
-            extra=USAGE,
-        ),
-        Peer(VLLM, _vllm, _no_vllm, extra=USAGE),
-        Peer(CONTINUOUS, partial(_transformers, continuous=True), _no_transformers, seeds=False),
-        Peer(
-            TRANSFORMERS,
-            partial(_transformers, continuous=False),
-            _no_transformers,
-            seeds=False,
-            once=True,
-        ),
-        Peer(ONE_AT_A_TIME, _one_at_a_time, once=True),
+        _ours(GRAPH, _graph, extra=_ASKED),
+        _ours(TUNED, partial(_graph, environment=TUNED_ENVIRONMENT), extra=_ASKED),
+        _vllms(VLLM, _vllm),
+        _vllms(VLLM_NGRAM, partial(_vllm, speculates=True)),
+        _plain(CONTINUOUS, partial(_transformers, continuous=True)),
+        _plain(TRANSFORMERS, partial(_transformers, continuous=False), once=True),
+        Peer(ONE_AT_A_TIME, _one_at_a_time, extra={"top_k": 0}, schemas=False, once=True),
         Peer(ECHO, partial(_graph, import_path=ECHO_PATH), once=True),
-        Peer(TASKS, _graph, dialect="tasks", promises=True),
-        Peer(RELAXED, partial(_graph, engine={"deterministic": False}), extra=USAGE),
+        _ours(TASKS, _graph, dialect="tasks"),
+        Peer(
+            RELAXED,
+            partial(_graph, engine={"deterministic": False}),
+            extra=_ASKED,
+            drafts=graph_drafts,
+        ),
     )
 }
-"""Every kind of server there is; the first `DEFAULT_PEERS` are compared if nothing else is said."""
+"""Every kind of server there is."""
 
 DEFAULT_PEERS = [GRAPH, TUNED, VLLM, CONTINUOUS, TRANSFORMERS, ONE_AT_A_TIME, ECHO]
+"""Those that are compared if nothing else is said."""

@@ -98,9 +98,16 @@ class Server:
         raise RuntimeError("no process of this server is a raylet")
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
-        """The processes of a deployment's replicas that have started."""
+        """The processes of a deployment's replicas that have started.
+
+        A name that ends with a colon stands for all deployments whose names begin with it.
+        """
         title = f"ray::ServeReplica:default:{deployment}"
-        return [one for one in self.processes() if _title(one) == title]
+        return [
+            one
+            for one in self.processes()
+            if (found := _title(one)) == title or (title[-1] == ":" and found.startswith(title))
+        ]
 
 
 def _title(process: psutil.Process) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from benchmarks.harness.client import Answer, Client, Job
-from benchmarks.harness.load import jobs
 from benchmarks.harness.models import ServedModel
+from benchmarks.workloads.jobs import REAL_TEXTS, jobs
 
 _SEED = 20260101
 
@@ -21,7 +21,7 @@ class Equality:
 
     Attributes:
         greedy, greedy_same: those that ask for the most probable tokens.
-        seeded, seeded_same: those that draw at temperature 1 with a seed; none where a server
+        seeded, seeded_same: those that draw with a seed; none where a server
             does not honour seeds.
         errors: answers that are missing; their requests do not count as the same.
     """
@@ -49,6 +49,9 @@ def equality_jobs(
 ) -> list[Job]:
     """Short requests; every second one draws with a seed of its own, if the server honours it."""
     source = islice(jobs(workload, model, "equality"), count)
+    if workload in REAL_TEXTS:  # half of them are sampled as they come
+        limited = (replace(job, max_tokens=min(tokens, job.max_tokens)) for job in source)
+        return [job if seeds else replace(job, seed=None) for job in limited]
     return [
         replace(job, max_tokens=tokens, seed=number if seeds and number % 2 else None)
         for number, job in enumerate(source)

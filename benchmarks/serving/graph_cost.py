@@ -27,7 +27,7 @@ from benchmarks.harness.report import about, grouped, middle, say, table, write
 from benchmarks.harness.served_models import DEMO, make_model
 from benchmarks.harness.server import Server
 from benchmarks.harness.tasks import LONG
-from benchmarks.serving.profile import profile
+from benchmarks.serving.profile import profile_server
 from serve_app.config.app_args import AppArgs
 
 ENGINE = "engine alone"
@@ -119,21 +119,12 @@ def measure_cost(folder: Path, options: argparse.Namespace) -> int:
 
 def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: Path) -> None:
     """Profiles of ingress and replica while so many clients are served."""
-    model = next(iter(server.replicas("Model:" + endpoint.model + ":float32")), None)
-    ingress = next(iter(server.replicas("Ingress")), None)
-    processes = {"ingress": ingress, "replica": model}
-    label = mode.replace(", ", "-").replace(" ", "-")
-    files = {
-        out / f"profile-{label}-{name}.txt": process.pid
-        for name, process in processes.items()
-        if process is not None
-    }
 
     async def loaded(seconds: float) -> None:
         async with Client(endpoint) as client:
             await run(client, Load(clients, None, _RAMP_S, seconds), cost_jobs("profile"))
 
-    profile(files, lambda seconds: asyncio.run(loaded(seconds)))
+    profile_server(server, mode, out, lambda seconds: asyncio.run(loaded(seconds)))
 
 
 def cost_table(found: Sequence[dict[str, Any]]) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.client import Client, Endpoint
-from benchmarks.harness.load import WITH_IMAGES, Load, jobs, run
+from benchmarks.harness.load import Load, run
 from benchmarks.harness.metrics import Summary, Target, summary
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import ECHO, Peer, Setup
 from benchmarks.harness.report import say
-from benchmarks.harness.server import NotReadyError, log_tail
+from benchmarks.harness.server import NotReadyError, Server, log_tail
 from benchmarks.serving.equality import Equality, compare, equality_jobs
+from benchmarks.serving.profile import profile_server
 from benchmarks.serving.report import Report, Row, Same
+from benchmarks.workloads.jobs import REAL_TEXTS, WITH_IMAGES, jobs
 
 _SETTLE_S = 300.0
 _WARM_UP_TOKENS = 8
+_WARM_UP_REAL = 10  # each kind of text, greedy and sampled
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Plan:
     """What is measured of every server.
 
     Attributes:
+        profile: where profiles of this project's servers go; None: there are none.
+        every_round: whether slow servers have all rounds too, and not one.
         equal: how many requests are compared alone and all at once; 0: none.
         equal_tokens: the most tokens of each.
         orders: in which they are sent at once.
@@ -39,6 +45,8 @@ class Plan:
     equal: int
     equal_tokens: int
     orders: int
+    every_round: bool = False
+    profile: Path | None = None
 
 
 async def measure_load(
@@ -63,9 +71,12 @@ async def measure_equality(
 
 async def _warm_up(endpoint: Endpoint, model: ServedModel, workload: str) -> None:
     """A few requests of each kind: kernels are chosen and caches made before the clock runs."""
-    (job,) = equality_jobs(model, workload, 1, _WARM_UP_TOKENS, seeds=False)
+    count = _WARM_UP_REAL if workload in REAL_TEXTS else 1
+    first, *others = equality_jobs(model, workload, count, _WARM_UP_TOKENS, seeds=True)
     async with Client(endpoint) as client:
-        await asyncio.gather(*(client.send(job) for _ in range(2)))
+        # It is greedy: transformers' continuous batching samples all requests as the first one.
+        await client.send(first)
+        await asyncio.gather(*(client.send(job) for job in (first, first, *others)))
 
 
 def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[str, Any]) -> Report:
@@ -77,7 +88,9 @@ def measure_peers(plan: Plan, peers: Sequence[Peer], setup: Setup, about: dict[s
             say(f"skipped: {peer.name}: {why}")
     for round_index in range(plan.rounds):
         for peer in peers:
-            if peer.name in report.skipped or (peer.once and round_index > 0):
+            if peer.name in report.skipped or (
+                peer.once and round_index > 0 and not plan.every_round
+            ):
                 continue
             try:
                 _measure_peer(plan, peer, setup, round_index, report)
@@ -98,7 +111,9 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
             if peer.name == ECHO and workload in WITH_IMAGES:
                 continue
             asyncio.run(_warm_up(endpoint, setup.model, workload))
-            _measure_loads(plan, peer.name, endpoint, setup.model, workload, round_index, report)
+            _measure_loads(plan, peer, endpoint, setup.model, workload, round_index, report)
+            if plan.profile and peer.promises and round_index == 0:
+                _profile(plan, peer.name, server, endpoint, setup.model, workload)
             if plan.equal and round_index == 0 and peer.name != ECHO:
                 found = asyncio.run(
                     measure_equality(endpoint, plan, setup.model, workload, seeds=peer.seeds)
@@ -107,25 +122,47 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
                 say(f"  {workload}, equal answers: {found}")
 
 
+def _profile(
+    plan: Plan, name: str, server: Server, endpoint: Endpoint, model: ServedModel, workload: str
+) -> None:
+    """Where the server's processes spend their time while the largest load is on it."""
+    load = max(plan.loads, key=lambda load: load.clients or load.rate or 0.0)
+
+    async def loaded(seconds: float) -> None:
+        async with Client(endpoint) as client:
+            longer = replace(load, ramp_s=0.0, seconds=seconds, answers=None)
+            await run(client, longer, jobs(workload, model, "profile"))
+
+    assert plan.profile is not None
+    out = plan.profile
+    profile_server(server, f"{name}-{workload}", out, lambda seconds: asyncio.run(loaded(seconds)))
+
+
 def _measure_loads(
     plan: Plan,
-    name: str,
+    peer: Peer | str,
     endpoint: Endpoint,
     model: ServedModel,
     workload: str,
     round_index: int,
     report: Report,
 ) -> None:
+    """All loads of a workload on a server that runs; of one that is no peer, only its name."""
+    name, count = (peer, None) if isinstance(peer, str) else (peer.name, peer.drafts)
     for load in plan.loads:
         stream = f"{round_index}/{load}"
+        before = count(endpoint) if count else None
         found = asyncio.run(measure_load(endpoint, plan, load, model, workload, stream))
-        report.rows.append(Row(name, workload, load.clients, load.rate, round_index, found))
+        drafts = count(endpoint) - before if count and before is not None else None
+        row = Row(name, workload, load.clients, load.rate, round_index, found, drafts)
+        report.rows.append(row)
+        guessed = f", drafts {drafts}" if drafts and drafts.proposed else ""
         say(
             f"  round {round_index + 1} of {plan.rounds}, {workload}, {load}: "
-            f"{found.tokens_per_s:.1f} tokens/s"
+            f"{found.tokens_per_s:.1f} tokens/s{guessed}"
         )
-        for error, count in found.errors.items():
-            say(f"    {count} x {error}")
+        for error, times in found.errors.items():
+            say(f"    {times} x {error}")
 
 
 def measure_running(

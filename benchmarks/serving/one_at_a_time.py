@@ -116,7 +116,9 @@ class Pipeline:
             inputs = self._inputs(body["messages"])
             set_seed(body.get("seed") or 0)
             temperature = body.get("temperature", 1.0)
-            how = {"do_sample": True, "temperature": temperature} if temperature else {}
+            how: dict[str, Any] = {}
+            if temperature:
+                how = {"do_sample": True, "temperature": temperature, "top_k": body.get("top_k")}
             self._model.generate(
                 **inputs,
                 **{"do_sample": False, **how},

@@ -9,10 +9,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.harness.report import aligned, say
+from benchmarks.harness.server import Server
 
 _SECONDS = 15.0
 _RATE = 200
 _SHOWN = 15
+
+
+def profile_server(server: Server, name: str, out: Path, load: Callable[[float], None]) -> None:
+    """Record the ingress and a replica of this project's server, see `profile`.
+
+    Args:
+        server: it serves one model.
+        name: of the server, for the names of the files.
+        out: their folder.
+        load: keeps the server busy for a number of seconds. Blocking.
+    """
+    processes = {"ingress": server.replicas("Ingress"), "replica": server.replicas("Model:")}
+    label = name.replace(", ", "-").replace(" ", "-")
+    files = {
+        out / f"profile-{label}-{part}.txt": found[0].pid
+        for part, found in processes.items()
+        if found
+    }
+    profile(files, load)
 
 
 def profile(files: Mapping[Path, int], load: Callable[[float], None]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.harness.drafts import Drafts
 from benchmarks.harness.metrics import Spread, Summary
 from benchmarks.harness.report import aligned, grouped, log_axis, middle, ratios, write
 from benchmarks.serving.equality import Equality
@@ -16,7 +17,10 @@ from benchmarks.serving.equality import Equality
 
 @dataclass(frozen=True)
 class Row:
-    """One load on one server in one round; ``clients`` or ``rate`` says which."""
+    """One load on one server in one round; ``clients`` or ``rate`` says which.
+
+    ``drafts`` were guessed meanwhile; None where the server does not say.
+    """
 
     peer: str
     workload: str
@@ -24,6 +28,7 @@ class Row:
     rate: float | None
     round: int
     summary: Summary
+    drafts: Drafts | None = None
 
     @property
     def load(self) -> tuple[str, float]:
@@ -59,37 +64,44 @@ class Report:
             "started_s": self.started_s,
             "runs": [asdict(row) for row in self.rows],
             "ratios": [
-                {"peer": peer, "workload": workload, "load": load, "ratio": ratio}
-                for ((workload, load), peer), ratio in self._ratios().items()
+                {"of": name, "peer": peer, "workload": workload, "load": load, "ratio": ratio}
+                for name, value in COMPARED.items()
+                for ((workload, load), peer), ratio in self.ratios(value).items()
             ],
             "equal_answers": [asdict(same) | {"holds": same.equality.holds} for same in self.same],
         }
 
-    def _ratios(self) -> dict[tuple[Any, str], float]:
-        """How many times the throughput of each server the first one had."""
+    def ratios(self, value: Callable[[Summary], float | None]) -> dict[tuple[Any, str], float]:
+        """How many times a value of each server the first one had: by workload and load, and peer.
+
+        Of the same round, and the median over the rounds; nothing where a value is not known.
+        """
+        known = [row for row in self.rows if value(row.summary)]
         return ratios(
-            self.rows,
+            known,
             first=self.rows[0].peer if self.rows else "",
             peer=lambda row: row.peer,
             case=lambda row: (row.workload, row.load),
             turn=lambda row: row.round,
-            speed=lambda row: row.summary.tokens_per_s,
+            speed=lambda row: value(row.summary) or 0.0,
         )
 
     def table(self) -> str:
         """Medians over rounds, for people."""
-        parts, found = [], self._ratios()
+        parts = []
+        found = [self.ratios(value) for value in COMPARED.values()]
         for workload, own in grouped(self.rows, lambda row: row.workload).items():
-            head = ["load", "server", "tokens/s", "first is", "req/s", "good/s", *_LATENCIES]
-            lines = [[*head, "errors"]]
+            lines = [_HEAD]
             for load, of_load in sorted(grouped(own, lambda row: row.load).items()):
                 for peer, rows in grouped(of_load, lambda row: row.peer).items():
-                    lines.append(_line(load, peer, rows, found.get(((workload, load), peer))))
+                    lines.append(
+                        _line(rows, [each.get(((workload, load), peer)) for each in found])
+                    )
             parts += [f"{workload}:", aligned(lines, names=1)]
         parts.append("good: kept the target of " + self.about["target_text"])
         if len({row.peer for row in self.rows}) > 1:
             first = self.rows[0].peer
-            parts.append(f"first is: how many times this server's tokens/s {first} has")
+            parts.append(f"first is: how many times this server's value {first} has; of times p50")
         parts.append("ms: p50, p95, p99; >: longer, as the measurement ended before")
         if self.same:
             parts.append("equal answers, alone and all at once:")
@@ -109,10 +121,15 @@ class Report:
         write(out, "serving", self.to_json(), panels, title=self.about["title"], **how)
 
 
-_LATENCIES: dict[str, Callable[[Summary], Spread]] = {
-    "first token, ms": lambda s: s.first_token,
-    "each further, ms": lambda s: s.per_token,
+COMPARED: dict[str, Callable[[Summary], float | None]] = {
+    "tokens_per_s": lambda s: s.tokens_per_s,
+    "first_token_p50": lambda s: s.first_token.p50,
+    "per_token_p50": lambda s: s.per_token.p50,
 }
+"""What the first server is compared with the others in."""
+
+_HEAD = ["load", "server", "tokens/s", "first is", "req/s", "good/s", "first token, ms", "first is"]
+_HEAD += ["each further, ms", "first is", "drafts right", "errors"]
 _CURVES: dict[str, Callable[[Summary], float | None]] = {
     "tokens/s": lambda s: s.tokens_per_s,
     "first token p50, s": lambda s: s.first_token.p50,
@@ -136,18 +153,33 @@ def _curves(
     log_axis(axes, sorted({row.load[1] for row in rows}))
 
 
-def _line(
-    load: tuple[str, float], peer: str, rows: Sequence[Row], ratio: float | None
-) -> list[str]:
+def load_name(load: tuple[str, float]) -> str:
+    """A load in words."""
     kind, amount = load
+    return f"{amount:g} client{'s' if amount > 1 else ''}" if kind == "clients" else f"{amount:g}/s"
+
+
+def drafts_of(rows: Sequence[Row]) -> Drafts:
+    """The guesses of all rows."""
+    return sum((row.drafts for row in rows if row.drafts is not None), Drafts())
+
+
+def _line(rows: Sequence[Row], found: Sequence[float | None]) -> list[str]:
+    """The rounds of a load on a server; ``found`` are its ratios, in the order of `COMPARED`."""
+    speed, first, each = ("" if ratio is None else f"{ratio:.2f}x" for ratio in found)
+    drafts = drafts_of(rows)
     return [
-        f"{amount:g} clients" if kind == "clients" else f"{amount:g}/s",
-        peer,
+        load_name(rows[0].load),
+        rows[0].peer,
         f"{middle(rows, lambda row: row.summary.tokens_per_s):.1f}",
-        "" if ratio is None else f"{ratio:.2f}x",
+        speed,
         f"{middle(rows, lambda row: row.summary.requests_per_s):.2f}",
         f"{middle(rows, lambda row: row.summary.goodput_per_s):.2f}",
-        *(_times([of(row.summary) for row in rows]) for of in _LATENCIES.values()),
+        _times([row.summary.first_token for row in rows]),
+        first,
+        _times([row.summary.per_token for row in rows]),
+        each,
+        str(drafts) if drafts.proposed else "",
         str(sum(sum(row.summary.errors.values()) for row in rows)),
     ]
 

@@ -32,7 +32,8 @@ from benchmarks.speculation.measure import (
     compare,
 )
 from benchmarks.speculation.report import panels, text, to_json
-from benchmarks.speculation.workloads import MODEL, WORKLOADS
+from benchmarks.speculation.workloads import MODEL
+from benchmarks.workloads.real_texts import WORKLOADS
 from schema.task import Task
 
 

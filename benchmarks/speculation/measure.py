@@ -10,7 +10,8 @@ from typing import Literal
 
 from benchmarks.harness.engine_api import Engine
 from benchmarks.harness.load import at_once
-from benchmarks.speculation.workloads import HALVES, MIX, mixed_tasks, tasks_of
+from benchmarks.speculation.workloads import MIX, mixed_tasks, tasks_of
+from benchmarks.workloads.real_texts import HALVES
 from schema.answers.response import TaskResponse
 from schema.task import Task
 

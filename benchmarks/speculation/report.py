@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.harness.report import Panel, grouped, table
 from benchmarks.speculation.measure import OFF, ON, Row
-from benchmarks.speculation.workloads import HALVES, MIX
+from benchmarks.speculation.workloads import MIX
+from benchmarks.workloads.real_texts import HALVES
 
 WHOLE = "whole"
 _ONE_CLIENT = {

@@ -27,7 +27,8 @@ import httpx
 from benchmarks.harness import command, report
 from benchmarks.harness.report import say
 from benchmarks.harness.server import serving
-from benchmarks.speculation.workloads import HALVES, MODEL, Half, tasks_of
+from benchmarks.speculation.workloads import MODEL, tasks_of
+from benchmarks.workloads.real_texts import HALVES, Half
 
 TARGETS = {"off": 12.0, "on": 8.0}
 """How many times as long answering has to take as verifying, by the engine's speculation."""

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.harness.client import Answer, Client, Dialect, Endpoint, Job
-from benchmarks.harness.load import Load, Run, jobs, run, workload_names
+from benchmarks.harness.load import Load, Run, run
 from benchmarks.harness.metrics import Target, per_token_s, spread, summary
 from benchmarks.harness.models import ServedModel
 from benchmarks.harness.peers import PEERS, Setup
@@ -35,6 +35,7 @@ from benchmarks.serving.equality import compare
 from benchmarks.serving.measure import Plan, measure_peers, measure_running
 from benchmarks.serving.profile import top_functions
 from benchmarks.serving.transformers_serve import load_processor
+from benchmarks.workloads.jobs import jobs, workload_names
 from engine import Engine, EngineConfig
 from schema import Task
 from schema.answers.response import TaskResponse
@@ -337,11 +338,14 @@ def test_a_running_server_is_measured_and_reported(scripted: tuple[Scripted, End
     ("arguments", "told"),
     [
         ("--graph-cost --peers vllm", "--peers says nothing with --graph-cost"),
-        ("--profile", "--profile needs --graph-cost"),
+        ("--address http://x --model x --profile", "--profile says nothing with --address"),
         ("--promises", "--promises needs --address"),
         ("--images", "--images needs --model"),
         ("--model ./nowhere", "--model: there is no directory ./nowhere"),
         ("--model x --geometry demo", "--geometry says nothing with --model"),
+        ("--workloads text real", "--workloads with real texts needs --model"),
+        ("--answers 5 --rates 1", "--answers says nothing with --rates"),
+        ("--address http://x --model x --set a=1", "--set says nothing with --address"),
         ("--address http://x", "--address needs --model"),
         ("--address http://x --model x --peers vllm", "--peers says nothing with --address"),
     ],

@@ -12,7 +12,8 @@ import pytest
 from benchmarks.speculation.__main__ import main
 from benchmarks.speculation.measure import AnswersDifferError, Row, cases, check_equal
 from benchmarks.speculation.report import compared, panels, text, to_json
-from benchmarks.speculation.workloads import HALVES, MIX, WORKLOADS, mixed_tasks, tasks_of
+from benchmarks.speculation.workloads import MIX, mixed_tasks, tasks_of
+from benchmarks.workloads.real_texts import HALVES, WORKLOADS
 from schema.answers.response import TaskResponse
 
 DEMO = Path(__file__).parents[2] / "demo" / "model"

@@ -1,0 +1,1 @@
+"""What clients ask: random letters, images, and real texts of five kinds."""
