@@ -82,10 +82,12 @@ engine.core                > .core.speculation .parallel .execution .execution.m
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .execution.modules
-                             .execution.modules.recurrence .requests .vision .sampling .loading
+                             .execution.modules.compiled_layers .execution.modules.recurrence
+                             .requests .vision .sampling .loading
                              .loading.adapters .platform .config .quantization schema
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
+engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
 engine.execution.modules.recurrence > .requests .platform
 engine.requests            > .requests.template .requests.verification .vision .sampling
                              .sampling.draws .loading .loading.adapters .loading.families .text
