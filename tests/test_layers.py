@@ -85,9 +85,9 @@ engine.execution           > .execution.attention .execution.modules
                              .execution.modules.compiled_layers .execution.modules.recurrence
                              .requests .vision .sampling .loading
                              .loading.adapters .platform .config .quantization schema
+engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
-engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
 engine.execution.modules.recurrence > .requests .platform
 engine.requests            > .requests.template .requests.verification .vision .sampling
                              .sampling.draws .loading .loading.adapters .loading.families .text
