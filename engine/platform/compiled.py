@@ -6,6 +6,7 @@ file changes: so all that a kernel calls has to stand in its own file, but for `
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ FAST_MATH = {"reassoc", "contract", "nsz"}
 """What the compiler may change: the order of a sum, and whether a product is rounded before it is
 added. Not among them is the assumption that all numbers are finite."""
 
+_set = threading.local()
+"""``threads`` of Numba on this thread."""
+
 
 def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
     """A function with parallel loops; compiling takes seconds where no cache has it.
@@ -31,6 +35,7 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
     """
     threads = torch.get_num_threads()
     numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
+    _set.threads = 1
     torch.set_num_threads(threads)
     options: dict[str, Any] = {
         "parallel": True,
@@ -61,4 +66,6 @@ pointer: Any = intrinsic(_address)
 def use_torch_threads() -> None:
     """Let compiled functions run on as many threads as torch does now."""
     threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
+    if getattr(_set, "threads", None) != threads:  # asking Numba takes a lock, in every layer
+        numba.set_num_threads(threads)
+        _set.threads = threads

@@ -53,6 +53,23 @@ def filled(pattern: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return fill(pattern)
 
 
+def _collect(value: Any, pattern: Any, found: list[torch.Tensor]) -> None:
+    """Append the tensors of a value of this pattern; called for each layer of each forward."""
+    if pattern is _TENSOR and isinstance(value, torch.Tensor):
+        found.append(value)
+    elif (
+        isinstance(pattern, tuple)
+        and isinstance(value, list | tuple)
+        and len(value) == len(pattern)
+    ):
+        for each, part in zip(value, pattern, strict=True):
+            _collect(each, part, found)
+    elif value is not pattern and (
+        value is None or type(value) is not type(pattern) or value != pattern
+    ):
+        raise CallChangedError(f"with a {type(value).__name__} in the place of {pattern}")
+
+
 @dataclass(frozen=True)
 class CallForm:
     """The arguments of a layer's forward, with marks in the places of tensors."""
@@ -76,16 +93,8 @@ class CallForm:
             raise CallChangedError(f"with {len(args)} arguments and {', '.join(kwargs)}")
         found: list[torch.Tensor] = []
         for value, pattern in zip((*args, *kwargs.values()), self.values, strict=True):
-            if pattern is _TENSOR and isinstance(value, torch.Tensor):
-                found.append(value)
-            elif value is not pattern:
-                self._collect(value, pattern, found)
+            _collect(value, pattern, found)
         return found
-
-    def _collect(self, value: Any, pattern: Any, found: list[torch.Tensor]) -> None:
-        if pattern_of(value) != pattern:
-            raise CallChangedError(f"with {pattern_of(value)} instead of {pattern}")
-        found.extend(tensors_in(value))
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a call with these tensors."""
