@@ -24,10 +24,13 @@ FAST_MATH = {"reassoc", "contract", "nsz"}
 added. Not among them is the assumption that all numbers are finite."""
 
 
-def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
+def compiled(
+    signature: Any, function: Callable[..., None], *, fast_math: bool = True
+) -> Callable[..., None]:
     """A function with parallel loops; compiling takes seconds where no cache has it.
 
-    Call `use_torch_threads` before it.
+    Call `use_torch_threads` before it. Without ``fast_math`` every operation is the one that is
+    written, in its order (`FAST_MATH`).
     """
     threads = torch.get_num_threads()
     numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
@@ -35,7 +38,7 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
     options: dict[str, Any] = {
         "parallel": True,
         "nogil": True,
-        "fastmath": FAST_MATH,
+        "fastmath": FAST_MATH if fast_math else False,
         "error_model": "numpy",  # a division by zero gives infinity, and needs no test
     }
     try:
