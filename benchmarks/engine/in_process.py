@@ -34,6 +34,7 @@ from benchmarks.harness.peers import CB_BATCH_TOKENS, CB_PAGE_SIZE
 ENGINE = "engine"
 SAMPLING_ENGINE = "engine, sampling"
 RELAXED_ENGINE = "engine, deterministic: false"
+INT8_ENGINE = "engine, INT8"
 ONE_AT_A_TIME = "generate one at a time"
 STATIC_BATCH = "generate, static batch"
 CONTINUOUS = "transformers continuous batching"
@@ -276,11 +277,21 @@ _PEERS: dict[str, Callable[[PeerSettings], Peer]] = {
 }
 
 
+_ON_REQUEST: dict[str, Callable[[PeerSettings], Peer]] = {
+    INT8_ENGINE: partial(EnginePeer, quantize_bits=8),
+}
+
+
 def peer_names() -> list[str]:
-    """All peers that there are, the engine first."""
+    """The peers that are compared unless others are asked for, the engine first."""
     return list(_PEERS)
+
+
+def further_names() -> list[str]:
+    """Those that have to be asked for, because they compute something else."""
+    return list(_ON_REQUEST)
 
 
 def load_peer(name: str, settings: PeerSettings) -> Peer:
     """Load a peer's model. Blocking."""
-    return _PEERS[name](settings)
+    return (_PEERS | _ON_REQUEST)[name](settings)

@@ -14,6 +14,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
@@ -46,6 +47,14 @@ def compiled(
     except RuntimeError:  # neither directory can be written to
         kernel = numba.njit(signature, **options)(function)
     return kernel
+
+
+def has_instructions(*features: str) -> bool:
+    """Whether the CPU that Numba compiles for has these, by LLVM's names such as ``avx512vnni``."""
+    host: Callable[[], str] = get_host_cpu_features
+    wanted: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
+    found = (host() if wanted is None else wanted).split(",")
+    return all(f"+{feature}" in found for feature in features)
 
 
 def _address(_context: Any, number: Any) -> Any:

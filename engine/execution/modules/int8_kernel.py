@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import prange, types
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-from engine.platform.compiled import compiled, pointer, use_torch_threads
+from engine.platform.compiled import compiled, has_instructions, pointer, use_torch_threads
 
 PANEL = 64
 """Columns whose weights lie together."""
@@ -53,8 +52,7 @@ _FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c")
 @lru_cache
 def has_kernel() -> bool:
     """Whether this CPU, as Numba compiles for it, has the instructions."""
-    found = set(get_host_cpu_features().split(","))
-    return all(f"+{feature}" in found for feature in _FEATURES)
+    return has_instructions(*_FEATURES)
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
@@ -99,7 +97,7 @@ def product(
     kernel = _compiled(rows.dtype)
     use_torch_threads()
     kernel(
-        rows.view(view).numpy(),
+        rows.detach().view(view).numpy(),
         weight.data_ptr(),
         column_sums.data_ptr(),
         scales.data_ptr(),

@@ -24,10 +24,12 @@ _OPERATORS.define(
 _OPERATORS.impl("int8_product", int8_kernel.product, "CPU")
 
 
-@torch.library.register_fake("gpt_task_serve::int8_product")
 def _shape(rows: torch.Tensor, *others: Any) -> torch.Tensor:
     """For torch.compile, which asks for the shape of a result and computes nothing."""
     return rows.new_empty(rows.shape[0], others[-1])
+
+
+torch.library.register_fake("gpt_task_serve::int8_product", _shape)
 
 
 class Int8Product:

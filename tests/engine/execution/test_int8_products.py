@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Int8Params, Linear8bitLt
+from bitsandbytes import nn as bitsandbytes_nn
 from torch import nn
 
 from engine import Engine, EngineConfig
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     not int8_kernel.has_kernel(), reason="the CPU has no AVX-512 VNNI: INT8 is bitsandbytes' there"
 )
 
+_BNB: Any = bitsandbytes_nn  # untyped
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 # Outputs and inputs: less than a panel and a step, whole ones, and more.
 SHAPES = ((1, 1), (33, 70), (64, 64), (130, 897), (70, 4864))
@@ -39,8 +40,10 @@ def int8_layer(
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(out_features, in_features, generator=draw)
     weight[out_features // 2] = 0
-    layer = Linear8bitLt(in_features, out_features, bias, has_fp16_weights=False, device="meta")
-    layer.weight = Int8Params(weight.to(dtype), requires_grad=False).to("cpu")
+    layer = _BNB.Linear8bitLt(
+        in_features, out_features, bias, has_fp16_weights=False, device="meta"
+    )
+    layer.weight = _BNB.Int8Params(weight.to(dtype), requires_grad=False).to("cpu")
     if bias:
         layer.bias = nn.Parameter(torch.randn(out_features, generator=draw).to(dtype))
     return layer.eval()
@@ -84,7 +87,7 @@ def test_sums_that_float32_cannot_hold() -> None:
     layer = int8_layer(64, 20_000, torch.float32, bias=False)
     signs = torch.randint(2, (64, 20_000), generator=torch.Generator().manual_seed(0)) * 2 - 1
     signs[:32] = 1
-    layer.weight = Int8Params(signs.float(), requires_grad=False).to("cpu")
+    layer.weight = _BNB.Int8Params(signs.float(), requires_grad=False).to("cpu")
     rows = torch.ones(3, 20_000)
     rows[1] = -1
     rows[2, ::3] = -0.99
