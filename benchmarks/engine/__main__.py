@@ -22,7 +22,7 @@ from statistics import median
 import torch
 
 from benchmarks.engine import floor
-from benchmarks.engine.in_process import ONE_AT_A_TIME, peer_names
+from benchmarks.engine.in_process import ONE_AT_A_TIME, further_names, peer_names
 from benchmarks.engine.peer import PeerSettings
 from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers
 from benchmarks.engine.worker import RunResult, Worker
@@ -72,7 +72,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--geometry", default="qwen2.5-0.5b", choices=list(GEOMETRIES))
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    add("--peers", nargs="+", default=names, choices=names, metavar="PEER")
+    choices = [*names, *further_names()]
+    add("--peers", nargs="+", default=names, choices=choices, metavar="PEER", help=str(choices))
+    same = "tokens of each prompt and of each answer; without it lengths are mixed"
+    add("--uniform", type=counts, metavar="PROMPT,ANSWER", help=same)
     option = "an option of the engines, such as speculation=off"
     add("--set", nargs="*", default=[], type=command.setting, metavar="NAME=VALUE", help=option)
     add("--model-dir", metavar="DIR", help="keep the model here for the next run")
@@ -87,6 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     on_cuda = options.device != "cpu" and torch.cuda.is_available()
     if options.device == "cuda" and not on_cuda:
         parser.error("--device cuda, but torch sees no CUDA device")
+    if options.uniform is not None and len(options.uniform) != 2:
+        parser.error("--uniform takes two numbers, such as 512,1")
     if options.floor is None:
         options.floor = on_cuda
     if not options.floor:
@@ -101,8 +106,8 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
         device=options.device,
         threads=options.threads,
         max_tasks=max([*options.tasks, *options.floor_rows]),
-        max_prompt=max(PROMPT_TOKENS[1], floor.PROMPT_TOKENS),
-        max_answer=max(ANSWER_TOKENS[1], floor.ANSWER_TOKENS),
+        max_prompt=max(PROMPT_TOKENS[1], floor.PROMPT_TOKENS, (options.uniform or [0])[0]),
+        max_answer=max(ANSWER_TOKENS[1], floor.ANSWER_TOKENS, (options.uniform or [0])[-1]),
         cb_batch_tokens=options.cb_batch_tokens,
         engine_options=dict(options.set),
     )
@@ -111,14 +116,14 @@ def _peer_settings(options: argparse.Namespace, model_dir: str) -> PeerSettings:
 def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: str) -> Report:
     for worker in workers:
         start = time.perf_counter()
-        worker.load(mixed_jobs(min(options.tasks), _WARM_UP_ROUND))
+        worker.load(_jobs(options, min(options.tasks), _WARM_UP_ROUND))
         say(f"{worker.name}: loaded and warmed up in {time.perf_counter() - start:.1f} s")
     rows: list[Row] = []
     same: list[SameAnswers] = []
     alone_count = options.alone and _alone_count(options.tasks, options.alone)
     for count in options.tasks:
         for round_index in range(options.rounds):
-            tasks = mixed_jobs(count, round_index)
+            tasks = _jobs(options, count, round_index)
             for worker in workers:
                 run = worker.run(tasks)
                 rows.append(_row(worker.name, tasks, round_index, run))
@@ -140,7 +145,7 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "model": asdict(GEOMETRIES[options.geometry]),
             "lengths": [
-                [len(task.text), task.max_tokens] for task in mixed_jobs(max(options.tasks), 0)
+                [len(task.text), task.max_tokens] for task in _jobs(options, max(options.tasks), 0)
             ],
             "peers": {worker.name: worker.describe() for worker in workers},
         },
@@ -149,6 +154,13 @@ def _measure(options: argparse.Namespace, workers: Sequence[Worker], model_dir: 
         copy_bandwidth=bandwidth,
         floor=_floor(options, workers, model_dir, bandwidth) if bandwidth else [],
     )
+
+
+def _jobs(options: argparse.Namespace, count: int, round_index: int) -> list[Job]:
+    if options.uniform is None:
+        return mixed_jobs(count, round_index)
+    prompt, answer = options.uniform
+    return uniform_jobs(count, prompt, answer, round_index)
 
 
 def _device_name(options: argparse.Namespace) -> str:

@@ -281,11 +281,21 @@ _PEERS: dict[str, Callable[[PeerSettings], Peer]] = {
 }
 
 
+_ON_REQUEST: dict[str, Callable[[PeerSettings], Peer]] = {
+    INT8_ENGINE: partial(EnginePeer, quantize_bits=8),
+}
+
+
 def peer_names() -> list[str]:
-    """All peers that there are, the engine first."""
+    """The peers that are compared unless others are asked for, the engine first."""
     return list(_PEERS)
+
+
+def further_names() -> list[str]:
+    """Those that have to be asked for, because they compute something else."""
+    return list(_ON_REQUEST)
 
 
 def load_peer(name: str, settings: PeerSettings) -> Peer:
     """Load a peer's model. Blocking."""
-    return _PEERS[name](settings)
+    return (_PEERS | _ON_REQUEST)[name](settings)

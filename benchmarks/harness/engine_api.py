@@ -45,10 +45,11 @@ class EngineClient:
     def __init__(self, engine: Engine, endpoint: Endpoint) -> None:
         self._engine = engine
         self._endpoint = endpoint
+        self._own = {"quantize_bits": engine.card()["quantize_bits"]}
 
     async def send(self, job: Job, answers: list[Answer] | None = None) -> Answer:
         """As `Client.send`."""
-        task = Task.from_fields(**self._endpoint.body(job))
+        task = Task.from_fields(**self._own | self._endpoint.body(job))
         answer = Answer(job, time.perf_counter())
         if answers is not None:
             answers.append(answer)

@@ -33,9 +33,14 @@ def mixed_jobs(count: int, round_index: int) -> list[Job]:
     ]
 
 
-def uniform_jobs(count: int, prompt_tokens: int, answer_tokens: int) -> list[Job]:
-    """``count`` jobs of the same length: all rows of a decode step are used to the end."""
-    texts = random.Random(f"{_SEED}/uniform/{count}")
+def uniform_jobs(
+    count: int, prompt_tokens: int, answer_tokens: int, round_index: int = 0
+) -> list[Job]:
+    """``count`` jobs of the same length: all rows of a decode step are used to the end.
+
+    The texts of two rounds differ.
+    """
+    texts = random.Random(f"{_SEED}/uniform/{count}/{round_index}")
     return [Job(letters(texts, prompt_tokens), answer_tokens) for _ in range(count)]
 
 

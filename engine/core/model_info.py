@@ -14,6 +14,7 @@ import torch
 from engine.config import EngineConfig
 from engine.execution.batching import ContinuousBatching
 from engine.execution.modules.experts import Experts, expert_counts
+from engine.execution.modules.int8_product import is_int8
 from engine.execution.modules.lora import loras
 from engine.execution.modules.prepack import PackedLinear
 from engine.loading.loaded_model import LoadedModel
@@ -111,6 +112,8 @@ def model_card(
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
+    if computed_by := _int8_products(loaded.model):
+        arithmetic["int8_products"] = computed_by
     if loaded.gguf is not None:
         arithmetic["libraries"]["gguf"] = version("gguf")
     if loaded.checkpoint.quantization is not None:
@@ -151,6 +154,17 @@ def model_card(
         "deterministic_reason": _why(config, batching),
         **arithmetic,
     }
+
+
+def _int8_products(model: Any) -> list[str]:
+    """What computes INT8 layers, if there are any: our kernel for VNNI, or bitsandbytes."""
+    found = set()
+    for module in model.modules():
+        if is_int8(module):
+            found.add("bitsandbytes")
+        elif isinstance(module, PackedLinear | Experts):
+            found |= {"vnni" for each in module.stored() if each.dtype == torch.int8}
+    return sorted(found)
 
 
 def _adapters(loaded: LoadedModel, hashed: dict[str, Any]) -> dict[str, Any]:

@@ -101,9 +101,10 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         _refuse_unknown_layers(shapes, split=config.tensor_parallel)
         # Packed weights would lose the code that joins the parts of split layers.
         packs = platform_of(loaded.device).packs_weights(loaded.model.dtype)
-        can = packs and not config.tensor_parallel
-        use_exact_experts(loaded.model, quantization(config.quantize_bits), packs=can)
-        prepacked = can and prepack(loaded.model, trial=executor.measure)
+        can = platform_of(loaded.device).may_prepack and not config.tensor_parallel
+        quantized = quantization(config.quantize_bits)
+        use_exact_experts(loaded.model, quantized, packs=can and packs)
+        prepacked = can and prepack(loaded.model, trial=executor.measure, plain=packs)
         plan = _plan(executor, shapes, config, sizes)
         runner = _working_runner(executor, shapes, plan)
         compiled = CompiledLayers()

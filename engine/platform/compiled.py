@@ -15,6 +15,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 # OpenMP's threads are torch's own: both libraries then compute on the same ones.
@@ -28,10 +29,13 @@ _set = threading.local()
 """``threads`` of Numba on this thread."""
 
 
-def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
+def compiled(
+    signature: Any, function: Callable[..., None], *, fast_math: bool = True
+) -> Callable[..., None]:
     """A function with parallel loops; compiling takes seconds where no cache has it.
 
-    Call `use_torch_threads` before it.
+    Call `use_torch_threads` before it. Without ``fast_math`` every operation is the one that is
+    written, in its order (`FAST_MATH`).
     """
     threads = torch.get_num_threads()
     numba.set_num_threads(1)  # starts Numba's threads, and with them sets torch's to all cores
@@ -40,7 +44,7 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
     options: dict[str, Any] = {
         "parallel": True,
         "nogil": True,
-        "fastmath": FAST_MATH,
+        "fastmath": FAST_MATH if fast_math else False,
         "error_model": "numpy",  # a division by zero gives infinity, and needs no test
     }
     try:
@@ -48,6 +52,14 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
     except RuntimeError:  # neither directory can be written to
         kernel = numba.njit(signature, **options)(function)
     return kernel
+
+
+def has_instructions(*features: str) -> bool:
+    """Whether the CPU that Numba compiles for has these, by LLVM's names such as ``avx512vnni``."""
+    host: Callable[[], str] = get_host_cpu_features
+    wanted: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]
+    found = (host() if wanted is None else wanted).split(",")
+    return all(f"+{feature}" in found for feature in features)
 
 
 def _address(_context: Any, number: Any) -> Any:

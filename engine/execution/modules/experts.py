@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from engine.execution.modules.int8_product import Int8Product, packed_if_int8
 from engine.execution.modules.products import (
     MakeProduct,
     PackedProduct,
@@ -70,7 +71,8 @@ class Experts(nn.Module):
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors that it keeps in place of the owner's, but for those of its layers."""
-        packed = [one for one in (*self._up, *self._down) if isinstance(one, PackedProduct)]
+        products = (*self._up, *self._down)
+        packed = [one for one in products if isinstance(one, PackedProduct | Int8Product)]
         return [tensor for one in packed for tensor in one.stored]
 
     def one(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
@@ -199,7 +201,7 @@ def use_exact_experts(model: Any, quantized: Quantization | None, *, packs: bool
         kind = (first.shape, owner.down_proj.shape, first.dtype, first.device, type(owner))
         make: MakeProduct = plain_product
         if quantized is not None:
-            make = quantized.layer
+            make = packed_if_int8(quantized.layer)
         elif packs:
             make = PackedProduct
         experts = Experts(owner, real, make)

@@ -5,7 +5,7 @@ float32 at the batch sizes of decoding, and a row's bits agree at all sizes from
 plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
 same input, one after the other, become one product: queries, keys and values; gate and up. The
 packed copy replaces the weight; a weight with another use (a head tied to the embedding) is kept
-beside it.
+beside it. INT8 layers of bitsandbytes have a kernel and a layout of our own (`int8_product`).
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from engine.execution.modules import int8_product
+from engine.execution.modules.int8_product import Int8Product
+from engine.execution.modules.products import PackedProduct
+
 
 class Product:
     """``x @ weight.T + bias`` for layers that share their input, stacked into one weight."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        weights = [_weight(layer) for layer in layers]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.sizes = [len(weight) for weight in weights]
-        self._bias = _stacked(biases) if biases else None
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(_stacked(weights))
+        if int8_product.takes(layers[0]):
+            self.sizes = [layer.out_features for layer in layers]
+            self._packed: PackedProduct | Int8Product = Int8Product(layers)
+        else:
+            weights = [_weight(layer) for layer in layers]
+            biases = [layer.bias for layer in layers if layer.bias is not None]
+            self.sizes = [len(weight) for weight in weights]
+            self._packed = PackedProduct(_stacked(weights), _stacked(biases) if biases else None)
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors that it keeps."""
-        return [self._packed] if self._bias is None else [self._packed, self._bias]
+        return self._packed.stored
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs of all layers, beside each other."""
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._packed, self._bias, "none", [], ""
-        )
-        return output
+        return self._packed(x)
 
     def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The output of one of the layers; the first call computes all of them."""
@@ -80,6 +84,10 @@ def _weight(layer: Any) -> torch.Tensor:
     return weight.t().contiguous() if type(layer) is Conv1D else weight
 
 
+def _in_features(layer: Any) -> int:
+    return int(layer.weight.shape[0] if type(layer) is Conv1D else layer.weight.shape[1])
+
+
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
 
@@ -117,13 +125,15 @@ class _Place:
 
 
 @torch.inference_mode()
-def prepack(model: Any, trial: Callable[[], object]) -> bool:
-    """Replace the plain linear layers of the language model and its head, in place.
+def prepack(model: Any, trial: Callable[[], object], *, plain: bool = True) -> bool:
+    """Replace the linear layers of the language model and its head, in place.
 
-    Layers of other types (bitsandbytes' are subclasses of `nn.Linear`) are left alone.
+    These are plain ones, and those that `int8_product` takes. Layers of other types (bitsandbytes'
+    are subclasses of `nn.Linear`) are left alone.
 
     Args:
         model: a causal language model or one with a vision tower, which is left alone.
+        plain: whether oneDNN packs weights of the model's dtype; if not, plain layers stay.
         trial: runs a forward. Modules that read a layer's ``weight`` fail in it, and nothing is
             replaced then; it also shows which layers are called with the same input.
 
@@ -134,8 +144,10 @@ def prepack(model: Any, trial: Callable[[], object]) -> bool:
         _Place(parent, name, child)
         for parent in [model, *model.get_decoder().modules()]
         for name, child in parent.named_children()
-        if type(child) in (nn.Linear, Conv1D)
+        if (plain and type(child) in (nn.Linear, Conv1D)) or int8_product.takes(child)
     ]
+    if not plain and not places:
+        return False
     calls: list[tuple[_Place, torch.Tensor]] = []
     for place in places:
         place.put(_OnTrial(place, calls))
@@ -154,7 +166,7 @@ def prepack(model: Any, trial: Callable[[], object]) -> bool:
         group = groups.pop()
         product = Product([place.layer for place in group])
         for index, place in enumerate(group):
-            place.put(PackedLinear(product, index, _weight(place.layer).shape[1]))
+            place.put(PackedLinear(product, index, _in_features(place.layer)))
             place.layer = None
     return True
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig
+from engine.execution.modules import int8_kernel
 from engine.execution.modules.compiled_layers import packages
 from tests.engine.core.test_generate_fallback import (
     SETTINGS,
@@ -64,11 +65,14 @@ def test_it_writes_what_generate_writes(kind: str, tmp_path: Path) -> None:
         assert engine.card()["system_fingerprint"] != card["system_fingerprint"]
 
 
-async def test_alone_and_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [None, 8])
+async def test_alone_and_under_load(bits: int | None, tmp_path: Path) -> None:
     save_architecture("llama", KINDS["llama"], tmp_path)
-    with closing(engine_of(tmp_path, dtype="bfloat16", threads=2)) as engine:
-        assert engine.card()["compiled"]
-        await check_under_load(engine, tasks(16, None))
+    options = {"dtype": "bfloat16", "threads": 2, "quantize_bits": bits}
+    with closing(engine_of(tmp_path, **options)) as engine:
+        if bits is None or int8_kernel.has_kernel():
+            assert engine.card()["compiled"]
+        await check_under_load(engine, tasks(12, bits))
 
 
 def test_the_next_start_compiles_nothing(tmp_path: Path, cache: Path) -> None:
