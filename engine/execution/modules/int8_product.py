@@ -30,13 +30,14 @@ class Int8Product:
         # What is added where nothing is to be: 0.0 would turn -0.0 into 0.0.
         bias = torch.cat(biases) if biases else torch.full_like(scales, -0.0)
         self._weight = int8_kernel.packed(weight)
-        self._columns = [int8_kernel.in_panels(each) for each in (sums, scales, bias)]
-        self.stored = [self._weight, *self._columns]
+        self._sums, self._scales, self._bias = map(int8_kernel.in_panels, (sums, scales, bias))
+        self.stored = [self._weight, self._sums, self._scales, self._bias]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], in the dtype of x."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        output = int8_kernel.product(rows, self._weight, *self._columns, self._out_features)
+        columns = (self._sums, self._scales, self._bias)
+        output = int8_kernel.product(rows, self._weight, *columns, self._out_features)
         return output.view(*x.shape[:-1], self._out_features)
 
 
