@@ -115,6 +115,15 @@ def test_code_that_computes_something_else_is_not_used(
         assert answers(engine, TEXT, SETTINGS[0]) == generated(own, TEXT, SETTINGS[0])
 
 
+def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    save_architecture("llama", KINDS["llama"], tmp_path)
+    with closing(engine_of(tmp_path)) as engine:
+        assert engine.card()["compiled"]["layers"] == 2
+        assert answers(engine, TEXT, SETTINGS[0]) == generated(tmp_path, TEXT, SETTINGS[0])
+
+
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     packages.compiler_version.cache_clear()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from llvmlite.binding import get_host_cpu_name
 
 from engine.execution.kv_cache import bits_of
@@ -39,11 +40,26 @@ def compiler_version() -> str | None:
 def compiled(program: torch.export.ExportedProgram, directory: Path) -> Run:
     """The machine code of a graph, from the directory if it was compiled there before.
 
+    Where the directory cannot be written to, every start compiles.
+
     Raises:
         Exception: of many kinds, from Inductor and the compiler.
     """
     options = _options()
-    path = directory / f"{_key(program, options)}.pt2"
+    name = f"{_key(program, options)}.pt2"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Replicas that start at the same time compile once.
+        with FileLock(directory / f"{name}.lock"):
+            return _kept(program, options, directory / name)
+    except OSError as error:
+        logger.warning("the machine code of layers is not kept: %s", error)
+    with tempfile.TemporaryDirectory() as work:
+        _compile(program, options, Path(work) / name)
+        return _loaded(Path(work) / name)
+
+
+def _kept(program: torch.export.ExportedProgram, options: dict[str, Any], path: Path) -> Run:
     if path.exists():
         try:
             return _loaded(path)
@@ -61,8 +77,7 @@ def _loaded(path: Path) -> Run:
 def _compile(program: torch.export.ExportedProgram, options: dict[str, Any], path: Path) -> None:
     started = time.monotonic()
     logger.info("compiling a kind of layer, which the next start finds in %s", path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, so that another process that starts now finds all of it or nothing.
+    # Beside its final place, so that what is there is whole.
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         made = Path(work) / path.name
         torch._inductor.aoti_compile_and_package(
