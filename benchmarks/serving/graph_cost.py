@@ -111,13 +111,13 @@ def measure_cost(folder: Path, options: argparse.Namespace) -> int:
                 endpoint = Endpoint(server.address, name, "tasks", _EXTRA)
                 note(mode, round_index, asyncio.run(_through_graph(server, endpoint, loads)))
                 if options.profile and round_index == 0:
-                    _profile(server, endpoint, mode, max(clients), options.out)
+                    profile_graph(server, endpoint, mode, max(clients), options.out)
     print(cost_table(found))
     write(options.out, "graph-cost", about("graph-cost", options) | {"runs": found})
     return 0
 
 
-def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: Path) -> None:
+def profile_graph(server: Server, endpoint: Endpoint, mode: str, clients: int, out: Path) -> None:
     """Profiles of ingress and replica while so many clients are served."""
     model = next(iter(server.replicas("Model:" + endpoint.model + ":float32")), None)
     ingress = next(iter(server.replicas("Ingress")), None)
