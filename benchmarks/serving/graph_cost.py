@@ -2,7 +2,7 @@
 
 The same tasks for the demo model, from the same number of clients: given to an engine in a process
 of its own (what is between them is one queue), and sent to ``/v1/tasks`` of the whole graph, in Ray
-Serve's default mode and in the tuned one. They take turns.
+Serve's plain mode and in the tuned one. They take turns.
 """
 
 from __future__ import annotations

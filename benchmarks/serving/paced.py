@@ -1,6 +1,6 @@
 """The graph in front of an engine that computes nothing: a token for each task at every step."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: see serve_app/app.py.
 
 import os
 import threading
