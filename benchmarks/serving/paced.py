@@ -87,5 +87,5 @@ class PacedReplica(ModelReplica):
 
 def build(args: AppArgs) -> serve.Application:
     """The graph as it is, with that replica in the place of ours."""
-    app.ModelReplica = PacedReplica  # type: ignore[misc]
+    app.ModelReplica = PacedReplica  # type: ignore[attr-defined]
     return app.graph(args, gpus=0.0)

@@ -55,7 +55,7 @@ def test_it_listens_where_the_server_does_and_nowhere_else(tmp_path: Path) -> No
     port = free_port()
     file = _written_by_ray(tmp_path, port)
     assert len(re.findall(r"^\s+bind ", file.read_text(), re.MULTILINE)) == 3  # as Ray has it
-    command = [sys.executable, "-m", "gpt_task_serve.haproxy", "-db", "-f", file]
+    command = [sys.executable, "-m", "gpt_task_serve.haproxy", "-db", "-f", str(file)]
     with subprocess.Popen(command) as started:
         try:
             haproxy = psutil.Process(started.pid)
