@@ -6,6 +6,9 @@ either. Ray has no setting for that. But it runs the program that ``RAY_SERVE_HA
 names, with this configuration: here both are taken out, and HAProxy takes the place of this
 process. Ray asks HAProxy's admin socket for the same numbers, and exports them with its own
 metrics. That socket, which is open to every user of the machine, is closed to others.
+
+Splicing of requests is taken out too: with it HAProxy 2.8.25 overlooks in one of three requests
+that the client has left before the answer began, and its task would run to its end.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ OWN = ("frontend http_frontend", "frontend grpc_frontend")
 
 _SECTION = re.compile(r"^(?=\S)(?!#)", re.MULTILINE)
 _BIND = re.compile(r"^\s+bind\s.*", re.MULTILINE)
+_SPLICED = re.compile(r"^\s+option splice-request\n", re.MULTILINE)
 _OPEN_SOCKET = re.compile(r"^(\s+stats socket \S+ mode) 666\b", re.MULTILINE)
 
 
@@ -30,7 +34,7 @@ class UnknownListenerError(ValueError):
 
 
 def closed(config: str) -> str:
-    """A configuration of Ray's without statistics on ports, its admin socket for this user only.
+    """A configuration of Ray's without what this module's docstring names.
 
     Raises:
         UnknownListenerError: something else would listen, on whatever interface.
@@ -43,7 +47,7 @@ def closed(config: str) -> str:
         if title not in OWN and (found := _BIND.search(section)):
             raise UnknownListenerError(f"{title}: {found[0].strip()}")
         kept.append(section)
-    return _OPEN_SOCKET.sub(r"\1 600", "".join(kept))
+    return _OPEN_SOCKET.sub(r"\1 600", _SPLICED.sub("", "".join(kept)))
 
 
 def binary() -> str:

@@ -1,11 +1,15 @@
 """HAProxy as Ray starts it: what it listens on, and what becomes of an unknown configuration."""
 
+import queue
 import re
 import socket
+import socketserver
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +78,48 @@ def test_it_listens_where_the_server_does_and_nowhere_else(tmp_path: Path) -> No
                 assert f"Pid: {started.pid}".encode() in asked.recv(65536)
         finally:
             started.kill()
+
+
+def test_a_client_that_leaves_is_noticed_behind_it(tmp_path: Path) -> None:
+    port, clients = free_port(), 24
+    file = _written_by_ray(tmp_path, port)
+    (behind,) = re.findall(r"server one 127\.0\.0\.1:(\d+)", file.read_text())
+    left: queue.Queue[None] = queue.Queue()
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            connection: socket.socket = self.request
+            received = connection.recv(65536)
+            while received.startswith(b"GET"):  # health checks
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                received = connection.recv(65536)
+            if received:
+                with suppress(ConnectionError):
+                    while connection.recv(65536):
+                        pass
+                left.put(None)
+
+    def leave(_: int) -> None:
+        with suppress(httpx.TimeoutException):
+            httpx.post(f"http://127.0.0.1:{port}/v1/tasks", content=b"{}", timeout=2.0)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", int(behind)), Silent) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-m", "gpt_task_serve.haproxy", "-db", "-f", str(file)]
+        with subprocess.Popen(command) as started:
+            try:
+                haproxy = psutil.Process(started.pid)
+                deadline = time.monotonic() + 30
+                while time.monotonic() < deadline and not _listeners(haproxy):
+                    time.sleep(0.02)
+                with ThreadPoolExecutor(clients) as pool:
+                    list(pool.map(leave, range(clients)))
+                for _ in range(clients):
+                    left.get(timeout=20)
+            finally:
+                started.kill()
+                server.shutdown()
 
 
 def test_a_listener_that_is_not_known_is_refused(tmp_path: Path) -> None:
