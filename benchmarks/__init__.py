@@ -12,6 +12,7 @@
     python -m benchmarks.images.memory            memory while large images pass
     python -m benchmarks.serving                  whole servers compared; --graph-cost
     python -m benchmarks.serving.ingress_cost     the ingress's own work for a request and a chunk
+    python -m benchmarks.serving.chunk_cost       what a chunk costs each process, Ray included
     python -m benchmarks.serving.capacity         costs of the graph's parts, and what they allow
     python -m benchmarks.reliability.chaos        replicas die, answers do not change
     python -m benchmarks.reliability.soak         minutes of mixed load with clients that disconnect

@@ -1,9 +1,10 @@
 """``gpt-task-serve serve [serve_config.yaml]``: serves it until Ctrl-C, and ends in order.
 
-It does what ``serve run serve_config.yaml`` does, and three things more. It checks the file and
-the port first. It says when the models answer. And on the first Ctrl-C (or SIGTERM) it lets running
-requests end within ``limits.shutdown_timeout_s``, while new ones are refused; ``serve run`` cuts
-all connections. A second Ctrl-C ends everything at once.
+It does what ``serve run serve_config.yaml`` does, and four things more. It checks the file and
+the port first. It starts Ray in the tuned mode (`gpt_task_serve.tuned`). It says when the models
+answer. And on the first Ctrl-C (or SIGTERM) it lets running requests end within
+``limits.shutdown_timeout_s``, while new ones are refused; ``serve run`` cuts all connections. A
+second Ctrl-C ends everything at once.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import psutil
@@ -29,6 +32,7 @@ from ray import serve
 from ray.serve._private.common import ReplicaState
 from ray.serve.scripts import cli as ray_serve
 
+from gpt_task_serve import tuned
 from gpt_task_serve.processes import (
     adopt_orphans,
     described,
@@ -53,6 +57,13 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A replica that hangs gives its place back at once, and not when its tasks' time is over.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # What idle processes take. The controller looks at everything four times a second and not ten
+    # times, metrics that Prometheus reads every few seconds are not passed on ten times a second,
+    # and processes that wait for work which never comes (every replica has an environment of its
+    # own, so none can be given to it) are ended.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_num_workers_soft_limit": "0",
 }
 """For all processes of a Ray that is started here, where nothing else is set."""
 
@@ -82,18 +93,29 @@ def main(arguments: list[str] | None = None, prog: str = "python -m gpt_task_ser
         print(*faults, sep="\n", file=sys.stderr)
         return 1
     adopt_orphans()
-    signals = _Signals()
-    try:
-        return _serve(config, options, signals)
-    except (KeyboardInterrupt, SystemExit):  # before Ray has started
-        kill_children()
-        return INTERRUPTED
+    # Not TMPDIR, which may be too long for sockets.
+    with tempfile.TemporaryDirectory(
+        prefix="serve-", dir="/tmp", ignore_cleanup_errors=True
+    ) as name:
+        folder = Path(name)
+        signals = _Signals(folder)
+        try:
+            _set_environment(folder)
+            return _serve(config, options, signals)
+        except (KeyboardInterrupt, SystemExit):  # before Ray has started
+            kill_children()
+            return INTERRUPTED
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first one is kept for the main thread, the second ends all."""
+    """SIGINT and SIGTERM: the first one is kept for the main thread, the second ends all.
 
-    def __init__(self) -> None:
+    Attributes:
+        folder: which is removed when all is ended.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._came = threading.Event()
         self._at = 0.0
 
@@ -112,16 +134,31 @@ class _Signals:
             self._at = now
             self._came.set()
         elif now - self._at > ONE_S:
-            kill_children()
-            os._exit(INTERRUPTED)
+            _exit_at_once(INTERRUPTED, self.folder)
+
+
+def _set_environment(folder: Path) -> None:
+    """Choose the mode, and set the variables of all processes of a Ray that is started here."""
+    chosen = dict(ENVIRONMENT)
+    if tuned.is_wanted():
+        if reason := tuned.why_not():
+            print(f"HAProxy does not run here ({reason}): serving in the plain mode, more slowly")
+            os.environ[tuned.SWITCH] = "0"
+        else:
+            chosen |= tuned.variables(folder)
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
 
 
 def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     environment = {"working_dir": options.working_dir} if options.working_dir else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    ray.init(address=options.address, namespace="serve", runtime_env=environment)
+    ray.init(
+        address=options.address,
+        namespace="serve",
+        runtime_env=environment,
+        include_dashboard=options.dashboard,
+    )
     signals.listen()
     try:
         ray_serve.main(["run", "--non-blocking", str(config)], standalone_mode=False)
@@ -133,7 +170,9 @@ def _serve(config: Path, options: argparse.Namespace, signals: _Signals) -> int:
         kill_children()
         return 1
     applications = _applications(config)
-    _end_later(longest_stop_s([_limits(application) for application in applications]))
+    _end_later(
+        longest_stop_s([_limits(application) for application in applications]), signals.folder
+    )
     print("stopping: running requests may end; Ctrl-C again ends them at once", flush=True)
     asyncio.run(_stop(applications))
     ray.shutdown()
@@ -156,13 +195,19 @@ def _wait(address: str, signals: _Signals, started: Sequence[psutil.Process]) ->
     return True
 
 
-def _end_later(seconds: float) -> None:
+def _exit_at_once(status: int, folder: Path) -> NoReturn:
+    """End this process and everything below it, from any thread."""
+    kill_children()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(status)
+
+
+def _end_later(seconds: float, folder: Path) -> None:
     """End everything after that time, if this process has not ended by then."""
 
     def end_now() -> None:
         print("not stopped in time: everything is ended now", file=sys.stderr, flush=True)
-        kill_children()
-        os._exit(1)
+        _exit_at_once(1, folder)
 
     timer = threading.Timer(seconds, end_now)
     timer.daemon = True
@@ -246,5 +291,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help=f"by default ./{HERE} if there is one, else the demo model on port 8000",
     )
     parser.add_argument("--address", help="of a running Ray cluster (auto: this machine's)")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="start Ray's dashboard too, on 127.0.0.1:8265"
+    )
     parser.add_argument("--working-dir", help="a directory that Ray copies to all machines")
     return parser

@@ -22,6 +22,8 @@ import httpx
 import psutil
 import yaml
 
+from gpt_task_serve import tuned
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO: dict[str, Any] = {
     "id": "demo",
@@ -33,20 +35,15 @@ DEMO: dict[str, Any] = {
 DEMO_DEPLOYMENT = "Model:demo:float32"
 APPLICATION = "serve_app.app:build"
 TUNED = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    **tuned.TUNED,
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(tuned.script()),
     # Otherwise each stop of a server takes half a minute.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 """The environment of the tuned mode (docs/operations.md)."""
 
-# Ports that HAProxy opens beside the server's; they are fixed, and a second server would not start.
-_OTHER_PORTS = (
-    "RAY_SERVE_HAPROXY_STATS_PORT",
-    "RAY_SERVE_HAPROXY_METRICS_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-)
+# Ports of Ray's proxy behind HAProxy; they are fixed, and two servers would share them.
+_OTHER_PORTS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")
 _START_TIMEOUT_S = 900.0  # vLLM compiles the model when it first starts
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.1

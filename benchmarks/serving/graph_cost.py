@@ -2,7 +2,7 @@
 
 The same tasks for the demo model, from the same number of clients: given to an engine in a process
 of its own (what is between them is one queue), and sent to ``/v1/tasks`` of the whole graph, in Ray
-Serve's default mode and in the tuned one. They take turns.
+Serve's plain mode and in the tuned one. They take turns.
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ def measure_cost(folder: Path, options: argparse.Namespace) -> int:
                 endpoint = Endpoint(server.address, name, "tasks", _EXTRA)
                 note(mode, round_index, asyncio.run(_through_graph(server, endpoint, loads)))
                 if options.profile and round_index == 0:
-                    _profile(server, endpoint, mode, max(clients), options.out)
+                    profile_graph(server, endpoint, mode, max(clients), options.out)
     print(cost_table(found))
     write(options.out, "graph-cost", about("graph-cost", options) | {"runs": found})
     return 0
 
 
-def _profile(server: Server, endpoint: Endpoint, mode: str, clients: int, out: Path) -> None:
+def profile_graph(server: Server, endpoint: Endpoint, mode: str, clients: int, out: Path) -> None:
     """Profiles of ingress and replica while so many clients are served."""
 
     async def loaded(seconds: float) -> None:

@@ -24,6 +24,7 @@ class RequestOutputCollector:
         self._ended = False
         self._held = False  # the consumer waits for the end only
         self._woken = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, progress: RequestOutput) -> None:
         """The task's sink."""
@@ -44,18 +45,18 @@ class RequestOutputCollector:
             hold_s: the shortest wait, which only the end of the task cuts short. With ``math.inf``
                 it returns only the end, or an empty output after ``patience_s``.
         """
-        timers = []
         only_the_end = hold_s == math.inf
         if hold_s > 0 and self._hold() and not only_the_end:
-            timers.append(self._loop.call_later(hold_s, self._release))
-        if patience_s is not None and not self._arrived.is_set():
-            wait_s = patience_s if only_the_end else max(hold_s, patience_s)
-            timers.append(self._loop.call_later(wait_s, self._arrived.set))
+            # One timer for both: nearly always there is something to return when it is over.
+            self._timer = self._loop.call_later(hold_s, self._release, patience_s, hold_s)
+        elif patience_s is not None and not self._arrived.is_set():
+            self._timer = self._loop.call_later(patience_s, self._arrived.set)
         try:
             await self._arrived.wait()
         finally:
-            for timer in timers:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         self._arrived.clear()
         with self._lock:
             outputs, self._outputs = self._outputs, []
@@ -74,10 +75,14 @@ class RequestOutputCollector:
                 self._arrived.clear()
             return self._held
 
-    def _release(self) -> None:
-        """Stop holding outputs back."""
+    def _release(self, patience_s: float | None, held_s: float) -> None:
+        """Stop holding outputs back; if there are none, wait for the rest of the patience."""
         with self._lock:
             self._held = False
             if self._outputs:
                 self._woken = True
                 self._arrived.set()
+                return
+        if patience_s is not None:
+            rest_s = max(0.0, patience_s - held_s)
+            self._timer = self._loop.call_later(rest_s, self._arrived.set)

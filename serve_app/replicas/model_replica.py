@@ -75,12 +75,7 @@ class ModelReplica:
         leave_out_refusals()
         self._loaded: Engine | TaskError
         try:
-            config = args.engine_config(device=device)
-            load_libraries(config)
-            from engine.engine import Engine  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
-
-            launcher = PlacedRanks(device) if config.tensor_parallel else None
-            self._loaded = Engine(config, launcher)
+            self._loaded = self._load(args, device)
         except TaskError as error:
             if args.min_replicas > 0:
                 raise
@@ -94,6 +89,13 @@ class ModelReplica:
         if not isinstance(self._loaded, TaskError):
             metrics = EngineMetrics(self._loaded, self._counts, self._labels)
             self._ticker = Ticker(metrics.record)
+
+    def _load(self, args: ModelArgs, device: Literal["cpu", "cuda"]) -> Engine:
+        config = args.engine_config(device=device)
+        load_libraries(config)
+        from engine.engine import Engine  # noqa: PLC0415 - see `serve_app.replicas.lazy_imports`
+
+        return Engine(config, PlacedRanks(device) if config.tensor_parallel else None)
 
     async def stream(
         self,

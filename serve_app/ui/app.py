@@ -24,6 +24,20 @@ from serve_app.ui.config import DEPLOYMENT, ChatArgs, missing
 
 # Every open tab holds one connection, and another one while it waits for an answer.
 MAX_ONGOING = 4096
+KEPT_S = 86_400.0
+# Nothing runs before the first visitor, who waits for the process some seconds. It keeps the
+# conversations of its tabs, and an open tab keeps it.
+VISITED: dict[str, Any] = {
+    "min_replicas": 0,
+    "initial_replicas": 0,
+    "max_replicas": 1,
+    "target_ongoing_requests": MAX_ONGOING,
+    "metrics_interval_s": 1.0,
+    "look_back_period_s": 5.0,
+    "upscale_delay_s": 0.0,
+    "downscale_delay_s": KEPT_S,
+    "downscale_to_zero_delay_s": KEPT_S,
+}
 # The connections that are open when the server stops are of tabs, which do not end by themselves.
 SHUTDOWN: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.1,
@@ -47,7 +61,7 @@ def build(args: ChatArgs) -> Application:
     """The application builder that ``serve_config.yaml`` names."""
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=1,  # it keeps the conversations of its tabs
+        autoscaling_config=VISITED,
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_QUEUED,
         ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": NO_GPU},

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve._private import constants
 
 from cluster.hardware.machine import CONSTRAINTS, pinned_versions
+from gpt_task_serve import tuned
 from gpt_task_serve.serve import longest_stop_s
 from serve_app.check import check
 from serve_app.config.app_args import AppArgs
@@ -30,13 +32,9 @@ DOCKERFILE = CLUSTER / "Dockerfile"
 UNITS = sorted((CLUSTER / "systemd").glob("*.service"))
 SERVER_UNIT = CLUSTER / "systemd" / "gpt-task-serve.service"
 
-TUNED = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-}
-# HAProxy's statistics and metrics, which it opens on every interface.
-STATISTICS, METRICS = 8404, 9101
+# What `ray start` needs, which the command sets by itself.
+TUNED = tuned.TUNED | {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+HAPROXY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +100,7 @@ def test_kubernetes_containers_are_alike(ray_service: dict[str, Any]) -> None:
     for container in _containers(ray_service):
         environment = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert TUNED.items() <= environment.items()
+        assert environment[HAPROXY] == f"/opt/venv/bin/{tuned.SCRIPT}"  # of the image
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert len({container["image"] for container in _containers(ray_service)}) == 1
     for pod in _pods(ray_service):
@@ -137,7 +136,7 @@ def test_running_requests_have_their_time_before_anything_is_killed(
     assert longest_stop_s([LimitArgs()]) < int(image[1])
 
 
-def test_the_policy_covers_all_pods_and_closes_haproxys_ports(
+def test_the_policy_covers_all_pods_and_opens_few_ports(
     ray_service: dict[str, Any], policy: dict[str, Any]
 ) -> None:
     selected = policy["spec"]["podSelector"]["matchLabels"]
@@ -147,9 +146,9 @@ def test_the_policy_covers_all_pods_and_closes_haproxys_ports(
         ports = {port["port"] for port in rule.get("ports", [])}
         among_ourselves = rule["from"] == [{"podSelector": {"matchLabels": selected}}]
         assert ports or among_ourselves  # no ports means all of them
-        assert STATISTICS not in ports
-        to_monitoring = "monitoring" in str(rule["from"])
-        assert METRICS not in ports or to_monitoring
+        of_ray = {"monitoring": {8080}, "kuberay-operator": {8265}}
+        admitted = [own for name, own in of_ray.items() if name in str(rule["from"])]
+        assert ports <= {8000}.union(*admitted)
 
 
 def test_rays_launcher_takes_its_file(tmp_path: Path) -> None:
@@ -158,6 +157,7 @@ def test_rays_launcher_takes_its_file(tmp_path: Path) -> None:
     for command in (command for command in starts if "ray start" in command):
         for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
             assert f"{name}={value}" in command
+        assert f"{HAPROXY}=$HOME/gpt-task-serve/.venv/bin/{tuned.SCRIPT} " in command
     prepared = prepare_config(config)
     validate_config(prepared)
 
@@ -178,13 +178,18 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
     assert ours == []
 
 
-def test_the_server_unit_is_tuned_and_starts_the_command_that_checks_first() -> None:
+def test_the_server_unit_starts_the_command_that_checks_first() -> None:
     unit = SERVER_UNIT.read_text()
-    for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
-        assert f"Environment={name}={value}\n" in unit
+    assert "Environment=RAY_AUTH_MODE=token\n" in unit
+    # The command sets these, if nothing else does.
+    assert not re.findall(r"^Environment=RAY_SERVE_(?!FORCE)", unit, re.MULTILINE)
     assert re.search(r"^ExecStart=\S+/python -m gpt_task_serve serve /etc/", unit, re.MULTILINE)
-    closed = (CLUSTER / "systemd" / "firewall.nft").read_text()
-    assert {str(STATISTICS), str(METRICS)} <= set(re.findall(r"\d{4,5}", closed))
+    firewall = (CLUSTER / "systemd" / "firewall.nft").read_text()
+    (closed,) = re.findall(r"tcp dport \{(.*)\} drop", firewall)
+    first = constants.RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT
+    last = constants.RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT
+    behind = {str(constants.RAY_SERVE_FALLBACK_PROXY_HTTP_PORT), f"{first}-{last}"}
+    assert behind <= set(closed.replace(" ", "").split(","))
 
 
 def _instructions() -> list[tuple[str, str]]:
@@ -205,6 +210,8 @@ def test_the_image() -> None:
     assert of["STOPSIGNAL"] == "STOPSIGNAL SIGINT"
     for name, value in {**TUNED, "RAY_AUTH_MODE": "token"}.items():
         assert f"{name}={value}" in of["ENV"]
+    (environment,) = re.findall(r"VIRTUAL_ENV=(\S+)", of["ENV"])
+    assert f"{HAPROXY}={environment}/bin/{tuned.SCRIPT}" in of["ENV"]
     assert all("-c constraints.txt" in line for _, line in instructions if "pip install" in line)
 
 

@@ -51,7 +51,7 @@ def _config(folder: Path, **limits: float) -> tuple[Path, str]:
 
 
 @contextmanager
-def _command(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _command(path: Path, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as output:
@@ -61,6 +61,7 @@ def _command(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | environment,
         )
     try:
         yield process
@@ -120,6 +121,16 @@ def _processes(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def _haproxys(started: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in started if each.name() == "haproxy"]
+
+
+def _folder(started: list[psutil.Process]) -> Path:
+    """Where HAProxy's files are, as the processes of Ray know it."""
+    name = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
+    return Path(next(each for each in started if each.name() == "raylet").environ()[name])
+
+
 def _stopped_in_order(
     process: subprocess.Popen[bytes], log: Path, started: list[psutil.Process]
 ) -> None:
@@ -140,6 +151,16 @@ def test_running_requests_end_as_if_nothing_was(tmp_path: Path) -> None:
         stream = _Request(address, 600, stream=True)
         assert stream.began.wait(60)
         started = _processes(process)
+        folder = _folder(started)
+        assert folder.is_dir()
+        # The tuned mode: HAProxy listens, where the configuration says and nowhere else.
+        heard = {
+            c.laddr
+            for each in _haproxys(started)
+            for c in each.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN
+        }
+        assert {f"http://{each.ip}:{each.port}" for each in heard} == {address}
         process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + 30
         while httpx.get(f"{address}/health").status_code == 200 and time.monotonic() < deadline:
@@ -151,17 +172,19 @@ def test_running_requests_end_as_if_nothing_was(tmp_path: Path) -> None:
         assert whole.status == 200
         assert json.loads(whole.lines[0])["usage"]["completion_tokens"] == 600
         _stopped_in_order(process, log, started)
+        assert not folder.exists()
 
 
 def test_requests_that_have_not_ended_in_time_get_an_error(tmp_path: Path) -> None:
     path, address = _config(tmp_path, shutdown_timeout_s=1)
     log = tmp_path / "log"
-    with _command(path, log) as process:
+    with _command(path, log, RAY_SERVE_ENABLE_HA_PROXY="0") as process:  # the plain mode
         _wait_until_ready(process, address, log, _is_ready)
         requests = [_Request(address, 2000, stream=stream) for stream in (True, True, False)]
         assert requests[0].began.wait(60)
         assert requests[1].began.wait(60)
         started = _processes(process)
+        assert _haproxys(started) == []
         process.send_signal(signal.SIGTERM)
         for stream in requests[:2]:
             assert stream.events()[-1]["error"]["code"] == "server_stopping"
@@ -180,11 +203,12 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
         while "Submitted" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         started = _processes(process)
-        assert started
+        folder = _folder(started)
         process.send_signal(signal.SIGINT)
         time.sleep(1.2)  # what comes sooner is the same signal again
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130, _tail(log)
+        assert not folder.exists()
         assert [each for each in started if is_alive(each)] == []
 
 

@@ -1,4 +1,8 @@
-"""One real server for all end-to-end tests: `serve run` on the committed configuration."""
+"""One real server for all end-to-end tests: `serve run` on the committed configuration.
+
+It runs in the tuned mode, as users' servers do. Tests that start servers of their own start them in
+the plain mode, so that both are tested.
+"""
 
 import os
 import signal
@@ -16,7 +20,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from benchmarks.harness.server import free_port
+from benchmarks.harness.server import TUNED, free_port
 from serve_app.config.app_args import REPOSITORY
 from serve_app.ui import config as chat
 from tests.engine.models.tiny_adapters import VISION, save_adapters
@@ -130,6 +134,8 @@ def address(tmp_path_factory: pytest.TempPathFactory, drawings: ImageHost) -> It
     )
     config["applications"][0]["args"]["receipts"] = {"key_env": "RECEIPTS_KEY"}
     environment = {
+        **TUNED,
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # Otherwise Ray's agent gets metrics every 10 seconds, and a test waits.
         "RAY_metrics_report_interval_ms": "1000",
         "RECEIPTS_KEY": Ed25519PrivateKey.generate()

@@ -44,7 +44,8 @@ async def test_an_end_that_is_there_is_not_held_back() -> None:
 
 async def test_without_output_the_wait_ends() -> None:
     mailbox = RequestOutputCollector()
-    assert await mailbox.get(0.01, 0.01) == RequestOutput()
+    for patience_s, hold_s in ((0.01, 0.01), (0.02, 0.01), (0.01, 0.02), (0.01, 0.0)):
+        assert await mailbox.get(patience_s, hold_s) == RequestOutput()
     mailbox.put(output("a"))
     assert text_of(await mailbox.get(LONG, 0.01)) == "a"
 
