@@ -83,6 +83,12 @@ class EngineOptions(Strict):
         description="Prompts are prefilled in chunks of this many tokens; None: the device's "
         "default. It is part of the arithmetic: another chunk size may give other bits.",
     )
+    max_stream_wait_steps: PositiveInt | None = Field(
+        default=3,
+        description="How long answers that are being generated wait for prompts of other tasks: a "
+        "step with prompts takes at most so many times what it takes without them, as measured. "
+        "1 favours answers, more favours first tokens, null sets no limit. It changes no bits.",
+    )
     page_size: PositiveInt | None = Field(
         default=None,
         description="Tokens in a page of the KV cache; None: the device's default. On CUDA the "

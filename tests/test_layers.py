@@ -76,9 +76,11 @@ serve_app.protocol         > schema schema.answers
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .requests.verification .vision .config
                              schema schema.answers
-engine.core                > .core.speculation .parallel .execution .execution.modules
-                             .execution.modules.recurrence .requests .sampling .sampling.draws
+engine.core                > .core.scheduling .core.speculation .parallel .execution
+                             .execution.modules .requests .sampling .sampling.draws
                              .loading .loading.sharding .text .platform .config schema
+engine.core.scheduling     > .execution .execution.modules .execution.modules.recurrence
+                             .requests schema
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .execution.modules

@@ -16,6 +16,7 @@ from engine.execution.attention.adapters import use_interface
 from engine.execution.attention.backends import BACKENDS
 from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
 from engine.execution.batch_invariance import (
+    WantedSizes,
     any_batch_sizes,
     find_batch_sizes,
     tokens_needed,
@@ -129,17 +130,11 @@ def _batch_sizes(
     runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
 ) -> BatchSizes:
     # An image that is prefilled in one piece may be longer than a chunk.
-    prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
+    chunk = max(sizes.prefill_chunk, loaded.whole_image_tokens)
+    wanted = WantedSizes(config.max_sequences, chunk, max(sizes.forward_rows, 2 * chunk))
     if not config.deterministic:
-        return any_batch_sizes(
-            runner, max_sequences=config.max_sequences, prefill_chunk=prefill_rows
-        )
-    return find_batch_sizes(
-        runner,
-        vocab_size=_vocab_size(loaded),
-        max_sequences=config.max_sequences,
-        prefill_chunk=prefill_rows,
-    )
+        return any_batch_sizes(runner, wanted)
+    return find_batch_sizes(runner, wanted, vocab_size=_vocab_size(loaded))
 
 
 def _working_runner(executor: Executor, shapes: Shapes, plan: RunnerPlan) -> ModelRunner:
@@ -232,7 +227,7 @@ def _plan(executor: Executor, shapes: Shapes, config: EngineConfig, sizes: Sizes
         page_size=page_size,
         num_pages=num_pages,
         max_pages=min(-(-loaded.context_length // page_size), num_pages),
-        max_rows=2 * sizes.prefill_chunk,
+        max_rows=sizes.forward_rows,
         num_states=num_states,
     )
 
