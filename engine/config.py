@@ -119,6 +119,12 @@ class EngineOptions(Strict):
         description="Run only at batch sizes that give the same bits. False is for measuring what "
         "that costs; answers then depend on the load.",
     )
+    keep_measurements: bool = Field(
+        default=True,
+        description="Keep what is measured of a model at load, and do not measure it again with "
+        "the same files, settings, versions, code and machine. In $GPT_TASK_SERVE_CACHE, or the "
+        "user's cache directory; it may be deleted at any time.",
+    )
     lookahead: bool | None = Field(
         default=None,
         description="Launch a step before the last one's tokens have been processed; None: on CUDA "

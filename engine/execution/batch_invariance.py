@@ -7,6 +7,7 @@ model. That the forward computes the right thing is the question of `forward_che
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,42 @@ def find_batch_sizes(runner: ModelRunner, wanted: WantedSizes, *, vocab_size: in
     finally:
         check.close()
         decode_check.close()
+
+
+def bits_digest(
+    runner: ModelRunner, sizes: BatchSizes, *, vocab_size: int, several: bool
+) -> str | None:
+    """A digest of the bits that forwards at these batch sizes give.
+
+    It is the same for all sizes that agree: so it shows, in few forwards, whether batch sizes that
+    were measured before still hold.
+
+    Args:
+        runner: of the model.
+        sizes: of `find_batch_sizes`.
+        vocab_size: of the model.
+        several: whether to run at the largest size too; where decode steps are replayed from
+            graphs, at all sizes of decoding, whose graphs are then there.
+
+    Returns:
+        The digest; None if these sizes do not agree.
+    """
+    decoding = [n for n in sizes.decode if n <= sizes.max_head]
+    digest = hashlib.sha256()
+    for decode, fitting in ((True, decoding), (False, sizes.prefill)):
+        chosen = {next((n for n in fitting if n >= _SEQUENCES), fitting[-1])}
+        if several:
+            chosen |= set(fitting) if decode and runner.replays_decode else {fitting[-1]}
+        decodes = decode and runner.backend.decodes_apart
+        check = _InvarianceCheck(runner, vocab_size, max_head_rows=sizes.max_head, decode=decodes)
+        try:
+            found = {check.bits(n, seed=n) for n in sorted(chosen)}
+        finally:
+            check.close()
+        if len(found) > 1:
+            return None
+        digest.update(found.pop())
+    return digest.hexdigest()
 
 
 def _batch_sizes(

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from engine.config import EngineConfig
 from engine.execution.attention.adapters import use_interface
@@ -18,6 +19,7 @@ from engine.execution.attention.interface import AttentionNeeds, UnsupportedAtte
 from engine.execution.batch_invariance import (
     WantedSizes,
     any_batch_sizes,
+    bits_digest,
     find_batch_sizes,
     tokens_needed,
 )
@@ -34,6 +36,7 @@ from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.adapters.adapter import adapter_room
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.interface import Sizes
+from engine.platform.measurements import KeptMeasurement
 from engine.platform.platforms import platform_of
 from engine.quantization.registry import quantization
 from schema.errors import ModelInvalid
@@ -74,8 +77,28 @@ class ContinuousBatching:
         return None if self.problem is not None else self.runner.backend.name
 
 
-def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatching:
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of a measurement; a later start checks that it gets the same ``bits``."""
+
+    attention: str
+    prepacked: bool
+    batch_sizes: BatchSizes
+    bits: str
+
+
+_MEASURED = TypeAdapter(_Measured)
+
+
+def set_up_batching(
+    executor: Executor, config: EngineConfig, kept: KeptMeasurement
+) -> ContinuousBatching:
     """Measure a model: its KV shapes, an attention backend that works, batch sizes that agree.
+
+    Args:
+        executor: of the model.
+        config: of the engine.
+        kept: what was measured before; it gets what is measured now.
 
     Raises:
         ModelInvalid: not even the model's own forward runs.
@@ -98,8 +121,14 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         use_exact_experts(loaded.model, quantization(config.quantize_bits), packs=can)
         prepacked = can and prepack(loaded.model, trial=executor.measure)
         plan = _plan(executor, shapes, config, sizes)
-        runner = _working_runner(executor, shapes, plan)
-        batch_sizes = _batch_sizes(runner, loaded, config, sizes)
+        recalled = _recalled(executor, plan, kept, prepacked=prepacked)
+        if recalled is not None:
+            runner, batch_sizes = recalled
+        else:
+            runner = _working_runner(executor, shapes, plan)
+            batch_sizes = _batch_sizes(runner, loaded, config, sizes)
+            if config.deterministic:
+                _keep(kept, runner, batch_sizes, prepacked=prepacked)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (UnsupportedAttentionError, BatchInvarianceError) as error:
@@ -112,6 +141,39 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     _refuse_without_forward(runner, config)
     logger.warning("%s runs through generate, a task at a time: %s", config.name, problem)
     return ContinuousBatching(runner, None, sizes.prefill_chunk, prepacked, problem)
+
+
+def _recalled(
+    executor: Executor, plan: RunnerPlan, kept: KeptMeasurement, *, prepacked: bool
+) -> tuple[ModelRunner, BatchSizes] | None:
+    """What was measured before, if a sample of it is still so; None if it has to be measured."""
+    if (found := kept.recall()) is None:
+        return None
+    try:
+        measured = _MEASURED.validate_python(found)
+    except ValidationError as error:
+        logger.warning("a kept measurement is not used: %s", error)
+        return None
+    if measured.prepacked != prepacked:
+        return None
+    runner = executor.build(replace(plan, attention=measured.attention))
+    sizes = measured.batch_sizes
+    vocab_size = _vocab_size(executor.loaded)
+    if bits_digest(runner, sizes, vocab_size=vocab_size, several=True) != measured.bits:
+        logger.warning("the model gives other bits than when it was measured: it is measured again")
+        return None
+    logger.info("batch sizes that agree bit for bit: as measured before, %s", sizes.decode)
+    return runner, sizes
+
+
+def _keep(
+    kept: KeptMeasurement, runner: ModelRunner, sizes: BatchSizes, *, prepacked: bool
+) -> None:
+    vocab_size = _vocab_size(runner.loaded)
+    bits = bits_digest(runner, sizes, vocab_size=vocab_size, several=False)
+    if bits is not None:
+        measured = _Measured(runner.backend.name, prepacked, sizes, bits)
+        kept.keep(_MEASURED.dump_python(measured, mode="json"))
 
 
 def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:

@@ -53,7 +53,7 @@ class PromptBudget:
     _decode: SizeTimes = field(init=False)
     _prompts: SizeTimes = field(init=False)
     _step: TimedStep = field(init=False)
-    _num_passed: int = field(init=False, default=_MOST_PASSED)  # the first prompt is measured
+    _num_passed: int = field(init=False, default=0)
     _last_end: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
