@@ -307,11 +307,14 @@ def test_imports_point_one_way(package: str) -> None:
 
 def test_only_processes_that_compute_load_torch() -> None:
     """It would cost every ingress seconds and hundreds of megabytes; and nothing can start before
-    the process has ended that parses the configuration and builds the graph of all classes.
+    the process has ended that parses the configuration and builds the graph of all classes, nor
+    before the command has checked the file.
     """
     code = (
         "import sys, engine.requests.chunks, serve_app.app, serve_app.config.app_args as config; "
+        "import pathlib, gpt_task_serve.serve, serve_app.check as check; "
         "config.AppArgs.model_validate({'models': [{'id': 'a/b', 'min_replicas': 0}]}); "
+        "assert not check.check(pathlib.Path('serve_config.yaml'))[1]; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
