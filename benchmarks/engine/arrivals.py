@@ -22,8 +22,9 @@ from benchmarks.harness.client import Answer, Endpoint
 from benchmarks.harness.engine_api import Engine, EngineClient, EngineConfig
 from benchmarks.harness.load import Load, jobs, run
 from benchmarks.harness.metrics import Spread, Summary, Target, spread, summary
+from benchmarks.harness.models import ServedModel
 from benchmarks.harness.report import say
-from benchmarks.harness.served_models import ServedModel, geometry_names, make_model
+from benchmarks.harness.served_models import geometry_names, make_model
 
 _RAMP_S = 8.0
 _TARGET = Target(5.0, 0.25)
