@@ -80,8 +80,9 @@ class EngineOptions(Strict):
     )
     prefill_chunk: PositiveInt | None = Field(
         default=None,
-        description="Prompts are prefilled in chunks of this many tokens; None: the device's "
-        "default. It is part of the arithmetic: another chunk size may give other bits.",
+        description="Prompts are prefilled in chunks of this many tokens, two of them in a forward "
+        "at most; None: the device's defaults for both. It is part of the arithmetic: another "
+        "chunk size may give other bits.",
     )
     max_stream_wait_steps: PositiveInt | None = Field(
         default=3,

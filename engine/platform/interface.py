@@ -175,5 +175,8 @@ class Platform(ABC):
     def sizes(self, prefill_chunk: int | None, page_size: int | None) -> Sizes:
         """The sizes of a configuration, with the defaults where it has none."""
         usual = self.default_sizes
-        chunk = prefill_chunk or usual.prefill_chunk
-        return Sizes(chunk, page_size or usual.page_size, max(2 * chunk, usual.forward_rows))
+        page_size = page_size or usual.page_size
+        if prefill_chunk is None:
+            return Sizes(usual.prefill_chunk, page_size, usual.forward_rows)
+        # Known prefixes of recurrent layers begin where a forward has ended, not at every chunk.
+        return Sizes(prefill_chunk, page_size, 2 * prefill_chunk)
