@@ -81,8 +81,15 @@ class EngineOptions(Strict):
     )
     prefill_chunk: PositiveInt | None = Field(
         default=None,
-        description="Prompts are prefilled in chunks of this many tokens; None: the device's "
-        "default. It is part of the arithmetic: another chunk size may give other bits.",
+        description="Prompts are prefilled in chunks of this many tokens, two of them in a forward "
+        "at most; None: the device's defaults for both. It is part of the arithmetic: another "
+        "chunk size may give other bits.",
+    )
+    max_stream_wait_steps: PositiveInt | None = Field(
+        default=3,
+        description="How long answers that are being generated wait for prompts of other tasks: a "
+        "step with prompts takes at most so many times what it takes without them, as measured. "
+        "1 favours answers, more favours first tokens, null sets no limit. It changes no bits.",
     )
     page_size: PositiveInt | None = Field(
         default=None,
@@ -113,6 +120,12 @@ class EngineOptions(Strict):
         default=True,
         description="Run only at batch sizes that give the same bits. False is for measuring what "
         "that costs; answers then depend on the load.",
+    )
+    keep_measurements: bool = Field(
+        default=True,
+        description="Keep what is measured of a model at load, and do not measure it again with "
+        "the same files, settings, versions, code and machine. In $GPT_TASK_SERVE_CACHE, or the "
+        "user's cache directory; it may be deleted at any time.",
     )
     lookahead: bool | None = Field(
         default=None,

@@ -72,6 +72,8 @@ DELIVERY_S = 2.0
 """For Ray's proxies to send the ends of answers, after the ingresses are done with them."""
 CALL_S = 10.0
 """For the call that drains an ingress, beside the time of the requests."""
+ALIVE_S = 2.0
+"""How often a server that answers is looked at: whether all of Ray's processes are there."""
 SHUTDOWN_S = 10.0
 """For Serve to stop replicas that have nothing to do any more; what remains is killed."""
 ONE_S = 1.0
@@ -188,7 +190,7 @@ def _wait(address: str, signals: _Signals, started: Sequence[psutil.Process]) ->
         Whether a signal has come; if not, one of the processes that were started has ended.
     """
     watch, ready = Watch(address), False
-    while not signals.wait(watch.pause_s):
+    while not signals.wait(ALIVE_S if ready else watch.pause_s):
         if not all(map(is_alive, started)):
             return False
         ready = ready or watch.is_ready()

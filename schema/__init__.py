@@ -1,5 +1,7 @@
 """The task contract: tasks, responses, errors, and the JSON Schemas of all of them."""
 
+from typing import TYPE_CHECKING, Any
+
 from schema.answers.response import (
     Choice,
     Delta,
@@ -40,7 +42,6 @@ from schema.errors import (
     TaskExecutionError,
 )
 from schema.generation import DEFAULT_MAX_NEW_TOKENS, DEFAULT_NUM_RETURN_SEQUENCES
-from schema.published.schemas import schemas
 from schema.task import (
     Dtype,
     GenerationConfig,
@@ -50,6 +51,9 @@ from schema.task import (
     Task,
     TextBlock,
 )
+
+if TYPE_CHECKING:
+    from schema.published.schemas import schemas
 
 __all__ = [
     "DEFAULT_MAX_NEW_TOKENS",
@@ -98,3 +102,15 @@ __all__ = [
     "Usage",
     "schemas",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`schemas`, when it is first asked for.
+
+    The requests of all clients' APIs come with it, and most processes of a server need none.
+    """
+    if name == "schemas":
+        from schema.published.schemas import schemas  # noqa: PLC0415
+
+        return schemas
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

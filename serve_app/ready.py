@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-POLL_S, GROWTH, MAX_POLL_S = 0.5, 1.4, 2.0
+POLL_S, GROWTH, MAX_POLL_S = 0.25, 1.4, 1.0
 
 
 def address_of(config: Path) -> str:

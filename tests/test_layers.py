@@ -76,15 +76,20 @@ serve_app.protocol         > schema schema.answers
 engine                     > .engine .vision .platform .config
 engine.engine              > .core .parallel .requests .requests.verification .vision .config
                              schema schema.answers
-engine.core                > .core.speculation .parallel .execution .execution.modules
-                             .execution.modules.recurrence .requests .sampling .sampling.draws
+engine.core                > .core.scheduling .core.speculation .parallel .execution
+                             .execution.modules .requests .sampling .sampling.draws
                              .loading .loading.sharding .text .platform .config schema
+engine.core.scheduling     > .execution .execution.modules .execution.modules.recurrence
+                             .requests schema
 engine.core.speculation    > .execution .requests
 engine.parallel            > .execution .execution.attention .loading .platform .config schema
 engine.execution           > .execution.attention .execution.modules
                              .execution.modules.compiled_layers .execution.modules.recurrence
-                             .requests .vision .sampling .loading
+                             .execution.measuring .requests .vision .sampling .loading
                              .loading.adapters .platform .config .quantization schema
+engine.execution.measuring > .execution .execution.attention .execution.modules
+                             .execution.modules.compiled_layers .loading .platform .requests .config
+                             schema
 engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
@@ -307,11 +312,14 @@ def test_imports_point_one_way(package: str) -> None:
 
 def test_only_processes_that_compute_load_torch() -> None:
     """It would cost every ingress seconds and hundreds of megabytes; and nothing can start before
-    the process has ended that parses the configuration and builds the graph of all classes.
+    the process has ended that parses the configuration and builds the graph of all classes, nor
+    before the command has checked the file.
     """
     code = (
         "import sys, engine.requests.chunks, serve_app.app, serve_app.config.app_args as config; "
+        "import pathlib, gpt_task_serve.serve, serve_app.check as check; "
         "config.AppArgs.model_validate({'models': [{'id': 'a/b', 'min_replicas': 0}]}); "
+        "assert not check.check(pathlib.Path('serve_config.yaml'))[1]; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from engine.parallel.coordinator import Coordinator
 from engine.parallel.launcher import Launcher
 from engine.parallel.split_executor import SplitExecutor
 from engine.platform.determinism import make_deterministic
+from engine.platform.measurements import KeptMeasurement, cache_directory, machine
+from engine.platform.platforms import platform_of
 from engine.requests.prompt import PromptRenderer
 from engine.sampling.sampler import prepare_sampling
 from engine.text.detect import MessageFormats
@@ -81,12 +83,34 @@ def _assembled(config: EngineConfig, executor: Executor) -> Assembly:
         weights = beside.submit(weights_digest, config, loaded)
         for adapter in loaded.adapters.values():
             beside.submit(lambda each: each.digest, adapter)
-        batching = set_up_batching(executor, config)
+        batching = set_up_batching(executor, config, _kept(config, loaded, weights))
         prepare_sampling(loaded.device)
     adapters = _adapters(config, loaded, batching)
     renderer = PromptRenderer(loaded)
     card = model_card(config, loaded, batching, renderer, weights.result())
     return Assembly(loaded, executor, batching, renderer, renderer.formats, card, adapters)
+
+
+def _kept(config: EngineConfig, loaded: LoadedModel, weights: Future[str]) -> KeptMeasurement:
+    """What was measured of this model with this configuration on this machine.
+
+    Nothing is kept where not all that it depends on is known here: code of the model's repository,
+    other ranks.
+    """
+    knows_all = not config.trust_remote_code and not config.tensor_parallel
+    directory = cache_directory() if config.keep_measurements and knows_all else None
+    platform = platform_of(loaded.device)
+    spread = loaded.spread
+    devices = [stage.device for stage in spread.stages] if spread else [loaded.device]
+    depends_on = {
+        "machine": machine(),
+        "devices": [platform.device_name(each) for each in devices],
+        "config": config.model_dump(mode="json"),
+        "dtype": str(loaded.model.dtype),
+        "checkpoint": loaded.checkpoint.card(),
+        "context_length": loaded.context_length,
+    }
+    return KeptMeasurement(depends_on, weights.result, directory)
 
 
 def _adapters(

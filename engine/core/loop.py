@@ -19,7 +19,8 @@ import torch
 from engine.config import EngineConfig
 from engine.core.build import Assembly, assemble
 from engine.core.in_flight import InFlight
-from engine.core.scheduler import Scheduler, overloaded
+from engine.core.scheduling.prompt_budget import PromptBudget, TimedStep
+from engine.core.scheduling.scheduler import Scheduler, overloaded
 from engine.core.step import Execution
 from engine.parallel.launcher import Launcher, Subprocesses
 from engine.platform.platforms import platform_of
@@ -60,7 +61,7 @@ class EngineLoop:
         if self._lookahead is None:
             self._lookahead = platform_of(self.assembly.loaded.device).lookahead
         self._execution = Execution(self.assembly, self.scheduler, lookahead=self._lookahead)
-        self._in_flight: list[InFlight] = []
+        self._in_flight: tuple[TimedStep, list[InFlight]] | None = None
 
     # --- For other threads -----------------------------------------------------------------------
 
@@ -187,7 +188,8 @@ class EngineLoop:
         """One step of all requests; False when there was nothing to do."""
         self._drop_cancelled()
         self._admit()
-        launched = self._execution.launch()
+        timed = self.scheduler.budget.begin()
+        launched = timed, self._execution.launch()
         if self._lookahead:
             self._settle()
             self._in_flight = launched
@@ -199,9 +201,12 @@ class EngineLoop:
 
     def _settle(self) -> None:
         """Finish the step that is in flight."""
-        in_flight, self._in_flight = self._in_flight, []
+        if self._in_flight is None:
+            return
+        (timed, in_flight), self._in_flight = self._in_flight, None
         for one in in_flight:
             self._execution.finish(one)
+        self.scheduler.budget.end(timed)
 
     def _drop_cancelled(self) -> None:
         for request in (*self.scheduler.waiting, *self.scheduler.running):
@@ -237,7 +242,7 @@ def _scheduler(config: EngineConfig, assembly: Assembly) -> Scheduler:
         assembly.adapters,
         max_sequences=config.max_sequences,
         prefill_chunk=batching.prefill_chunk,
-        max_prefill_rows=batching.batch_sizes.prefill[-1] if batching.batch_sizes else 0,
+        budget=PromptBudget(batching.batch_sizes, config.max_stream_wait_steps),
         max_exclusive_tokens=config.max_exclusive_tokens,
         long_after=batching.long_after,
         states=batching.states,

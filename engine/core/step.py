@@ -21,7 +21,7 @@ from engine.core.draw import Drawing, Wanted
 from engine.core.faults import fail_on_error, parts_of
 from engine.core.generate_fallback import run_generate_fallback
 from engine.core.in_flight import DrawnTokens, InFlight, Proposed, Row, ScoredChunk
-from engine.core.scheduler import Scheduler
+from engine.core.scheduling.scheduler import Scheduler
 from engine.core.speculation.guesser import Guesser
 from engine.core.speculation.speculation import Speculation
 from engine.execution.batch_sizes import BatchSizes
@@ -109,12 +109,10 @@ class Execution:
         In one forward where that gives the same bits: it reads the weights once, and the products
         of a few decode rows, which are bound by memory, become part of larger ones that are not.
         """
-        decoding = self._scheduler.decoding()
-        if decoding and self.batch_sizes.can_mix_prefill_and_decode:
-            chunks = self._scheduler.prefill_chunks(beside=len(decoding))
-            if chunks and not any(_places_itself(chunk.owner) for chunk in chunks):
-                return self._isolated([*chunks, *self._with_drafts(decoding, chunks)])
         chunks = self._scheduler.prefill_chunks()
+        decoding = self._scheduler.decoding()
+        if chunks and self._share_a_forward(chunks, decoding):
+            return self._isolated([*chunks, *self._with_drafts(decoding, chunks)])
         if not chunks:
             return self._isolated(self._with_drafts(decoding))
         launched = self._isolated(chunks)
@@ -124,6 +122,17 @@ class Execution:
             began = {chunk.owner for chunk in chunks}
             decoding = [tokens for tokens in decoding if tokens.owner not in began]
         return [*launched, *self._isolated(self._with_drafts(decoding))]
+
+    def _share_a_forward(
+        self, chunks: Sequence[ScheduledTokens], decoding: Sequence[ScheduledTokens]
+    ) -> bool:
+        """Whether these chunks of prompts and decode steps run in one forward."""
+        if not decoding or not self.batch_sizes.can_mix_prefill_and_decode:
+            return False
+        if any(_places_itself(chunk.owner) for chunk in chunks):
+            return False
+        rows = sum(chunk.num_tokens for chunk in chunks) + len(decoding)
+        return rows <= self.batch_sizes.prefill[-1]
 
     def _with_drafts(
         self, decoding: Sequence[ScheduledTokens], chunks: Sequence[ScheduledTokens] = ()

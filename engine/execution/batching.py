@@ -7,45 +7,36 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 
 from engine.config import EngineConfig
 from engine.execution.attention.adapters import use_interface
-from engine.execution.attention.backends import BACKENDS
-from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
-from engine.execution.batch_invariance import (
-    any_batch_sizes,
-    find_batch_sizes,
-    tokens_needed,
-)
+from engine.execution.attention.interface import UnsupportedAttentionError
 from engine.execution.batch_sizes import BatchInvarianceError, BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
-from engine.execution.forward_check import CHECKED_TOKENS, forward_problem
 from engine.execution.kv_cache import KVCache
-from engine.execution.model_runner import ModelRunner, Shapes, plain_attention
+from engine.execution.measuring.batch_invariance import tokens_needed
+from engine.execution.measuring.forward_check import CHECKED_TOKENS
+from engine.execution.measuring.measurement import measurement
+from engine.execution.model_runner import ModelRunner, Shapes
 from engine.execution.modules import long_rope
-from engine.execution.modules.compiled_layers.layers import CompiledLayers, compile_layers
-from engine.execution.modules.compiled_layers.tracing import TRACED
+from engine.execution.modules.compiled_layers.layers import CompiledLayers
 from engine.execution.modules.experts import has_other_mixtures, use_exact_experts
-from engine.execution.modules.prepack import packed_bytes, prepack
+from engine.execution.modules.prepack import prepack
 from engine.execution.modules.recurrence.layers import use_states
 from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.adapters.adapter import adapter_room
 from engine.loading.loaded_model import LoadedModel
-from engine.platform.cache_directory import compiled_dir
 from engine.platform.interface import Sizes
+from engine.platform.measurements import KeptMeasurement
 from engine.platform.platforms import platform_of
 from engine.quantization.registry import quantization
-from engine.requests.request import ScheduledTokens
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
 
-_WORTH_COMPILING = 100 * 10**6
-"""Bytes of packed weights."""
 _NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it computes no attention
 
 
@@ -81,8 +72,15 @@ class ContinuousBatching:
         return None if self.problem is not None else self.runner.backend.name
 
 
-def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatching:
+def set_up_batching(
+    executor: Executor, config: EngineConfig, kept: KeptMeasurement
+) -> ContinuousBatching:
     """Measure a model: its KV shapes, an attention backend that works, batch sizes that agree.
+
+    Args:
+        executor: of the model.
+        config: of the engine.
+        kept: what was measured before; it gets what is measured now.
 
     Raises:
         ModelInvalid: not even the model's own forward runs.
@@ -106,11 +104,7 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
         use_exact_experts(loaded.model, quantized, packs=can and packs)
         prepacked = can and prepack(loaded.model, trial=executor.measure, plain=packs)
         plan = _plan(executor, shapes, config, sizes)
-        runner = _working_runner(executor, shapes, plan)
-        compiled = CompiledLayers()
-        if prepacked and _wants_compiled(config, loaded, shapes):
-            compiled = _compiled_layers(runner)
-        batch_sizes = _batch_sizes(runner, loaded, config, sizes, compiled)
+        found = measurement(executor, shapes, plan, config, kept, prepacked=prepacked)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (UnsupportedAttentionError, BatchInvarianceError) as error:
@@ -118,7 +112,9 @@ def set_up_batching(executor: Executor, config: EngineConfig) -> ContinuousBatch
     except Exception as error:  # noqa: BLE001 - with any error the packed forward does not work
         problem = f"a forward of packed rows fails with {type(error).__name__}: {error}"
     else:
-        return ContinuousBatching(runner, batch_sizes, sizes.prefill_chunk, prepacked, compiled)
+        return ContinuousBatching(
+            found.runner, found.batch_sizes, sizes.prefill_chunk, prepacked, found.compiled
+        )
     runner = executor.build(RunnerPlan(_NO_KERNEL, sizes.page_size, 0, 0, 0))
     _refuse_without_forward(runner, config)
     logger.warning("%s runs through generate, a task at a time: %s", config.name, problem)
@@ -135,114 +131,6 @@ def _refuse_without_forward(runner: ModelRunner, config: EngineConfig) -> None:
         bits = config.quantize_bits
         how = f"dtype {config.dtype}" + (f" and quantize_bits {bits}" if bits else "")
         raise ModelInvalid(f"model {config.name!r} does not run with {how}: {error}") from error
-
-
-def _wants_compiled(config: EngineConfig, loaded: LoadedModel, shapes: Shapes) -> bool:
-    """Whether to compile layers: those of small models would take longer than they ever save.
-
-    What adapters add, states and the factors of long sequences depend on the tasks of a forward,
-    which compiled code does not see.
-    """
-    if config.compile == "off" or loaded.adapters or shapes.states or loaded.spread:
-        return False
-    if long_rope.long_rope_limit(loaded.model) is not None:
-        return False
-    return config.compile == "on" or packed_bytes(loaded.model) >= _WORTH_COMPILING
-
-
-def _compiled_layers(runner: ModelRunner) -> CompiledLayers:
-    """The layers that are compiled, none if what they compute is not what it was."""
-    loaded = runner.loaded
-
-    def run(num_rows: int) -> None:
-        pages = list(range(runner.cache.pages_for(num_rows)))
-        rows = [ScheduledTokens(0, num_rows, pages)]
-        ids = torch.zeros(num_rows, dtype=torch.long, device=runner.device)
-        runner.forward(ids, rows, num_rows=num_rows, keep=[0], num_keep=2)
-
-    tracing = partial(plain_attention, loaded, TRACED)
-    compiled = compile_layers(loaded.model, run, tracing, compiled_dir())
-    if compiled:
-        problem = forward_problem(runner, vocab_size=_vocab_size(loaded))
-        if problem is not None:
-            logger.warning("layers are not compiled: %s", problem)
-            compiled.undo()
-    return compiled
-
-
-def _batch_sizes(
-    runner: ModelRunner,
-    loaded: LoadedModel,
-    config: EngineConfig,
-    sizes: Sizes,
-    compiled: CompiledLayers,
-) -> BatchSizes:
-    """The batch sizes of a runner; without compiled layers if with them there are none."""
-    try:
-        return _found_batch_sizes(runner, loaded, config, sizes)
-    except BatchInvarianceError as error:
-        if not compiled:
-            raise
-        logger.warning("layers are not compiled: %s", error)
-        compiled.undo()
-    return _found_batch_sizes(runner, loaded, config, sizes)
-
-
-def _found_batch_sizes(
-    runner: ModelRunner, loaded: LoadedModel, config: EngineConfig, sizes: Sizes
-) -> BatchSizes:
-    # An image that is prefilled in one piece may be longer than a chunk.
-    prefill_rows = max(sizes.prefill_chunk, loaded.whole_image_tokens)
-    if not config.deterministic:
-        return any_batch_sizes(
-            runner, max_sequences=config.max_sequences, prefill_chunk=prefill_rows
-        )
-    return find_batch_sizes(
-        runner,
-        vocab_size=_vocab_size(loaded),
-        max_sequences=config.max_sequences,
-        prefill_chunk=prefill_rows,
-    )
-
-
-def _working_runner(executor: Executor, shapes: Shapes, plan: RunnerPlan) -> ModelRunner:
-    """A runner with the first backend that takes this model and computes what its own forward does.
-
-    Raises:
-        UnsupportedAttentionError: no backend does; it says why the last one does not.
-    """
-    loaded = executor.loaded
-    spans = bool(loaded.whole_image_tokens)
-    needs = AttentionNeeds(
-        shapes.keys_and_values, plan.page_size, loaded.device, bidirectional_spans=spans
-    )
-    problem: str | None = None
-    for name in platform_of(loaded.device).attention_backends:
-        problem = BACKENDS[name].problem(needs)
-        if problem is None:
-            tried = _try_runner(executor, replace(plan, attention=name))
-            if isinstance(tried, ModelRunner):
-                return tried
-            problem = tried
-        logger.info("attention is not computed by the backend %r: %s", name, problem)
-    raise UnsupportedAttentionError(problem)
-
-
-def _try_runner(executor: Executor, plan: RunnerPlan) -> ModelRunner | str:
-    """A runner that works; or why it does not, with its cache freed for the next one."""
-    try:
-        runner = executor.build(plan)
-        problem = forward_problem(runner, vocab_size=_vocab_size(executor.loaded))
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except RuntimeError as error:  # the kernel refuses something that is not known here
-        return str(error)
-    return problem or runner
-
-
-def _vocab_size(loaded: LoadedModel) -> int:
-    size: int = loaded.model.config.get_text_config().vocab_size
-    return size
 
 
 def _refuse_mixing_rows(loaded: LoadedModel) -> None:
@@ -295,7 +183,7 @@ def _plan(executor: Executor, shapes: Shapes, config: EngineConfig, sizes: Sizes
         page_size=page_size,
         num_pages=num_pages,
         max_pages=min(-(-loaded.context_length // page_size), num_pages),
-        max_rows=2 * sizes.prefill_chunk,
+        max_rows=sizes.forward_rows,
         num_states=num_states,
     )
 

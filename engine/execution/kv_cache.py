@@ -191,7 +191,7 @@ class KVCache:
         self._ranks.run(CopyTokens(tuple(source), tuple(target), start, stop), self)
 
     def fill_randomly(self, pages: Sequence[int], seed: int) -> None:
-        """Fill whole pages with random keys and values; for `engine.execution.batch_invariance`."""
+        """Fill whole pages with random keys and values, for the batch invariance check."""
         self._ranks.run(FillPages(tuple(pages), seed), self)
 
     def bits(self, pages: Sequence[int], start: int, stop: int) -> bytes:

@@ -19,10 +19,17 @@ Replay = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How prompts and the KV cache are cut: tokens of a prefill chunk, tokens of a page."""
+    """How prompts and the KV cache are cut.
+
+    Attributes:
+        prefill_chunk: tokens of a chunk of a prompt.
+        page_size: tokens of a page.
+        forward_rows: rows of the largest forward; two chunks at least.
+    """
 
     prefill_chunk: int
     page_size: int
+    forward_rows: int
 
 
 class Platform(ABC):
@@ -167,7 +174,9 @@ class Platform(ABC):
 
     def sizes(self, prefill_chunk: int | None, page_size: int | None) -> Sizes:
         """The sizes of a configuration, with the defaults where it has none."""
-        return Sizes(
-            prefill_chunk=prefill_chunk or self.default_sizes.prefill_chunk,
-            page_size=page_size or self.default_sizes.page_size,
-        )
+        usual = self.default_sizes
+        page_size = page_size or usual.page_size
+        if prefill_chunk is None:
+            return Sizes(usual.prefill_chunk, page_size, usual.forward_rows)
+        # Known prefixes of recurrent layers begin where a forward has ended, not at every chunk.
+        return Sizes(prefill_chunk, page_size, 2 * prefill_chunk)

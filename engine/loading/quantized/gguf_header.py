@@ -18,8 +18,6 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import _type_traits
-from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
 
 from schema.errors import ModelCorrupt, ModelFormatUnsupported, ModelIncomplete, ModelInvalid
 
@@ -173,6 +171,13 @@ def _refuse(header: GgufHeader, path: Path, model: str) -> None:
             f"model {model!r}: {path.name} is one of {parts} files: join them with llama.cpp's "
             "`llama-gguf-split --merge`, or take a quantization that is one file"
         )
+    # Only here: the check before the server starts reads other headers too, and transformers takes
+    # half a second to import.
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING  # noqa: PLC0415
+    from transformers.integrations.gguf.gguf_config_mapping import (  # noqa: PLC0415
+        GGUF_CONFIG_ARCHS,
+    )
+
     architecture = header.architecture
     known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS, *OTHER_NAMES} - {"general", "tokenizer"}
     why = _NOT_SERVED.get(architecture)

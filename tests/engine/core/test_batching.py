@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 import pytest
@@ -144,6 +144,19 @@ async def test_more_tasks_than_places(tiny_engine: TinyEngine) -> None:
     tight.close()  # the last answer is reported a moment before its pages are freed
     stats = tight.stats()
     assert stats["kv_pages_free"] + stats["kv_pages_kept"] == stats["kv_pages"]
+
+
+@pytest.mark.parametrize("steps", [1, None])
+async def test_how_long_streams_wait_changes_no_answer(
+    steps: int | None, tiny_engine: TinyEngine
+) -> None:
+    """Steps then have other rows of prompts: as few as can be, and as many."""
+    usual = tiny_engine("qwen2", dtype="bfloat16")
+    wanted = tasks(24, images=False)
+    alone = [usual.run_blocking(task) for task in wanted]
+    with closing(Engine(usual.config.replace(max_stream_wait_steps=steps))) as engine:
+        assert engine.card()["system_fingerprint"] == usual.card()["system_fingerprint"]
+        assert await at_once(engine, wanted) == alone
 
 
 async def test_a_chunk_contains_what_is_new(tiny_engine: TinyEngine) -> None:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from engine.core.scheduler import Scheduler
+from engine.core.scheduling.prompt_budget import PromptBudget
+from engine.core.scheduling.scheduler import Scheduler
+from engine.execution.batch_sizes import BatchSizes
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.execution.modules.adapter_cache import AdapterCache
 from engine.execution.modules.lora import Loras
@@ -21,6 +23,8 @@ from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid
 
 PAGE, CHUNK, MAX_SEQUENCES, MAX_ROWS = 4, 8, 6, 24
+ALL_SIZES = (2, 4, 6, 8, 12, 16, 20, MAX_ROWS)
+SIZES = BatchSizes(ALL_SIZES, ALL_SIZES, MAX_SEQUENCES, can_mix_prefill_and_decode=True)
 
 
 class _Text:
@@ -73,7 +77,8 @@ class FakeLoop:
     In place of keys it writes each token's id, so that a page with the wrong content shows.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, max_wait_steps: int | None = None) -> None:
+        self.now = 0.0
         shape = KVShape(1, 1, 1, torch.float32)
         self.cache = KVCache(
             {0: shape}, num_pages=num_pages, page_size=PAGE, device=torch.device("cpu")
@@ -83,7 +88,7 @@ class FakeLoop:
             AdapterCache({}, Loras(), 1),
             max_sequences=MAX_SEQUENCES,
             prefill_chunk=CHUNK,
-            max_prefill_rows=MAX_ROWS,
+            budget=PromptBudget(SIZES, max_wait_steps, clock=lambda: self.now),
             max_exclusive_tokens=1000,
         )
         self.admitted: list[Request] = []
@@ -97,23 +102,34 @@ class FakeLoop:
                     for _ in range(request.settings.max_new_tokens):
                         request.accept(answer, 7)
                 request.emit([])
+        step = scheduler.budget.begin()
         batched = [request for request in scheduler.running if request.settings.batched]
         assert sum(len(request.sequences) for request in batched) <= MAX_SEQUENCES
-        beside = len(scheduler.decoding())
-        chunks = scheduler.prefill_chunks(beside=beside)
-        if chunks:
-            assert beside + sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
-        else:  # they run apart from the others, so that prompts always advance
-            chunks = scheduler.prefill_chunks()
-        assert sum(chunk.stop - chunk.start for chunk in chunks) <= MAX_ROWS
+        streams = [r for r in batched if r.status == Status.DECODE]
+        beside = sum(len(r.running) for r in streams)
+        chunks = scheduler.prefill_chunks()
+        prompt_rows = sum(chunk.num_tokens for chunk in chunks)
+        assert prompt_rows <= MAX_ROWS
+        if len(chunks) > 1:  # one that does not fit beside the others runs apart
+            assert beside + prompt_rows <= MAX_ROWS
+        self.now += self.seconds(beside, prompt_rows)
+        self.took(beside, [chunk.num_tokens for chunk in chunks])
         for chunk in chunks:
             self._prefill(chunk)
         for request in {id(token.owner): token.owner for token in scheduler.decoding()}.values():
             for answer in request.running:
                 self._decode(request, answer)
             request.emit([])
+        scheduler.budget.end(step)
         scheduler.drop_finished()
         scheduler.check_integrity()
+
+    def seconds(self, streams: int, prompt_rows: int) -> float:
+        """What a step takes, of a clock that nothing else moves."""
+        return 1.0
+
+    def took(self, streams: int, chunks: list[int]) -> None:
+        """A step has these rows."""
 
     def _write(self, pages: list[int], position: int, token: int) -> None:
         self.cache.layers[0].keys[self.cache.slots(pages, position, position + 1)] = token
@@ -149,9 +165,11 @@ class FakeLoop:
 
 
 @settings(max_examples=150, deadline=None)
-@given(jobs=jobs, num_pages=st.integers(14, 60))
-def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_pages: int) -> None:
-    loop = FakeLoop(num_pages)
+@given(jobs=jobs, num_pages=st.integers(14, 60), max_wait_steps=st.sampled_from([None, 1, 3, 50]))
+def test_every_task_ends_and_no_page_is_lost_or_shared(
+    jobs: list[Job], num_pages: int, max_wait_steps: int | None
+) -> None:
+    loop = FakeLoop(num_pages, max_wait_steps)
     accepted: list[tuple[Job, Request]] = []
     for job in jobs:
         request = job.request()
@@ -164,7 +182,8 @@ def test_every_task_ends_and_no_page_is_lost_or_shared(jobs: list[Job], num_page
         loop.scheduler.waiting.append(request)
         accepted.append((job, request))
 
-    most = sum(len(job.prompt) + job.max_new + 2 for job, _ in accepted)
+    # A chunk waits for three steps at most, and every other step decodes.
+    most = sum(len(job.prompt) + job.max_new + 5 for job, _ in accepted)
     for step in range(most + 1):
         for job, request in accepted:
             if job.cancel_after == step:

@@ -42,7 +42,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The user's cache directory."""
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("GPT_TASK_SERVE_CACHE", str(directory))
         yield directory
 
 
@@ -101,7 +101,7 @@ def test_code_that_computes_something_else_is_not_used(
 ) -> None:
     """Here that of a layer with another activation, in the place of the layer's own."""
     other, own, cache = (tmp_path / name for name in ("other", "own", "cache"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("GPT_TASK_SERVE_CACHE", str(cache))
     for directory, activation in ((other, "gelu"), (own, "silu")):
         directory.mkdir()
         save_architecture("llama", {"hidden_act": activation}, directory)
@@ -117,7 +117,7 @@ def test_code_that_computes_something_else_is_not_used(
 
 def test_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("GPT_TASK_SERVE_CACHE", str(tmp_path / "file"))
     save_architecture("llama", KINDS["llama"], tmp_path)
     with closing(engine_of(tmp_path)) as engine:
         assert engine.card()["compiled"]["layers"] == 2

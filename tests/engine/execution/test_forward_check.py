@@ -17,8 +17,8 @@ from engine.execution import cuda_graphs, model_runner
 from engine.execution.attention.interface import AttentionBackend
 from engine.execution.attention.paged import PerSequenceAttention
 from engine.execution.executor import Executor
-from engine.execution.forward_check import forward_problem
 from engine.execution.kv_cache import KVCache
+from engine.execution.measuring.forward_check import forward_problem
 from engine.execution.model_runner import ModelRunner
 from engine.execution.modules.recurrence.states import StateCache
 from engine.loading.loader import load_model

@@ -92,7 +92,7 @@ def test_no_other_module_asks_what_a_device_is() -> None:
 class Accelerator(CpuPlatform):
     """Computes on the CPU, but appears to the engine as another kind of device."""
 
-    default_sizes = Sizes(prefill_chunk=32, page_size=8)
+    default_sizes = Sizes(prefill_chunk=32, page_size=8, forward_rows=64)
     kv_layout = "tokens first"
     default_kv_bytes = None
     lookahead = True

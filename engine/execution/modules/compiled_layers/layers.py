@@ -79,7 +79,7 @@ def compile_layers(
     model: Any,
     run: Callable[[int], object],
     tracing: Callable[[], Any],
-    directory: Path,
+    directory: Path | None,
 ) -> CompiledLayers:
     """Compile what can be compiled of the layers of a decoder, in place.
 
@@ -87,7 +87,7 @@ def compile_layers(
         model: whose linear layers are packed (`engine.execution.modules.prepack`).
         run: runs a packed forward of so many rows.
         tracing: a context in which the model's attention is `tracing.TRACED`.
-        directory: where machine code is kept.
+        directory: where machine code is kept; None keeps none.
 
     Returns:
         Which layers are compiled: none where there is no compiler.

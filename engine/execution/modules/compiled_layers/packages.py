@@ -37,23 +37,24 @@ def compiler_version() -> str | None:
     return said.stdout.splitlines()[0]
 
 
-def compiled(program: torch.export.ExportedProgram, directory: Path) -> Run:
+def compiled(program: torch.export.ExportedProgram, directory: Path | None) -> Run:
     """The machine code of a graph, from the directory if it was compiled there before.
 
-    Where the directory cannot be written to, every start compiles.
+    Without one, or where it cannot be written to, every start compiles.
 
     Raises:
         Exception: of many kinds, from Inductor and the compiler.
     """
     options = _options()
     name = f"{_key(program, options)}.pt2"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Replicas that start at the same time compile once.
-        with FileLock(directory / f"{name}.lock"):
-            return _kept(program, options, directory / name)
-    except OSError as error:
-        logger.warning("the machine code of layers is not kept: %s", error)
+    if directory is not None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # Replicas that start at the same time compile once.
+            with FileLock(directory / f"{name}.lock"):
+                return _kept(program, options, directory / name)
+        except OSError as error:
+            logger.warning("the machine code of layers is not kept: %s", error)
     with tempfile.TemporaryDirectory() as work:
         _compile(program, options, Path(work) / name)
         return _loaded(Path(work) / name)

@@ -148,7 +148,7 @@ class StateCache:
         state.row, state.num_tokens = None, 0
 
     def random_state(self, seed: int) -> RecurrentState:
-        """A state that stays as it is in forwards; for `engine.execution.batch_invariance`."""
+        """A state that stays as it is in forwards, for the batch invariance check."""
         if not self.shapes:
             return RecurrentState(fixed=True)
         row = self.take()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from engine.core.prefix_cache import PrefixCache, chunk_keys
+from engine.core.scheduling.prefix_cache import PrefixCache, chunk_keys
+from engine.core.scheduling.prompt_budget import PromptBudget
 from engine.execution.kv_cache import KVCache
 from engine.execution.modules.adapter_cache import AdapterCache
 from engine.execution.modules.recurrence.states import StateCache
@@ -24,7 +25,7 @@ class Scheduler:
         *,
         max_sequences: int,
         prefill_chunk: int,
-        max_prefill_rows: int,
+        budget: PromptBudget,
         max_exclusive_tokens: int,
         long_after: int | None = None,
         states: StateCache | None = None,
@@ -36,7 +37,7 @@ class Scheduler:
         self._long_after = long_after
         self._max_sequences = max_sequences
         self._prefill_chunk = prefill_chunk
-        self._max_prefill_rows = max_prefill_rows
+        self.budget = budget
         self._max_exclusive_tokens = max_exclusive_tokens
         self.prefixes = PrefixCache(cache, prefill_chunk, self._states, num_kept_states)
         self.waiting: deque[Request] = deque()
@@ -111,30 +112,36 @@ class Scheduler:
         request.status = Status.PREFILL
         return request
 
-    def prefill_chunks(self, beside: int = 0) -> list[ScheduledTokens]:
-        """The next chunks of the prompts being prefilled, as far as one forward holds them.
+    def prefill_chunks(self) -> list[ScheduledTokens]:
+        """The next chunks of the prompts being prefilled, as many as the budget takes.
 
         A prompt is always cut at multiples of the chunk size from its own start, so that its keys
         and values are a function of the prompt alone. Attention is computed for each chunk of a
         prompt by itself: a layer writes the keys and values of all before it reads any.
-
-        Args:
-            beside: rows of that forward that are not of prompts.
         """
         chunks: list[ScheduledTokens] = []
-        rows_left = self._max_prefill_rows - beside
+        rows, streams = 0, self.num_streams
+        full = False
         for request in self.running:
             if request.status != Status.PREFILL or not request.settings.batched:
                 continue
             start = request.num_prefilled
             while start < request.prompt_tokens:
                 stop = request.prompt.chunk_stop(start, self._prefill_chunk)
-                if stop - start > rows_left:
-                    return chunks
-                rows_left -= stop - start
+                if full := not self.budget.takes(streams, rows + stop - start, first=not chunks):
+                    break
+                rows += stop - start
                 chunks.append(request.prefill_chunk(start, stop))
                 start = stop
+            if full:  # those after it do not overtake it
+                break
+        self.budget.chosen(streams, rows, passed_over=full and not chunks)
         return chunks
+
+    @property
+    def num_streams(self) -> int:
+        """Sequences that are being generated."""
+        return sum(len(r.running) for r in self.running if r.status == Status.DECODE)
 
     def decoding(self) -> list[ScheduledTokens]:
         """The last token of every sequence that takes a decode step, request by request."""

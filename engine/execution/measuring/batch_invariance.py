@@ -7,11 +7,12 @@ model. That the forward computes the right thing is the question of `forward_che
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,64 +52,112 @@ _KNOWN_ROWS = 64
 take almost twice the time."""
 
 
-def candidate_rows(max_sequences: int, prefill_chunk: int) -> tuple[int, ...]:
-    """Batch sizes worth a check: 2, 3, 4, 6, 8, 12 ... and eighths of a chunk, up to two chunks.
+class WantedSizes(NamedTuple):
+    """Which batch sizes an engine needs.
+
+    Attributes:
+        max_sequences: rows that the largest decode size must hold.
+        prefill_chunk: rows that the largest prefill size must hold.
+        forward_rows: rows of the largest forward.
+    """
+
+    max_sequences: int
+    prefill_chunk: int
+    forward_rows: int
+
+
+def candidate_rows(wanted: WantedSizes) -> tuple[int, ...]:
+    """Batch sizes worth a check: 2, 3, 4, 6, 8, 12 ... and sixteenths of the largest forward.
 
     At most a third of a small batch is padding then, and little of a large one. One row is left
     out: it takes another kernel almost everywhere, and two rows cost the same.
     """
-    largest = max(2 * prefill_chunk, max_sequences)
+    most, chunk, rows = wanted
+    largest = max(rows, most)
     steps = {k << i for i in range(largest.bit_length()) for k in (2, 3)}
-    eighth = max(prefill_chunk // 8, 1)
-    steps.update(range(eighth, largest + 1, eighth))
-    return tuple(sorted(n for n in steps | {max_sequences, prefill_chunk} if 2 <= n <= largest))
+    part = max(rows // 16, 1)
+    steps.update(range(part, largest + 1, part))
+    return tuple(sorted(n for n in steps | {most, chunk, rows} if 2 <= n <= largest))
 
 
-def any_batch_sizes(runner: ModelRunner, *, max_sequences: int, prefill_chunk: int) -> BatchSizes:
+def any_batch_sizes(runner: ModelRunner, wanted: WantedSizes) -> BatchSizes:
     """All batch sizes, whether they agree or not: no padding and no promise."""
     return BatchSizes(
-        decode=tuple(range(1, max_sequences + 1)),
-        prefill=tuple(range(1, 2 * prefill_chunk + 1)),
-        max_head=max_sequences,
+        decode=tuple(range(1, wanted.max_sequences + 1)),
+        prefill=tuple(range(1, wanted.forward_rows + 1)),
+        max_head=wanted.max_sequences,
         can_mix_prefill_and_decode=not runner.backend.decodes_apart,
     )
 
 
-def find_batch_sizes(
-    runner: ModelRunner, *, vocab_size: int, max_sequences: int, prefill_chunk: int
-) -> BatchSizes:
+def find_batch_sizes(runner: ModelRunner, wanted: WantedSizes, *, vocab_size: int) -> BatchSizes:
     """Batch sizes for decode and for prefill whose results agree bit for bit.
 
     Raises:
         BatchInvarianceError: a row's bits depend on its position or on the other rows.
     """
-    at_once = max(max_sequences, _KNOWN_ROWS)
+    at_once = max(wanted.max_sequences, _KNOWN_ROWS)
     check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once)
     decode_check = check
     if runner.backend.decodes_apart:
         decode_check = _InvarianceCheck(runner, vocab_size, max_head_rows=at_once, decode=True)
     try:
-        return _batch_sizes(check, decode_check, max_sequences, prefill_chunk, at_once)
+        return _batch_sizes(check, decode_check, wanted, at_once)
     finally:
         check.close()
         decode_check.close()
 
 
+def bits_digest(
+    runner: ModelRunner, sizes: BatchSizes, *, vocab_size: int, several: bool
+) -> str | None:
+    """A digest of the bits that forwards at these batch sizes give.
+
+    It is the same for all sizes that agree: so it shows, in few forwards, whether batch sizes that
+    were measured before still hold.
+
+    Args:
+        runner: of the model.
+        sizes: of `find_batch_sizes`.
+        vocab_size: of the model.
+        several: whether to run at the largest size too; where decode steps are replayed from
+            graphs, at all sizes of decoding, whose graphs are then there.
+
+    Returns:
+        The digest; None if these sizes do not agree.
+    """
+    decoding = [n for n in sizes.decode if n <= sizes.max_head]
+    digest = hashlib.sha256()
+    for decode, fitting in ((True, decoding), (False, sizes.prefill)):
+        chosen = {next((n for n in fitting if n >= _SEQUENCES), fitting[-1])}
+        if several:
+            chosen |= set(fitting) if decode and runner.replays_decode else {fitting[-1]}
+        decodes = decode and runner.backend.decodes_apart
+        check = _InvarianceCheck(runner, vocab_size, max_head_rows=sizes.max_head, decode=decodes)
+        try:
+            found = {check.bits(n, seed=n) for n in sorted(chosen)}
+        finally:
+            check.close()
+        if len(found) > 1:
+            return None
+        digest.update(found.pop())
+    return digest.hexdigest()
+
+
 def _batch_sizes(
     check: _InvarianceCheck,
     decode_check: _InvarianceCheck,
-    max_sequences: int,
-    prefill_chunk: int,
+    wanted: WantedSizes,
     at_once: int,
 ) -> BatchSizes:
     """See `find_batch_sizes`."""
-    candidates = _rounding_alike(check, candidate_rows(max_sequences, prefill_chunk))
+    candidates = _rounding_alike(check, candidate_rows(wanted))
     prefill_groups = agreeing(check, candidates)
     decode_groups = prefill_groups
     if decode_check is not check:
         decode_groups = agreeing(decode_check, [n for n in candidates if n <= at_once])
-    decode = largest_group(decode_groups, needed=max_sequences)
-    prefill = largest_group(prefill_groups, needed=prefill_chunk)
+    decode = largest_group(decode_groups, needed=wanted.max_sequences)
+    prefill = largest_group(prefill_groups, needed=wanted.prefill_chunk)
     if decode is None or prefill is None:
         raise BatchInvarianceError("a row's result depends on its position or on the other rows")
     logger.info("batch sizes that agree bit for bit: decode %s, prefill %s", decode, prefill)
