@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -84,6 +86,17 @@ def test_the_next_start_compiles_nothing(tmp_path: Path, cache: Path) -> None:
     with closing(engine_of(tmp_path)) as engine:
         assert engine.card()["system_fingerprint"] == fingerprint
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.pt2")} == found
+
+
+def test_a_closed_engine_leaves_nothing(tmp_path: Path) -> None:
+    """Of a model that is unloaded no layer stays in memory."""
+    save_architecture("llama", KINDS["llama"], tmp_path)
+    engine = engine_of(tmp_path)
+    seen = ref(engine._loop.assembly.loaded.model.get_decoder().layers[0].self_attn)
+    engine.close()
+    del engine
+    gc.collect()
+    assert seen() is None
 
 
 def test_a_damaged_file_is_made_again(tmp_path: Path, cache: Path) -> None:

@@ -130,7 +130,8 @@ class _CompiledLayer:
         self._code = code
         self._tensors_of_call = form.tensors
         self._output = pattern_of(call.output)
-        self._always = [*tensors_of(layer).values(), place_of(trace.parts_of(layer))]
+        self._parts = trace.parts_of(layer)
+        self._always = [*tensors_of(layer).values(), place_of(self._parts)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [each.contiguous() for each in self._tensors_of_call(args, kwargs)]

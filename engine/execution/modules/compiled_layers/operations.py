@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -26,13 +28,15 @@ class LayerParts:
     attentions: Sequence[Any]
 
 
-_places: list[LayerParts] = []
+_places = WeakValueDictionary[int, LayerParts]()
+_numbers = count()
 
 
 def place_of(parts: LayerParts) -> torch.Tensor:
-    """The tensor by which operations find the parts of a layer. It stays as long as the process."""
-    _places.append(parts)
-    return torch.tensor(len(_places) - 1)
+    """The tensor by which operations find the parts of a layer, as long as the parts are kept."""
+    number = next(_numbers)
+    _places[number] = parts
+    return torch.tensor(number)
 
 
 def _product(x: torch.Tensor, place: torch.Tensor, index: int, width: int) -> torch.Tensor:
