@@ -141,7 +141,7 @@ class EngineOptions(Strict):
     compile: Compile = Field(
         default="auto",
         description="Compile the layers of a model on a CPU, with the system's C++ compiler: the "
-        "first start of a model takes some ten seconds more, a step of a few rows a quarter less. "
+        "first start of a model takes some ten seconds more, a step of a few rows a fifth less. "
         "auto compiles models of 100 MB and more. Part of the arithmetic.",
     )
     adapter_bytes: PositiveInt = Field(
