@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,10 +56,9 @@ def _listeners(process: psutil.Process) -> set[tuple[str, int]]:
     return {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}
 
 
-def test_it_listens_where_the_server_does_and_nowhere_else(tmp_path: Path) -> None:
-    port = free_port()
-    file = _written_by_ray(tmp_path, port)
-    assert len(re.findall(r"^\s+bind ", file.read_text(), re.MULTILINE)) == 3  # as Ray has it
+@contextmanager
+def _running(file: Path) -> Iterator[psutil.Process]:
+    """HAProxy with a configuration, as Ray starts it, once it listens."""
     command = [sys.executable, "-m", "gpt_task_serve.haproxy", "-db", "-f", str(file)]
     with subprocess.Popen(command) as started:
         try:
@@ -66,18 +66,26 @@ def test_it_listens_where_the_server_does_and_nowhere_else(tmp_path: Path) -> No
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline and not _listeners(haproxy):
                 time.sleep(0.02)
-            # Ray waits for an answer of the very process that it has started.
-            assert haproxy.name() == "haproxy"
-            assert _listeners(haproxy) == {("127.0.0.1", port)}
-            assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 200
-            admin = tmp_path / "admin.sock"
-            assert stat.S_IMODE(admin.stat().st_mode) == 0o600
-            with socket.socket(socket.AF_UNIX) as asked:  # as Ray asks for its statistics
-                asked.connect(str(admin))
-                asked.sendall(b"show info\n")
-                assert f"Pid: {started.pid}".encode() in asked.recv(65536)
+            yield haproxy
         finally:
             started.kill()
+
+
+def test_it_listens_where_the_server_does_and_nowhere_else(tmp_path: Path) -> None:
+    port = free_port()
+    file = _written_by_ray(tmp_path, port)
+    assert len(re.findall(r"^\s+bind ", file.read_text(), re.MULTILINE)) == 3  # as Ray has it
+    with _running(file) as haproxy:
+        # Ray waits for an answer of the very process that it has started.
+        assert haproxy.name() == "haproxy"
+        assert _listeners(haproxy) == {("127.0.0.1", port)}
+        assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 200
+        admin = tmp_path / "admin.sock"
+        assert stat.S_IMODE(admin.stat().st_mode) == 0o600
+        with socket.socket(socket.AF_UNIX) as asked:  # as Ray asks for its statistics
+            asked.connect(str(admin))
+            asked.sendall(b"show info\n")
+            assert f"Pid: {haproxy.pid}".encode() in asked.recv(65536)
 
 
 def test_a_client_that_leaves_is_noticed_behind_it(tmp_path: Path) -> None:
@@ -106,20 +114,13 @@ def test_a_client_that_leaves_is_noticed_behind_it(tmp_path: Path) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", int(behind)), Silent) as server:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [sys.executable, "-m", "gpt_task_serve.haproxy", "-db", "-f", str(file)]
-        with subprocess.Popen(command) as started:
-            try:
-                haproxy = psutil.Process(started.pid)
-                deadline = time.monotonic() + 30
-                while time.monotonic() < deadline and not _listeners(haproxy):
-                    time.sleep(0.02)
-                with ThreadPoolExecutor(clients) as pool:
-                    list(pool.map(leave, range(clients)))
+        try:
+            with _running(file), ThreadPoolExecutor(clients) as pool:
+                list(pool.map(leave, range(clients)))
                 for _ in range(clients):
                     left.get(timeout=20)
-            finally:
-                started.kill()
-                server.shutdown()
+        finally:
+            server.shutdown()
 
 
 def test_a_listener_that_is_not_known_is_refused(tmp_path: Path) -> None:

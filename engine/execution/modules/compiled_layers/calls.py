@@ -25,7 +25,7 @@ def pattern_of(value: Any) -> Any:
     """A value with a mark in the place of each tensor. Raises `UnknownArgumentError`."""
     if isinstance(value, torch.Tensor):
         return _TENSOR
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+    if type(value) in (list, tuple):
         return tuple(pattern_of(each) for each in value)
     if value is None or isinstance(value, _PLAIN):
         return value
@@ -64,9 +64,7 @@ def _collect(value: Any, pattern: Any, found: list[torch.Tensor]) -> None:
     ):
         for each, part in zip(value, pattern, strict=True):
             _collect(each, part, found)
-    elif value is not pattern and (
-        value is None or type(value) is not type(pattern) or value != pattern
-    ):
+    elif type(value) is not type(pattern) or value != pattern:
         raise CallChangedError(f"with a {type(value).__name__} in the place of {pattern}")
 
 

@@ -24,11 +24,7 @@ from engine.execution.modules.compiled_layers.calls import CallForm, filled, pat
 from engine.execution.modules.compiled_layers.kinds import kind_of, tensors_of
 from engine.execution.modules.compiled_layers.operations import place_of
 from engine.execution.modules.compiled_layers.packages import Run, compiled, compiler_version
-from engine.execution.modules.compiled_layers.tracing import (
-    LayerCall,
-    TracedLayer,
-    traced,
-)
+from engine.execution.modules.compiled_layers.tracing import LayerCall, TracedLayer, traced
 from engine.execution.modules.experts import mixtures
 
 logger = logging.getLogger(__name__)

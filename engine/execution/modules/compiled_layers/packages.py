@@ -66,6 +66,7 @@ def _kept(program: torch.export.ExportedProgram, options: dict[str, Any], path: 
             return _loaded(path)
         except RuntimeError as error:
             logger.warning("%s is compiled again, because it cannot be loaded: %s", path, error)
+    logger.info("compiling a kind of layer, which the next start finds in %s", path.parent)
     _compile(program, options, path)
     return _loaded(path)
 
@@ -77,7 +78,6 @@ def _loaded(path: Path) -> Run:
 
 def _compile(program: torch.export.ExportedProgram, options: dict[str, Any], path: Path) -> None:
     started = time.monotonic()
-    logger.info("compiling a kind of layer, which the next start finds in %s", path.parent)
     # Beside its final place, so that what is there is whole.
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         made = Path(work) / path.name
