@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from schema.answers.verification import Claim
@@ -55,6 +56,13 @@ def _log_loading() -> None:
     elif not engine.handlers:
         engine.addHandler(logging.StreamHandler())
         engine.setLevel(logging.INFO)
+
+
+@dataclass
+class _Progress:
+    """Whether the last message of a call has been made."""
+
+    is_answered: bool = False
 
 
 class ModelReplica:
@@ -112,7 +120,7 @@ class ModelReplica:
 
         ``log_id`` is the request's id where Ray Serve does not know it: in a process of the pool.
         """
-        with self._counted():
+        with self._counted() as progress:
             yield Started(self._name)
             log_id = log_id or request_id()
             if claim is not None:
@@ -121,6 +129,7 @@ class ModelReplica:
                     while (found := await verification.next(HEARTBEAT_S)) is None:
                         self._caller_monitor.check(caller)
                         yield Alive()
+                    progress.is_answered = True
                     yield Judged(found)
                 finally:
                     verification.cancel()
@@ -132,6 +141,7 @@ class ModelReplica:
                     chunk = await running.next(HEARTBEAT_S, hold_s)
                     self._caller_monitor.check(caller)
                     token_ids = running.take_token_ids()
+                    progress.is_answered = running.done
                     yield Alive(token_ids) if chunk is None else Chunk(chunk, token_ids)
                     if streamed:
                         hold_s = 0.0 if chunk is None else self._spacing_s()
@@ -191,14 +201,16 @@ class ModelReplica:
             ticker.stop()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[_Progress]:
         self._counts["ongoing"] += 1
         outcome = "failed"
+        progress = _Progress()
         try:
-            yield
+            yield progress
             outcome = "finished"
         except (asyncio.CancelledError, GeneratorExit, Cancelled):
-            outcome = "cancelled"
+            # An ingress that has the whole answer does not wait for the call's end.
+            outcome = "finished" if progress.is_answered else "cancelled"
             raise
         except REFUSALS:
             outcome = "refused"

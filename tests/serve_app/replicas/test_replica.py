@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from schema import ModelInvalid, Task, TaskArgsInvalid
 from serve_app.config.app_args import ModelArgs
-from serve_app.protocol.messages import Alive, Chunk, Started
+from serve_app.protocol.messages import Alive, Chunk, Message, Started
 from serve_app.replicas.model_replica import ModelReplica
 
 
@@ -48,6 +49,32 @@ async def test_alive_messages_while_an_answer_grows(monkeypatch: pytest.MonkeyPa
     assert len(signs) > 2  # the first is `Started`
     assert isinstance(signs[0], Started)
     assert all(isinstance(sign, Alive) for sign in signs[1:])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_how_a_task_ended_whose_caller_left(*, streamed: bool) -> None:
+    """An ingress leaves as soon as it has the whole answer, and its call's end is cancelled."""
+    demo = {"id": "demo", "source": "./demo/model", "dtype": "float32"}
+    replica = ModelReplica(ModelArgs.model_validate(demo), "cpu")
+    task = Task.from_fields(model="demo", messages=[{"role": "user", "content": "hi"}])
+
+    async def leave_when(is_time: Callable[[Message], bool]) -> dict[str, int]:
+        messages = replica.stream(task, None, streamed=streamed)
+        async for message in messages:
+            if is_time(message):
+                await messages.aclose()
+        tasks: dict[str, int] = (await replica.status())["tasks"]
+        return {name: count for name, count in tasks.items() if count}
+
+    assert await leave_when(_is_last) == {"finished": 1}
+    assert await leave_when(lambda _: True) == {"finished": 1, "cancelled": 1}
+
+
+def _is_last(message: Message) -> bool:
+    """For a task of one answer."""
+    return isinstance(message, Chunk) and any(
+        choice["finish_reason"] for choice in message.chunk["choices"]
+    )
 
 
 def test_a_replica_that_is_always_on_fails_its_deployment(tmp_path: Path) -> None:
