@@ -86,10 +86,12 @@ class EngineOptions(Strict):
         "chunk size may give other bits.",
     )
     max_stream_wait_steps: PositiveInt | None = Field(
-        default=3,
+        default=6,
         description="How long answers that are being generated wait for prompts of other tasks: a "
-        "step with prompts takes at most so many times what it takes without them, as measured. "
-        "1 favours answers, more favours first tokens, null sets no limit. It changes no bits.",
+        "step with prompts takes at most so many times what it takes without them, as measured, "
+        "and where more tasks wait for their first token than are being generated, so many times "
+        "more. 1 favours answers, more favours first tokens and throughput, null sets no limit. "
+        "It changes no bits.",
     )
     page_size: PositiveInt | None = Field(
         default=None,

@@ -38,8 +38,10 @@ class PromptBudget:
     """Decides for each step. Belongs to the engine's thread.
 
     While nothing is generated, a step takes as many rows of prompts as one forward holds. Otherwise
-    the step may take ``max_wait_steps`` times what its answers' own step takes, as measured. A
-    chunk that takes longer by itself is taken after `_MOST_PASSED` steps without one.
+    the step may take ``max_wait_steps`` times what its answers' own step takes, as measured; where
+    more requests wait for their first token than answers are generated, so many times more: few
+    streams do not hold up many that wait. A chunk that takes longer by itself is taken after
+    `_MOST_PASSED` steps without one.
 
     Attributes:
         sizes: at which forwards may run; None for a model that has no steps.
@@ -71,10 +73,11 @@ class PromptBudget:
         self._step = TimedStep(self.clock())
         return self._step
 
-    def takes(self, streams: int, prompt_rows: int, *, first: bool) -> bool:
+    def takes(self, waiting: int, streams: int, prompt_rows: int, *, first: bool) -> bool:
         """Whether the step may have so many rows of prompts.
 
         Args:
+            waiting: requests whose prompts are being read.
             streams: sequences that are being generated.
             prompt_rows: with the chunk that is in question.
             first: it is the step's first chunk.
@@ -97,7 +100,7 @@ class PromptBudget:
             return False
         if not sizes.can_mix_prefill_and_decode:
             taken += own
-        return taken <= self.max_wait_steps * own
+        return taken <= self.max_wait_steps * own * max(1.0, waiting / streams)
 
     def chosen(self, streams: int, prompt_rows: int, *, passed_over: bool) -> None:
         """The step has so many rows of prompts; ``passed_over`` says that others got none."""

@@ -122,13 +122,18 @@ class Scheduler:
         chunks: list[ScheduledTokens] = []
         rows, streams = 0, self.num_streams
         full = False
-        for request in self.running:
-            if request.status != Status.PREFILL or not request.settings.batched:
-                continue
+        reading = [
+            request
+            for request in self.running
+            if request.status == Status.PREFILL and request.settings.batched
+        ]
+        for request in reading:
             start = request.num_prefilled
             while start < request.prompt_tokens:
                 stop = request.prompt.chunk_stop(start, self._prefill_chunk)
-                if full := not self.budget.takes(streams, rows + stop - start, first=not chunks):
+                if full := not self.budget.takes(
+                    len(reading), streams, rows + stop - start, first=not chunks
+                ):
                     break
                 rows += stop - start
                 chunks.append(request.prefill_chunk(start, stop))

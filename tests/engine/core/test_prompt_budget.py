@@ -134,8 +134,23 @@ def test_where_prompts_have_forwards_of_their_own(limit: int) -> None:
         step(2, 0)
         for rows in (4, 8, 12, 16, 20, 24):
             step(2, rows)
-    fitting = [rows for rows in (4, 8, 12, 16, 20, 24) if budget.takes(2, rows, first=False)]
+    fitting = [rows for rows in (4, 8, 12, 16, 20, 24) if budget.takes(1, 2, rows, first=False)]
     assert fitting == [rows for rows in (4, 8, 12, 16, 20, 24) if 1 + 0.25 * rows <= limit]
+
+
+@pytest.mark.parametrize(("waiting", "wanted"), [(1, 2), (2, 2), (4, 4), (6, 6)])
+def test_few_streams_do_not_hold_up_many_that_wait(waiting: int, wanted: int) -> None:
+    """Beside two streams; a step takes 1 s for 8 rows, and so do the streams alone."""
+    now = 0.0
+    sizes = BatchSizes((8,), tuple(range(8, 56, 8)), 48, can_mix_prefill_and_decode=True)
+    budget = PromptBudget(sizes, 2, clock=lambda: now)
+    for streams, rows in [(2, 0), *((2, 8 * n - 2) for n in range(1, 7))] * 5:
+        timed = budget.begin()
+        budget.chosen(streams, rows, passed_over=False)
+        now += max(1.0, (streams + rows) / 8)
+        budget.end(timed)
+    takes = [n for n in range(1, 7) if budget.takes(waiting, 2, 8 * n - 2, first=True)]
+    assert takes == list(range(1, wanted + 1))
 
 
 def test_a_step_that_was_disturbed_is_forgotten() -> None:
