@@ -78,7 +78,7 @@ engine.engine              > .core .parallel .requests .requests.verification .v
                              schema schema.answers
 engine.core                > .core.scheduling .core.speculation .parallel .execution
                              .execution.modules .requests .sampling .sampling.draws
-                             .loading .loading.sharding .text .platform .config schema
+                             .loading .loading.sharding .text .vision .platform .config schema
 engine.core.scheduling     > .execution .execution.modules .execution.modules.recurrence
                              .requests schema
 engine.core.speculation    > .execution .requests
@@ -88,8 +88,8 @@ engine.execution           > .execution.attention .execution.modules
                              .execution.measuring .requests .vision .sampling .loading
                              .loading.adapters .platform .config .quantization schema
 engine.execution.measuring > .execution .execution.attention .execution.modules
-                             .execution.modules.compiled_layers .loading .platform .requests .config
-                             schema
+                             .execution.modules.compiled_layers .loading .loading.families
+                             .platform .requests .vision .config schema
 engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
 engine.execution.attention > .execution .requests .platform
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization

@@ -217,14 +217,22 @@ class EngineLoop:
     def _admit(self) -> None:
         """Start the waiting requests that there is room for.
 
-        After one that occupies the device alone, the running requests get a step first.
+        After one that occupies the device alone, the running requests get a step first; so do they
+        after images, of which as many as can be are encoded together.
         """
         busy = False
         while not busy and (request := self.scheduler.admit()):
+            started = [request]
             busy = not request.settings.batched or bool(request.prompt.images)
             if busy:
                 self._settle()
-            self._execution.start(request)
+                while (waiting := self.scheduler.waiting) and (
+                    self._execution.joins(started, waiting[0])
+                ):
+                    if (another := self.scheduler.admit()) is None:
+                        break
+                    started.append(another)
+            self._execution.start(started)
 
     def _fail_everything(self) -> None:
         while not self._submissions.empty():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 
@@ -31,6 +32,7 @@ from engine.platform.transfer import AsyncCopy, upload
 from engine.requests.request import Request, ScheduledTokens, Status
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.sampler import Sampler
+from engine.vision.features import Features
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +71,54 @@ class Execution:
 
     # --- The beginning of a request --------------------------------------------------------------
 
-    def start(self, request: Request) -> None:
-        """Make an admitted request ready for its steps; one for the fallback runs here."""
+    def joins(self, requests: Sequence[Request], waiting: Request) -> bool:
+        """Whether a waiting request brings images that are encoded together with those of others.
+
+        If it brings none it waits until the others have begun: perhaps it begins as they do.
+        """
+        tiles = self._batching.tiles
+        if tiles is None or not all(r.settings.batched for r in (*requests, waiting)):
+            return False
+        missing = self._batching.runner.vision.missing
+        known = missing(image for request in requests for image in request.prompt.images)
+        more = missing([*known, *waiting.prompt.images])
+        return len(more) > len(known) and tiles.fit(more)
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Make admitted requests ready for their steps; one for the fallback runs here."""
+        encoded = self._encoded_together(requests)
+        for request in requests:
+            self._start(request, encoded)
+
+    def _encoded_together(self, requests: Sequence[Request]) -> dict[bytes, Features]:
+        """Features of images that these requests need, of those that could share a forward.
+
+        If that fails, each request encodes its own images, so that only the faulty one ends.
+        """
+        tiles, vision = self._batching.tiles, self._batching.runner.vision
+        if tiles is None:
+            return {}
+        needed = (
+            vision.needed(request.prompt.token_ids, request.prompt.images, request.num_prefilled)
+            for request in requests
+        )
+        try:
+            return vision.encode_together(chain.from_iterable(needed), tiles)
+        except torch.AcceleratorError:
+            with fail_on_error(requests):
+                raise
+        except Exception as error:  # noqa: BLE001 - any error: one image may be its cause
+            logger.warning("images encoded together failed, they follow one by one: %r", error)
+        return {}
+
+    def _start(self, request: Request, encoded: dict[bytes, Features]) -> None:
+        """See `start`; ``encoded`` are features by the digests of images."""
         with fail_on_error([request]):
             self._adapters.load(request.adapter)
             vision = self._batching.runner.vision
             prompt = request.prompt
             request.features, request.features_skipped = vision.encode(
-                prompt.token_ids, prompt.images, request.num_prefilled
+                prompt.token_ids, prompt.images, request.num_prefilled, encoded
             )
             if not request.settings.batched:
                 with plain_attention(self._loaded), self._loras.alone(request.adapter):

@@ -33,6 +33,7 @@ from engine.platform.interface import Sizes
 from engine.platform.measurements import KeptMeasurement
 from engine.platform.platforms import platform_of
 from engine.quantization.registry import quantization
+from engine.vision.tiles import TileCounts
 from schema.errors import ModelInvalid
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,17 @@ _NO_KERNEL = "per sequence"  # of a runner whose model is not batched: it comput
 
 @dataclass(frozen=True)
 class ContinuousBatching:
-    """The setup that the loop uses; an empty cache and the ``problem`` if it cannot batch."""
+    """The setup that the loop uses; an empty cache and the ``problem`` if it cannot batch.
+
+    ``tiles``: how many tiles of images are encoded together, of a model whose images become tiles.
+    """
 
     runner: ModelRunner
     batch_sizes: BatchSizes | None
     prefill_chunk: int
     prepacked: bool
     compiled: CompiledLayers = field(default_factory=CompiledLayers)
+    tiles: TileCounts | None = None
     problem: str | None = None
 
     @property
@@ -113,7 +118,12 @@ def set_up_batching(
         problem = f"a forward of packed rows fails with {type(error).__name__}: {error}"
     else:
         return ContinuousBatching(
-            found.runner, found.batch_sizes, sizes.prefill_chunk, prepacked, found.compiled
+            found.runner,
+            found.batch_sizes,
+            sizes.prefill_chunk,
+            prepacked,
+            found.compiled,
+            found.tiles,
         )
     runner = executor.build(RunnerPlan(_NO_KERNEL, sizes.page_size, 0, 0, 0))
     _refuse_without_forward(runner, config)

@@ -34,6 +34,7 @@ class LoadedModel:
     spread: LayerPlacement | None = None  # over several devices, of which ``device`` is the first
     image_attention: ImageAttention = ImageAttention.NONE
     whole_image_tokens: int = 0  # the most tokens of an image that see each other; 0 if none do
+    tile_shape: tuple[int, ...] | None = None  # see `engine.loading.families.processors`
     typed_token_ids: frozenset[int] = frozenset()  # see `engine.loading.families.processors`
     indicator_token_ids: tuple[int, ...] = ()  # see `engine.loading.families.traits`
     tool_template: str | None = None  # for tasks with tools, if it differs

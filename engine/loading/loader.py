@@ -133,6 +133,7 @@ def load_model(
         spread=spread,
         image_attention=attention,
         whole_image_tokens=processor.most_tokens if processor and whole else 0,
+        tile_shape=processor.tile_shape if processor else None,
         typed_token_ids=processor.typed_token_ids if processor else frozenset(),
         indicator_token_ids=indicator_tokens(model) if processor else (),
         revision=source.commit,

@@ -28,6 +28,7 @@ from engine.loading.families.context import (
 )
 from engine.loading.families.family import VISION_MODEL_TYPES, family_of
 from engine.loading.families.processors import (
+    TRIAL_SIZE,
     ImageProcessor,
     image_only_processor,
     load_image_processor,
@@ -37,8 +38,6 @@ from engine.loading.quantized.gguf_model import read_gguf_config, read_gguf_toke
 from engine.loading.reading.claimed_size import refuse_absurd_counts
 from engine.loading.snapshot import locate
 from schema.errors import ModelInvalid, TaskError
-
-_TRIAL_SIZE = (64, 48)  # of the image that every processor is tried with
 
 
 def load_processor(config: EngineConfig) -> ImageProcessor | None:
@@ -99,7 +98,7 @@ def read_processor(config: EngineConfig, hf_config: PreTrainedConfig) -> ImagePr
     try:
         processor = _made_processor(config, hf_config)
         for among_others in {False, processor.depends_on_image_count}:
-            processor(Image.new("RGB", _TRIAL_SIZE), among_others=among_others)
+            processor(Image.new("RGB", TRIAL_SIZE), among_others=among_others)
     except (TaskError, OSError):
         raise
     except Exception as error:  # faulty configurations raise many types

@@ -23,7 +23,8 @@ from engine.sampling.logprobs import TokenTexts
 from engine.sampling.sampler import Sampler, invalid_logits
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
-from engine.vision.features import Features, MRopePositions
+from engine.vision.features import Features
+from engine.vision.rotary import MRopePositions
 from schema.answers.response import FinishReason, TokenLogprob
 from schema.errors import Cancelled, TaskError
 

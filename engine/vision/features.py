@@ -15,13 +15,15 @@ The families differ in few ways, found out from the model itself (`engine.loadin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine.loading.families.processors import PIXELS
 from engine.loading.families.traits import (
     image_encoder,
     reads_token_ids,
@@ -32,6 +34,8 @@ from engine.loading.families.traits import (
 from engine.loading.loaded_model import LoadedModel
 from engine.vision.image_cache import ImageCache
 from engine.vision.preprocessor import ImageInputs, PreparedImage
+from engine.vision.rotary import MRopePositions
+from engine.vision.tiles import TileCounts
 from schema.errors import TaskExecutionError
 
 _INDICATORS = "visual_indicator_features"
@@ -71,29 +75,10 @@ class Features:
         deepstack = tuple(layer[start:stop] for layer in self.deepstack)
         return replace(self, tokens=self.tokens[start:stop], deepstack=deepstack)
 
-
-@dataclass(frozen=True)
-class MRopePositions:
-    """Rotary positions of a sequence, where they differ from the places of its tokens.
-
-    Attributes:
-        prompt: [axes, tokens of the prompt].
-        offset: the positions of a generated token less its place in the sequence.
-    """
-
-    prompt: np.ndarray
-    offset: int
-
-    def without_prompt(self) -> MRopePositions:
-        """The same for tokens of the answer alone."""
-        return MRopePositions(self.prompt[:, :0], self.offset)
-
-    def of(self, start: int, stop: int) -> list[list[int]]:
-        """The positions [axes, stop - start] of tokens of the prompt, or of the answer."""
-        axes, length = self.prompt.shape
-        if stop <= length:
-            return [list(axis) for axis in self.prompt[:, start:stop].tolist()]
-        return [list(range(start + self.offset, stop + self.offset))] * axes
+    def copied(self) -> Features:
+        """The same in memory of their own, so that they do not keep those of other images."""
+        deepstack = tuple(layer.clone() for layer in self.deepstack)
+        return replace(self, tokens=self.tokens.clone(), deepstack=deepstack)
 
 
 def joined(parts: Sequence[Features]) -> Features:
@@ -138,40 +123,77 @@ class Vision:
 
     @torch.inference_mode()
     def encode(
-        self, token_ids: Sequence[int], images: ImageInputs, num_prefilled: int
+        self,
+        token_ids: Sequence[int],
+        images: ImageInputs,
+        num_prefilled: int,
+        encoded: dict[bytes, Features] | None = None,
     ) -> tuple[Features | None, int]:
         """The features of the images that a prompt still needs.
 
-        One image at a time: the shapes, and so the bits, depend on that image alone. An image
-        whose features are kept is not encoded again.
+        Those that were not encoded together are encoded one at a time: the shapes, and so the
+        bits, depend on that image alone. An image whose features are kept is not encoded again.
 
         Args:
             token_ids: the prompt's, image tokens included.
             images: the prompt's, in order.
             num_prefilled: tokens of the prompt whose keys and values are in the cache already.
+            encoded: of `encode_together`; what is used is taken out.
 
         Returns:
             The features from the first image that has a token left to prefill, and how many image
             tokens come before them.
         """
-        if not images:
-            return None, 0
-        done = token_ids[:num_prefilled].count(self._image_token_id)
-        parts: list[Features] = []
-        skipped = 0
-        for image in images:
-            if not parts and skipped + image.num_tokens <= done:
-                skipped += image.num_tokens
-            else:
-                parts.append(self._features(image))
+        needed = self.needed(token_ids, images, num_prefilled)
+        skipped = sum(image.num_tokens for image in images[: len(images) - len(needed)])
+        parts = [self._features(image, encoded or {}) for image in needed]
         return (joined(parts) if parts else None), skipped
 
-    def _features(self, image: PreparedImage) -> Features:
-        features = self._cache.get(image.digest)
-        if features is not None:
-            self.num_reused += 1
-            return features
-        features = self._encode(image)
+    def needed(
+        self, token_ids: Sequence[int], images: ImageInputs, num_prefilled: int
+    ) -> ImageInputs:
+        """The images from the first one that has a token left to prefill; arguments of `encode`."""
+        if not images:
+            return ()
+        done = token_ids[:num_prefilled].count(self._image_token_id)
+        ends = accumulate(image.num_tokens for image in images)
+        return images[sum(end <= done for end in ends) :]
+
+    def missing(self, images: Iterable[PreparedImage]) -> list[PreparedImage]:
+        """Those of the images whose features are not kept, each once."""
+        found = {image.digest: image for image in images if image.digest not in self._cache}
+        return list(found.values())
+
+    @torch.inference_mode()
+    def encode_together(
+        self, images: Iterable[PreparedImage], tiles: TileCounts
+    ) -> dict[bytes, Features]:
+        """The features, by digest, of those of the images that share a forward with others.
+
+        They are the same as alone, because forwards have numbers of tiles whose bits agree. Images
+        whose features are kept are left out.
+        """
+        found: dict[bytes, Features] = {}
+        for together in tiles.forwards(self.missing(images)):
+            pixels = np.concatenate([image.arrays[PIXELS] for image in together])
+            features = self.features_of({PIXELS: pixels})
+            self.num_encoded += len(together)
+            of_tile, start = len(features.tokens) // len(pixels), 0
+            for image in together:
+                stop = start + of_tile * len(image.arrays[PIXELS])
+                found[image.digest] = features.part(start, stop).copied()
+                start = stop
+        return found
+
+    def _features(self, image: PreparedImage, encoded: dict[bytes, Features]) -> Features:
+        features = encoded.pop(image.digest, None)
+        if features is None:
+            features = self._cache.get(image.digest)
+            if features is not None:
+                self.num_reused += 1
+                return features
+            features = self.features_of(image.arrays)
+            self.num_encoded += 1
         if len(features.tokens) != image.num_tokens:
             raise TaskExecutionError(
                 f"the model makes {len(features.tokens)} features of an image that has "
@@ -181,14 +203,15 @@ class Vision:
         self._cache.put(image.digest, features)
         return features
 
-    def _encode(self, image: PreparedImage) -> Features:
-        arrays = {
+    @torch.inference_mode()
+    def features_of(self, arrays: Mapping[str, np.ndarray]) -> Features:
+        """The features that one forward of the vision tower gives, with these arguments."""
+        inputs = {
             # A copy, because arrays from an object store are read-only.
             name: torch.from_numpy(array.copy()).to(self._model.device)
-            for name, array in image.arrays.items()
+            for name, array in arrays.items()
         }
-        output = image_encoder(self._model)(**arrays, return_dict=True)
-        self.num_encoded += 1
+        output = image_encoder(self._model)(**inputs, return_dict=True)
         layers = getattr(output, "deepstack_features", None) or ()
         indicators = getattr(output, _INDICATORS, None)
         return Features(

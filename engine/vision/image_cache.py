@@ -28,6 +28,11 @@ class ImageCache(Generic[Item]):
         self._items: LRUCache[Hashable, Item] = LRUCache(max_bytes, getsizeof=_num_bytes)
         self._lock = threading.Lock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether it has an item of a key, which does not count as used."""
+        with self._lock:
+            return key in self._items
+
     def get(self, key: Hashable) -> Item | None:
         """The item of a key, which then counts as used; None if it is not in the cache."""
         with self._lock:

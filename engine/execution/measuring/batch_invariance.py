@@ -12,10 +12,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.execution.batch_sizes import (
     BatchInvarianceError,
@@ -24,6 +23,7 @@ from engine.execution.batch_sizes import (
     largest_group,
 )
 from engine.execution.kv_cache import bits_of
+from engine.execution.measuring.rounded import GrowingSizes, Rounded
 from engine.execution.model_runner import ModelRunner
 from engine.platform.platforms import platform_of
 from engine.requests.request import ScheduledTokens
@@ -39,12 +39,6 @@ _TIMED_S = 1.0  # no round begins after this time
 _CLEARLY = 0.9  # of the time of the smaller size
 _MOST_PADDING = 4  # times the rows
 _LONG_CONTEXT, _LONG_ROWS = 1024, 8  # of the forward that shows what attention takes
-_ROUNDED = {
-    *("exp", "exp2", "expm1", "log", "log1p", "sigmoid", "silu", "gelu", "tanh", "softplus"),
-    *("mish", "elu", "erf", "cos", "sin"),
-}
-"""Functions of single elements that libraries compute, each in its way. Products, sums, roots and
-quotients have one right result."""
 _ROUNDED_ROWS = (8, 16)  # of the forwards that show how large their results are
 _FURTHEST = 1024  # from a candidate to the next size at which all functions round alike
 _KNOWN_ROWS = 64
@@ -176,22 +170,6 @@ def _batch_sizes(
     )
 
 
-class _Rounded(TorchDispatchMode):
-    """Notes the size of each tensor that a function has made whose results are rounded."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # torch's own signature
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__.rstrip("_") in _ROUNDED:
-            self.sizes.append(result.numel())
-        return result
-
-
 def _rounding_alike(check: _InvarianceCheck, candidates: Sequence[int]) -> list[int]:
     """The candidates at which functions round alike in all rows; larger sizes in place of others.
 
@@ -200,12 +178,10 @@ def _rounding_alike(check: _InvarianceCheck, candidates: Sequence[int]) -> list[
     """
     alike = platform_of(check.device).rounds_alike
     few, many = (check.rounded_sizes(rows) for rows in _ROUNDED_ROWS)
-    apart = _ROUNDED_ROWS[1] - _ROUNDED_ROWS[0]
-    of_rows = {((b - a) // apart, a) for a, b in zip(few, many, strict=False)}
+    sizes = GrowingSizes(_ROUNDED_ROWS, few, many)
 
     def fits(rows: int) -> bool:
-        more = rows - _ROUNDED_ROWS[0]
-        return all(alike(size + width * more) for width, size in of_rows if width)
+        return all(map(alike, sizes.at(rows)))
 
     nearest = (next(filter(fits, range(n, n + _FURTHEST)), None) for n in candidates)
     return sorted({size for size in nearest if size is not None})
@@ -306,9 +282,9 @@ class _InvarianceCheck:
         return self._runner.device
 
     def rounded_sizes(self, num_rows: int) -> list[int]:
-        """The sizes of all results of `_ROUNDED` functions in a forward of equal rows."""
+        """The sizes of all results of the functions of `Rounded` in a forward of equal rows."""
         scheduled = [ScheduledTokens(_CONTEXT, 1, self._scratch)] * num_rows
-        seen = _Rounded()
+        seen = Rounded()
         with seen:
             self._forward(torch.zeros(num_rows, dtype=torch.long), scheduled, [0])
         return seen.sizes

@@ -26,32 +26,37 @@ from engine.execution.measuring.batch_invariance import (
 )
 from engine.execution.measuring.compiling import compile_layers_of, wants_compiled
 from engine.execution.measuring.forward_check import forward_problem
+from engine.execution.measuring.tile_counts import find_tile_counts, tiles_digest
 from engine.execution.model_runner import ModelRunner, Shapes
 from engine.execution.modules.compiled_layers.layers import CompiledLayers
 from engine.loading.loaded_model import LoadedModel
 from engine.platform.measurements import KeptMeasurement
 from engine.platform.platforms import platform_of
+from engine.vision.tiles import TileCounts
 
 logger = logging.getLogger(__name__)
 
 
 class Measurement(NamedTuple):
-    """What was measured, now or before."""
+    """What was measured, now or before; ``tiles`` of a model whose images become tiles."""
 
     runner: ModelRunner
     batch_sizes: BatchSizes
     compiled: CompiledLayers
+    tiles: TileCounts | None
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What is kept of a measurement; a later start checks that it gets the same ``bits``."""
+    """What is kept of a measurement; a later start checks that it gets the same bits."""
 
     attention: str
     prepacked: bool
     compiled: dict[str, Any] | None
     batch_sizes: BatchSizes
     bits: str
+    tiles: TileCounts | None = None
+    tile_bits: str | None = None
 
 
 _MEASURED = TypeAdapter(_Measured)
@@ -114,16 +119,23 @@ def _recalled(
         logger.warning("the model gives other bits than when it was measured: it is measured again")
         compiled.undo()
         return None
+    if measured.tiles and tiles_digest(runner.vision, measured.tiles) != measured.tile_bits:
+        logger.warning("images get other bits than when they were measured: all is measured again")
+        compiled.undo()
+        return None
     logger.info("batch sizes that agree bit for bit: as measured before, %s", sizes.decode)
-    return Measurement(runner, sizes, compiled)
+    return Measurement(runner, sizes, compiled, measured.tiles)
 
 
 def _keep(kept: KeptMeasurement, found: Measurement, *, prepacked: bool) -> None:
-    runner, sizes, compiled = found
+    runner, sizes, compiled, tiles = found
     vocab_size = _vocab_size(runner.loaded)
     bits = bits_digest(runner, sizes, vocab_size=vocab_size, several=False)
-    if bits is not None:
-        measured = _Measured(runner.backend.name, prepacked, compiled.card(), sizes, bits)
+    tile_bits = None if tiles is None else tiles_digest(runner.vision, tiles)
+    if bits is not None and (tiles is None or tile_bits is not None):
+        measured = _Measured(
+            runner.backend.name, prepacked, compiled.card(), sizes, bits, tiles, tile_bits
+        )
         kept.keep(_MEASURED.dump_python(measured, mode="json"))
 
 
@@ -139,14 +151,16 @@ def _measured(
         if problem:
             logger.warning("layers are not compiled: %s", problem)
             compiled.undo()
+    shape = executor.loaded.tile_shape
+    tiles = None if shape is None else find_tile_counts(runner.vision, shape, runner.device)
     try:
-        return Measurement(runner, _batch_sizes(runner, config), compiled)
+        return Measurement(runner, _batch_sizes(runner, config), compiled, tiles)
     except BatchInvarianceError as error:
         if not compiled:
             raise
         logger.warning("layers are not compiled: %s", error)
         compiled.undo()
-    return Measurement(runner, _batch_sizes(runner, config), compiled)
+    return Measurement(runner, _batch_sizes(runner, config), compiled, tiles)
 
 
 def _batch_sizes(runner: ModelRunner, config: EngineConfig) -> BatchSizes:

@@ -17,6 +17,11 @@ from engine.loading.families.family import PROCESSORS, family_of, family_of_proc
 from engine.loading.families.torch_images import class_of, image_processor_class
 from schema.errors import ModelInvalid
 
+TRIAL_SIZE = (64, 48)
+"""Of the image that every processor is tried with."""
+PIXELS = "pixel_values"
+"""What processors call the pixels of an image."""
+
 _OTHER_PARTS = ("video_processor", "feature_extractor")
 _PARTS = ("image_processor", "tokenizer", *_OTHER_PARTS)
 
@@ -75,6 +80,18 @@ class ImageProcessor:
         bound = getattr(self._processor.image_processor, "max_soft_tokens", None)
         return int(bound or self._processor.image_seq_length)
 
+    @property
+    def tile_shape(self) -> tuple[int, ...] | None:
+        """[colours, height, width] of the tiles that an image becomes.
+
+        None for a processor that makes more of an image than tiles of one size, such as patches
+        and their grid.
+        """
+        arrays = self(Image.new("RGB", TRIAL_SIZE), among_others=False).arrays
+        if set(arrays) != {PIXELS} or arrays[PIXELS].ndim != 4:
+            return None
+        return arrays[PIXELS].shape[1:]
+
     def pixels(self, width: int, height: int, *, among_others: bool) -> int:
         """The most pixels that an image has while it is prepared.
 
@@ -107,7 +124,7 @@ class ImageProcessor:
         arrays = {
             name: np.ascontiguousarray(features[name])
             for name in sorted(features)
-            if name in self._array_names or name.startswith("pixel_values")
+            if name in self._array_names or name.startswith(PIXELS)
         }
         if several:  # of two that are the same, one
             arrays = {
