@@ -44,9 +44,10 @@ class GrowingSizes:
         """
         self._rows = rows[0]
         apart = rows[1] - rows[0]
-        self._widths = {((b - a) // apart, a) for a, b in zip(few, many, strict=False) if a != b}
+        self._widths = {((b - a) // apart, a) for a, b in zip(few, many, strict=False)}
 
     def at(self, rows: int) -> Iterator[int]:
         """The sizes in a forward of so many rows."""
         for width, size in self._widths:
-            yield size + width * (rows - self._rows)
+            if width:
+                yield size + width * (rows - self._rows)
