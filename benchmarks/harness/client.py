@@ -59,6 +59,7 @@ class Endpoint:
     Attributes:
         extra: further fields of every body.
         schemas: whether the server can be told the JSON Schema of an answer.
+        seeds: whether it is told the seed of an answer that is drawn.
     """
 
     address: str
@@ -66,12 +67,13 @@ class Endpoint:
     dialect: Dialect = "chat"
     extra: Mapping[str, Any] = field(default_factory=dict)
     schemas: bool = True
+    seeds: bool = True
 
     def body(self, job: Job) -> dict[str, Any]:
         """The request as JSON."""
         sampled = job.seed is not None
         body: dict[str, Any] = {"model": self.model, "messages": self._messages(job)}
-        if sampled:
+        if sampled and self.seeds:
             body["seed"] = job.seed
         schema = job.schema if self.schemas else None
         if self.dialect == "tasks":

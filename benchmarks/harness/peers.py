@@ -82,7 +82,7 @@ class Peer:
         start: starts it, until the body ends.
         missing: why it cannot run here; None if it can.
         promises: whether it claims that an answer is a function of the request.
-        seeds: whether it honours a seed for each request.
+        seeds: whether it honours a seed for each request; if not, it gets none.
         schemas: whether it can be told the JSON Schema of an answer.
         drafts: asks it for the guesses of next tokens that it has made.
         once: whether one round is enough: it is not a rival, and it is slow.
@@ -94,7 +94,7 @@ class Peer:
     dialect: Dialect = "chat"
     extra: Mapping[str, Any] = field(default_factory=dict)
     promises: bool = False
-    seeds: bool = True
+    seeds: Callable[[Setup], bool] = lambda setup: True
     schemas: bool = True
     drafts: Callable[[Endpoint], Drafts] | None = None
     once: bool = False
@@ -103,7 +103,9 @@ class Peer:
         """Where its requests go."""
         # transformers' server loads whatever a request names, and knows models by their source.
         name = setup.model.source if self.name in (CONTINUOUS, TRANSFORMERS) else _NAME
-        return Endpoint(server.address, name, self.dialect, self.extra, self.schemas)
+        return Endpoint(
+            server.address, name, self.dialect, self.extra, self.schemas, self.seeds(setup)
+        )
 
 
 def graph_args(setup: Setup) -> dict[str, Any]:
@@ -213,8 +215,12 @@ USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 # The same distribution everywhere: without this, a model's own `top_k` would hold here only.
 _ASKED = USAGE | {"top_k": 0}
 _ours = partial(Peer, promises=True, drafts=graph_drafts)
-_vllms = partial(Peer, missing=_no_vllm, extra=_ASKED, drafts=vllm_drafts)
-_plain = partial(Peer, missing=_no_transformers, seeds=False, schemas=False)
+# On a CPU the engine of vLLM 0.32 ends at a seeded request whose prompt takes several of its steps:
+# `_bookkeeping_sync` calls `set_offset` of the request's generator, which one of a CPU has not.
+_vllms = partial(
+    Peer, missing=_no_vllm, extra=_ASKED, seeds=lambda setup: setup.on_gpu, drafts=vllm_drafts
+)
+_plain = partial(Peer, missing=_no_transformers, seeds=lambda setup: False, schemas=False)
 
 PEERS = {
     peer.name: peer

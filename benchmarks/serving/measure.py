@@ -115,8 +115,9 @@ def _measure_peer(plan: Plan, peer: Peer, setup: Setup, round_index: int, report
             if plan.profile and peer.promises and round_index == 0:
                 _profile(plan, peer.name, server, endpoint, setup.model, workload)
             if plan.equal and round_index == 0 and peer.name != ECHO:
+                seeds = endpoint.seeds
                 found = asyncio.run(
-                    measure_equality(endpoint, plan, setup.model, workload, seeds=peer.seeds)
+                    measure_equality(endpoint, plan, setup.model, workload, seeds=seeds)
                 )
                 report.same.append(Same(peer.name, workload, peer.promises, found))
                 say(f"  {workload}, equal answers: {found}")

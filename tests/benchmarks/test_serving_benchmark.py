@@ -265,6 +265,13 @@ def test_earlier_turns_and_their_image_are_sent() -> None:
         ]
 
 
+def test_a_server_that_honours_no_seeds_gets_none() -> None:
+    job = Job("Say something.", 5, seed=3, temperature=0.7)
+    told, not_told = Endpoint("", "m").body(job), Endpoint("", "m", seeds=False).body(job)
+    assert told == {**not_told, "seed": 3}
+    assert not_told["temperature"] == 0.7
+
+
 def answers(model: ServedModel, asked: list[Job]) -> list[tuple[str, int]]:
     """What the engine answers, and with how many tokens."""
     config = EngineConfig(model=model.source, dtype="float32", device="cpu", threads=1)
