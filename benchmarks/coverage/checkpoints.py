@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from benchmarks.harness.models import word_tokenizer
+from demo.random_model import word_tokenizer
 
 VOCABULARY = 320
 _MOST_PARAMETERS = 30_000_000

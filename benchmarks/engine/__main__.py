@@ -28,10 +28,10 @@ from benchmarks.engine.report import FloorRow, Report, Row, SameAnswers
 from benchmarks.engine.worker import RunResult, Worker
 from benchmarks.harness import command, report
 from benchmarks.harness.client import Job
-from benchmarks.harness.models import GEOMETRIES, save_model, weight_bytes_per_step
 from benchmarks.harness.processes import in_own_process
 from benchmarks.harness.report import say
 from benchmarks.harness.tasks import ANSWER_TOKENS, PROMPT_TOKENS, mixed_jobs, uniform_jobs
+from demo.random_model import GEOMETRIES, save_model, weight_bytes_per_step
 
 _WARM_UP_ROUND = -1
 

@@ -36,8 +36,8 @@ from benchmarks.harness.engine_api import (
     make_deterministic,
     prepack,
 )
-from benchmarks.harness.models import GEOMETRIES, save_model
 from benchmarks.harness.report import about, say, write
+from demo.random_model import GEOMETRIES, save_model
 from schema.task import Dtype, QuantizeBits
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

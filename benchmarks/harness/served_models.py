@@ -1,6 +1,6 @@
 """Makes the model that all servers of one run serve: the demo model, or one with random weights.
 
-Those are the decoders of `benchmarks.harness.models`, and InternVLs, which see images.
+Those are the decoders of `demo.random_model`, and InternVLs, which see images.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from benchmarks.harness.models import (
+from benchmarks.harness.models import ServedModel
+from benchmarks.harness.processes import in_own_process
+from benchmarks.harness.server import REPOSITORY
+from demo.random_model import (
     GEOMETRIES,
     Geometry,
-    ServedModel,
     decoder_config,
     save_model,
     save_once,
     word_tokenizer,
 )
-from benchmarks.harness.processes import in_own_process
-from benchmarks.harness.server import REPOSITORY
 
 DEMO = "demo"
 IMAGE_TOKEN = "<IMG_CONTEXT>"
@@ -81,7 +81,7 @@ VISION_GEOMETRIES = {
 
 
 def save_vision_model(name: str, dtype: str, directory: str) -> None:
-    """As `benchmarks.harness.models.save_model`, with what prepares images.
+    """As `demo.random_model.save_model`, with what prepares images.
 
     The layout is that of the repositories whose names end in ``-hf``.
     """

@@ -28,9 +28,9 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.harness import command
 from benchmarks.harness.engine_api import EngineConfig, load_model, weight_bytes
-from benchmarks.harness.models import GEOMETRIES, save_model
 from benchmarks.harness.processes import in_own_process, memory_of, own_process
 from benchmarks.harness.report import about, say, table, write
+from demo.random_model import GEOMETRIES, save_model
 from schema.task import Dtype, QuantizeBits
 
 _SAMPLE_S = 0.001

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness.models import GEOMETRIES
+from demo.random_model import GEOMETRIES
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = ("bfloat16", "nf4")  # each has a process of its own
