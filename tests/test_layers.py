@@ -25,6 +25,8 @@ gpt_task_serve             > serve_app.check serve_app.ready serve_app.config se
 
 cluster                    > .hardware .planning serve_app.check serve_app.observability
                              serve_app.config
+cluster.gpu_day            > .hardware demo engine engine.core engine.platform schema
+                             schema.answers
 cluster.hardware           > .planning serve_app.config engine engine.execution
                              engine.execution.attention engine.requests engine.platform schema
 cluster.planning           > serve_app.app serve_app.config engine.loading engine.loading.sharding
@@ -144,7 +146,7 @@ FORBIDDEN = {
     "schema": {"engine", "serve_app", "torch", "transformers"} | TRANSPORT | LEAVES,
     "engine": {"serve_app"} | TRANSPORT | LEAVES,
     "serve_app": LEAVES,
-    "cluster": LEAVES - {"cluster"},
+    "cluster": LEAVES - {"cluster", "demo"},
     "gpt_task": {"serve_app"} | TRANSPORT | (LEAVES - {"gpt_task"}),
     "demo": {"serve_app", "gpt_task_serve", "cluster", "gpt_task", "tests", "benchmarks"}
     | TRANSPORT,

@@ -12,11 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.engine.floor import copy_bandwidth
 from benchmarks.engine.in_process import load_peer
 from benchmarks.engine.peer import Peer, PeerSettings, TaskResult
 from benchmarks.harness.client import Job
 from benchmarks.harness.processes import memory_of, own_process
+from cluster.hardware.bandwidth import copy_bandwidth
 
 P = ParamSpec("P")
 T = TypeVar("T")

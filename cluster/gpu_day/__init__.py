@@ -1,0 +1,1 @@
+"""The claims about CUDA that nobody has run yet, tried on one machine in ten minutes."""
