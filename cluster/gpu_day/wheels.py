@@ -29,6 +29,7 @@ PACKAGES = (
     "cffi",
     "cryptography",
     "gguf",
+    "huggingface_hub",
     "llguidance",
     "pycparser",
     "pydantic",
