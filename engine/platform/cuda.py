@@ -13,10 +13,16 @@ from engine.platform.device_check import check_device, device_facts, device_prob
 from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 from schema.errors import ModelInvalid
 
-FREE_SHARE = 0.85
-"""The KV cache's share of the memory after the weights; activations and towers get the rest."""
+KEPT_SHARE, LEAST_KEPT = 0.15, 2 << 30
+"""The share of the memory after the weights that a KV cache leaves, and the least number of bytes:
+for activations, towers of images, the workspaces of libraries, and graphs."""
 
 _WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
+
+
+def kv_room_of(free: int) -> int:
+    """Bytes that a KV cache may take of those that are free beside the weights."""
+    return max(0, free - max(int(free * KEPT_SHARE), LEAST_KEPT))
 
 
 class CudaPlatform(Platform):
@@ -77,8 +83,9 @@ class CudaPlatform(Platform):
         return None
 
     def kv_room(self, device: torch.device) -> int | None:
-        """A share of what is free on the GPU."""
-        return int(torch.cuda.mem_get_info(device)[0] * FREE_SHARE)
+        """What is free on the GPU, but for a share; what torch keeps for itself is free too."""
+        torch.cuda.empty_cache()
+        return kv_room_of(torch.cuda.mem_get_info(device)[0])
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Zeros on the GPU."""
@@ -129,18 +136,23 @@ class CudaPlatform(Platform):
         return _float_copy
 
     def graph_recorder(self) -> Callable[[Replay], Replay]:
-        """One that captures CUDA graphs, which share one pool of memory."""
+        """One that captures CUDA graphs, which share one pool of memory and one stream.
+
+        cuBLAS keeps a workspace of tens of megabytes for each stream that it has run on.
+        """
         pool = torch.cuda.graph_pool_handle()
+        stream: torch.cuda.Stream | None = None
 
         def record(forward: Replay) -> Replay:
-            stream = torch.cuda.Stream()
+            nonlocal stream
+            stream = stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
                     forward()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
                 output = forward()
 
             def replay() -> torch.Tensor:
