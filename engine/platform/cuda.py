@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
 
+from engine.platform.cuda_facts import cuda_facts
 from engine.platform.device_check import check_device, device_facts, device_problem
 from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 from schema.errors import ModelInvalid
@@ -78,6 +78,10 @@ class CudaPlatform(Platform):
         """The driver's name for it."""
         return torch.cuda.get_device_name(device)
 
+    def arithmetic(self, devices: Sequence[torch.device]) -> dict[str, Any]:
+        """See `engine.platform.cuda_facts`."""
+        return {"cuda": cuda_facts(devices)}
+
     def compute_threads(self) -> int | None:
         """None: the host's threads compute nothing."""
         return None
@@ -109,9 +113,10 @@ class CudaPlatform(Platform):
         return copy, copied.synchronize
 
     def make_deterministic(self) -> None:
-        """Pin the workspace of cuBLAS, the algorithms of cuDNN, and the precision of float32."""
-        # cuBLAS chooses its workspace per stream; with this it is always the same.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        """Pin the algorithms of cuDNN and the precision of float32.
+
+        cuBLAS is pinned by the environment (`engine.platform.environment`).
+        """
         # cuDNN's autotuner times kernels, so its choice differs from run to run.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
