@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
-from engine.platform.openmp import prepare
+from engine.platform.environment import prepare
 
 if TYPE_CHECKING:
     from engine.engine import Engine, run_task

@@ -14,7 +14,7 @@ from typing import Literal
 
 from cluster.planning.gpus import GIB, Node
 from cluster.planning.needs import Need
-from engine.platform.cuda import FREE_SHARE
+from engine.platform.cuda import KEPT_SHARE, kv_room_of
 from serve_app.config.accelerators import GpuType
 
 # What a replica takes beside weights and KV cache: CUDA's context, workspaces of libraries,
@@ -84,8 +84,8 @@ def fit(gpus: Sequence[Gpu], need: Need) -> list[Resident] | Obstacle:
     if need.kv_is_fixed:
         enough = all(tokens * each <= room for room, each in pairs)
     else:
-        # The engine takes this share of the free memory, unless it can use less.
-        tokens = min([tokens, *(int(FREE_SHARE * room) // each for room, each in pairs)])
+        # As the engine does, unless it can use less.
+        tokens = min([tokens, *(kv_room_of(room) // each for room, each in pairs)])
         enough = not pairs or tokens >= min(need.context_length, LEAST_KV_TOKENS)
     if not enough:
         return "KV cache"
@@ -201,7 +201,7 @@ def why_not(packing: Packing, need: Need) -> str:
     if "weights" in obstacles or "KV cache" in obstacles:
         return (
             "GPUs have a share free for it, but not the memory: the replica that loads first takes "
-            f"{FREE_SHARE:.0%} of the free memory for its KV cache. Set engine.kv_cache_tokens "
+            f"{1 - KEPT_SHARE:.0%} of the free memory for its KV cache. Set engine.kv_cache_tokens "
             "of the deployments that share a GPU"
         )
     return f"all GPUs that it may use are taken; each replica wants {need.gpus:g}"

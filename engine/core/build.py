@@ -105,6 +105,7 @@ def _kept(config: EngineConfig, loaded: LoadedModel, weights: Future[str]) -> Ke
     depends_on = {
         "machine": machine(),
         "devices": [platform.device_name(each) for each in devices],
+        "arithmetic": platform.arithmetic(devices),
         "config": config.model_dump(mode="json"),
         "dtype": str(loaded.model.dtype),
         "checkpoint": loaded.checkpoint.card(),

@@ -22,8 +22,10 @@ from engine.platform.platforms import platform_of
 from engine.requests.prompt import PromptRenderer
 from schema.generation import DEFAULT_MAX_NEW_TOKENS
 
-_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance", "numba")
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".txt"}
+_LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "pillow", "bitsandbytes", "llguidance", "numba"),
+)
 
 
 def weights_digest(config: EngineConfig, loaded: LoadedModel) -> str:
@@ -102,6 +104,7 @@ def model_card(
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantize_bits": config.quantize_bits,
         "device": " and ".join(dict.fromkeys(platform.device_name(each) for each in devices)),
+        **platform.arithmetic(devices),
         "threads": platform.compute_threads(),
         "deterministic": config.deterministic,
         "prefill_chunk": batching.prefill_chunk,

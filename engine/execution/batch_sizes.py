@@ -54,10 +54,14 @@ def agreeing(check: Check, candidates: Sequence[int]) -> list[list[int]]:
 
     Each size is checked with other places and neighbours, so sizes that agree show that these do
     not matter either. A size that does not agree with any other is checked with two sets of them.
+
+    The largest size comes first: memory that it needed, such as that of a captured graph, is enough
+    for the others, while memory of smaller ones would be too small for it, and kept beside its own.
     """
+    results = {n: check.bits(n, seed=n) for n in sorted(candidates, reverse=True)}
     groups: dict[bytes, list[int]] = {}
-    for num_rows in candidates:
-        groups.setdefault(check.bits(num_rows, seed=num_rows), []).append(num_rows)
+    for num_rows in sorted(results):
+        groups.setdefault(results[num_rows], []).append(num_rows)
     return [
         members
         for result, members in groups.items()

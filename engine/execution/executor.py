@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.execution.attention.backends import BACKENDS
+from engine.execution.attention.interface import AttentionNeeds
 from engine.execution.kv_cache import KVCache
 from engine.execution.model_runner import ModelRunner, Shapes, measured_shapes
 from engine.execution.modules.recurrence.states import StateCache
@@ -60,6 +61,17 @@ class Executor(OneRank):
     def kv_room(self, device: torch.device) -> int | None:
         """Bytes that a KV cache may take on a device; None where the host decides."""
         return platform_of(device).kv_room(device)
+
+    def attention_problem(self, plan: RunnerPlan) -> str | None:
+        """Why the plan's attention backend does not support the model here; after `measure`."""
+        loaded = self.loaded
+        needs = AttentionNeeds(
+            self._shapes.keys_and_values,
+            plan.page_size,
+            loaded.device,
+            bidirectional_spans=bool(loaded.whole_image_tokens),
+        )
+        return BACKENDS[plan.attention].problem(needs)
 
     def build(self, plan: RunnerPlan) -> ModelRunner:
         """A runner with a KV cache of its own; those built before must not be used again."""

@@ -39,6 +39,13 @@ class SetUp:
 
 
 @dataclass(frozen=True)
+class AskAttention:
+    """Reply with why the plan's attention backend does not support the model on this rank."""
+
+    plan: RunnerPlan
+
+
+@dataclass(frozen=True)
 class Run:
     """Run an operation (`engine.execution.operations`).
 
@@ -55,7 +62,7 @@ class Run:
     reply: bool
 
 
-Message = SetUp | Run
+Message = SetUp | AskAttention | Run
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from engine.execution.operations import Operation, R, T
 from engine.loading.loaded_model import LoadedModel
 from engine.parallel.coordinator import Coordinator
 from engine.parallel.group import expect_step
-from engine.parallel.messages import Run, SetUp, packed
+from engine.parallel.messages import AskAttention, Run, SetUp, packed
 
 
 class SplitExecutor(Executor):
@@ -43,6 +43,18 @@ class SplitExecutor(Executor):
         """The smallest room on any rank's device."""
         rooms = [super().kv_room(device), *self._rooms]
         return min((room for room in rooms if room is not None), default=None)
+
+    def attention_problem(self, plan: RunnerPlan) -> str | None:
+        """As `Executor.attention_problem`, of the first rank that has one.
+
+        Each is asked before any tries it: a rank that refused it alone would leave the others
+        waiting for it.
+        """
+        self._coordinator.send(AskAttention(plan))
+        own = super().attention_problem(plan)
+        others = enumerate(self._coordinator.take_replies(), start=1)
+        theirs = [f"on rank {rank}, {problem}" for rank, problem in others if problem is not None]
+        return next(iter(theirs), None) if own is None else own
 
     def build(self, plan: RunnerPlan) -> ModelRunner:
         """As `Executor.build`, on all ranks."""

@@ -25,7 +25,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.loading.loaded_model import LoadedModel
 from engine.loading.loader import load_model
 from engine.parallel.group import expect_step, join_group, leave_group
-from engine.parallel.messages import Failed, Message, Reply, Run, WorkerInit, unpacked
+from engine.parallel.messages import AskAttention, Failed, Message, Reply, Run, WorkerInit, unpacked
 from engine.platform.determinism import make_deterministic
 from engine.platform.platforms import best_platform
 
@@ -43,6 +43,8 @@ class Worker:
         """Do what a message says; returns the reply if rank 0 waits for one."""
         if isinstance(message, Run):
             return self._run(message)
+        if isinstance(message, AskAttention):
+            return Reply(self._executor.attention_problem(message.plan))
         if message.plan is None:
             self._executor.measure()
             return Reply(self._executor.kv_room(self._executor.loaded.device))

@@ -66,6 +66,10 @@ class CpuPlatform(Platform):
         capability = torch.backends.cpu.get_cpu_capability()
         return f"{platform.machine()} {capability} {get_host_cpu_name()}"
 
+    def arithmetic(self, devices: Sequence[torch.device]) -> dict[str, Any]:
+        """Nothing: the name and the threads say all."""
+        return {}
+
     def compute_threads(self) -> int | None:
         """The threads of torch: their number decides how sums are split."""
         return torch.get_num_threads()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
 
+from engine.platform.cuda_facts import cuda_facts
 from engine.platform.device_check import check_device, device_facts, device_problem
 from engine.platform.interface import KVLayout, Platform, Replay, Sizes
 from schema.errors import ModelInvalid
 
-FREE_SHARE = 0.85
-"""The KV cache's share of the memory after the weights; activations and towers get the rest."""
+KEPT_SHARE, LEAST_KEPT = 0.15, 2 << 30
+"""The share of the memory after the weights that a KV cache leaves, and the least number of bytes:
+for activations, towers of images, the workspaces of libraries, and graphs."""
 
 _WARM_UPS = 3  # kernels that tune themselves, and libraries that allocate, do so before the capture
+
+
+def kv_room_of(free: int) -> int:
+    """Bytes that a KV cache may take of those that are free beside the weights."""
+    return max(0, free - max(int(free * KEPT_SHARE), LEAST_KEPT))
 
 
 class CudaPlatform(Platform):
@@ -72,13 +78,18 @@ class CudaPlatform(Platform):
         """The driver's name for it."""
         return torch.cuda.get_device_name(device)
 
+    def arithmetic(self, devices: Sequence[torch.device]) -> dict[str, Any]:
+        """See `engine.platform.cuda_facts`."""
+        return {"cuda": cuda_facts(devices)}
+
     def compute_threads(self) -> int | None:
         """None: the host's threads compute nothing."""
         return None
 
     def kv_room(self, device: torch.device) -> int | None:
-        """A share of what is free on the GPU."""
-        return int(torch.cuda.mem_get_info(device)[0] * FREE_SHARE)
+        """What is free on the GPU, but for a share; what torch keeps for itself is free too."""
+        torch.cuda.empty_cache()
+        return kv_room_of(torch.cuda.mem_get_info(device)[0])
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Zeros on the GPU."""
@@ -102,9 +113,10 @@ class CudaPlatform(Platform):
         return copy, copied.synchronize
 
     def make_deterministic(self) -> None:
-        """Pin the workspace of cuBLAS, the algorithms of cuDNN, and the precision of float32."""
-        # cuBLAS chooses its workspace per stream; with this it is always the same.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        """Pin the algorithms of cuDNN and the precision of float32.
+
+        cuBLAS is pinned by the environment (`engine.platform.environment`).
+        """
         # cuDNN's autotuner times kernels, so its choice differs from run to run.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
@@ -129,18 +141,23 @@ class CudaPlatform(Platform):
         return _float_copy
 
     def graph_recorder(self) -> Callable[[Replay], Replay]:
-        """One that captures CUDA graphs, which share one pool of memory."""
+        """One that captures CUDA graphs, which share one pool of memory and one stream.
+
+        cuBLAS keeps a workspace of tens of megabytes for each stream that it has run on.
+        """
         pool = torch.cuda.graph_pool_handle()
+        stream: torch.cuda.Stream | None = None
 
         def record(forward: Replay) -> Replay:
-            stream = torch.cuda.Stream()
+            nonlocal stream
+            stream = stream or torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
                     forward()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
                 output = forward()
 
             def replay() -> torch.Tensor:

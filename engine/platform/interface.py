@@ -95,6 +95,13 @@ class Platform(ABC):
         """The device, as its driver or compiler names it; a part of the fingerprint."""
 
     @abstractmethod
+    def arithmetic(self, devices: Sequence[torch.device]) -> dict[str, Any]:
+        """What the bits of an answer depend on beside their names; a part of the fingerprint.
+
+        As JSON can say it, under names that cards have nothing else for.
+        """
+
+    @abstractmethod
     def compute_threads(self) -> int | None:
         """Threads that the bits of an answer depend on; None where they do not."""
 

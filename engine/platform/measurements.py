@@ -34,7 +34,7 @@ _LIBRARIES = (
     *("safetensors", "kernels", "flash-attn"),
 )
 _VARIABLES = (
-    *("ATEN_", "BNB_", "CUBLAS_", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MKL_"),
+    *("ATEN_", "BNB_", "CUBLAS", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MKL_"),
     *("NUMBA_", "NVIDIA_TF32", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH", "TRITON_"),
 )
 _OF_CPU = (

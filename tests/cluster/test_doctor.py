@@ -18,7 +18,7 @@ from cluster.hardware.machine import GpuFacts, MachineFacts, RayFacts, pinned_ve
 from cluster.planning.gpus import GIB
 from cluster.planning.ray_nodes import RayNode, nodes_of, running_nodes
 from engine.platform.device_check import DeviceFacts
-from tests.engine.execution.test_paged_kernel import PAGE, plain_varlen_attn
+from tests.engine.execution.varlen_stand_in import varlen_attn
 from tests.engine.platform.test_device_check import CU126, CU130, RTX_5090
 
 GOOD = dict.fromkeys(("INT4", "INT8", "attention", "paged attention"))
@@ -168,21 +168,24 @@ def test_pins(tmp_path: Path) -> None:
 def test_the_paged_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernel's contract in plain operations; then with a kernel that attends too far."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
-    check = lambda device: paged_attention_problem(device, PAGE)  # noqa: E731
-    assert attempt(check, cpu) is None
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", varlen_attn)
+    assert attempt(paged_attention_problem, cpu) is None
 
     def wrong(*args: Any, **options: Any) -> torch.Tensor:
-        return plain_varlen_attn(*args, **options).flip(0)
+        return varlen_attn(*args, **options).flip(0)
 
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", wrong)
-    assert "off by" in str(attempt(check, cpu)) or "depend" in str(attempt(check, cpu))
+    assert "off by" in str(attempt(paged_attention_problem, cpu)) or "depend" in str(
+        attempt(paged_attention_problem, cpu)
+    )
 
     def broken(*args: Any, **options: Any) -> torch.Tensor:
-        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+        raise torch.AcceleratorError("CUDA error: no kernel image is available\nmore")
 
     monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", broken)
-    assert attempt(check, cpu) == "RuntimeError: CUDA error: no kernel image is available"
+    assert attempt(paged_attention_problem, cpu) == (
+        "AcceleratorError: CUDA error: no kernel image is available"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

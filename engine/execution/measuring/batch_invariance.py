@@ -129,7 +129,8 @@ def bits_digest(
         decodes = decode and runner.backend.decodes_apart
         check = _InvarianceCheck(runner, vocab_size, max_head_rows=sizes.max_head, decode=decodes)
         try:
-            found = {check.bits(n, seed=n) for n in sorted(chosen)}
+            # The largest first, as in `agreeing`.
+            found = {check.bits(n, seed=n) for n in sorted(chosen, reverse=True)}
         finally:
             check.close()
         if len(found) > 1:

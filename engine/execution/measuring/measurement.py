@@ -14,8 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from engine.config import EngineConfig
-from engine.execution.attention.backends import BACKENDS
-from engine.execution.attention.interface import AttentionNeeds, UnsupportedAttentionError
+from engine.execution.attention.interface import UnsupportedAttentionError
 from engine.execution.batch_sizes import BatchInvarianceError, BatchSizes
 from engine.execution.executor import Executor, RunnerPlan
 from engine.execution.measuring.batch_invariance import (
@@ -89,7 +88,7 @@ def measurement(
     compiles = prepacked and wants_compiled(config, executor.loaded, has_states=has_states)
     found = _recalled(executor, plan, kept, prepacked=prepacked, compiles=compiles)
     if found is None:
-        found = _measured(executor, shapes, plan, config, compiles=compiles)
+        found = _measured(executor, plan, config, compiles=compiles)
         if config.deterministic:
             _keep(kept, found, prepacked=prepacked)
     return found
@@ -140,10 +139,10 @@ def _keep(kept: KeptMeasurement, found: Measurement, *, prepacked: bool) -> None
 
 
 def _measured(
-    executor: Executor, shapes: Shapes, plan: RunnerPlan, config: EngineConfig, *, compiles: bool
+    executor: Executor, plan: RunnerPlan, config: EngineConfig, *, compiles: bool
 ) -> Measurement:
     """See `measurement`; layers are not compiled where they, or forwards with them, differ."""
-    runner = _working_runner(executor, shapes, plan)
+    runner = _working_runner(executor, plan)
     compiled = CompiledLayers()
     if compiles:
         compiled = compile_layers_of(runner)
@@ -174,22 +173,18 @@ def _batch_sizes(runner: ModelRunner, config: EngineConfig) -> BatchSizes:
     return find_batch_sizes(runner, wanted, vocab_size=_vocab_size(loaded))
 
 
-def _working_runner(executor: Executor, shapes: Shapes, plan: RunnerPlan) -> ModelRunner:
+def _working_runner(executor: Executor, plan: RunnerPlan) -> ModelRunner:
     """A runner with the first backend that takes this model and computes what its own forward does.
 
     Raises:
         UnsupportedAttentionError: no backend does; it says why the last one does not.
     """
-    loaded = executor.loaded
-    spans = bool(loaded.whole_image_tokens)
-    needs = AttentionNeeds(
-        shapes.keys_and_values, plan.page_size, loaded.device, bidirectional_spans=spans
-    )
     problem: str | None = None
-    for name in platform_of(loaded.device).attention_backends:
-        problem = BACKENDS[name].problem(needs)
+    for name in platform_of(executor.loaded.device).attention_backends:
+        chosen = replace(plan, attention=name)
+        problem = executor.attention_problem(chosen)
         if problem is None:
-            tried = _try_runner(executor, replace(plan, attention=name))
+            tried = _try_runner(executor, chosen)
             if isinstance(tried, ModelRunner):
                 return tried
             problem = tried

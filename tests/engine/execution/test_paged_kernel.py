@@ -1,7 +1,7 @@
 """The CUDA path on a CPU: the same loop, layouts, buffers and lookahead, with a stand-in kernel.
 
 The kernel itself (`torch.nn.attention.varlen`) runs on CUDA only. Here its documented contract is
-computed in plain tensor operations, so that everything around it runs for real.
+computed in plain tensor operations (`varlen_stand_in`), so that everything around it runs for real.
 """
 
 from __future__ import annotations
@@ -19,72 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from engine import Engine, EngineConfig
 from engine.core.in_flight import InFlight
 from engine.core.step import Execution
-from engine.platform.cpu import CpuPlatform
-from engine.platform.cuda import CudaPlatform
 from engine.requests.request import Request
 from tests.engine.conftest import TinyModel
+from tests.engine.execution.varlen_stand_in import PAGE, VARLEN, small_varlen_attn, use_kernel
 from tests.engine.models.tiny_models import Kind
 from tests.engine.models.tiny_vision_models import VisionKind
 from tests.engine.sampling.test_generate_oracle import SETTINGS, TEXTS, check_crowd, task
 from tests.engine.vision.vision_oracle import CONVERSATIONS, oracle, texts
 from tests.engine.vision.vision_oracle import task as vision_task
-
-PAGE = 8
-
-
-def plain_varlen_attn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor | None,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-    seqused_k: torch.Tensor,
-    block_table: torch.Tensor,
-    num_splits: int,
-) -> torch.Tensor:
-    """The contract of `varlen_attn` over a paged pool, sequence by sequence in float64."""
-    assert cu_seq_k is None
-    assert num_splits == 1
-    assert window_size[1] == 0
-    assert key.shape[1] == PAGE
-    for numbers in (cu_seq_q, seqused_k, block_table):
-        assert numbers.dtype == torch.int32
-    output = torch.full_like(query, float("nan"))  # rows that are not written show
-    group = query.shape[1] // key.shape[2]
-    assert enable_gqa == (group > 1)
-    for n in range(len(seqused_k)):
-        rows = slice(int(cu_seq_q[n]), int(cu_seq_q[n + 1]))
-        context = int(seqused_k[n])
-        num_rows = rows.stop - rows.start
-        assert 0 < num_rows <= max_q
-        assert num_rows <= context <= max_k
-        k, v = (
-            pool[block_table[n].long()].flatten(0, 1)[:context].repeat_interleave(group, dim=1)
-            for pool in (key, value)
-        )
-        scores = torch.einsum("qhd,khd->hqk", query[rows].double(), k.double())
-        scores *= query.shape[2] ** -0.5 if scale is None else scale
-        looking = torch.arange(context - num_rows, context)[:, None]
-        looked_at = torch.arange(context)[None]
-        visible = looked_at <= looking
-        if window_size[0] >= 0:
-            visible &= looked_at >= looking - window_size[0]
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        output[rows] = torch.einsum("hqk,khd->qhd", weights, v.double()).to(query.dtype)
-    assert int(cu_seq_q[-1]) == len(query)
-    return output
-
-
-def try_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make engines on a CPU try the kernel first, as they do on CUDA."""
-    monkeypatch.setattr(CpuPlatform, "attention_backends", CudaPlatform.attention_backends)
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_problem", lambda *_: None)
 
 
 @pytest.fixture
@@ -92,8 +34,7 @@ def paged(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Engine]:
     """An engine that uses the kernel, with the loop as on CUDA."""
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
-    try_kernel(monkeypatch)
+    use_kernel(monkeypatch)
     config = EngineConfig(
         model=str(tiny_model(request.param)),
         dtype="float32",
@@ -140,7 +81,7 @@ async def test_images_whose_tokens_attend_to_each_other(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel has no mask for them: such a model runs without it, and the card says so."""
-    try_kernel(monkeypatch)
+    use_kernel(monkeypatch)
     directory = tiny_model("gemma3_vision")
     config = EngineConfig(model=str(directory), dtype="float32", threads=1, page_size=PAGE)
     engine = Engine(config)
@@ -186,14 +127,14 @@ async def test_a_launch_waits_for_nothing(paged: Engine, monkeypatch: pytest.Mon
 
     def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
         with _disable_current_modes():
-            return plain_varlen_attn(*args, **kwargs)
+            return small_varlen_attn(*args, **kwargs)
 
     with (
         NoWaiting(),  # type: ignore[no-untyped-call]
         pytest.raises(AssertionError, match="waits for the device"),
     ):
         bool(torch.ones(1) > 0)
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(f"{VARLEN}.varlen_attn", kernel)
     monkeypatch.setattr(Execution, "launch", watched)
     settings = [{}, {"do_sample": True, "logprobs": 3}, *SETTINGS.values()]
     texts = [[{"role": "user", "content": text}] for text in TEXTS]

@@ -39,7 +39,7 @@ from engine.requests.request import ScheduledTokens
 from schema import Task
 from schema.errors import ModelInvalid
 from tests.engine.conftest import TinyEngine, TinyModel
-from tests.engine.execution.test_paged_kernel import plain_varlen_attn
+from tests.engine.execution.varlen_stand_in import small_varlen_attn
 from tests.engine.models.tiny_models import Kind
 from tests.engine.models.tiny_vision_models import VisionKind
 from tests.engine.sampling.test_generate_oracle import SETTINGS, check_crowd
@@ -237,7 +237,7 @@ class TwoMemories(TorchDispatchMode):
 def test_nothing_lies_on_two_devices(
     kind: Kind, kernel: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
+    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", small_varlen_attn)
     config = configured(tiny_model(kind))
     plain = load_model(config)
     stages = (Stage(torch.device("cpu", 0), 0, 1), Stage(torch.device("cpu", 1), 1, 2))

@@ -38,7 +38,7 @@ from tests.engine.core.speculation.properties import (
     make_cases,
 )
 from tests.engine.core.speculation.random_tasks import Vocabulary
-from tests.engine.execution.test_paged_kernel import PAGE, plain_varlen_attn, try_kernel
+from tests.engine.execution.varlen_stand_in import PAGE, use_kernel
 from tests.engine.models.tiny_models import Kind
 from tests.engine.models.tiny_vision_models import VisionKind
 from tests.engine.parallel.two_ranks import ForkServer, split
@@ -89,8 +89,7 @@ async def test_a_paged_kernel(
     kind: Kind, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CUDA path with a stand-in for its kernel; gemma3 looks back 24 tokens only."""
-    monkeypatch.setattr("engine.execution.attention.varlen.varlen_attn", plain_varlen_attn)
-    try_kernel(monkeypatch)
+    use_kernel(monkeypatch)
     save_variant(tiny_model(kind), tmp_path / kind)
     vocabulary = tiny_vocabulary(tmp_path / kind, image=None)
     options = {"page_size": PAGE, "context_length": 504, "lookahead": True}
