@@ -115,8 +115,7 @@ def model_card(
         and {"decode": batching.batch_sizes.decode, "prefill": batching.batch_sizes.prefill},
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    if computed_by := _int8_products(loaded.model):
-        arithmetic["int8_products"] = computed_by
+    arithmetic |= _computed_by(loaded.model)
     if loaded.gguf is not None:
         arithmetic["libraries"]["gguf"] = version("gguf")
     if loaded.checkpoint.quantization is not None:
@@ -159,15 +158,21 @@ def model_card(
     }
 
 
-def _int8_products(model: Any) -> list[str]:
-    """What computes INT8 layers, if there are any: our kernel for VNNI, or bitsandbytes."""
-    found = set()
+def _computed_by(model: Any) -> dict[str, list[str]]:
+    """What computes products with weights for which there are several ways, by their dtype.
+
+    Our kernels (``vnni``, ``avx512_bf16``), bitsandbytes or oneDNN; for bfloat16 only what is
+    packed counts.
+    """
+    found: dict[str, set[str]] = {"int8": set(), "bfloat16": set()}
     for module in model.modules():
         if is_int8(module):
-            found.add("bitsandbytes")
+            found["int8"].add("bitsandbytes")
         elif isinstance(module, PackedLinear | Experts):
-            found |= {"vnni" for each in module.stored() if each.dtype == torch.int8}
-    return sorted(found)
+            for each in module.packed():
+                name = str(each.dtype).removeprefix("torch.")
+                found.get(name, set()).add(each.computed_by)
+    return {f"{name}_products": sorted(ways) for name, ways in found.items() if ways}
 
 
 def _adapters(loaded: LoadedModel, hashed: dict[str, Any]) -> dict[str, Any]:

@@ -75,9 +75,11 @@ pointer: Any = intrinsic(_address)
 """In compiled code, for `numba.carray`: the memory at an address, such as ``tensor.data_ptr()``."""
 
 
-def use_torch_threads() -> None:
-    """Let compiled functions run on as many threads as torch does now."""
-    threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+def use_torch_threads() -> int:
+    """Let compiled functions run on as many threads as torch does now; how many these are."""
+    most: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    threads = min(torch.get_num_threads(), most)
     if getattr(_set, "threads", None) != threads:  # asking Numba takes a lock, in every layer
         numba.set_num_threads(threads)
         _set.threads = threads
+    return threads

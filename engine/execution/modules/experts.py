@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.execution.modules.int8_product import Int8Product, packed_if_int8
+from engine.execution.modules.int8_product import packed_if_int8
 from engine.execution.modules.products import (
     MakeProduct,
     PackedProduct,
     Product,
     agreeing_counts,
+    packed_product,
     padded,
     plain_product,
     probe_rows,
@@ -71,9 +72,11 @@ class Experts(nn.Module):
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors that it keeps in place of the owner's, but for those of its layers."""
-        products = (*self._up, *self._down)
-        packed = [one for one in products if isinstance(one, PackedProduct | Int8Product)]
-        return [tensor for one in packed for tensor in one.stored]
+        return [tensor for one in self.packed() for tensor in one.stored]
+
+    def packed(self) -> list[PackedProduct]:
+        """The products with packed weights."""
+        return [one for one in (*self._up, *self._down) if isinstance(one, PackedProduct)]
 
     def one(self, owner: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
         """What an expert makes of rows [n, hidden], all at once."""
@@ -203,7 +206,7 @@ def use_exact_experts(model: Any, quantized: Quantization | None, *, packs: bool
         if quantized is not None:
             make = packed_if_int8(quantized.layer)
         elif packs:
-            make = PackedProduct
+            make = packed_product
         experts = Experts(owner, real, make)
         setattr(owner, _ATTRIBUTE, experts)
         if kind not in measured:

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 
 from engine.execution.modules import int8_kernel
+from engine.execution.modules.products import PackedProduct
 from engine.platform.platforms import platform_of
 
 
-class Int8Product:
+class Int8Product(PackedProduct):
     """Rows times the weights of layers that share their input."""
+
+    dtype = torch.int8
+    computed_by = "vnni"
 
     def __init__(self, layers: Sequence[Any]) -> None:
         """Copy the weights of ``layers``, which `takes`: all have a bias, or none."""

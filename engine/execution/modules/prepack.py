@@ -1,8 +1,9 @@
-"""Prepacked weights on CPU: oneDNN's own layout, made once at load instead of at every call.
+"""Prepacked weights on CPU: the layout of a kernel, made once at load instead of at every call.
 
 A linear layer with packed weights is 1.1 to 2.3 times as fast in bfloat16 and 1.2 to 3.5 times in
 float32 at the batch sizes of decoding, and a row's bits agree at all sizes from 2 up, where the
-plain layer's agree at some only (`batch_invariance` measures which). Layers called with the
+plain layer's agree at some only (`batch_invariance` measures which); with our kernel for bfloat16
+(`bfloat16_kernel`), which takes oneDNN's place where it can, at all sizes. Layers called with the
 same input, one after the other, become one product: queries, keys and values; gate and up. The
 packed copy replaces the weight; a weight with another use (a head tied to the embedding) is kept
 beside it. INT8 layers of bitsandbytes have a kernel and a layout of our own (`int8_product`).
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.execution.modules import int8_product
 from engine.execution.modules.int8_product import Int8Product
-from engine.execution.modules.products import PackedProduct
+from engine.execution.modules.products import PackedProduct, packed_product
 
 
 class Product:
@@ -29,22 +30,18 @@ class Product:
     def __init__(self, layers: Sequence[Any]) -> None:
         if int8_product.takes(layers[0]):
             self.sizes = [layer.out_features for layer in layers]
-            self._packed: PackedProduct | Int8Product = Int8Product(layers)
+            self.packed: PackedProduct = Int8Product(layers)
         else:
             weights = [_weight(layer) for layer in layers]
             biases = [layer.bias for layer in layers if layer.bias is not None]
             self.sizes = [len(weight) for weight in weights]
-            self._packed = PackedProduct(_stacked(weights), _stacked(biases) if biases else None)
+            self.packed = packed_product(_stacked(weights), _stacked(biases) if biases else None)
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 
-    def stored(self) -> list[torch.Tensor]:
-        """The tensors that it keeps."""
-        return self._packed.stored
-
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs of all layers, beside each other."""
-        return self._packed(x)
+        return self.packed(x)
 
     def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """The output of one of the layers; the first call computes all of them."""
@@ -71,7 +68,11 @@ class PackedLinear(nn.Module):
 
     def stored(self) -> list[torch.Tensor]:
         """The tensors of the whole product, so the same ones for all of its layers."""
-        return self.product.stored()
+        return self.product.packed.stored
+
+    def packed(self) -> list[PackedProduct]:
+        """The whole product."""
+        return [self.product.packed]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""

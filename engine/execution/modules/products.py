@@ -1,4 +1,4 @@
-"""Products of a few rows, at numbers of rows whose results agree bit for bit.
+"""Products with packed weights, and the numbers of rows at which results agree bit for bit.
 
 Where only some rows of a forward go through a product, other tasks decide how many they are. At
 these counts, measured as batch sizes are, with padding, what becomes of a row depends on it alone.
@@ -6,14 +6,17 @@ these counts, measured as batch sizes are, with padding, what becomes of a row d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import linear, pad
 
 from engine.execution.batch_sizes import BatchInvarianceError, agreeing, largest_group
 from engine.execution.kv_cache import bits_of
+from engine.execution.modules import bfloat16_kernel
 from engine.platform.platforms import platform_of
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -25,20 +28,67 @@ _PROBED = 16  # rows whose bits are compared: few might agree by chance
 _COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-class PackedProduct:
-    """A product whose weight has oneDNN's own layout (`engine.execution.modules.prepack`)."""
+class PackedProduct(ABC):
+    """A product whose weight, in a layout of its own, replaces that of the layers.
+
+    Attributes:
+        dtype: of the weight.
+        computed_by: what multiplies, as the model's card says it.
+        stored: the tensors that it keeps.
+    """
+
+    dtype: torch.dtype
+    computed_by: ClassVar[str]
+    stored: list[torch.Tensor]
+
+    @abstractmethod
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [..., in] -> [..., out], in their dtype."""
+
+
+class OneDNNProduct(PackedProduct):
+    """A product by oneDNN, of float32 or bfloat16."""
+
+    computed_by = "onednn"
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.dtype = weight.dtype
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self._bias = None if bias is None else bias.clone()
         self.stored = [self._weight] if self._bias is None else [self._weight, self._bias]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [n, in] -> [n, out]."""
+        """Rows [..., in] -> [..., out]."""
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             rows, self._weight, self._bias, "none", [], ""
         )
         return output
+
+
+class BFloat16Product(PackedProduct):
+    """A product by our kernel for bfloat16: a row has the same bits at every number of rows."""
+
+    dtype = torch.bfloat16
+    computed_by = "avx512_bf16"
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._out_features = len(weight)
+        self._weight = bfloat16_kernel.packed(weight)
+        self._bias = bfloat16_kernel.in_panels(bias, len(weight))
+        self.stored = [self._weight, self._bias]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [..., in] -> [..., out]."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        output = bfloat16_kernel.product(flat, self._weight, self._bias, self._out_features)
+        return output.view(*rows.shape[:-1], self._out_features)
+
+
+def packed_product(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedProduct:
+    """The fastest product on this CPU, of a dtype that oneDNN packs."""
+    if weight.dtype == torch.bfloat16 and bfloat16_kernel.has_kernel():
+        return BFloat16Product(weight, bias)
+    return OneDNNProduct(weight, bias)
 
 
 def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
