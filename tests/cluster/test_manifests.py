@@ -19,12 +19,15 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve._private import constants
 
+from cluster.hardware.checks import judge
 from cluster.hardware.machine import CONSTRAINTS, pinned_versions
+from engine.platform.device_check import DeviceFacts
 from gpt_task_serve import tuned
 from gpt_task_serve.serve import longest_stop_s
 from serve_app.check import check
 from serve_app.config.app_args import AppArgs
 from serve_app.config.limit_args import LimitArgs
+from tests.cluster.test_doctor import CARD, machine
 
 REPOSITORY = CONSTRAINTS.parent
 CLUSTER = REPOSITORY / "cluster"
@@ -94,6 +97,19 @@ def test_groups_can_grow_to_what_the_models_may_use(
     assert gpus >= sum(model.max_replicas * model.gpus_per_replica for model in args.models)
     for group in groups:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_image_doctor_and_documents_want_the_same_driver() -> None:
+    """The one of the CUDA that the image's base is for."""
+    base = re.search(r"^FROM nvidia/cuda:(\d+\.\d+)", DOCKERFILE.read_text(), re.MULTILINE)
+    assert base is not None
+    build = DeviceFacts("2.13.0", base[1])
+    lines = judge(machine(CARD, driver="1.0", torch=build))
+    (way_out,) = (line.way_out for line in lines if line.name == "driver")
+    needed = re.search(r"driver (\d+)", str(way_out))
+    assert needed is not None
+    for document in (DOCKERFILE, REPOSITORY / "README.md", REPOSITORY / "docs" / "operations.md"):
+        assert re.search(rf"driver[^.]*\b{needed[1]}\b", document.read_text()), document
 
 
 def test_kubernetes_containers_are_alike(ray_service: dict[str, Any]) -> None:
