@@ -20,7 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch._native.common_utils import check_native_jit_disabled
 
 _VARIABLES = ("CUBLAS", "CUDNN_", "DISABLE_ADDMM_CUDA_LT", "NVIDIA_TF32", "TORCH_BLAS_")
 """How the names of these variables begin."""
@@ -36,7 +35,7 @@ def cuda_facts(devices: Sequence[torch.device]) -> dict[str, Any]:
         "cublas": _cublas_version(),
         "cudnn": torch.backends.cudnn.version(),
         "triton": _triton_version(),
-        "native_jit": not check_native_jit_disabled(),
+        "native_jit": os.environ.get("TORCH_DISABLE_NATIVE_JIT") != "1",
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
         },
