@@ -320,7 +320,8 @@ def _multiply(
     panel_bytes = steps * _PANEL_STEP
     num_blocks = (num_rows + _BLOCK - 1) // _BLOCK
     num_units = (num_columns + PANEL - 1) // PANEL * num_blocks
-    counter = np.zeros(1, np.int64)
+    counter = np.empty(1, np.int64)  # `np.zeros` would be a parallel loop, which threads wait for
+    counter[0] = 0
     for _thread in prange(num_threads):
         unit = _next(counter.ctypes.data)
         while unit < num_units:
