@@ -8,20 +8,25 @@ stand beside the roofline: no product takes less time than reading its weights, 
 operations at the machine's peak. bitsandbytes' NF4 computes in bfloat16; its roofline does too.
 
 A layer's time is what a quarter of its calls did not exceed, so that a machine that others use for
-moments disturbs little. Prints a table; writes ``products.json`` and ``products.png``.
+moments disturbs little. With ``--disturbed`` the question is how much such a use disturbs: another
+process wakes a thousand times a second for a fifth of a millisecond, and a layer's time is the mean
+of its calls. Prints a table; writes ``products.json`` and ``products.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 import torch
@@ -31,9 +36,11 @@ from benchmarks.harness import command
 from benchmarks.harness.engine_api import (
     EngineConfig,
     Executor,
+    OneDNNProduct,
     PackedLinear,
     load_model,
     make_deterministic,
+    packed_product,
     prepack,
 )
 from benchmarks.harness.report import about, say, write
@@ -53,6 +60,14 @@ GROUPS = {
     "lm_head": "head",
 }
 
+_NEIGHBOUR = """
+import time
+while True:
+    end = time.perf_counter() + 200e-6
+    while time.perf_counter() < end:
+        pass
+    time.sleep(800e-6)
+"""
 _READ_BYTES = 512 << 20
 _PEAK_SIZE = 2048
 _PEAK_CALLS = 12
@@ -66,6 +81,7 @@ class HeldAs:
     quantize_bits: QuantizeBits | None
     packed: bool
     computes_in: str
+    make: Callable[..., Any] = packed_product
 
 
 PATHS = {
@@ -73,6 +89,7 @@ PATHS = {
     "float32, prepacked": HeldAs("float32", None, True, "float32"),
     "bfloat16": HeldAs("bfloat16", None, False, "bfloat16"),
     "bfloat16, prepacked": HeldAs("bfloat16", None, True, "bfloat16"),
+    "bfloat16, oneDNN": HeldAs("bfloat16", None, True, "bfloat16", make=OneDNNProduct),
     "NF4": HeldAs("bfloat16", 4, True, "bfloat16"),
     "INT8": HeldAs("bfloat16", 8, True, "int8"),
 }
@@ -98,11 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dtype in dict.fromkeys(PATHS[name].dtype for name in options.paths):
             directory = f"{folder}/{dtype}"
             save_model(options.geometry, dtype, directory)
-            for name in options.paths:
-                if PATHS[name].dtype == dtype:
-                    say(f"{name} ...")
-                    rows += _measure(name, directory, options.rows, options.rounds)
-                    machine = machine.best(measure_machine())
+            names = [name for name in options.paths if PATHS[name].dtype == dtype]
+            rows += _measure(names, directory, options)
+            machine = machine.best(measure_machine())
     rows.sort(key=lambda row: options.paths.index(row.path))
     print(text(machine, rows))
     data = about("products", options, "torch", "transformers", "bitsandbytes")
@@ -117,6 +132,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--paths", nargs="+", default=paths, choices=paths, metavar="PATH")
     add("--rows", nargs="+", type=int, default=list(ROWS), metavar="N")
     add("--rounds", type=int, default=3, help="passes over all layers")
+    add("--disturbed", action="store_true", help="beside a process that uses a fifth of a core")
     add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     return parser.parse_args(arguments)
 
@@ -153,9 +169,35 @@ def _seconds(call: Callable[[], object]) -> float:
 # --- The model -----------------------------------------------------------------------------------
 
 
-def _measure(name: str, directory: str, counts: Sequence[int], rounds: int) -> Iterator[Row]:
-    """All row counts of one path. The model is dropped at the end."""
-    path = PATHS[name]
+def _measure(names: Sequence[str], directory: str, options: argparse.Namespace) -> Iterator[Row]:
+    """All row counts of the paths of a dtype, in turns: the machine's speed changes with time.
+
+    The models are dropped at the end.
+    """
+    held: dict[str, list[_Call]] = {}
+    for name in names:
+        say(f"{name} ...")
+        held[name] = list(_calls(_loaded(PATHS[name], directory)))
+    for rows in options.rows:
+        seconds = {name: defaultdict[str, list[float]](list) for name in names}
+        with _neighbour() if options.disturbed else nullcontext():
+            for round_index in range(1 + options.rounds):
+                for name, calls in held.items():
+                    times = _call_seconds(calls, rows, getattr(torch, PATHS[name].dtype))
+                    if round_index > 0:  # in the first one bitsandbytes packs its weights
+                        for call, taken in zip(calls, times, strict=True):
+                            seconds[name][call.group].append(taken)
+        for name, calls in held.items():
+            typical = fmean if options.disturbed else _usual
+            of_groups = {
+                group: typical(times) * len(times) / options.rounds
+                for group, times in seconds[name].items()
+            }
+            yield _row(name, rows, calls, of_groups)
+
+
+def _loaded(path: HeldAs, directory: str) -> Any:
+    """A model whose weights are held in one way."""
     config = EngineConfig(
         model=directory,
         dtype=path.dtype,
@@ -164,20 +206,22 @@ def _measure(name: str, directory: str, counts: Sequence[int], rounds: int) -> I
         local_files_only=True,
     )
     loaded = load_model(config)
-    if path.packed and not prepack(loaded.model, trial=Executor(loaded).measure):
+    trial = Executor(loaded).measure
+    if path.packed and not prepack(loaded.model, trial=trial, make=path.make):
         raise RuntimeError("the model's weights could not be prepacked")
-    calls = list(_calls(loaded.model))
-    for rows in counts:
-        seconds = _group_seconds(calls, rows, rounds, getattr(torch, path.dtype))
-        groups = {}
-        for name_of_group, taken in seconds.items():
-            own = [call for call in calls if call.group == name_of_group]
-            # The head is never quantized.
-            dtype = path.dtype if name_of_group == "head" else path.computes_in
-            flop = 2.0 * rows * sum(call.weights for call in own)
-            nbytes = sum(call.weight_bytes for call in own)
-            groups[name_of_group] = Group(taken, dtype, flop, nbytes)
-        yield Row(name, rows, path.computes_in, groups)
+    return loaded.model
+
+
+def _row(name: str, rows: int, calls: Sequence[_Call], seconds: Mapping[str, float]) -> Row:
+    """What the groups of layers took, beside what they need."""
+    path = PATHS[name]
+    groups = {}
+    for group, taken in seconds.items():
+        own = [call for call in calls if call.group == group]
+        dtype = path.dtype if group == "head" else path.computes_in  # a head is never quantized
+        flop = 2.0 * rows * sum(call.weights for call in own)
+        groups[group] = Group(taken, dtype, flop, sum(call.weight_bytes for call in own))
+    return Row(name, rows, path.computes_in, groups)
 
 
 def _calls(model: Any) -> Iterator[_Call]:
@@ -203,20 +247,22 @@ def _bytes(modules: Sequence[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _group_seconds(
-    calls: Sequence[_Call], rows: int, rounds: int, dtype: torch.dtype
-) -> dict[str, float]:
-    """Seconds that all layers of each group take together."""
+def _call_seconds(calls: Sequence[_Call], rows: int, dtype: torch.dtype) -> list[float]:
+    """Seconds of each call, one after the other."""
     widths = {call.modules[0].in_features for call in calls}
     inputs = {width: torch.randn(rows, width).to(dtype) for width in widths}
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for round_index in range(1 + rounds):  # one to warm up, in which bitsandbytes packs its weights
-        for call in calls:
-            x = inputs[call.modules[0].in_features]
-            taken = _seconds(partial(_run, call, x))
-            if round_index > 0:
-                seconds[call.group].append(taken)
-    return {name: _usual(times) * len(times) / rounds for name, times in seconds.items()}
+    return [_seconds(partial(_run, call, inputs[call.modules[0].in_features])) for call in calls]
+
+
+@contextmanager
+def _neighbour() -> Iterator[None]:
+    """Another process uses a fifth of a core, in many small parts, while the body runs."""
+    process = subprocess.Popen([sys.executable, "-c", _NEIGHBOUR])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _run(call: _Call, x: torch.Tensor) -> None:

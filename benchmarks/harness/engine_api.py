@@ -12,6 +12,7 @@ from engine import Engine, EngineConfig, ImagePreprocessor
 from engine.core.model_info import weight_bytes
 from engine.execution.executor import Executor
 from engine.execution.modules.prepack import PackedLinear, prepack
+from engine.execution.modules.products import OneDNNProduct, packed_product
 from engine.loading.families.processors import image_only_processor
 from engine.loading.loader import load_model
 from engine.platform.determinism import make_deterministic
@@ -24,11 +25,13 @@ __all__ = [
     "EngineConfig",
     "Executor",
     "ImagePreprocessor",
+    "OneDNNProduct",
     "PackedLinear",
     "default_page_size",
     "image_only_processor",
     "load_model",
     "make_deterministic",
+    "packed_product",
     "prepack",
     "weight_bytes",
 ]

@@ -74,3 +74,32 @@ def test_the_numbers_are_plausible(report: dict[str, Any]) -> None:
     assert report["copy_bandwidth_bytes_per_s"] > 1e8
     assert report["floor"]
     assert all(0 < row["fraction"] < 1 for row in report["floor"])
+
+
+@pytest.mark.parametrize("options", [[], ["--disturbed"]])
+def test_products_of_every_way_in_which_weights_are_held(
+    options: list[str], tmp_path: Path
+) -> None:
+    """Each at every number of rows, with the weights that it has."""
+    command = "--geometry tiny --rows 1 3 --rounds 2 --threads 1"
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.engine.products", *command.split(), *options),
+            *("--out", str(tmp_path), "--paths", "bfloat16", "bfloat16, prepacked"),
+            *("bfloat16, oneDNN", "INT8"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "products.json").read_text())["runs"]
+    assert len(rows) == 2 * 4
+    sizes = {row["path"]: 0.0 for row in rows}
+    for row in rows:
+        assert all(group["seconds"] > 0 for group in row["groups"].values())
+        assert set(row["groups"]) == {"qkv", "o", "gate+up", "down", "head"}
+        sizes[row["path"]] = sum(group["weight_bytes"] for group in row["groups"].values())
+    assert sizes["INT8"] < sizes["bfloat16"] <= sizes["bfloat16, prepacked"]

@@ -281,27 +281,15 @@ class _Tile:
             row = code.builder.add(row, self.row_bytes)
 
 
-def _multiply_tile(
-    _context: Any,
-    size: Any,
-    inputs: Any,
-    panel: Any,
-    steps: Any,
-    bias: Any,
-    output: Any,
-    row_bytes: Any,
-    columns: Any,
-    following: Any,
-    line_bytes: Any,
-) -> Any:
-    """Compute a `_Tile`."""
+def _multiply_tile(_context: Any, tile: Any) -> Any:
+    """Compute a `_Tile`, given as a tuple."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        _Tile(*arguments).write(_Code(builder))
+        numbers = (builder.extract_value(arguments[0], place) for place in range(len(tile)))
+        _Tile(*numbers).write(_Code(builder))
         return ir.Constant(_BYTE.as_pointer(), None)
 
-    numbers = (size, inputs, panel, steps, bias, output, row_bytes, columns, following, line_bytes)
-    return types.void(*numbers), generate
+    return types.void(tile), generate
 
 
 def _next_of(_context: Any, counter: Any) -> Any:
@@ -332,7 +320,8 @@ def _multiply(
     panel_bytes = steps * _PANEL_STEP
     num_blocks = (num_rows + _BLOCK - 1) // _BLOCK
     num_units = (num_columns + PANEL - 1) // PANEL * num_blocks
-    counter = np.zeros(1, np.int64)
+    counter = np.empty(1, np.int64)  # `np.zeros` would be a parallel loop, which threads wait for
+    counter[0] = 0
     for _thread in prange(num_threads):
         unit = _next(counter.ctypes.data)
         while unit < num_units:
@@ -347,7 +336,7 @@ def _multiply(
             left = min(num_rows - first, _BLOCK)
             for tiles in range((left + MOST_ROWS - 1) // MOST_ROWS, 0, -1):
                 size = (left + tiles - 1) // tiles
-                _tile(
+                tile = (
                     size,
                     rows + first * steps * 2 * STEP,
                     weight + panel * panel_bytes,
@@ -359,6 +348,7 @@ def _multiply(
                     following,
                     line,
                 )
+                _tile(tile)
                 first += size
                 left -= size
                 following += steps * line

@@ -21,13 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.execution.modules import int8_product
 from engine.execution.modules.int8_product import Int8Product
-from engine.execution.modules.products import PackedProduct, packed_product
+from engine.execution.modules.products import MakePacked, PackedProduct, packed_product
 
 
 class Product:
     """``x @ weight.T + bias`` for layers that share their input, stacked into one weight."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], make: MakePacked) -> None:
         if int8_product.takes(layers[0]):
             self.sizes = [layer.out_features for layer in layers]
             self.packed: PackedProduct = Int8Product(layers)
@@ -35,7 +35,7 @@ class Product:
             weights = [_weight(layer) for layer in layers]
             biases = [layer.bias for layer in layers if layer.bias is not None]
             self.sizes = [len(weight) for weight in weights]
-            self.packed = packed_product(_stacked(weights), _stacked(biases) if biases else None)
+            self.packed = make(_stacked(weights), _stacked(biases) if biases else None)
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
 
@@ -126,7 +126,13 @@ class _Place:
 
 
 @torch.inference_mode()
-def prepack(model: Any, trial: Callable[[], object], *, plain: bool = True) -> bool:
+def prepack(
+    model: Any,
+    trial: Callable[[], object],
+    *,
+    plain: bool = True,
+    make: MakePacked = packed_product,
+) -> bool:
     """Replace the linear layers of the language model and its head, in place.
 
     These are plain ones, and those that `int8_product` takes. Layers of other types (bitsandbytes'
@@ -134,9 +140,10 @@ def prepack(model: Any, trial: Callable[[], object], *, plain: bool = True) -> b
 
     Args:
         model: a causal language model or one with a vision tower, which is left alone.
-        plain: whether oneDNN packs weights of the model's dtype; if not, plain layers stay.
+        plain: whether weights of the model's dtype can be packed; if not, plain layers stay.
         trial: runs a forward. Modules that read a layer's ``weight`` fail in it, and nothing is
             replaced then; it also shows which layers are called with the same input.
+        make: makes a product of the weight and the bias of plain layers.
 
     Returns:
         Whether the layers were replaced.
@@ -165,7 +172,7 @@ def prepack(model: Any, trial: Callable[[], object], *, plain: bool = True) -> b
     del places, called
     while groups:  # one by one, so that weights are freed when their packed copy is made
         group = groups.pop()
-        product = Product([place.layer for place in group])
+        product = Product([place.layer for place in group], make)
         for index, place in enumerate(group):
             place.put(PackedLinear(product, index, _in_features(place.layer)))
             place.layer = None

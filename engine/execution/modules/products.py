@@ -46,6 +46,10 @@ class PackedProduct(ABC):
         """Rows [..., in] -> [..., out], in their dtype."""
 
 
+MakePacked = Callable[[torch.Tensor, torch.Tensor | None], PackedProduct]
+"""Makes a packed product of a weight [out, in] and a bias [out]."""
+
+
 class OneDNNProduct(PackedProduct):
     """A product by oneDNN, of float32 or bfloat16."""
 
