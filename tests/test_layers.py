@@ -93,7 +93,8 @@ engine.execution.measuring > .execution .execution.attention .execution.modules
                              .execution.modules.compiled_layers .loading .loading.families
                              .platform .requests .vision .config schema
 engine.execution.modules.compiled_layers > .execution .execution.attention .execution.modules
-engine.execution.attention > .execution .requests .platform
+engine.execution.attention > .execution .execution.kernels .requests .platform
+engine.execution.kernels   >
 engine.execution.modules   > .execution .requests .loading.adapters .platform .quantization
 engine.execution.modules.recurrence > .requests .platform
 engine.requests            > .requests.template .requests.verification .vision .sampling

@@ -11,7 +11,8 @@ _SPEED = "cluster.gpu_day.speed"
 CLAIMS = (
     Claim(
         "kernels",
-        "INT4, INT8, attention of one sequence and the paged kernel agree with plain arithmetic",
+        "INT4, INT8, attention of one sequence, the kernels in Triton and `varlen_attn` agree with "
+        "plain arithmetic",
         f"{_KERNELS}:agree",
         60,
     ),

@@ -11,11 +11,15 @@ from cluster.hardware.kernels import (
     int4_problem,
     int8_problem,
     paged_attention_problem,
+    triton_attention_problem,
 )
 from engine.platform.determinism import make_deterministic
 
 _EVERYWHERE = {"INT4": int4_problem, "INT8": int8_problem, "attention": attention_problem}
-_ON_CUDA = {"paged attention": paged_attention_problem}
+_ON_CUDA = {
+    "triton attention": triton_attention_problem,
+    "paged attention": paged_attention_problem,
+}
 
 
 def agree(bench: Bench) -> Found:

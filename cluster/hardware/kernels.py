@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional
 
 from engine import Engine, EngineConfig
-from engine.execution.attention.interface import AttentionForm
+from engine.execution.attention.interface import AttentionBackend, AttentionForm
+from engine.execution.attention.triton_paged import TritonAttention
 from engine.execution.attention.varlen import VarlenAttention
 from engine.execution.kv_cache import KVCache, KVShape
 from engine.requests.request import ScheduledTokens
@@ -93,18 +94,27 @@ def attention_problem(device: torch.device) -> str | None:
     return _far(output, weights @ value.float(), "a causal sequence")
 
 
-def paged_attention_problem(device: torch.device, page_size: int = _PAGE) -> str | None:
-    """The paged kernel as `varlen` uses it: correct, and the same bits in any batch."""
+def triton_attention_problem(device: torch.device, page_size: int = _PAGE) -> str | None:
+    """This engine's own kernels: they are compiled here, as `paged_attention_problem`."""
+    return paged_attention_problem(device, page_size, TritonAttention)
+
+
+def paged_attention_problem(
+    device: torch.device,
+    page_size: int = _PAGE,
+    backend: type[AttentionBackend] = VarlenAttention,
+) -> str | None:
+    """A paged kernel as the engine uses it: correct, and the same bits in any batch."""
     cache = KVCache(
         {0: KVShape(2, 64, 64, torch.bfloat16)},
         num_pages=4,
         page_size=page_size,
         device=device,
-        layout=VarlenAttention.kv_layout,
+        layout=backend.kv_layout,
     )
     long = page_size + 3
     scheduled = [ScheduledTokens(0, long, [2, 0]), ScheduledTokens(0, 5, [3])]
-    kernel = VarlenAttention(max_rows=long + 5)
+    kernel = backend(max_rows=long + 5)
     batch = kernel.batch(cache, scheduled, num_rows=long + 5, decode=False)
 
     def attend(seed: int) -> torch.Tensor:

@@ -26,7 +26,11 @@ _CHECKS = {
     "INT8": kernels.int8_problem,
     "attention": kernels.attention_problem,
 }
-_GPU_CHECKS = {**_CHECKS, "paged attention": kernels.paged_attention_problem}
+_GPU_CHECKS = {
+    **_CHECKS,
+    "triton attention": kernels.triton_attention_problem,
+    "paged attention": kernels.paged_attention_problem,
+}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class CudaPlatform(Platform):
     # The paged attention kernel takes pages of multiples of 256 tokens, and larger chunks fill the
     # device.
     default_sizes = Sizes(prefill_chunk=512, page_size=256, forward_rows=1024)
-    attention_backends = ("paged kernel", "per sequence")
+    attention_backends = ("triton kernel", "paged kernel", "per sequence")
     kv_layout: ClassVar[KVLayout] = "tokens first"  # as paged kernels want it
     default_kv_bytes: ClassVar[int | None] = None
     lookahead = True

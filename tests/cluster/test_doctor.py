@@ -13,7 +13,12 @@ import torch
 
 from cluster.doctor import main, report
 from cluster.hardware.checks import Line, judge
-from cluster.hardware.kernels import EqualBytesResult, attempt, paged_attention_problem
+from cluster.hardware.kernels import (
+    EqualBytesResult,
+    attempt,
+    paged_attention_problem,
+    triton_attention_problem,
+)
 from cluster.hardware.machine import GpuFacts, MachineFacts, RayFacts, pinned_versions
 from cluster.planning.gpus import GIB
 from cluster.planning.ray_nodes import RayNode, nodes_of, running_nodes
@@ -21,7 +26,7 @@ from engine.platform.device_check import DeviceFacts
 from tests.engine.execution.varlen_stand_in import varlen_attn
 from tests.engine.platform.test_device_check import CU126, CU130, RTX_5090
 
-GOOD = dict.fromkeys(("INT4", "INT8", "attention", "paged attention"))
+GOOD = dict.fromkeys(("INT4", "INT8", "attention", "triton attention", "paged attention"))
 VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0", "ray": "2.60.0", "bitsandbytes": "0.50.2"}
 EQUAL_BYTES = EqualBytesResult(None, "paged kernel", "fp_0123456789ab")
 
@@ -186,6 +191,19 @@ def test_the_paged_kernel_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attempt(paged_attention_problem, cpu) == (
         "AcceleratorError: CUDA error: no kernel image is available"
     )
+
+
+def test_the_kernels_in_triton_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no GPU, in Triton's interpreter; then with a kernel that attends too far."""
+    pytest.importorskip("triton", reason="needs triton: pip install -e '.[gpu-tests]'")
+    from engine.execution.kernels import launch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check = lambda device: triton_attention_problem(device, PAGE)  # noqa: E731
+    assert attempt(check, device) is None
+    attend = launch.attend_prompts
+    monkeypatch.setattr(launch, "attend_prompts", lambda *args: attend(*args).flip(0))
+    assert "off by" in str(attempt(check, device)) or "depend" in str(attempt(check, device))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

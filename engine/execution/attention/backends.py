@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from engine.execution.attention.interface import AttentionBackend
 from engine.execution.attention.paged import PerSequenceAttention
+from engine.execution.attention.triton_paged import TritonAttention
 from engine.execution.attention.varlen import VarlenAttention
 
 BACKENDS: Mapping[str, type[AttentionBackend]] = {
-    backend.name: backend for backend in (VarlenAttention, PerSequenceAttention)
+    backend.name: backend for backend in (TritonAttention, VarlenAttention, PerSequenceAttention)
 }

@@ -90,12 +90,12 @@ def test_layers_over_two_gpus(config: EngineConfig) -> None:
     assert alone[0]["system_fingerprint"] != one[0]["system_fingerprint"]
 
 
-def test_half_precision_uses_the_paged_kernel(tiny_model: TinyModel) -> None:
-    for dtype in ("bfloat16", "float16"):
+def test_every_dtype_uses_the_kernels_in_triton(tiny_model: TinyModel) -> None:
+    for dtype in ("bfloat16", "float16", "float32"):
         engine = Engine(EngineConfig(model=str(tiny_model("qwen2")), device="cuda", dtype=dtype))
         card = engine.card()
         engine.close()
-        assert card["attention"] == "paged kernel"
+        assert card["attention"] == "triton kernel"
         assert card["continuous_batching"]
         assert card["fallback_reason"] is None
 
