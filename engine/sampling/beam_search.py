@@ -18,6 +18,7 @@ import torch
 
 from engine.platform.transfer import upload
 from engine.sampling.draws.noise import fill, source_of_noise
+from engine.sampling.logprobs import aligned
 from engine.sampling.sampler import invalid_logits, logits_processors
 from engine.sampling.settings import SamplingParams
 from engine.text.detokenizer import Detokenizer
@@ -139,7 +140,7 @@ class BeamSearch:
             places in [beams * vocab].
         """
         self._vocab_size = logits.shape[1]
-        scores = torch.log_softmax(logits, dim=-1)
+        scores = torch.log_softmax(aligned(logits), dim=-1)[:, : self._vocab_size]
         if self._processors:
             scores = self._processors(self._ids, scores)
         valid = scores.amax(dim=-1).isfinite().all()

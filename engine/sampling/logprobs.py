@@ -27,6 +27,16 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's name of a byte
 _BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's
 
 
+def aligned(scores: torch.Tensor) -> torch.Tensor:
+    """Scores [rows, vocab] with impossible columns behind, so that all rows begin alike in memory.
+
+    Kernels on GPUs sum a row that begins at another alignment in another order, and where a row
+    begins depends on the rows before it, if the vocabulary is no multiple of a few tokens.
+    """
+    padding = -scores.shape[1] % _ALIGNMENT
+    return pad(scores, (0, padding), value=-torch.inf)
+
+
 class Logprobs:
     """The log probabilities of the next tokens of some sequences. Waits for nothing.
 
@@ -41,9 +51,7 @@ class Logprobs:
             logits: the model's own.
             num_top: how many of the most probable tokens to report.
         """
-        # A row that begins at another alignment may be summed in another order.
-        padding = -logits.shape[1] % _ALIGNMENT
-        self.rows = torch.log_softmax(pad(logits, (0, padding), value=-torch.inf), dim=-1)
+        self.rows = torch.log_softmax(aligned(logits), dim=-1)
         self._num_top = min(num_top, logits.shape[1])
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from engine.sampling.draws.race import UNCERTAIN, RowToSample, Rule
 from engine.sampling.draws.top_p import QuickTopP
 from engine.sampling.grammar import Matcher
 from engine.sampling.grammar_mask import GrammarMask
-from engine.sampling.logprobs import Logprobs
+from engine.sampling.logprobs import Logprobs, aligned
 from engine.sampling.penalties import TokenBias, own_processors
 from engine.sampling.settings import SamplingParams
 from schema.errors import TaskArgsInvalid, TaskExecutionError
@@ -304,7 +304,8 @@ def _largest(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _race(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    winners = torch.softmax(scores, dim=-1).div_(noise).argmax(dim=-1)
+    probabilities = torch.softmax(aligned(scores), dim=-1)[:, : scores.shape[1]]
+    winners = probabilities.div_(noise).argmax(dim=-1)
     return torch.where(scores.amax(dim=-1).isfinite(), winners, INVALID_LOGITS)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.sampling.logprobs import Logprobs
 from engine.sampling.sampler import INVALID_LOGITS, Candidates, sample
 
 INF, NAN = math.inf, math.nan
@@ -115,3 +118,34 @@ def test_what_is_not_a_number_is_not_sampled_and_leaves_others_alone(
     # torch.multinomial refuses a batch with such a row; the row's place in the race is drawn.
     expected = batch[4].expected(torch.cat([sound[:1], sound[:1], sound[1:2]]))
     assert rest[5:] == [expected[0], INVALID_LOGITS, expected[2]]
+
+
+class AlignedRows(TorchDispatchMode):
+    """Refuses sums over rows that begin at different alignments, which GPUs sum differently."""
+
+    SUMS = (torch.ops.aten._softmax, torch.ops.aten._log_softmax)
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_rows = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket in self.SUMS:
+            (rows, *_) = args
+            assert rows.data_ptr() % 64 == 0  # torch's own memory is; a part of it may not be
+            assert len(rows) == 1 or rows.stride(0) * rows.itemsize % 64 == 0
+            self.num_rows += len(rows)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("vocab", [50_257, 151_674, 151_936])
+def test_no_row_is_summed_by_its_place(vocab: int) -> None:
+    """Of GPT-2's, InternVL3's and Qwen's vocabulary; also of a task that is not the first one."""
+    logits = torch.randn(7, vocab)
+    tasks = [Candidates(part, torch.rand_like(part)) for part in logits[:4].split([1, 2, 1])]
+    with AlignedRows() as watched:
+        sample(tasks)
+        Logprobs(logits[3:6], 1)
+    assert watched.num_rows == 7
