@@ -24,10 +24,10 @@ _WAY_OUT = {
     "INT4": "reinstall bitsandbytes in the version of constraints.txt",
     "INT8": "reinstall bitsandbytes in the version of constraints.txt",
     "attention": "reinstall torch in the version of constraints.txt",
-    "triton attention": "install a C compiler, and let TRITON_CACHE_DIR (else ~/.triton) be writable; "
-    "without it torch's paged attention runs, if it is correct",
-    "paged attention": "reinstall torch in the version of constraints.txt; without either of the two "
-    "attention runs sequence by sequence, correct and slower",
+    "triton attention": "install a C compiler, and let TRITON_CACHE_DIR (else ~/.triton) be "
+    "writable; without it torch's paged attention runs, if it is correct",
+    "paged attention": "reinstall torch in the version of constraints.txt; without either of the "
+    "two attention runs sequence by sequence, correct and slower",
 }
 
 
