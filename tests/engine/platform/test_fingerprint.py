@@ -30,6 +30,7 @@ class Machine:
         monkeypatch.setattr(cuda_facts, "_cublas_version", lambda: "13.1.0")
         monkeypatch.setattr(cuda_facts, "_triton_version", lambda: "3.9.0")
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91500)
+        monkeypatch.setenv("TORCH_DISABLE_NATIVE_JIT", "1")
 
     def _properties(self, device: torch.device) -> Any:
         number = self.multiprocessors[device.index]
@@ -51,7 +52,7 @@ class Machine:
         self._set.setenv("CUBLASLT_WORKSPACE_SIZE", "0")
 
     def take_native_kernels(self) -> None:
-        self._set.setattr(cuda_facts, "check_native_jit_disabled", lambda: False)
+        self._set.setenv("TORCH_DISABLE_NATIVE_JIT", "0")
 
 
 CHANGES = [
